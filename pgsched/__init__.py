@@ -1,0 +1,49 @@
+"""pgsched: a scheduler daemon on PostgreSQL.
+
+Cron, intervals and one-off jobs that fire once, on time, on any number of machines, with nothing but the
+database. A factory builds a `Scheduler`, registers functions and schedules with it and returns it;
+`pgsched run app.factory` runs it.
+"""
+
+from importlib.metadata import version as _version
+
+from pgsched.client import Client, connect
+from pgsched.errors import (
+    ClaimLost,
+    ConfigurationError,
+    DatabaseUnavailable,
+    InvalidArguments,
+    InvalidExpression,
+    NotFound,
+    PgschedError,
+    RegistrationError,
+    SchemaError,
+)
+from pgsched.executors import Executor
+from pgsched.expression import at, every, upcoming
+from pgsched.model import Retry, Run, Schedule
+from pgsched.scheduler import Scheduler
+
+__version__ = _version("pgsched")
+
+__all__ = [
+    "ClaimLost",
+    "Client",
+    "ConfigurationError",
+    "DatabaseUnavailable",
+    "Executor",
+    "InvalidArguments",
+    "InvalidExpression",
+    "NotFound",
+    "PgschedError",
+    "RegistrationError",
+    "Retry",
+    "Run",
+    "Schedule",
+    "Scheduler",
+    "SchemaError",
+    "at",
+    "connect",
+    "every",
+    "upcoming",
+]

@@ -1,0 +1,165 @@
+"""`pgsched run APP`: finds the factory, lets it build the scheduler, runs that until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pgsched import config, log
+from pgsched.config import Settings
+from pgsched.errors import ConfigurationError, PgschedError
+from pgsched.expression import format_duration
+from pgsched.scheduler import Scheduler
+from pgsched.worker import GIVEN_BACK, serve
+
+
+def _all_settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """One flag a setting; values are checked by config, so that every source gets the same sentences."""
+    for setting in reversed(fields(Settings)):
+        default = setting.default
+        shown = (
+            "" if default is None else f"  [{default if isinstance(default, (str, int)) else format_duration(default)}]"
+        )
+        command = click.option(
+            f"--{setting.name.replace('_', '-')}", metavar="TEXT", help=setting.metadata["help"] + shown
+        )(command)
+    return command
+
+
+@click.command()
+@click.argument("app")
+@click.option("--config", "file", metavar="FILE", help="Read settings from FILE instead of pgsched.toml.")
+@click.option("--migrate", "migrate_first", is_flag=True, help="Bring the schema to this version first.")
+@_all_settings
+def run(app: str, file: str | None, migrate_first: bool, **flags: str | None) -> None:
+    """Run the scheduler that the factory APP builds, until SIGTERM or Ctrl-C.
+
+    APP is the factory's import path, module.function or module:function; the current directory is importable.
+    The factory is a function, an async function or an async context manager, and gives a Scheduler.
+
+    Exit codes: 0 drained; 75 drained, but runs had to be given back; 69 no database; 78 wrong configuration;
+    128 and the signal's number after a second signal.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    early = config.load(given, file=file)
+    log.configure(early.log_level, early.log_format)
+    given_back = asyncio.run(_run(app, given, file, migrate_first))
+    if given_back:
+        # A thread that would not stop would keep the interpreter from ending.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(GIVEN_BACK)
+
+
+async def _run(app: str, flags: dict[str, str], file: str | None, migrate_first: bool) -> int:
+    async with built(app) as scheduler:
+        settings = config.load(flags, scheduler.settings, file=file)
+        log.configure(settings.log_level, settings.log_format)
+        return await serve(scheduler, flags, file=file, migrate_first=migrate_first, hard_exit=os._exit)
+
+
+@contextlib.asynccontextmanager
+async def built(app: str) -> AsyncIterator[Scheduler]:
+    """The scheduler that an import path's factory builds. Raises ConfigurationError with one sentence."""
+    factory = find(app)
+    async with contextlib.AsyncExitStack() as stack:
+        with _told(f"The factory {app}"):
+            product: Any = factory if isinstance(factory, Scheduler) else _call(app, factory)
+            if inspect.isawaitable(product):
+                product = await product
+            if hasattr(product, "__aenter__"):
+                product = await stack.enter_async_context(product)
+            elif not isinstance(product, Scheduler) and hasattr(product, "__enter__"):
+                product = stack.enter_context(product)
+        if not isinstance(product, Scheduler):
+            raise ConfigurationError(
+                f"The factory {app} gave {_kind(product)}, not a Scheduler: let it return the Scheduler it builds."
+            )
+        if product.app is None:
+            product.app = app.replace(":", ".")
+        yield product
+
+
+def _call(app: str, factory: Any) -> Any:
+    if not callable(factory):
+        raise ConfigurationError(f"{app} is {_kind(factory)}, not a factory: name a function that returns a Scheduler.")
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        raise ConfigurationError(f"The factory {app} needs arguments; pgsched calls it without any.") from None
+    except ValueError:  # no signature to read: calling it will tell
+        pass
+    return factory()
+
+
+def _kind(value: Any) -> str:
+    return "nothing (None)" if value is None else f"a value of type {type(value).__name__}"
+
+
+def find(app: str) -> Any:
+    """What an import path names. Raises ConfigurationError with one sentence."""
+    module_name, separator, attribute = app.partition(":")
+    if not separator:
+        module_name, _, attribute = app.rpartition(".")
+    parts = [*module_name.split("."), *attribute.split(".")]
+    if not module_name or not all(part.isidentifier() for part in parts):
+        raise ConfigurationError(
+            f"{app!r} is not the import path of a factory: write module.function or module:function."
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    with _told(f"Importing {module_name}"):
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name + ".").startswith(error.name + "."):
+                raise
+            raise ConfigurationError(
+                f"There is no module {error.name!r}, neither installed nor in {here}: check the path {app!r} "
+                "and the current directory."
+            ) from None
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise ConfigurationError(f"The module {module_name!r} has no {attribute!r}: check the path {app!r}.")
+        found = getattr(found, name)
+    return found
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Any:
+    """Turns whatever the user's code raises into one sentence that says where."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if what.startswith("Importing") or type(error) is ConfigurationError:
+            raise
+        raise ConfigurationError(f"{what} failed: {error}{_place(error)}") from None
+    except (Exception, SystemExit) as error:
+        kind = "" if isinstance(error, PgschedError) else f"{type(error).__name__}: "
+        text = " ".join(str(error).split())
+        raise ConfigurationError(f"{what} failed: {kind}{text}{_place(error)}") from None
+
+
+def _place(error: BaseException) -> str:
+    """The innermost place outside of pgsched and the import machinery, in brackets."""
+    if isinstance(error, SyntaxError):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if (
+            not frame.filename.startswith(("<frozen", str(Path(__file__).parent.parent)))
+            and frame.filename != importlib.__file__
+        ):
+            return f" ({frame.filename}:{frame.lineno})"
+    return ""

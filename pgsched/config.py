@@ -1,0 +1,204 @@
+"""Settings: what they are called, where they come from, what they may be.
+
+A setting has the same name everywhere: `--stall-timeout`, `PGSCHED_STALL_TIMEOUT`, `stall_timeout` in
+pgsched.toml and as a keyword of Scheduler. The flag wins over the environment, the environment over the
+file, the file over what the code says, and that over the default.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pgsched.errors import ConfigurationError, InvalidExpression
+from pgsched.expression import format_duration, parse_duration
+
+FILE = "pgsched.toml"
+LIBPQ = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGPORT", "PGDATABASE", "PGUSER")
+
+
+def _setting(default: Any, read: Callable[[Any], Any], about: str) -> Any:
+    return field(default=default, metadata={"read": read, "help": about})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a text that is not empty")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    return value
+
+
+def _schema(value: Any) -> str:
+    name = _text(value)
+    if len(name.encode(errors="replace")) > 63 or any(ord(c) < 32 for c in name) or name.startswith("pg_"):
+        raise ValueError("must have at most 63 bytes, no control characters, and not start with pg_")
+    return name
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool):
+        raise ValueError("must be a whole number of 1 or more")
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise ValueError("must be a whole number of 1 or more") from None
+    if not 1 <= number <= 1_000_000:
+        raise ValueError("must be between 1 and 1000000")
+    return number
+
+
+def _duration(least: float, most: float) -> Callable[[Any], timedelta]:
+    def read(value: Any) -> timedelta:
+        if isinstance(value, timedelta):
+            length = value
+        else:
+            try:
+                if isinstance(value, bool):
+                    raise InvalidExpression
+                length = parse_duration(str(value))
+            except InvalidExpression:
+                raise ValueError("must be a duration such as 500ms, 30s, 5m, 2h, or a number of seconds") from None
+        if not least <= length.total_seconds() <= most:
+            shown = [format_duration(timedelta(seconds=s)) if s else "0" for s in (least, most)]
+            raise ValueError(f"must be between {shown[0]} and {shown[1]}")
+        return length
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return value.lower()
+
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a worker, checked. Durations are timedeltas."""
+
+    dsn: str | None = _setting(None, _text, "The database, as a URI or as libpq's key=value pairs.")
+    listen_dsn: str | None = _setting(None, _text, "The server itself for LISTEN, where dsn leads through a pooler.")
+    schema: str = _setting("pgsched", _schema, "The schema that holds pgsched's tables.")
+    max_running: int = _setting(1000, _count, "How many runs one worker has at once.")
+    max_threads: int = _setting(32, _count, "How many of them may be synchronous functions, in threads.")
+    heartbeat_interval: timedelta = _setting(
+        timedelta(seconds=1), _duration(0.05, 3600), "How often the claims of running runs are renewed."
+    )
+    stall_timeout: timedelta = _setting(
+        timedelta(seconds=30),
+        _duration(0.2, 86400),
+        "A claim without a sign of life for so long is taken away.",
+    )
+    drain_timeout: timedelta = _setting(
+        timedelta(seconds=30), _duration(0, 7 * 86400), "How long a stop waits for runs to finish."
+    )
+    cancel_timeout: timedelta = _setting(
+        timedelta(seconds=5),
+        _duration(0, 3600),
+        "How long a cancelled run has to end before it is left behind.",
+    )
+    resync_interval: timedelta = _setting(
+        timedelta(seconds=60),
+        _duration(0, 3600),
+        "How often an idle worker asks the database all the same; 0: never.",
+    )
+    lookahead: timedelta = _setting(
+        timedelta(seconds=1), _duration(0, 10), "How long before its instant a fire time may be claimed."
+    )
+    retention: timedelta = _setting(timedelta(days=30), _duration(60, 36500 * 86400), "How long ended runs are kept.")
+    block_limit: timedelta = _setting(
+        timedelta(minutes=5), _duration(1, 86400), "For how long a blocked event loop keeps its claims."
+    )
+    log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "The least serious events to log.")
+    log_format: str = _setting("auto", _one_of("auto", "json", "console"), "auto: console on a terminal, else JSON.")
+    data_dir: str | None = _setting(None, _text, "Where the embedded PostgreSQL keeps its data.")
+    health_file: str | None = _setting(
+        None, _text, "A file that the event loop keeps fresh, for `pgsched health --live`."
+    )
+
+    def merged(self, values: Mapping[str, Any], source: str) -> Settings:
+        """These settings with others laid over them. Raises ConfigurationError that names all that is wrong."""
+        problems: list[str] = []
+        good: dict[str, Any] = {}
+        known = {f.name: f for f in fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                problems.append(f"{source}: there is no setting {name!r}; there are {', '.join(known)}.")
+            elif value is not None:
+                try:
+                    good[name] = known[name].metadata["read"](value)
+                except ValueError as error:
+                    shown = "(not shown)" if name.endswith("dsn") else repr(value)
+                    problems.append(f"{source}: {name} {error}, not {shown}.")
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        return replace(self, **good)
+
+    def check(self) -> Settings:
+        """Returns itself. Raises ConfigurationError where settings contradict each other."""
+        if self.heartbeat_interval * 4 > self.stall_timeout:
+            raise ConfigurationError(
+                f"heartbeat_interval ({format_duration(self.heartbeat_interval)}) must be at most a quarter of "
+                f"stall_timeout ({format_duration(self.stall_timeout)}): a few lost beats must not cost a claim."
+            )
+        return self
+
+    @property
+    def names_a_database(self) -> bool:
+        """Whether a DSN or libpq's own environment says which database to use."""
+        return self.dsn is not None or any(os.environ.get(name) for name in LIBPQ)
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: str | None = None,
+) -> Settings:
+    """Reads all sources in their order. Raises ConfigurationError with one line a problem."""
+    environment = os.environ if environment is None else environment
+    problems: list[str] = []
+    settings = Settings()
+    sources: list[tuple[str, Callable[[], Mapping[str, Any]]]] = [
+        ("Scheduler", lambda: code or {}),
+        (file or FILE, lambda: _read_file(file)),
+        ("environment", lambda: _read_environment(environment)),
+        ("command line", lambda: flags or {}),
+    ]
+    for source, read in sources:
+        try:
+            settings = settings.merged(read(), source)
+        except ConfigurationError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return settings.check()
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    names = {f"PGSCHED_{f.name.upper()}": f.name for f in fields(Settings)}
+    return {names[key]: value for key, value in environment.items() if key in names and value != ""}
+
+
+def _read_file(named: str | None) -> dict[str, Any]:
+    path = Path(named or FILE)
+    try:
+        with path.open("rb") as stream:
+            return tomllib.load(stream)
+    except FileNotFoundError:
+        if named is None:
+            return {}
+        raise ConfigurationError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: is not TOML: {error}.") from None

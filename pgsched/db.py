@@ -1,0 +1,197 @@
+"""Connections: how they are made, kept, bounded in time and given up. Statements belong to store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import conninfo
+from psycopg.pq import TransactionStatus
+
+from pgsched.errors import ConfigurationError, DatabaseUnavailable
+from pgsched.log import Logger, get
+
+Connection: TypeAlias = psycopg.AsyncConnection[Any]
+
+# What may go wrong with a database that will be back: everything psycopg raises, and the sockets below it.
+Failures = (psycopg.Error, DatabaseUnavailable, OSError, TimeoutError)
+
+STATEMENT_LIMIT = timedelta(seconds=15)
+_READ_ONLY = "25006"
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+    "target_session_attrs": "read-write",
+}
+_SESSION = """
+select set_config('statement_timeout', '15s', false), set_config('lock_timeout', '10s', false),
+    set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
+    set_config('search_path', 'pg_catalog, pg_temp', false), pg_backend_pid()
+"""
+
+
+def application_name(worker: object) -> str:
+    """The name of a worker's sessions in pg_stat_activity, by which a reaper sees that it lives."""
+    return f"pgsched {worker}"
+
+
+def conninfo_for(dsn: str | None, name: str) -> str:
+    """The connection string with our defaults under it. Raises ConfigurationError for one that libpq cannot read.
+
+    The password, where there is one, is in the result: never log it.
+    """
+    try:
+        given = conninfo.conninfo_to_dict(dsn or "")
+    except psycopg.ProgrammingError as error:
+        hint = str(error).strip().splitlines()[0]
+        if dsn and "@" in dsn:  # libpq quotes what it could not read, and that may be a password
+            hint = "it is neither a URI nor key=value pairs"
+        raise ConfigurationError(
+            f"The DSN cannot be read: {hint}. Write postgresql://user@host/database or host=… dbname=…."
+        ) from None
+    return conninfo.make_conninfo("", **{**_DEFAULTS, **given, "application_name": name})
+
+
+def describe(error: BaseException) -> str:
+    """One line about a database error, without row data (DETAIL) and without the statement."""
+    if isinstance(error, psycopg.Error) and error.sqlstate:
+        return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
+    first = str(error).strip().splitlines()
+    return first[0] if first else type(error).__name__
+
+
+class Backoff:
+    """Waits that grow from `first` to `most` seconds, with jitter; from the start again after a healthy while."""
+
+    def __init__(self, first: float = 0.05, most: float = 10.0, healthy: float = 20.0) -> None:
+        self._first, self._most, self._healthy = first, most, healthy
+        self._next = first
+        self._last = float("-inf")
+
+    def delay(self) -> float:
+        """The next wait, in seconds."""
+        now = time.monotonic()
+        if now - self._last > self._healthy + self._next:
+            self._next = self._first
+        self._last = now
+        wait = self._next * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, hides nothing
+        self._next = min(self._next * 2, self._most)
+        return wait
+
+
+class Session:
+    """One connection, reserved for one purpose, made again when it is gone. One user at a time.
+
+    direct: whether the server itself answers (as opposed to a pooler), known after the first connect.
+    """
+
+    def __init__(self, info: str, purpose: str, limit: timedelta = STATEMENT_LIMIT) -> None:
+        self.purpose = purpose
+        self.direct = True
+        self.generation = 0
+        self._info = info
+        self._limit = limit.total_seconds()
+        self._lock = asyncio.Lock()
+        self._connection: Connection | None = None
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[Connection]:
+        """The connection, for as long as the block runs, and never longer than the statement limit.
+
+        After an error, a timeout or a cancellation the connection is thrown away unless it is certainly idle:
+        what it was in the middle of must not leak into the next block.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(self._limit):
+                    connection = await self.connect()
+                    yield connection
+            except BaseException as error:
+                unusable = self._connection is not None and (
+                    self._connection.closed
+                    or self._connection.info.transaction_status != TransactionStatus.IDLE
+                    or (isinstance(error, psycopg.Error) and error.sqlstate == _READ_ONLY)
+                    or not isinstance(error, Exception)
+                )
+                if unusable or isinstance(error, TimeoutError):
+                    await self.discard()
+                raise
+
+    async def connect(self) -> Connection:
+        """The connection, made if there is none."""
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        connection = await psycopg.AsyncConnection.connect(self._info, autocommit=True)
+        try:
+            self.direct = await _prepare(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        self._connection = connection
+        self.generation += 1
+        return connection
+
+    async def discard(self) -> None:
+        """Closes the connection at once, without a word to the server."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error, OSError):
+                await connection.close()
+
+
+async def _prepare(connection: Connection) -> bool:
+    """Sets up a new session; returns whether it is the server's own.
+
+    A pooler hands out a process id of its own invention. Behind one, session settings would stick to somebody
+    else's session and prepared statements to nobody's, so neither is used.
+    """
+    row = await (await connection.execute("select pg_backend_pid()")).fetchone()
+    direct = row is not None and row[0] == connection.info.backend_pid
+    if direct:
+        await connection.execute(_SESSION)
+        connection.prepare_threshold = 2
+    else:
+        connection.prepare_threshold = None
+    return direct
+
+
+class Outage:
+    """Tells once when the database is lost and once when it is back, however many services notice."""
+
+    def __init__(self, log: Logger | None = None) -> None:
+        self.since: float | None = None
+        self.ended_at = float("-inf")
+        self.count = 0
+        self._log = log or get()
+
+    @property
+    def up(self) -> bool:
+        """Whether the last statement that anybody sent was answered."""
+        return self.since is None
+
+    def lost(self, error: BaseException, purpose: str) -> None:
+        """A statement failed."""
+        self.ended_at = time.monotonic()
+        if self.since is None:
+            self.since = time.monotonic()
+            self.count += 1
+            self._log.error("database_lost", purpose=purpose, error=describe(error))
+        else:
+            self._log.debug("database_still_lost", purpose=purpose, error=describe(error))
+
+    def answered(self) -> None:
+        """A statement was answered."""
+        if self.since is not None:
+            gone = time.monotonic() - self.since
+            self.since = None
+            self.ended_at = time.monotonic()
+            self._log.info("database_back", lost_for_s=round(gone, 3))

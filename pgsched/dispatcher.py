@@ -1,0 +1,240 @@
+"""Claims due runs and starts them. Retries belong to runner, dead workers to reaper.
+
+Sleeps until the earliest fire time or a wake-up; then one pass, one transaction: lock, plan, write, claim,
+look ahead. Nothing is started before the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from pgsched import log
+from pgsched.db import Backoff, Connection, Failures
+from pgsched.errors import InvalidExpression
+from pgsched.executors import Executor, OverriddenTimes
+from pgsched.machine import Machine
+from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
+from pgsched.policy import FireTimes, Plan, fire_times, plan, unsupported
+from pgsched.runner import Live, Runner
+from pgsched.scheduler import Entrypoint
+from pgsched.store import EntrypointDefaults, Outlook, Planned
+
+# How many schedules or runs one pass takes at most, whatever is free: it bounds the transaction.
+MOST = 1000
+_DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Entrypoints that share a limit: those that run in the loop, and those that need a thread each."""
+
+    entrypoints: tuple[Entrypoint, ...]
+    free: int
+
+
+class Dispatcher:
+    """The claim pass and when it comes."""
+
+    def __init__(self, machine: Machine, runner: Runner) -> None:
+        self.passed = asyncio.Event()
+        self.saw_running: Callable[[bool], None] = lambda elsewhere: None  # the reaper hears of it
+        self.listening = False  # only then may a claim be made ahead: a change must be heard of in time
+        self._store = machine.store
+        self._session = machine.control
+        self._worker = machine.worker
+        self._scheduler = machine.scheduler
+        self._settings = machine.settings
+        self._clock = machine.clock
+        self._outage = machine.outage
+        self._runner = runner
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._near = False
+        self._full = False
+        self._next: float | None = None
+        self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
+        self._backoff = Backoff(0.05, 5.0)
+        self._log = log.get()
+
+    # --- when -------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something may be due earlier than was thought."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claims no more: run() returns after the pass that is under way."""
+        self._stopping = True
+        self._wake.set()
+
+    def slot_freed(self, live: Live) -> None:
+        """A run ended: looks again if something waited for a slot, or for its schedule's overlap to be over."""
+        if self._full or (self._near and live.run.schedule_id is not None):
+            self._wake.set()
+
+    def review(self, outlook: Outlook) -> None:
+        """Takes in what a resync saw, without a pass of its own unless there is something to do."""
+        before = self._next
+        self._arrange(outlook)
+        if self._next is not None and (before is None or self._next < before):
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Passes, each when it is time, until stop()."""
+        while not self._stopping:
+            await self._until_next()
+            if self._stopping:
+                return
+            # Clear before looking: a wake-up in between costs one spare pass, never a lost one.
+            self._wake.clear()
+            try:
+                await self.claim_pass()
+            except Failures as error:
+                self._outage.lost(error, "claim")
+                self.saw_running(True)  # the commit's answer may have been lost: the reaper looks for orphans
+                await asyncio.sleep(self._backoff.delay())
+                self._wake.set()
+            else:
+                self._outage.answered()
+                self.passed.set()
+
+    async def _until_next(self) -> None:
+        while not self._wake.is_set():
+            if self._next is None:
+                await self._wake.wait()
+                return
+            left = self._next - time.monotonic()
+            if left <= 0:
+                return
+            try:
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+
+    def _arrange(self, outlook: Outlook) -> None:
+        """Decides when the next pass is due, from what the last look saw."""
+        now = time.monotonic()
+        lookahead = self._lookahead.total_seconds()
+        times = []
+        self._near = outlook.next_near is not None
+        self._full = outlook.next_near is not None and not any(lane.free for lane in self._lanes())
+        if outlook.next_ahead is not None:
+            times.append(max(now, self._clock.monotonic(outlook.next_ahead) - lookahead))
+        if outlook.next_near is not None and not self._full:
+            # Not due yet: blocked by its overlap until then. Due: another worker holds it just now, and nobody
+            # will tell should that one fail.
+            near = self._clock.monotonic(outlook.next_near)
+            times.append(near if near > now else now + self._taken.delay())
+        self._next = min(times, default=None)
+        self.saw_running(outlook.running_elsewhere)
+
+    # --- the pass ---------------------------------------------------------------------------------------
+
+    @property
+    def _lookahead(self) -> timedelta:
+        return self._settings.lookahead if self.listening else timedelta(0)
+
+    def _lanes(self) -> list[Lane]:
+        known = self._scheduler.entrypoints.values()
+        slots = self._settings.max_running - self._runner.slots_used
+        threads = self._settings.max_threads - self._runner.threads_used
+        inline = tuple(e for e in known if not e.executor.threaded)
+        threaded = tuple(e for e in known if e.executor.threaded)
+        lanes = [Lane(inline, max(0, slots)), Lane(threaded, max(0, min(slots, threads)))]
+        return [lane for lane in lanes if lane.entrypoints]
+
+    async def claim_pass(self) -> int:
+        """One pass. Returns how many runs it claimed; they are with the runner then."""
+        names = list(self._scheduler.entrypoints)
+        claimed: list[ClaimedRun] = []
+        async with self._session.use() as connection:
+            async with connection.transaction():
+                await self._store.resume_paused(connection)
+                for lane in self._lanes():
+                    room = min(lane.free, MOST, self._settings.max_running - self._runner.slots_used - len(claimed))
+                    if room > 0:
+                        claimed += await self._claim_lane(connection, lane, room)
+                before = time.monotonic()
+                outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
+            self._clock.observe(outlook.now, before, time.monotonic())
+        # The claims are committed: only now may anything start.
+        self._runner.take(claimed)
+        self._arrange(outlook)
+        if claimed:
+            self._log.debug("runs_claimed", count=len(claimed))
+        return len(claimed)
+
+    async def _claim_lane(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
+        names = [e.name for e in lane.entrypoints]
+        schedules = await self._store.lock_due_schedules(connection, names, self._lookahead, room)
+        claimed = await self._plan(connection, schedules) if schedules else []
+        if room > len(claimed):
+            defaults = [
+                EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
+                for e in lane.entrypoints
+            ]
+            queued = await self._store.claim_due_runs(
+                connection, self._worker, defaults, self._lookahead, room - len(claimed)
+            )
+            claimed += await self._with_schedules(connection, queued)
+        return claimed
+
+    async def _plan(self, connection: Connection, schedules: Sequence[Schedule]) -> list[ClaimedRun]:
+        """Plans locked schedules and writes the plans. Their locks are held until the commit."""
+        now, live = await self._store.count_live_runs(connection, [s.id for s in schedules])
+        horizon = now + self._lookahead
+        planned = [self._planned(s, live.get(s.id, 0), now, horizon) for s in schedules]
+        changed = [
+            p for p in planned
+            if p.plan.runs or p.plan.skips or p.plan.status is not ScheduleStatus.ACTIVE
+            or p.plan.next_run != p.schedule.next_run
+        ]  # fmt: skip
+        if not changed:
+            return []
+        by_id = {p.schedule.id: p for p in changed}
+        made = await self._store.write_plans(connection, self._worker, changed, horizon)
+        return [by_id[schedule_id].claimed(run_id, fire_time) for run_id, schedule_id, fire_time in made]
+
+    def _planned(self, schedule: Schedule, live: int, now: datetime, horizon: datetime) -> Planned:
+        entrypoint = self._scheduler.entrypoints[schedule.entrypoint]
+        retry = entrypoint.retry
+        return Planned(
+            schedule=schedule,
+            plan=self._decide(schedule, live, now, horizon),
+            max_attempts=schedule.max_attempts or retry.attempts,
+            backoff=retry.backoff if schedule.backoff is None else schedule.backoff,
+            max_backoff=retry.max_backoff if schedule.max_backoff is None else schedule.max_backoff,
+            timeout=schedule.timeout or entrypoint.timeout,
+        )
+
+    def _decide(self, schedule: Schedule, live: int, now: datetime, horizon: datetime) -> Plan:
+        """The plan; whatever is wrong with one schedule makes that one invalid and stops no other."""
+        try:
+            problem = unsupported(schedule)
+            if problem is None:
+                return plan(schedule, self._times(schedule), live, now, horizon)
+        except InvalidExpression as error:
+            problem = str(error)
+        except Exception as error:  # an executor's own next_fire_time, or a fault of ours
+            problem = f"{type(error).__name__} while planning: {error}"
+        self._log.warning("schedule_invalid", schedule=schedule.name, reason=problem[:500])
+        return Plan(None, status=ScheduleStatus.INVALID, note=problem.replace("\0", "")[:1000])
+
+    def _times(self, schedule: Schedule) -> FireTimes:
+        executor = self._scheduler.executor_for(schedule.entrypoint, schedule.name)
+        if executor is not None and type(executor).next_fire_time is not Executor.next_fire_time:
+            return OverriddenTimes(executor, schedule)
+        return fire_times(schedule)
+
+    async def _with_schedules(self, connection: Connection, runs: list[ClaimedRun]) -> list[ClaimedRun]:
+        """Gives retried, triggered and given-back runs of schedules their schedule again."""
+        ids = sorted({run.schedule_id for run in runs if run.schedule_id is not None})
+        if not ids:
+            return runs
+        known = {s.id: s for s in await self._store.get_schedules(connection, ids)}
+        return [run.of(known[run.schedule_id]) if run.schedule_id in known else run for run in runs]

@@ -1,0 +1,60 @@
+"""Every error that pgsched raises on purpose: one sentence for people, one exit code for the shell.
+
+Imports nothing of pgsched, so that every other module may use it.
+"""
+
+from typing import ClassVar
+
+
+class PgschedError(Exception):
+    """Base of all errors that pgsched raises on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InvalidExpression(PgschedError, ValueError):
+    """An expression or a time zone that cannot be read, or that never fires."""
+
+    exit_code = 2
+
+
+class ConfigurationError(PgschedError):
+    """A setting, a factory or an import path that is wrong. Several problems are told together, a line each."""
+
+    exit_code = 78
+
+
+class RegistrationError(ConfigurationError, ValueError):
+    """A schedule or an entrypoint that cannot be registered as it is written."""
+
+
+class SchemaError(ConfigurationError):
+    """The database's schema is missing, of another version, or edited."""
+
+
+class InvalidArguments(PgschedError, ValueError):
+    """Arguments that are not JSON, or that do not fit the function."""
+
+    exit_code = 2
+
+
+class NotFound(PgschedError, LookupError):
+    """No schedule, run or worker has that name or id."""
+
+    exit_code = 3
+
+
+class Unhealthy(PgschedError):
+    """A health check that found something wrong."""
+
+    exit_code = 4
+
+
+class DatabaseUnavailable(PgschedError):
+    """The database cannot be reached, or refused the connection."""
+
+    exit_code = 69
+
+
+class ClaimLost(PgschedError):
+    """The run is no longer this worker's: it was reaped, cancelled or given away."""

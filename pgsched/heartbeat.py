@@ -1,0 +1,216 @@
+"""Keeps the claims of this worker alive, and hears which are lost or shall be cancelled. The guard thread
+does the same while a function blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pgsched import log
+from pgsched.db import Backoff, Failures, Session, describe
+from pgsched.machine import Machine
+from pgsched.runner import Live, Runner, State
+
+_LIBRARY = (str(Path(asyncio.__file__).parent.parent), "site-packages", "dist-packages", "<frozen")
+
+
+class Heartbeat:
+    """One statement an interval for all claims. Each run that lives to see a beat has a task of its own that
+    waits for its answer and acts on it; a run that is over sooner needs none, since the claim is its first beat."""
+
+    def __init__(self, machine: Machine, runner: Runner) -> None:
+        self._store = machine.store
+        self._session = machine.writes
+        self._worker = machine.worker
+        self._interval = machine.settings.heartbeat_interval.total_seconds()
+        self._outage = machine.outage
+        self._runner = runner
+        self._wake = asyncio.Event()
+        self._soon = asyncio.Event()
+        self._answers: dict[tuple[int, int], bool | None] = {}
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._backoff = Backoff(0.05, 2.0)
+
+    def wake(self) -> None:
+        """There is something to keep alive."""
+        self._wake.set()
+
+    def ask_now(self) -> None:
+        """Somebody changed something: asks at once whether the claims still hold."""
+        if self._runner.live:
+            self._soon.set()
+
+    async def run(self) -> None:
+        """Beats for ever, at fixed deadlines while there are claims, and not at all while there are none."""
+        due = time.monotonic() + self._interval
+        while True:
+            self._wake.clear()
+            if not self._runner.live:
+                await self._wake.wait()
+                due = time.monotonic() + self._interval
+                continue
+            await self._until(due)
+            if (now := time.monotonic()) >= due:
+                due = max(due + self._interval, now)  # after a blocked loop one beat, not all that were missed
+            try:
+                await self.beat()
+            except Failures as error:
+                self._outage.lost(error, "heartbeat")
+                await asyncio.sleep(self._backoff.delay())
+                due = time.monotonic()
+            else:
+                self._outage.answered()
+
+    async def _until(self, due: float) -> None:
+        """Sleeps until the deadline, or until somebody asks for a beat sooner."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                await self._soon.wait()
+        self._soon.clear()
+
+    async def beat(self) -> None:
+        """Sends one beat for all claims and hands out the answer."""
+        claims = self._claims()
+        if not claims:
+            return
+        async with self._session.use() as connection:
+            held = await self._store.beat(connection, self._worker, claims)
+        self._answers = {(run_id, attempt): held.get(run_id) for run_id, attempt, _ in claims}
+        answered, self._answered = self._answered, asyncio.get_running_loop().create_future()
+        answered.set_result(None)
+        for (run_id, attempt), verdict in self._answers.items():
+            live = self._runner.live.get(run_id)
+            if live is not None and live.state is State.HELD and verdict is None:
+                self._runner.verdict(run_id, attempt, None)
+
+    def _claims(self) -> list[tuple[int, int, Any]]:
+        claims = []
+        for live in self._runner.live.values():
+            claims.append((live.claim.run_id, live.claim.attempt, live.started_at))
+            if live.keeper is None and live.state is State.RUNNING:
+                live.keeper = self._runner.group.create_task(self._keep(live))
+        return claims
+
+    async def _keep(self, live: Live) -> None:
+        """A run's heartbeat task: waits for each beat's answer for as long as the run runs."""
+        claim = live.claim
+        while live.state is State.RUNNING:
+            await asyncio.shield(self._answered)
+            verdict = self._answers.get((claim.run_id, claim.attempt), False)
+            self._runner.verdict(claim.run_id, claim.attempt, verdict)
+
+
+class Guard:
+    """A thread that notices when the event loop is blocked, names the function that blocks it, and keeps the
+    claims alive over a connection of its own."""
+
+    def __init__(self, machine: Machine, runner: Runner) -> None:
+        self._store = machine.store
+        self._machine = machine
+        self._worker = machine.worker
+        self._interval = machine.settings.heartbeat_interval.total_seconds()
+        self._limit = machine.settings.block_limit.total_seconds()
+        self._runner = runner
+        self._busy = threading.Event()
+        self._stopped = threading.Event()
+        self._tick = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._watched = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="pgsched-guard", daemon=True)
+        self._log = log.get()
+
+    def start(self) -> None:
+        """Starts the thread, which sleeps until there are claims."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There are claims to watch over."""
+        if not self._busy.is_set():
+            self._tick = time.monotonic()
+            self._busy.set()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._busy.set()
+
+    def _ticked(self) -> None:
+        self._tick = time.monotonic()
+        if not self._runner.live:
+            self._busy.clear()
+
+    def _watch(self) -> None:
+        told = 0.0
+        with asyncio.Runner() as runner:
+            session: Session | None = None
+            while True:
+                self._busy.wait()
+                if self._stopped.is_set():
+                    break
+                try:
+                    self._loop.call_soon_threadsafe(self._ticked)
+                except RuntimeError:  # the loop is closed
+                    break
+                if self._stopped.wait(self._interval):
+                    break
+                blocked = time.monotonic() - self._tick
+                if blocked < 2 * self._interval:
+                    if told:
+                        self._log.warning("event_loop_unblocked")
+                    told = 0.0
+                    continue
+                if not told or blocked >= 2 * told:
+                    told = blocked
+                    self._log.warning("event_loop_blocked", for_s=round(blocked, 1), **self._culprit())
+                if blocked < self._limit:
+                    session = session or self._machine.session("guard")
+                    runner.run(self._beat(session))
+            if session is not None:
+                runner.run(session.discard())
+
+    async def _beat(self, session: Session) -> None:
+        claims = [(live.claim.run_id, live.claim.attempt, live.started_at) for live in list(self._runner.live.values())]
+        try:
+            async with session.use() as connection:
+                await self._store.beat(connection, self._worker, claims)
+        except Failures as error:
+            self._log.error("guard_failed", error=describe(error))
+
+    def _culprit(self) -> dict[str, Any]:
+        """Whose code holds the event loop's thread: the run's own function where it is found on the stack, else
+        the innermost frame outside of libraries."""
+        stack = _stack(sys._current_frames().get(self._watched))
+        fields: dict[str, Any] = {}
+        task = asyncio.current_task(self._loop)
+        found = next((f for f in stack if not any(p in f.f_code.co_filename for p in _LIBRARY)), None)
+        for live in list(self._runner.live.values()):
+            if task is None or live.task is not task:
+                continue
+            fields = {"run": live.run.id, "entrypoint": live.run.entrypoint}
+            function = live.executor.function if live.executor is not None else None
+            own = getattr(inspect.unwrap(function), "__code__", None) if function is not None else None
+            found = next((f for f in stack if f.f_code is own), found)
+        if found is None and stack:
+            found = stack[0]
+        if found is not None:
+            fields |= {
+                "function": found.f_code.co_qualname,
+                "file": found.f_code.co_filename,
+                "line": found.f_lineno,
+            }
+        return fields
+
+
+def _stack(frame: FrameType | None) -> list[FrameType]:
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames

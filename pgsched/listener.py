@@ -1,0 +1,131 @@
+"""The LISTEN connection: turns notifications into wake-ups, and proves once in a while that it still could.
+
+A notification is a hint and carries no data. After every (re)connect everything is looked at anew, since
+nobody knows what was missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from psycopg import sql
+
+from pgsched import log
+from pgsched.db import Backoff, Connection, Failures
+from pgsched.dispatcher import Dispatcher
+from pgsched.machine import Machine
+from pgsched.runner import Runner
+
+# Behind a pooler notifications may never come: then the database is asked this often.
+POOLED_RESYNC = timedelta(seconds=5)
+
+
+class Listener:
+    """Listens on a session of its own, for ever."""
+
+    def __init__(self, machine: Machine, dispatcher: Dispatcher, runner: Runner) -> None:
+        self.listening = asyncio.Event()
+        self.woken: list[Callable[[], None]] = [dispatcher.wake]
+        self.state = "running"
+        self._store = machine.store
+        self._session = machine.session("listen", machine.settings.listen_dsn)
+        self._worker = machine.worker
+        self._entrypoints = list(machine.scheduler.entrypoints)
+        self._settings = machine.settings
+        self._clock = machine.clock
+        self._outage = machine.outage
+        self._dispatcher = dispatcher
+        self._runner = runner
+        self._backoff = Backoff(0.05, 10.0)
+        self._log = log.get()
+        self._told_pooled = False
+        self._heard = asyncio.Event()
+
+    async def run(self) -> None:
+        """Connects, listens, looks; again and again, whatever happens to the connection."""
+        while True:
+            try:
+                async with self._session.use() as connection:
+                    # Hears those notifications that arrive within the answer to a statement.
+                    connection.add_notify_handler(lambda _: self._heard.set())
+                    await connection.execute(sql.SQL("listen {}").format(self._store.channel))
+                if not self._session.direct and not self._told_pooled:
+                    self._told_pooled = True
+                    self._log.warning(
+                        "listener_behind_pooler", advice="set listen_dsn to the server itself",
+                        asks_every_s=POOLED_RESYNC.total_seconds(),
+                    )  # fmt: skip
+                # LISTEN first and then a look: what commits in between is seen by the look, or notified.
+                self._set_listening(True)
+                self._call()
+                await self._listen(connection)
+            except Failures as error:
+                self._set_listening(False)
+                await self._session.discard()
+                self._outage.lost(error, "listen")
+                await asyncio.sleep(self._backoff.delay())
+            finally:
+                self._set_listening(False)
+
+    async def close(self) -> None:
+        """Lets go of the connection."""
+        await self._session.discard()
+
+    def _set_listening(self, on: bool) -> None:
+        self._dispatcher.listening = on and self._session.direct
+        if on:
+            self.listening.set()
+        else:
+            self.listening.clear()
+
+    def _call(self) -> None:
+        for callback in self.woken:
+            callback()
+
+    async def _listen(self, connection: Connection) -> None:
+        """Waits for notifications on the socket, and asks the database over it whenever the resync is due."""
+        interval = self._settings.resync_interval
+        if not self._session.direct:
+            interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
+        seconds = interval.total_seconds() or None
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._readable(connection)
+            except TimeoutError:
+                await self.resync()
+            while connection.pgconn.notifies() is not None:
+                self._heard.set()
+            if self._heard.is_set():
+                # Clear before looking, as ever.
+                self._heard.clear()
+                self._call()
+
+    async def _readable(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        descriptor = connection.fileno()
+        loop.add_reader(descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(descriptor)
+        connection.pgconn.consume_input()  # raises OperationalError where the server has gone
+
+    async def resync(self) -> None:
+        """The one statement of an idle minute: it proves the connection, brings the clock and says we are here."""
+        async with self._session.use() as connection:
+            before = time.monotonic()
+            outlook = await self._store.read_outlook(
+                connection,
+                self._worker,
+                self._entrypoints,
+                self._settings.lookahead,
+                seen=(self.state, self._runner.slots_used),
+            )
+            self._clock.observe(outlook.now, before, time.monotonic())
+        self._outage.answered()
+        self._dispatcher.review(outlook)

@@ -1,0 +1,106 @@
+"""How events are written: one line each to standard error, JSON unless that is a terminal.
+
+An event is a past-tense name with fields. Arguments, local variables and passwords never are among them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import Any, TextIO
+
+import structlog
+
+Logger = structlog.typing.FilteringBoundLogger
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def get() -> Logger:
+    """The logger of the daemon's own events."""
+    logger: Logger = structlog.get_logger("pgsched")
+    return logger
+
+
+class _Stream:
+    """Standard error, whose reader may go away: then there is nobody left to work for, and the daemon drains."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._broken = False
+
+    def write(self, text: str) -> int:
+        if not self._broken:
+            try:
+                return self._stream.write(text)
+            except BrokenPipeError:
+                self._broken = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            except (OSError, ValueError):  # a full disk, a closed stream: losing a line is the smaller harm
+                pass
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._broken:
+            try:
+                self._stream.flush()
+            except BrokenPipeError:
+                self._broken = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            except (OSError, ValueError):
+                pass
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Sends pgsched's events and the standard library's log records to `stream` (default: standard error).
+
+    level: debug, info, warning or error. form: json, console, or auto (console on a terminal).
+    """
+    out = _Stream(stream or sys.stderr)
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _one_line,
+    ]
+    renderer: Any
+    if form == "console" or (form == "auto" and out.isatty()):
+        shared[2] = structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=out.isatty() and "NO_COLOR" not in os.environ,
+            exception_formatter=structlog.dev.plain_traceback,
+            pad_event_to=18,
+        )
+    else:
+        renderer = structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(out),  # type: ignore[arg-type]
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.processors.format_exc_info],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=max(_LEVELS[level], logging.INFO), handlers=[handler], force=True)
+    for name in (
+        "psycopg",
+        "psycopg.pool",
+    ):  # their warnings quote servers' messages; ours are told as events
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _one_line(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Replaces control characters in every text, which a renderer would pass on to the terminal raw."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+    return event

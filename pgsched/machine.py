@@ -1,0 +1,38 @@
+"""What all parts of one worker share: who it is, what it serves, its clock, its statements and connections."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+
+from pgsched.clock import DatabaseClock
+from pgsched.config import Settings
+from pgsched.db import Outage, Session, application_name, conninfo_for
+from pgsched.scheduler import Scheduler
+from pgsched.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Handed to every part by worker. control claims and reaps, writes carries beats and outcomes."""
+
+    worker: uuid.UUID
+    scheduler: Scheduler
+    settings: Settings
+    store: Store
+    control: Session
+    writes: Session
+    clock: DatabaseClock = field(default_factory=DatabaseClock)
+    outage: Outage = field(default_factory=Outage)
+
+    @classmethod
+    def build(cls, scheduler: Scheduler, settings: Settings) -> Machine:
+        """A worker's, with an identity of its own. Raises ConfigurationError for a DSN that cannot be read."""
+        worker = uuid.uuid4()
+        info = conninfo_for(settings.dsn, application_name(worker))
+        store = Store(settings.schema)
+        return cls(worker, scheduler, settings, store, Session(info, "control"), Session(info, "writes"))
+
+    def session(self, purpose: str, dsn: str | None = None) -> Session:
+        """One more connection, to the same database or to another address of it."""
+        return Session(conninfo_for(dsn or self.settings.dsn, application_name(self.worker)), purpose)

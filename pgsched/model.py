@@ -1,0 +1,224 @@
+"""What the database holds and what the machine passes around: frozen values, no behaviour beyond reading them."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+
+class ScheduleStatus(StrEnum):
+    """Whether a schedule fires."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    INVALID = "invalid"
+
+
+class RunStatus(StrEnum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+
+class SkipReason(StrEnum):
+    """Why a fire time did not become a run."""
+
+    OVERLAP = "overlap"
+    MISSED = "missed"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a run is tried, and how long it waits in between.
+
+    attempts: tries in all, the first included (1 to 1000). Default 3.
+    backoff: the wait before the second attempt; it doubles with each further one. Default 1 second.
+    max_backoff: the longest wait. Default 1 hour.
+
+    Every attempt counts, whether it raised, ran into its timeout or lost its worker. Raises ValueError for
+    values out of range.
+    """
+
+    attempts: int = 3
+    backoff: timedelta = timedelta(seconds=1)
+    max_backoff: timedelta = timedelta(hours=1)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise ValueError(f"Retry(attempts=…) is a whole number, not {self.attempts!r}.")
+        if not 1 <= self.attempts <= 1000:
+            raise ValueError(f"Retry(attempts={self.attempts}) is out of range: use 1 to 1000.")
+        for name in ("backoff", "max_backoff"):
+            value = getattr(self, name)
+            if not isinstance(value, timedelta):
+                raise ValueError(f"Retry({name}=…) is a timedelta, not {value!r}.")
+            if not timedelta(0) <= value <= timedelta(days=36500):
+                raise ValueError(f"Retry({name}=…) is negative or longer than a hundred years: {value!s}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A schedule as the database had it when this run was claimed."""
+
+    id: int
+    name: str
+    entrypoint: str
+    expression: str
+    timezone: str
+    args_json: str = field(repr=False)
+    overlap: str
+    catch_up: str
+    grace: timedelta | None
+    jitter: timedelta
+    timeout: timedelta | None
+    max_attempts: int | None
+    backoff: timedelta | None
+    max_backoff: timedelta | None
+    starts_at: datetime | None
+    ends_at: datetime | None
+    max_runs: int | None
+    run_count: int
+    priority: int
+    status: str
+    note: str | None
+    paused_at: datetime | None
+    resumed_at: datetime | None
+    paused_until: datetime | None
+    owner: str
+    next_run: datetime | None
+    last_run: datetime | None
+    last_status: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Cancellation:
+    """Whether somebody wants a run to stop, for code in a thread, which cannot be interrupted."""
+
+    def __init__(self) -> None:
+        self.requested = threading.Event()
+        self.noticed = False
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt at a run, as its function sees it. (id, attempt) is fit as an idempotency key and fencing token.
+
+    fire_time: the nominal instant, aware, in UTC; None for an enqueued job. previous_fire_time: that of the
+    schedule's run before this one, None for the first. args: the run's arguments. worker: this process.
+    resources: what the factory gave the Scheduler.
+    """
+
+    id: int
+    entrypoint: str
+    schedule: Schedule | None
+    fire_time: datetime | None
+    previous_fire_time: datetime | None
+    attempt: int
+    args: Mapping[str, Any] = field(repr=False)
+    worker: uuid.UUID
+    resources: Any = field(repr=False)
+    cancellation: Cancellation = field(default_factory=Cancellation, repr=False, compare=False)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run shall stop: look here now and then in a sync function, and return or raise."""
+        if self.cancellation.requested.is_set():
+            self.cancellation.noticed = True
+            return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's hold on a run. Every write of the worker names all three; whoever lacks one has lost it."""
+
+    run_id: int
+    attempt: int
+    worker: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A run as it came out of the claim, before its function has been looked up."""
+
+    id: int
+    schedule_id: int | None
+    entrypoint: str
+    args_json: str = field(repr=False)
+    fire_time: datetime | None
+    previous_fire_time: datetime | None
+    due_at: datetime
+    attempt: int
+    max_attempts: int
+    backoff: timedelta
+    max_backoff: timedelta
+    timeout: timedelta | None
+    schedule: Schedule | None = None
+
+    @property
+    def retry(self) -> Retry:
+        """The run's retry rule, as it was written with the claim."""
+        return Retry(self.max_attempts, self.backoff, self.max_backoff)
+
+    def of(self, schedule: Schedule) -> ClaimedRun:
+        """The same run, with its schedule."""
+        return replace(self, schedule=schedule)
+
+
+@dataclass(frozen=True, slots=True)
+class RunError:
+    """Why an attempt failed, fit to be stored. The traceback has no local variables."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended, to be written under its claim.
+
+    status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the
+    attempt off again).
+    """
+
+    claim: Claim
+    status: RunStatus
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    result_json: str | None = None
+    error: RunError | None = None
+    reason: str | None = None
+    delay: timedelta = timedelta(0)
+    refund: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A running run whose last sign of life is a while ago, as the reaper saw it."""
+
+    id: int
+    attempt: int
+    worker: uuid.UUID | None
+    entrypoint: str
+    heartbeat_at: datetime
+    max_attempts: int
+    backoff: timedelta
+    max_backoff: timedelta
+    direct: bool
+    connected: bool
+    heartbeat_interval: timedelta | None
+    stall_timeout: timedelta | None

@@ -1,0 +1,24 @@
+-- Renews claims. A row that somebody has locked just now (a finish, a reaper) is passed over: whether its claim
+-- holds is read, not waited for. The answer has one row for each claim that still holds.
+with claims as (
+    select * from unnest(%(ids)s::bigint[], %(attempts)s::int[], %(started)s::timestamptz[])
+        as c (id, attempt, started_at)
+),
+mine as materialized (
+    select r.id, c.started_at
+    from claims c
+    join pgsched.runs r on r.id = c.id and r.attempt = c.attempt
+    where r.worker = %(worker)s and r.status = 'running'
+    order by r.id
+    for no key update of r skip locked
+),
+beaten as (
+    update pgsched.runs r
+    set heartbeat_at = clock_timestamp(), started_at = coalesce(r.started_at, mine.started_at)
+    from mine
+    where r.id = mine.id
+)
+select r.id, r.cancel_requested_at is not null
+from claims c
+join pgsched.runs r on r.id = c.id and r.attempt = c.attempt
+where r.worker = %(worker)s and r.status = 'running'

@@ -1,0 +1,49 @@
+-- Claims queued runs that are due or will be within the lookahead: enqueued jobs, retries, what was given back.
+-- Priorities are walked one by one, so that within each the index gives the due ones in order and the far-future
+-- ones are never read; the lock lies inside, so that workers do not queue up for the same rows.
+with recursive levels (priority) as (
+    (select priority from pgsched.runs where status = 'queued' order by priority desc limit 1)
+    union all
+    select (
+        select r.priority from pgsched.runs r
+        where r.status = 'queued' and r.priority < l.priority
+        order by r.priority desc limit 1
+    )
+    from levels l
+    where l.priority is not null
+),
+due as materialized (
+    select d.id
+    from levels l
+    cross join lateral (
+        select r.id
+        from pgsched.runs r
+        where r.status = 'queued' and r.priority = l.priority
+            and r.due_at <= now() + %(lookahead)s
+            and r.entrypoint = any(%(entrypoints)s)
+        order by r.due_at, r.id
+        limit %(limit)s
+        for no key update skip locked
+    ) d
+    where l.priority is not null
+    limit %(limit)s
+)
+update pgsched.runs r
+set status = 'running',
+    attempt = r.attempt + 1,
+    worker = %(worker)s,
+    claimed_at = clock_timestamp(),
+    heartbeat_at = clock_timestamp(),
+    started_at = null,
+    cancel_requested_at = null,
+    max_attempts = coalesce(r.max_attempts, e.max_attempts),
+    backoff = coalesce(r.backoff, e.backoff),
+    max_backoff = coalesce(r.max_backoff, e.max_backoff),
+    timeout = coalesce(r.timeout, e.timeout)
+from due, unnest(
+    %(entrypoints)s::text[], %(max_attempts)s::int[], %(backoffs)s::interval[], %(max_backoffs)s::interval[],
+    %(timeouts)s::interval[]
+) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
+where r.id = due.id and e.entrypoint = r.entrypoint
+returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
+    r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout

@@ -1,0 +1,61 @@
+-- Writes how attempts ended, each only under its claim, in id order so that beats, finishes and reapers cannot
+-- wait for each other in a circle. A claim whose end was written by an earlier try of this statement (the answer
+-- to its commit was lost) counts as landed: the row still names attempt and worker, which a reaper clears.
+with given as (
+    select * from unnest(
+        %(ids)s::bigint[], %(attempts)s::int[], %(statuses)s::text[], %(started)s::timestamptz[],
+        %(finished)s::timestamptz[], %(results)s::text[], %(error_types)s::text[], %(messages)s::text[],
+        %(tracebacks)s::text[], %(reasons)s::text[], %(delays)s::float8[], %(refunds)s::int[]
+    ) as g (id, attempt, status, started_at, finished_at, result, error_type, message, traceback, reason,
+            delay, refund)
+),
+held as materialized (
+    select r.id
+    from given g
+    join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
+    where r.worker = %(worker)s and r.status = 'running'
+    order by r.id
+    for no key update of r
+),
+landed as (
+    update pgsched.runs r
+    set status = g.status,
+        attempt = r.attempt - g.refund,
+        started_at = coalesce(g.started_at, r.started_at),
+        finished_at = case when g.status <> 'queued' then coalesce(g.finished_at, clock_timestamp()) end,
+        due_at = case when g.status = 'queued' and g.refund = 0
+                      then clock_timestamp() + g.delay * interval '1 second' else r.due_at end,
+        result = g.result::jsonb,
+        reason = g.reason,
+        errors = case when g.error_type is null then r.errors else (
+            -- The newest twenty are kept: a run of a thousand attempts must not become a book.
+            (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
+            || jsonb_build_object(
+                'attempt', g.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
+                'type', g.error_type, 'message', g.message, 'traceback', g.traceback)
+        ) end
+    from given g
+    join held on held.id = g.id
+    where r.id = g.id
+    returning r.id, r.schedule_id, r.status, r.fire_time
+),
+-- A schedule that somebody has locked is passed over: an end must never wait for a client's transaction.
+told as (
+    select s.id, l.status
+    from (
+        select distinct on (schedule_id) schedule_id, status from landed
+        where schedule_id is not null and status <> 'queued' order by schedule_id, fire_time desc
+    ) l
+    join pgsched.schedules s on s.id = l.schedule_id
+    where s.last_status is distinct from l.status
+    for no key update of s skip locked
+),
+tell as (
+    update pgsched.schedules s set last_status = told.status from told where s.id = told.id
+)
+select id from landed
+union all
+select r.id
+from given g
+join pgsched.runs r on r.id = g.id and r.attempt = g.attempt - g.refund
+where r.worker = %(worker)s and r.status <> 'running' and not exists (select from held where held.id = r.id)

@@ -1,0 +1,17 @@
+-- Locks the schedules a claim pass shall plan: never planned, due, or due within the lookahead.
+-- Ahead of its instant a schedule is only taken while nothing of it is live, since its overlap cannot be judged
+-- earlier. That look is a filter, on this statement's snapshot; the plan counts again under the lock.
+select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, grace, jitter,
+    timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count, priority, status, note,
+    paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status, created_at, updated_at
+from pgsched.schedules s
+where s.status = 'active'
+    and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
+    and s.entrypoint = any(%(entrypoints)s)
+    and (
+        s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
+        or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+    )
+order by coalesce(s.next_run, '-infinity'::timestamptz)
+limit %(limit)s
+for no key update skip locked

@@ -1,0 +1,28 @@
+-- What `pgsched health` looks at, in one row. A worker is live that was seen within three minutes or is connected;
+-- a schedule with a live run may wait for it and is not overdue.
+with live as materialized (
+    select w.entrypoints from pgsched.workers w
+    where w.seen_at > now() - interval '3 minutes'
+        or exists (select from pg_catalog.pg_stat_activity a where a.application_name = 'pgsched ' || w.id)
+),
+overdue as (
+    select s.name from pgsched.schedules s
+    where s.status = 'active'
+        and coalesce(s.next_run, '-infinity'::timestamptz) < now() - interval '2 minutes'
+        and (s.next_run is not null or s.updated_at < now() - interval '2 minutes')
+        and exists (select from live where s.entrypoint = any(live.entrypoints))
+        and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued')
+        and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+),
+silent as (
+    select id from pgsched.runs where status = 'running' and heartbeat_at < now() - interval '2 minutes'
+),
+invalid as (select name from pgsched.schedules where status = 'invalid')
+select
+    (select count(*) from live) as workers,
+    (select count(*) from silent) as silent,
+    array(select id from silent order by id limit 5) as silent_ids,
+    (select count(*) from overdue) as overdue,
+    array(select name from overdue order by name limit 5) as overdue_names,
+    (select count(*) from invalid) as invalid,
+    array(select name from invalid order by name limit 5) as invalid_names

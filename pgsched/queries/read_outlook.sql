@@ -1,0 +1,47 @@
+-- What a pass left: the clock, the next thing beyond the horizon, the next one within it that was not taken
+-- (blocked by its overlap, locked by another worker, no free slot), and whether anybody else has runs going.
+-- As the resync it also says that this worker is still here: one statement a minute does both.
+with recursive levels (priority) as (
+    (select priority from pgsched.runs where status = 'queued' order by priority desc limit 1)
+    union all
+    select (
+        select r.priority from pgsched.runs r
+        where r.status = 'queued' and r.priority < l.priority
+        order by r.priority desc limit 1
+    )
+    from levels l
+    where l.priority is not null
+),
+seen as (
+    update pgsched.workers set seen_at = clock_timestamp(), state = %(state)s, running = %(running)s
+    where id = %(worker)s and %(touch)s
+),
+bound as (select now() + %(lookahead)s as horizon)
+select
+    clock_timestamp() as now,
+    least(
+        (select coalesce(s.next_run, '-infinity'::timestamptz) from pgsched.schedules s
+         where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
+            and coalesce(s.next_run, '-infinity'::timestamptz) > (select horizon from bound)
+         order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
+        (select min(d.due_at) from levels l cross join lateral (
+            select r.due_at from pgsched.runs r
+            where r.status = 'queued' and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
+                and r.due_at > (select horizon from bound)
+            order by r.due_at limit 1
+        ) d where l.priority is not null),
+        (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null)
+    ) as next_ahead,
+    least(
+        (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
+         where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
+            and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
+         order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
+        (select min(d.due_at) from levels l cross join lateral (
+            select r.due_at from pgsched.runs r
+            where r.status = 'queued' and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
+                and r.due_at <= (select horizon from bound)
+            order by r.due_at limit 1
+        ) d where l.priority is not null)
+    ) as next_near,
+    exists (select from pgsched.runs where status = 'running' and worker <> %(worker)s) as running_elsewhere

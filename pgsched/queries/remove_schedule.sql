@@ -1,0 +1,2 @@
+-- Removes a schedule.
+select pgsched.remove(%(name)s::text)

@@ -1,0 +1,9 @@
+-- Resumes schedules whose pause is over; the trigger does what a client's resume does.
+update pgsched.schedules s
+set status = 'active'
+from (
+    select id from pgsched.schedules
+    where status = 'paused' and paused_until <= now()
+    order by id for no key update skip locked
+) over_
+where s.id = over_.id

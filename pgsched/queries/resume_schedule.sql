@@ -1,0 +1,2 @@
+-- Lets a paused schedule go on.
+select pgsched.resume(%(name)s::text)

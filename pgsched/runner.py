@@ -1,0 +1,408 @@
+"""Takes claimed runs, starts each at its instant, and turns each into one outcome.
+
+What is claimed comes from dispatcher, what came of it goes to finisher. Whatever a function raises ends here,
+as its run's outcome: nothing of it ever reaches the task group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from pgsched import log
+from pgsched.errors import InvalidArguments
+from pgsched.executors import THREADS, Executor, Threads
+from pgsched.finisher import Finisher
+from pgsched.machine import Machine
+from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
+from pgsched.policy import retry_delay
+
+ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
+RESULT_LIMIT = 262_144  # characters of a result's JSON
+_AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
+
+
+class State(enum.Enum):
+    """Where a claimed run is in this process."""
+
+    HELD = "held"  # claimed ahead of its instant, not started
+    RUNNING = "running"
+    ENDED = "ended"  # has an outcome that is not written yet
+
+
+class Stop(enum.Enum):
+    """Why a run is stopped from outside."""
+
+    LOST = "lost"
+    REQUESTED = "requested"
+    TIMEOUT = "timeout"
+    DRAIN = "drain"
+
+
+class Live:
+    """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
+
+    __slots__ = (
+        "cancellation", "claim", "executor", "keeper", "run", "started", "started_at",
+        "state", "stop", "task", "threads", "timer",
+    )  # fmt: skip
+
+    def __init__(self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads) -> None:
+        self.threads = threads
+        self.run = run
+        self.claim = claim
+        self.executor = executor
+        self.state = State.HELD
+        self.started = 0.0
+        self.started_at: datetime | None = None
+        self.stop: Stop | None = None
+        self.cancellation = Cancellation()
+        self.task: asyncio.Task[None] | None = None
+        self.keeper: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def threaded(self) -> bool:
+        """Whether it takes a thread."""
+        return self.executor is not None and self.executor.threaded
+
+
+class Runner:
+    """The runs of this worker. `group` is set by worker before anything is taken."""
+
+    group: asyncio.TaskGroup
+
+    def __init__(self, machine: Machine, finisher: Finisher, threads: ThreadPoolExecutor) -> None:
+        self.worker = machine.worker
+        self.live: dict[int, Live] = {}
+        self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
+        self.started: Callable[[], None] = lambda: None  # there is something to keep alive
+        self.threads_used = 0
+        self.slots_used = 0
+        self._scheduler = machine.scheduler
+        self._settings = machine.settings
+        self._clock = machine.clock
+        self._finisher = finisher
+        self._threads = threads
+        self._log = log.get()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # --- taking and starting ----------------------------------------------------------------------------
+
+    def take(self, runs: Iterable[ClaimedRun]) -> None:
+        """Accepts claims that are committed, and starts each run as soon as its instant has certainly come."""
+        now = time.monotonic()
+        loop = asyncio.get_running_loop()
+        for run in runs:
+            name = run.schedule.name if run.schedule is not None else None
+            executor = self._scheduler.executor_for(run.entrypoint, name)
+            live = Live(run, Claim(run.id, run.attempt, self.worker), executor, Threads(self._threads))
+            self.live[run.id] = live
+            self.slots_used += 1
+            self.threads_used += live.threaded
+            instant = self._clock.monotonic(run.due_at)
+            if instant <= now:
+                self._start(live)
+            else:
+                live.timer = loop.call_at(instant, self._start, live)
+        if self.live:
+            self._empty.clear()
+            self.started()
+
+    def _start(self, live: Live) -> None:
+        live.timer = None
+        live.state = State.RUNNING
+        live.started = time.monotonic()
+        live.started_at = self._clock.at(live.started)
+        live.task = self.group.create_task(self._attempt(live))
+        if live.run.timeout is not None:
+            live.timer = asyncio.get_running_loop().call_later(
+                live.run.timeout.total_seconds(), self.stop, live, Stop.TIMEOUT
+            )
+
+    # --- one attempt ------------------------------------------------------------------------------------
+
+    async def _attempt(self, live: Live) -> None:
+        run = live.run
+        structlog.contextvars.bind_contextvars(run=run.id, entrypoint=run.entrypoint, attempt=run.attempt)
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = await self._call(live)
+        except BaseException as raised:
+            error = raised
+        # From here to the end nothing is awaited, so nothing can interrupt the bookkeeping.
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        if live.stop is Stop.LOST:
+            self._ended(live, None)
+        else:
+            self._ended(live, self._outcome(live, result, error))
+
+    async def _call(self, live: Live) -> Any:
+        run = live.run
+        THREADS.set(live.threads)
+        try:
+            args = json.loads(run.args_json)
+        except (ValueError, RecursionError) as error:
+            raise InvalidArguments(f"the arguments cannot be read: {error}") from None
+        if live.executor is None:
+            raise InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
+        return await live.executor.execute(
+            Run(
+                id=run.id,
+                entrypoint=run.entrypoint,
+                schedule=run.schedule,
+                fire_time=run.fire_time,
+                previous_fire_time=run.previous_fire_time,
+                attempt=run.attempt,
+                args=args,
+                worker=self.worker,
+                resources=self._scheduler.resources,
+                cancellation=live.cancellation,
+            )
+        )
+
+    def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
+        finished_at = self._clock.now()
+        if error is None and not (live.stop is not None and live.cancellation.noticed):
+            text, reason = encode(result)
+            if reason is not None:
+                self._log.warning("result_not_stored", reason=reason)
+            return Outcome(
+                live.claim, RunStatus.SUCCEEDED, live.started_at, finished_at, result_json=text, reason=reason
+            )
+        if live.stop is Stop.DRAIN:
+            return Outcome(live.claim, RunStatus.QUEUED, live.started_at, refund=True)
+        if live.stop is Stop.REQUESTED:
+            return Outcome(live.claim, RunStatus.CANCELLED, live.started_at, finished_at, reason="cancelled on request")
+        final = isinstance(error, InvalidArguments)  # the same arguments will not fit next time either
+        if live.stop is Stop.TIMEOUT:
+            assert live.run.timeout is not None
+            limit = live.run.timeout.total_seconds()
+            error_told = RunError("Timeout", f"ran longer than its timeout of {limit:g} s")
+            if live.threaded and isinstance(error, asyncio.CancelledError):
+                final = True  # the thread is still at it, and a second attempt would run beside it
+                error_told = RunError("Timeout", f"{error_told.message}, and its thread did not stop")
+        else:
+            assert error is not None
+            error_told = describe(error)
+        if final or live.run.attempt >= live.run.max_attempts:
+            return Outcome(live.claim, RunStatus.FAILED, live.started_at, finished_at, error=error_told)
+        delay = retry_delay(live.run.retry, live.run.attempt)
+        return Outcome(live.claim, RunStatus.QUEUED, live.started_at, finished_at, error=error_told, delay=delay)
+
+    def _ended(self, live: Live, outcome: Outcome | None) -> None:
+        """The run is over here. Without an outcome nothing is written: its claim is another worker's."""
+        if live.state is State.ENDED:
+            return
+        live.state = State.ENDED
+        if live.keeper is not None:
+            live.keeper.cancel()
+        self._free(live)
+        if outcome is None:
+            self._forget(live)
+        else:
+            self._finisher.put(outcome, self._landed)
+
+    def _landed(self, outcome: Outcome, landed: bool) -> None:
+        """The finisher's answer: what ended is written, or its claim was gone."""
+        live = self.live.get(outcome.claim.run_id)
+        if live is None or live.claim != outcome.claim:
+            return
+        self._forget(live)
+        self._tell(live, outcome, landed)
+        self.changed(live)
+
+    def _forget(self, live: Live) -> None:
+        del self.live[live.claim.run_id]
+        if not self.live:
+            self._empty.set()
+
+    def _free(self, live: Live) -> None:
+        self.slots_used -= 1
+        if live.threads.call is not None and live.threads.busy:
+            # A thread may outlive its run; its place is free when it is.
+            live.threads.call.add_done_callback(lambda _: self._free_thread(live))
+        elif live.threaded:
+            self.threads_used -= 1
+        self.changed(live)
+
+    def _free_thread(self, live: Live) -> None:
+        self.threads_used -= live.threaded
+        self.changed(live)
+
+    def _tell(self, live: Live, outcome: Outcome, landed: bool) -> None:
+        run = live.run
+        fields: dict[str, Any] = {"run": run.id, "entrypoint": run.entrypoint, "attempt": run.attempt}
+        if run.schedule is not None:
+            fields["schedule"] = run.schedule.name
+        if live.started_at is not None and outcome.finished_at is not None:
+            fields["took_s"] = round((outcome.finished_at - live.started_at).total_seconds(), 3)
+            fields["late_ms"] = round((live.started_at - run.due_at) / timedelta(milliseconds=1), 1)
+        if not landed:
+            self._log.warning("claim_lost", **fields)
+        elif outcome.status is RunStatus.SUCCEEDED:
+            self._log.info("run_finished", **fields)
+        elif outcome.status is RunStatus.CANCELLED:
+            self._log.warning("run_cancelled", **fields)
+        elif outcome.refund:
+            self._log.info("run_given_back", **fields)
+        else:
+            assert outcome.error is not None
+            fields["error"] = outcome.error.type
+            if place := where(outcome.error):
+                fields["at"] = place
+            if outcome.status is RunStatus.QUEUED:
+                self._log.warning("run_failed", retry_in_s=outcome.delay.total_seconds(), **fields)
+            else:
+                self._log.warning("run_failed_for_good", **fields)
+
+    # --- stopping ---------------------------------------------------------------------------------------
+
+    def stop(self, live: Live, why: Stop) -> None:
+        """Stops a run. The first reason counts, except that a lost claim overrules: then nothing is written."""
+        if live.state is State.ENDED:
+            return
+        if live.stop is None or why is Stop.LOST:
+            live.stop = why
+        if live.state is State.HELD:
+            self._drop(live)
+            return
+        live.cancellation.requested.set()
+        if live.timer is not None:
+            live.timer.cancel()
+        if live.threaded:
+            # A thread cannot be interrupted: it is asked, and given time, before its run is left behind.
+            grace = self._settings.cancel_timeout.total_seconds()
+            live.timer = asyncio.get_running_loop().call_later(grace, self._interrupt, live, False)
+        else:
+            self._interrupt(live, False)
+
+    def _interrupt(self, live: Live, again: bool) -> None:
+        if live.state is State.ENDED or live.task is None:
+            return
+        if again:
+            self._log.warning("run_ignores_cancellation", run=live.run.id, entrypoint=live.run.entrypoint)
+        live.task.cancel()
+        live.timer = asyncio.get_running_loop().call_later(_AGAIN, self._interrupt, live, True)
+
+    def _drop(self, live: Live) -> None:
+        """Lets go of a run that has not started: gives it back, or forgets it where it is no longer ours."""
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        if live.stop is Stop.LOST:
+            self._log.info("claim_dropped", run=live.run.id, entrypoint=live.run.entrypoint)
+            self._ended(live, None)
+        elif live.stop is Stop.REQUESTED:
+            self._ended(live, Outcome(live.claim, RunStatus.CANCELLED, reason="cancelled on request"))
+        else:
+            self._ended(live, Outcome(live.claim, RunStatus.QUEUED, refund=True))
+
+    def verdict(self, run_id: int, attempt: int, cancel: bool | None) -> None:
+        """What a beat's answer says of a claim: None lost, True somebody asked to cancel it, False all is well."""
+        live = self.live.get(run_id)
+        if live is None or live.claim.attempt != attempt or live.state is State.ENDED:
+            return
+        if cancel is None:
+            if live.state is State.RUNNING:
+                self._log.warning("claim_lost", run=run_id, entrypoint=live.run.entrypoint, attempt=attempt)
+            self.stop(live, Stop.LOST)
+        elif cancel and live.stop is None:
+            self.stop(live, Stop.REQUESTED)
+
+    def release_held(self) -> int:
+        """Gives back what is claimed and not started; returns how many."""
+        held = [live for live in self.live.values() if live.state is State.HELD]
+        for live in held:
+            self.stop(live, Stop.DRAIN)
+        return len(held)
+
+    def running(self) -> list[Live]:
+        """What runs now."""
+        return [live for live in self.live.values() if live.state is State.RUNNING]
+
+    def abandon(self, live: Live) -> None:
+        """Gives back a run whose function will not end, before the process does."""
+        live.stop = live.stop or Stop.DRAIN
+        self._log.warning("run_left_behind", run=live.run.id, entrypoint=live.run.entrypoint)
+        self._ended(live, Outcome(live.claim, RunStatus.QUEUED, live.started_at, refund=True))
+
+    async def until_empty(self, of: Callable[[], Iterable[Live]], seconds: float) -> bool:
+        """Waits until there is none of these left, at most so long. Returns whether there is none."""
+        deadline = time.monotonic() + seconds
+        while any(True for _ in of()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            tasks = [live.task for live in of() if live.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=left)
+        return True
+
+
+def encode(result: Any) -> tuple[str | None, str | None]:
+    """A function's result as JSON, or why it is not stored. The work is done either way."""
+    if result is None:
+        return None, None
+    try:
+        text = json.dumps(result, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        return None, f"the result is not JSON: {clean(str(error))[:200]}"
+    if len(text) > RESULT_LIMIT:
+        return None, f"the result is longer than {RESULT_LIMIT} characters of JSON"
+    # Every escape is looked at only where there may be one: a NUL or a lone surrogate is legal JSON to Python,
+    # and nothing that PostgreSQL can store.
+    if "\\u0000" in text or "\\ud" in text:
+        raw = json.dumps(result, allow_nan=False, ensure_ascii=False)
+        if clean(raw) != raw or "\\u0000" in raw.replace("\\\\", ""):
+            return None, "the result holds a NUL or a lone surrogate, which PostgreSQL cannot store"
+    return text, None
+
+
+def describe(error: BaseException) -> RunError:
+    """An error, fit to be stored: without local variables, without what PostgreSQL cannot hold, cut to size."""
+    if isinstance(error, asyncio.CancelledError):
+        return RunError("CancelledError", "the function cancelled itself")
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = str(error)
+    except Exception:  # a __str__ may fail too
+        message = "(its message cannot be shown)"
+    try:
+        frames = error.__traceback__
+        while frames is not None and "pgsched" in frames.tb_frame.f_globals.get("__name__", "").split("."):
+            frames = frames.tb_next  # the daemon's own frames say nothing about the job
+        told = traceback.TracebackException(kind, error, frames, limit=-30, capture_locals=False)
+        text = "".join(told.format())
+    except Exception:
+        text = ""
+    return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], clean(text)[-ERROR_LIMIT:])
+
+
+def clean(text: str) -> str:
+    """The text without NUL and lone surrogates, which PostgreSQL cannot store."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def where(error: RunError) -> str | None:
+    """The innermost place in an error's traceback, as file:line, in which the job's code was."""
+    for line in map(str.strip, reversed(error.traceback.splitlines())):
+        if line.startswith('File "') and '", line ' in line:
+            path, rest = line[6:].split('", line ', 1)
+            number, _, function = rest.partition(", in ")
+            return f"{path.rsplit('/', 1)[-1]}:{number} {function}".strip()
+    return None

@@ -1,0 +1,305 @@
+"""What a factory returns: the functions, under the names by which the database knows them, and their schedules.
+
+Nothing here talks to a database; worker does, with what is registered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pgsched import executors
+from pgsched.config import Settings
+from pgsched.errors import RegistrationError
+from pgsched.executors import Executor, Function, Signature
+from pgsched.expression import parse
+from pgsched.model import Retry
+
+F = TypeVar("F", bound=Callable[..., Any])
+OVERLAPS = ("skip", "allow")
+CATCH_UPS = ("latest", "all", "none")
+
+
+@dataclass(slots=True)
+class Entrypoint:
+    """A registered function and the rules of its runs that say nothing themselves."""
+
+    name: str
+    function: Function
+    executor: Executor
+    retry: Retry = field(default_factory=Retry)
+    timeout: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A schedule that the code declares."""
+
+    name: str
+    row: dict[str, Any]
+    executor: Executor | None
+
+
+class Scheduler:
+    """Collects entrypoints and schedules, and runs them.
+
+    dsn: the database, default as `pgsched run` finds it. app: the name under which declared schedules are kept
+    apart from those of other applications, default the factory's import path. resources: anything that runs
+    shall reach as `run.resources`. settings: any setting, as a keyword; flags, environment and pgsched.toml win.
+
+    Raises ConfigurationError for settings that are unknown or out of range.
+    """
+
+    def __init__(
+        self, dsn: str | None = None, *, app: str | None = None, resources: Any = None, **settings: Any
+    ) -> None:
+        self.settings: dict[str, Any] = {**settings, "dsn": dsn}
+        Settings().merged(self.settings, "Scheduler")
+        if app is not None and (not isinstance(app, str) or not app.strip() or not app.isprintable()):
+            raise RegistrationError(f"app={app!r} must be a printable text that is not empty.")
+        self.app = app
+        self.resources = resources
+        self.entrypoints: dict[str, Entrypoint] = {}
+        self.declared: dict[str, Declared] = {}
+        self.ready = asyncio.Event()
+        self._stop: Callable[[], None] | None = None
+        self._stopped = False
+
+    def schedule(
+        self,
+        entrypoint: str,
+        expression: str,
+        *,
+        name: str | None = None,
+        timezone: str = "UTC",
+        args: Mapping[str, Any] | None = None,
+        overlap: str | int = "skip",
+        catch_up: str = "latest",
+        grace: timedelta | None = None,
+        timeout: timedelta | None = None,
+        retry: Retry | None = None,
+        jitter: timedelta | None = None,
+        starts_at: datetime | None = None,
+        ends_at: datetime | None = None,
+        max_runs: int | None = None,
+        priority: int = 0,
+        executor: type[Executor] | Executor | None = None,
+    ) -> Callable[[F], F]:
+        """Declares a schedule of the decorated function, and registers the function under the entrypoint's name.
+
+        expression: a cron expression, every(...), at(...) or a macro, read on the wall clock of `timezone`.
+        name: default the entrypoint and the expression. args: JSON, given to the function by name.
+        overlap: what to do while an earlier run is live: "skip", "allow", or at most N at once.
+        catch_up: which of several missed fire times run: "latest", "all", "none". grace: a fire time older
+        than this is missed. timeout, retry: default as the entrypoint says. jitter: put starts off by up to this.
+        starts_at, ends_at: aware instants between which it fires. max_runs: then it is finished.
+        priority: -100 to 100, higher first. executor: how its runs are executed.
+
+        Raises RegistrationError or InvalidExpression, both ValueErrors.
+        """
+        where = f"schedule({entrypoint!r}, {expression!r})"
+        parse(expression, timezone, name=name or str(entrypoint))  # before anything else: it has the best sentence
+        if (entrypoint, expression) in {
+            (d.row["entrypoint"], d.row["expression"]) for d in self.declared.values()
+        } and name is None:
+            raise RegistrationError(f"{where} is declared twice: give the second one a name of its own, name='…'.")
+        title = _name(name if name is not None else f"{entrypoint} {expression}", where)
+        if title in self.declared:
+            raise RegistrationError(f"{where}: there is a schedule named {title!r} already: choose another name.")
+        row = {
+            "name": title,
+            "entrypoint": _name(entrypoint, where),
+            "expression": expression.strip(),
+            "timezone": timezone,
+            "args": _json_object(args, where),
+            "overlap": _overlap(overlap, where),
+            "catch_up": _choice("catch_up", catch_up, CATCH_UPS, where),
+            "grace": _seconds("grace", grace, where),
+            "jitter": _seconds("jitter", jitter, where) or 0.0,
+            "timeout": _seconds("timeout", timeout, where, least=timedelta(milliseconds=1)),
+            "starts_at": _instant("starts_at", starts_at, where),
+            "ends_at": _instant("ends_at", ends_at, where),
+            "max_runs": _whole("max_runs", max_runs, 1, 2**31 - 1, where),
+            "priority": _whole("priority", priority, -100, 100, where),
+            **_retry(retry, where),
+        }
+
+        def register(function: F) -> F:
+            known = self._register(entrypoint, function, where)
+            if (problem := Signature.of(function).problem(row["args"])) is not None:
+                raise RegistrationError(f"{where}: {problem}")
+            own = executors.make(executor, function) if executor is not None else None
+            self.declared[title] = Declared(title, row, own)
+            self.entrypoints.setdefault(entrypoint, known)
+            return function
+
+        return register
+
+    def entrypoint(
+        self,
+        name: str,
+        *,
+        retry: Retry | None = None,
+        timeout: timedelta | None = None,
+        executor: type[Executor] | Executor | None = None,
+    ) -> Callable[[F], F]:
+        """Registers the decorated function for enqueued jobs and for schedules that are made at run time.
+
+        retry, timeout, executor: for its runs that say nothing themselves; default Retry(), none, and the
+        executor that calls the function. Raises RegistrationError.
+        """
+        where = f"entrypoint({name!r})"
+        _name(name, where)
+        _seconds("timeout", timeout, where, least=timedelta(milliseconds=1))
+        _retry(retry, where)
+
+        def register(function: F) -> F:
+            known = self._register(name, function, where)
+            if executor is not None:
+                known.executor = executors.make(executor, function)
+            known.retry = retry or known.retry
+            known.timeout = timeout or known.timeout
+            self.entrypoints[name] = known
+            return function
+
+        return register
+
+    def _register(self, name: str, function: Any, where: str) -> Entrypoint:
+        try:
+            executors.check_function(function)
+        except RegistrationError as error:
+            raise RegistrationError(f"{where}: {error}") from None
+        known = self.entrypoints.get(name)
+        if known is not None and known.function is not function:
+            raise RegistrationError(
+                f"{where}: the entrypoint {name!r} is another function already: choose another name for this one."
+            )
+        return known or Entrypoint(name, function, executors.make(None, function))
+
+    def executor_for(self, entrypoint: str, schedule_name: str | None) -> Executor | None:
+        """The executor of a run: its schedule's own, or the entrypoint's; None for an unknown entrypoint."""
+        declared = self.declared.get(schedule_name) if schedule_name is not None else None
+        if declared is not None and declared.executor is not None and declared.row["entrypoint"] == entrypoint:
+            return declared.executor
+        known = self.entrypoints.get(entrypoint)
+        return known.executor if known is not None else None
+
+    @property
+    def app_name(self) -> str:
+        """The application's name: as given, or by the program that runs."""
+        main = getattr(sys.modules.get("__main__"), "__file__", None)
+        return self.app or (Path(main).name if main else "python")
+
+    async def run(self, **settings: Any) -> int:
+        """Runs until a signal or shutdown(), then drains.
+
+        settings: like command line flags, they win over all other sources. Returns how many runs had to be
+        given back because they did not end within drain_timeout. Raises ConfigurationError, SchemaError or
+        DatabaseUnavailable where it cannot start.
+        """
+        from pgsched.worker import serve  # noqa: PLC0415 - worker is built on top of this module
+
+        return await serve(self, settings)
+
+    def shutdown(self) -> None:
+        """Asks run() to drain and return, at once or as soon as it has started. Call it in the loop's thread."""
+        self._stopped = True
+        if self._stop is not None:
+            self._stop()
+
+    def attach(self, stop: Callable[[], None] | None) -> None:
+        """Tells how to stop the worker that runs this; None when it is gone."""
+        self._stop = stop
+        if stop is not None and self._stopped:
+            stop()
+        if stop is None:
+            self._stopped = False
+            self.ready.clear()
+
+
+def _name(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise RegistrationError(f"{where}: a name is a text that is not empty, not {name!r}.")
+    if len(name) > 200:
+        raise RegistrationError(f"{where}: the name has {len(name)} characters; 200 are allowed: give a shorter name.")
+    if not name.isprintable():
+        raise RegistrationError(f"{where}: the name {name!r} holds a control character, such as a line end: drop it.")
+    return name
+
+
+def _json_object(args: Any, where: str) -> dict[str, Any]:
+    if args is None:
+        return {}
+    if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
+        raise RegistrationError(f"{where}: args is a dict whose keys are parameter names, not {type(args).__name__}.")
+    try:
+        text = json.dumps(dict(args), allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RegistrationError(f"{where}: args cannot be written as JSON: {error}.") from None
+    if "\\u0000" in text:
+        raise RegistrationError(f"{where}: args holds a NUL character, which PostgreSQL cannot store.")
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+def _overlap(value: Any, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000:
+        return str(value)
+    if value in ("queue", "cancel"):
+        raise RegistrationError(
+            f"{where}: overlap={value!r} is not available in this version: use 'skip', 'allow' or a number."
+        )
+    if not isinstance(value, str) or value not in OVERLAPS:
+        raise RegistrationError(f"{where}: overlap={value!r} is not known: use 'skip', 'allow' or a number from 1.")
+    return value
+
+
+def _choice(what: str, value: Any, choices: tuple[str, ...], where: str) -> str:
+    if value not in choices:
+        raise RegistrationError(f"{where}: {what}={value!r} is not known: use one of {', '.join(choices)}.")
+    return str(value)
+
+
+def _seconds(what: str, value: Any, where: str, least: timedelta = timedelta(0)) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, timedelta):
+        raise RegistrationError(f"{where}: {what} is a timedelta, not {value!r}.")
+    if not least <= value <= timedelta(days=36500):
+        raise RegistrationError(f"{where}: {what}={value} is out of range: from {least} to a hundred years.")
+    return value.total_seconds()
+
+
+def _instant(what: str, value: Any, where: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise RegistrationError(f"{where}: {what} is a datetime with a time zone, not {value!r}.")
+    return value.isoformat()
+
+
+def _whole(what: str, value: Any, least: int, most: int, where: str) -> int | None:
+    if value is None and what == "max_runs":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise RegistrationError(f"{where}: {what}={value!r} must be a whole number from {least} to {most}.")
+    return value
+
+
+def _retry(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {"max_attempts": None, "backoff": None, "max_backoff": None}
+    if not isinstance(value, Retry):
+        raise RegistrationError(f"{where}: retry is a Retry(...), not {value!r}.")
+    return {
+        "max_attempts": value.attempts,
+        "backoff": value.backoff.total_seconds(),
+        "max_backoff": value.max_backoff.total_seconds(),
+    }

@@ -1,0 +1,358 @@
+"""One typed method a query file, and the only caller of queries/.
+
+Decides nothing; every write says whether it landed.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from importlib.resources import files
+from typing import Any
+
+from psycopg import sql
+from psycopg.rows import class_row, dict_row, scalar_row
+from psycopg.types.json import Jsonb
+
+from pgsched.db import Connection
+from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus, Schedule, Silent
+from pgsched.policy import Plan
+
+_FILES = {
+    entry.name.removesuffix(".sql"): entry.read_bytes()
+    for entry in files("pgsched").joinpath("queries").iterdir()
+    if entry.name.endswith(".sql")
+}
+_QUALIFIER = re.compile(rb"\bpgsched\.(?=[a-z])")
+
+
+def in_schema(statement: bytes, schema: str, *, parametrised: bool = True) -> bytes:
+    """A statement that was written for the schema pgsched, for another. Psycopg reads % in parametrised ones."""
+    quoted = sql.Identifier(schema).as_bytes()
+    if parametrised:
+        quoted = quoted.replace(b"%", b"%%")
+    return _QUALIFIER.sub(lambda _: quoted + b".", statement)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a claim pass leaves behind: the database's clock, and when there is something to do next."""
+
+    now: datetime
+    next_ahead: datetime | None  # the first fire time or due job beyond the horizon
+    next_near: datetime | None  # the first within it that this pass did not take
+    running_elsewhere: bool
+
+
+class Store:
+    """The statements, for one schema. Methods take the connection, so that they can share a transaction."""
+
+    def __init__(self, schema: str = "pgsched") -> None:
+        self.schema = schema
+        self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
+
+    def query(self, name: str) -> bytes:
+        """The text of a query file, for this schema."""
+        return self._queries[name]
+
+    @property
+    def channel(self) -> sql.Identifier:
+        """The notification channel, as an identifier for LISTEN."""
+        return sql.Identifier(self.schema)
+
+    # --- the claim pass ---------------------------------------------------------------------------------
+
+    async def lock_due_schedules(
+        self, connection: Connection, entrypoints: Sequence[str], lookahead: timedelta, limit: int
+    ) -> list[Schedule]:
+        """Locks schedules to be planned: not planned yet, due, or due within the lookahead."""
+        cursor = connection.cursor(row_factory=class_row(Schedule))
+        await cursor.execute(
+            self.query("lock_due_schedules"),
+            {"entrypoints": list(entrypoints), "lookahead": lookahead, "limit": limit},
+        )
+        return await cursor.fetchall()
+
+    async def count_live_runs(
+        self, connection: Connection, schedule_ids: Sequence[int]
+    ) -> tuple[datetime, dict[int, int]]:
+        """The transaction's now, and how many runs of each schedule are queued or running; those without any
+        are left out."""
+        cursor = await connection.execute(self.query("count_live_runs"), {"schedule_ids": list(schedule_ids)})
+        rows = await cursor.fetchall()
+        return rows[0][2], {row[0]: row[1] for row in rows if row[0] is not None}
+
+    async def write_plans(
+        self, connection: Connection, worker: uuid.UUID, plans: Sequence[Planned], horizon: datetime
+    ) -> list[tuple[int, int, datetime]]:
+        """Advances locked schedules and makes their runs, claimed already where they are due by the horizon.
+
+        Returns (run id, schedule id, fire time) of the runs that this worker now holds. A fire time that has
+        a row already is left as it is.
+        """
+        runs = [(p, r) for p in plans for r in p.plan.runs]
+        skips = [(p, s) for p in plans for s in p.plan.skips]
+        cursor = await connection.execute(
+            self.query("write_plans"),
+            {
+                "worker": worker,
+                "schedule_ids": [p.schedule.id for p in plans],
+                "next_runs": [p.plan.next_run for p in plans],
+                "last_runs": [p.plan.runs[-1].fire_time if p.plan.runs else None for p in plans],
+                "run_counts": [len(p.plan.runs) for p in plans],
+                "statuses": [str(p.plan.status) for p in plans],
+                "notes": [p.plan.note for p in plans],
+                "run_schedule_ids": [p.schedule.id for p, _ in runs],
+                "fire_times": [r.fire_time for _, r in runs],
+                "due_ats": [r.due_at for _, r in runs],
+                "previous": [r.previous for _, r in runs],
+                "max_attempts": [p.max_attempts for p, _ in runs],
+                "backoffs": [p.backoff for p, _ in runs],
+                "max_backoffs": [p.max_backoff for p, _ in runs],
+                "timeouts": [p.timeout for p, _ in runs],
+                "horizon": horizon,
+                "skip_schedule_ids": [p.schedule.id for p, _ in skips],
+                "skip_fire_times": [s.fire_time for _, s in skips],
+                "skip_throughs": [s.through for _, s in skips],
+                "skip_counts": [s.count for _, s in skips],
+                "skip_reasons": [str(s.reason) for _, s in skips],
+            },
+        )
+        return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+
+    async def claim_due_runs(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        defaults: Sequence[EntrypointDefaults],
+        lookahead: timedelta,
+        limit: int,
+    ) -> list[ClaimedRun]:
+        """Claims queued runs that are due, or will be within the lookahead."""
+        cursor = connection.cursor(row_factory=class_row(ClaimedRun))
+        await cursor.execute(
+            self.query("claim_due_runs"),
+            {
+                "worker": worker,
+                "entrypoints": [d.entrypoint for d in defaults],
+                "max_attempts": [d.max_attempts for d in defaults],
+                "backoffs": [d.backoff for d in defaults],
+                "max_backoffs": [d.max_backoff for d in defaults],
+                "timeouts": [d.timeout for d in defaults],
+                "lookahead": lookahead,
+                "limit": limit,
+            },
+        )
+        return await cursor.fetchall()
+
+    async def resume_paused(self, connection: Connection) -> int:
+        """Resumes schedules whose pause is over."""
+        return (await connection.execute(self.query("resume_paused"), {})).rowcount
+
+    async def read_outlook(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        entrypoints: Sequence[str],
+        lookahead: timedelta,
+        seen: tuple[str, int] | None = None,
+    ) -> Outlook:
+        """When there is something to do next, and whether other workers have anything running.
+
+        seen: the worker's state and how many runs it has; given, its row in workers is brought up to date too.
+        """
+        state, running = seen or ("running", 0)
+        cursor = connection.cursor(row_factory=class_row(Outlook))
+        await cursor.execute(
+            self.query("read_outlook"),
+            {
+                "worker": worker,
+                "entrypoints": list(entrypoints),
+                "lookahead": lookahead,
+                "touch": seen is not None,
+                "state": state,
+                "running": running,
+            },
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return row
+
+    async def get_schedules(self, connection: Connection, ids: Sequence[int]) -> list[Schedule]:
+        """The schedules with these ids; those that are gone are left out."""
+        cursor = connection.cursor(row_factory=class_row(Schedule))
+        await cursor.execute(self.query("get_schedules"), {"ids": list(ids)})
+        return await cursor.fetchall()
+
+    # --- claims and their ends --------------------------------------------------------------------------
+
+    async def beat(
+        self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int, datetime | None]]
+    ) -> dict[int, bool]:
+        """Renews claims, given as (run id, attempt, started at).
+
+        Returns, for each claim that still holds, whether somebody asked to cancel its run. A claim that is
+        missing in the answer is lost.
+        """
+        cursor = await connection.execute(
+            self.query("beat"),
+            {
+                "worker": worker,
+                "ids": [c[0] for c in claims],
+                "attempts": [c[1] for c in claims],
+                "started": [c[2] for c in claims],
+            },
+        )
+        return {row[0]: row[1] for row in await cursor.fetchall()}
+
+    async def finish_runs(self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]) -> set[int]:
+        """Writes how attempts ended, each under its claim. Returns the ids that landed, now or at an earlier
+        try of the same write; the others had lost their claim."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(
+            self.query("finish_runs"),
+            {
+                "worker": worker,
+                "ids": [o.claim.run_id for o in outcomes],
+                "attempts": [o.claim.attempt for o in outcomes],
+                "statuses": [str(o.status) for o in outcomes],
+                "started": [o.started_at for o in outcomes],
+                "finished": [o.finished_at for o in outcomes],
+                "results": [o.result_json for o in outcomes],
+                "error_types": [o.error.type if o.error else None for o in outcomes],
+                "messages": [o.error.message if o.error else None for o in outcomes],
+                "tracebacks": [o.error.traceback if o.error else None for o in outcomes],
+                "reasons": [o.reason for o in outcomes],
+                "delays": [o.delay.total_seconds() for o in outcomes],
+                "refunds": [int(o.refund) for o in outcomes],
+            },
+        )
+        return set(await cursor.fetchall())
+
+    # --- the reaper -------------------------------------------------------------------------------------
+
+    async def find_silent_runs(
+        self, connection: Connection, worker: uuid.UUID, silence: timedelta
+    ) -> tuple[datetime, timedelta, int, list[Silent]]:
+        """Running runs that have not beaten for a while.
+
+        Returns the database's now, how long the server has been up, how many runs other workers have running,
+        and the silent ones.
+        """
+        cursor = connection.cursor(row_factory=dict_row)
+        await cursor.execute(self.query("find_silent_runs"), {"worker": worker, "silence": silence})
+        rows = await cursor.fetchall()
+        head = rows[0]
+        wanted = {f.name for f in fields(Silent)}
+        silent = [Silent(**{k: v for k, v in row.items() if k in wanted}) for row in rows if row["id"] is not None]
+        return head["now"], head["server_up"], head["elsewhere"], silent
+
+    async def reap_runs(
+        self, connection: Connection, verdicts: Sequence[tuple[Silent, RunStatus, timedelta, str]]
+    ) -> list[int]:
+        """Takes silent claims away, each only if it is still the claim that was seen, with the beat that was
+        seen. Returns the ids of those that were."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(
+            self.query("reap_runs"),
+            {
+                "ids": [s.id for s, _, _, _ in verdicts],
+                "attempts": [s.attempt for s, _, _, _ in verdicts],
+                "beats": [s.heartbeat_at for s, _, _, _ in verdicts],
+                "statuses": [str(status) for _, status, _, _ in verdicts],
+                "delays": [delay.total_seconds() for _, _, delay, _ in verdicts],
+                "messages": [message for _, _, _, message in verdicts],
+            },
+        )
+        return await cursor.fetchall()
+
+    async def prune_runs(self, connection: Connection, older_than: timedelta, limit: int) -> int:
+        """Deletes ended runs past the retention, at most `limit`. Returns how many went."""
+        params = {"older_than": older_than, "limit": limit}
+        return (await connection.execute(self.query("prune_runs"), params)).rowcount
+
+    # --- workers and declared schedules -----------------------------------------------------------------
+
+    async def insert_worker(self, connection: Connection, **values: Any) -> None:
+        """Says that this worker is here."""
+        await connection.execute(self.query("insert_worker"), values)
+
+    async def delete_worker(self, connection: Connection, worker: uuid.UUID) -> None:
+        """Says that this worker is gone, and forgets others that must be."""
+        await connection.execute(self.query("delete_worker"), {"worker": worker})
+
+    async def upsert_schedules(self, connection: Connection, declared: Sequence[dict[str, Any]]) -> list[str]:
+        """Makes or changes declared schedules. Returns the names that belong to somebody else and were left alone."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("upsert_schedules"), {"declared": Jsonb(list(declared))})
+        return await cursor.fetchall()
+
+    async def retire_schedules(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[str]:
+        """Finishes the owner's schedules that it does not declare any more. Returns their names."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("retire_schedules"), {"owner": owner, "declared": list(declared)})
+        return await cursor.fetchall()
+
+    # --- people -----------------------------------------------------------------------------------------
+
+    async def rows(self, connection: Connection, name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a query that is only shown to people."""
+        cursor = connection.cursor(row_factory=dict_row)
+        await cursor.execute(self.query(name), params)
+        return await cursor.fetchall()
+
+    async def call(self, connection: Connection, name: str, params: dict[str, Any]) -> Any:
+        """The one value of a query that calls one of the schema's functions."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query(name), params)
+        return await cursor.fetchone()
+
+
+@dataclass(frozen=True, slots=True)
+class EntrypointDefaults:
+    """What an entrypoint of this worker says of runs that say nothing themselves."""
+
+    entrypoint: str
+    max_attempts: int
+    backoff: timedelta
+    max_backoff: timedelta
+    timeout: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A locked schedule, what was decided for it, and the rules its runs get."""
+
+    schedule: Schedule
+    plan: Plan
+    max_attempts: int
+    backoff: timedelta
+    max_backoff: timedelta
+    timeout: timedelta | None
+
+    def claimed(self, run_id: int, fire_time: datetime) -> ClaimedRun:
+        """The run as it was just made and claimed."""
+        run = next(r for r in self.plan.runs if r.fire_time == fire_time)
+        return ClaimedRun(
+            id=run_id,
+            schedule_id=self.schedule.id,
+            entrypoint=self.schedule.entrypoint,
+            args_json=self.schedule.args_json,
+            fire_time=fire_time,
+            previous_fire_time=run.previous,
+            due_at=run.due_at,
+            attempt=1,
+            max_attempts=self.max_attempts,
+            backoff=self.backoff,
+            max_backoff=self.max_backoff,
+            timeout=self.timeout,
+            schedule=self.schedule,
+        )
+
+
+def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:
+    """The claim under which a run is held."""
+    return Claim(run.id, run.attempt, worker)

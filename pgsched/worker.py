@@ -1,0 +1,331 @@
+"""Builds the parts of a daemon, runs them in one task group, and ends them in order. READ THIS FIRST.
+
+    listener    LISTEN on its own connection; wakes the others; the once-a-minute resync
+    dispatcher  sleeps until something is due; the claim pass; hands claims to
+    runner      starts each run at its instant; one claim, one outcome; hands outcomes to
+    finisher    writes them in batches, under their claims
+    heartbeat   renews the claims of what runs; hears of lost and cancelled ones
+    guard       a thread that does so while a function blocks the loop
+    reaper      takes away claims whose worker is dead
+
+Two task groups: services, any of whose deaths ends the process; and runs, from which nothing escapes.
+Three connections: one listens, one claims and reaps, one writes beats and outcomes; runs get none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pgsched import config, log, migrate, systemd
+from pgsched.config import Settings
+from pgsched.db import Failures, Session, conninfo_for, describe
+from pgsched.dispatcher import Dispatcher
+from pgsched.errors import DatabaseUnavailable, PgschedError
+from pgsched.finisher import Finisher
+from pgsched.heartbeat import Guard, Heartbeat
+from pgsched.listener import Listener
+from pgsched.machine import Machine
+from pgsched.reaper import Reaper
+from pgsched.runner import Live, Runner, Stop
+from pgsched.scheduler import Scheduler
+
+GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
+_PULSE = 5.0  # seconds between touches of the health file
+_RETENTION_PAUSE = 3600.0  # seconds between rounds of deleting old history
+_RETENTION_BATCH = 1000
+
+
+class Worker:
+    """One daemon: a worker id, its parts, and their life."""
+
+    def __init__(
+        self, scheduler: Scheduler, settings: Settings, hard_exit: Callable[[int], object] | None = None
+    ) -> None:
+        machine = self.machine = Machine.build(scheduler, settings)
+        self.given_back = 0
+        self._hard_exit = hard_exit
+        self._stop = asyncio.Event()
+        self._log = log.get()
+        self._threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
+        self.finisher = Finisher(machine)
+        self.runner = Runner(machine, self.finisher, self._threads)
+        self.dispatcher = Dispatcher(machine, self.runner)
+        self.heartbeat = Heartbeat(machine, self.runner)
+        self.guard = Guard(machine, self.runner)
+        self.reaper = Reaper(machine, self.runner)
+        self.listener = Listener(machine, self.dispatcher, self.runner)
+        self.listener.woken.append(self.heartbeat.ask_now)
+        self.dispatcher.saw_running = self.reaper.saw_running
+        self.runner.changed = self.dispatcher.slot_freed
+        self.runner.started = self._runs_started
+
+    def _runs_started(self) -> None:
+        self.heartbeat.wake()
+        self.guard.wake()
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Asks for a drain."""
+        self._stop.set()
+
+    async def run(self) -> int:
+        """Starts, runs until stop() or a signal, drains. Returns how many runs were given back unfinished."""
+        try:
+            await self._start()
+            self.guard.start()
+            with self._signals():
+                await self._serve()
+        finally:
+            self.guard.stop()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            await self.listener.close()
+            for session in (self.machine.control, self.machine.writes):
+                await session.discard()
+        return self.given_back
+
+    async def _start(self) -> None:
+        """Checks the schema, says hello, reconciles what the code declares. Any failure here is the caller's."""
+        try:
+            async with self.machine.control.use() as connection:
+                await migrate.check(connection, self.machine.settings.schema)
+                await self._register()
+                async with connection.transaction():
+                    await self._reconcile()
+        except PgschedError:
+            raise
+        except Failures as error:
+            raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}") from None
+
+    async def _register(self) -> None:
+        connection = await self.machine.control.connect()
+        await self.machine.store.insert_worker(
+            connection,
+            worker=self.machine.worker,
+            app=self.machine.scheduler.app_name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=version("pgsched"),
+            entrypoints=list(self.machine.scheduler.entrypoints),
+            direct=self.machine.control.direct,
+            heartbeat_interval=self.machine.settings.heartbeat_interval,
+            stall_timeout=self.machine.settings.stall_timeout,
+        )
+
+    async def _reconcile(self) -> None:
+        """Brings the schedules table to what the code declares; other owners' schedules are never touched."""
+        connection = await self.machine.control.connect()
+        owner = f"code:{self.machine.scheduler.app_name}"
+        rows = [{**declared.row, "owner": owner} for declared in self.machine.scheduler.declared.values()]
+        for name in await self.machine.store.upsert_schedules(connection, rows):
+            self._log.warning("schedule_not_ours", schedule=name, advice="another application owns that name")
+        for name in await self.machine.store.retire_schedules(connection, owner, list(self.machine.scheduler.declared)):
+            self._log.info("schedule_retired", schedule=name)
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as runs:
+            self.runner.group = runs
+            try:
+                async with asyncio.TaskGroup() as services:
+                    self.machine.scheduler.attach(self.stop)
+                    tasks = {name: services.create_task(part, name=name) for name, part in self._services().items()}
+                    await self._stop.wait()
+                    await self._drain(tasks)
+                    for task in tasks.values():
+                        task.cancel()
+            except BaseException:
+                for live in list(self.runner.live.values()):
+                    self.runner.stop(live, Stop.LOST)
+                raise
+            finally:
+                self.machine.scheduler.attach(None)
+
+    def _services(self) -> dict[str, Any]:
+        return {
+            "listener": self.listener.run(),
+            "dispatcher": self.dispatcher.run(),
+            "finisher": self.finisher.run(),
+            "heartbeat": self.heartbeat.run(),
+            "reaper": self.reaper.run(),
+            "announce": self._announce(),
+            "pulse": self._pulse(),
+            "retention": self._retention(),
+        }
+
+    async def _announce(self) -> None:
+        """Says that the daemon is ready, once it listens and has looked after that."""
+        await self.listener.listening.wait()
+        self.dispatcher.passed.clear()
+        self.dispatcher.wake()
+        await self.dispatcher.passed.wait()
+        self.machine.scheduler.ready.set()
+        systemd.ready(f"{len(self.machine.scheduler.entrypoints)} entrypoints")
+        self._log.info(
+            "worker_ready",
+            worker=str(self.machine.worker),
+            app=self.machine.scheduler.app_name,
+            entrypoints=len(self.machine.scheduler.entrypoints),
+            schedules=len(self.machine.scheduler.declared),
+        )
+
+    async def _pulse(self) -> None:
+        """Shows that the loop turns: to systemd's watchdog and to the health file. Asks no database."""
+        watchdog = systemd.watchdog_interval()
+        file = Path(self.machine.settings.health_file) if self.machine.settings.health_file else None
+        waits = [seconds for seconds in (watchdog, _PULSE if file else None) if seconds]
+        while waits:
+            systemd.watchdog()
+            systemd.status(self._status())
+            if file is not None:
+                with contextlib.suppress(OSError):  # a full disk makes the check fail, not the daemon
+                    file.write_text(f"{time.monotonic()}\n")
+            await asyncio.sleep(min(waits))
+
+    def _status(self) -> str:
+        state = "database lost" if not self.machine.outage.up else "draining" if self._stop.is_set() else "running"
+        return f"{state}, {self.runner.slots_used} runs"
+
+    async def _retention(self) -> None:
+        """Deletes old history now and then, in batches, each its own transaction."""
+        while True:
+            await asyncio.sleep(_RETENTION_PAUSE)
+            with contextlib.suppress(*Failures):  # the next round is soon enough
+                gone = _RETENTION_BATCH
+                while gone == _RETENTION_BATCH:
+                    async with self.machine.control.use() as connection:
+                        gone = await self.machine.store.prune_runs(
+                            connection, self.machine.settings.retention, _RETENTION_BATCH
+                        )
+
+    # --- the end ----------------------------------------------------------------------------------------
+
+    async def _drain(self, services: Mapping[str, asyncio.Task[None]]) -> None:
+        """Stops claiming, lets runs finish with their heartbeats going on, gives the rest back, says goodbye."""
+        systemd.stopping()
+        self.listener.state = "draining"
+        running = len(self.runner.running())
+        grace, cancel = (
+            self.machine.settings.drain_timeout.total_seconds(),
+            self.machine.settings.cancel_timeout.total_seconds(),
+        )
+        self._log.info("drain_started", running=running, grace_s=grace)
+        # The pass that is under way may still claim: it ends first, then all that it took is given back.
+        self.dispatcher.stop()
+        await asyncio.wait([services["dispatcher"]], timeout=max(1.0, cancel))
+        services["dispatcher"].cancel()
+        self.runner.release_held()
+        stuck: list[Live] = []
+        if not await self.runner.until_empty(self.runner.running, grace):
+            left = self.runner.running()
+            self._log.warning("drain_overdue", running=len(left))
+            self.given_back = len(left)
+            for live in left:
+                self.runner.stop(live, Stop.DRAIN)
+            await self.runner.until_empty(self.runner.running, cancel + 0.5)
+            stuck = self.runner.running()
+            for live in stuck:
+                self.runner.abandon(live)
+        if not await self.finisher.flush(max(10.0, grace)):
+            self._log.error("outcomes_not_written", count=self.finisher.pending)
+        with contextlib.suppress(*Failures):
+            async with self.machine.control.use() as connection:
+                await self.machine.store.delete_worker(connection, self.machine.worker)
+        self._log.info("drain_finished", given_back=self.given_back)
+        if stuck and self._hard_exit is not None:
+            self._hard_exit(GIVEN_BACK)  # nothing else ends a coroutine that swallows its cancellation
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGTERM or SIGINT drains, the second ends the process at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def received(number: signal.Signals) -> None:
+            if self._stop.is_set():
+                self._log.warning("worker_ended_hard", signal=number.name, running=len(self.runner.running()))
+                os._exit(128 + number)
+            self._log.info("signal_received", signal=number.name)
+            self.stop()
+
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        handled = []
+        for number in numbers:
+            with contextlib.suppress(NotImplementedError):  # an event loop without signals, as on Windows
+                loop.add_signal_handler(number, received, number)
+                handled.append(number)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+
+async def serve(
+    scheduler: Scheduler,
+    flags: Mapping[str, Any],
+    *,
+    file: str | None = None,
+    migrate_first: bool = False,
+    hard_exit: Callable[[int], object] | None = None,
+) -> int:
+    """Runs a scheduler with settings from all sources; starts the embedded server where no database is named.
+
+    hard_exit: what ends the process where a run cannot be ended; without it, such a run is waited for.
+    Returns how many runs were given back unfinished. Raises ConfigurationError, SchemaError or
+    DatabaseUnavailable where it cannot start.
+    """
+    settings = config.load(flags, scheduler.settings, file=file)
+    if not structlog.is_configured():
+        log.configure(settings.log_level, settings.log_format)
+    async with database(settings) as (dsn, embedded):
+        if dsn is not None:
+            settings = settings.merged({"dsn": dsn}, "embedded server")
+        if embedded or migrate_first:
+            await _migrate(settings)
+        return await Worker(scheduler, settings, hard_exit).run()
+
+
+@contextlib.asynccontextmanager
+async def database(settings: Settings) -> AsyncIterator[tuple[str | None, bool]]:
+    """The DSN that the settings lead to, and whether it is the embedded server's, which runs meanwhile."""
+    if settings.names_a_database:
+        yield settings.dsn, False
+        return
+    from pgsched import embedded  # noqa: PLC0415 - the extra may not be installed
+
+    context = embedded.start(settings.data_dir)
+    dsn = await asyncio.to_thread(context.__enter__)
+    try:
+        log.get().info("embedded_started", data_dir=str(settings.data_dir or embedded.default_data_dir()))
+        yield dsn, True
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+async def _migrate(settings: Settings) -> None:
+    session = Session(conninfo_for(settings.dsn, "pgsched migrate"), "migrate")
+    try:
+        connection = await session.connect()
+        for applied in await migrate.migrate(connection, settings.schema):
+            log.get().info("migration_applied", version=applied.version, name=applied.name)
+    except PgschedError:
+        raise
+    except Failures as error:
+        raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}") from None
+    finally:
+        await session.discard()

