@@ -169,8 +169,6 @@ class Outage:
 
     def __init__(self, log: Logger | None = None) -> None:
         self.since: float | None = None
-        self.ended_at = float("-inf")
-        self.count = 0
         self._log = log or get()
 
     @property
@@ -180,10 +178,8 @@ class Outage:
 
     def lost(self, error: BaseException, purpose: str) -> None:
         """A statement failed."""
-        self.ended_at = time.monotonic()
         if self.since is None:
             self.since = time.monotonic()
-            self.count += 1
             self._log.error("database_lost", purpose=purpose, error=describe(error))
         else:
             self._log.debug("database_still_lost", purpose=purpose, error=describe(error))
@@ -193,5 +189,4 @@ class Outage:
         if self.since is not None:
             gone = time.monotonic() - self.since
             self.since = None
-            self.ended_at = time.monotonic()
             self._log.info("database_back", lost_for_s=round(gone, 3))

@@ -79,7 +79,7 @@ class Dispatcher:
     def review(self, outlook: Outlook) -> None:
         """Takes in what a resync saw, without a pass of its own unless there is something to do."""
         before = self._next
-        self._arrange(outlook)
+        self._arrange(outlook, 0)
         if self._next is not None and (before is None or self._next < before):
             self._wake.set()
 
@@ -116,8 +116,8 @@ class Dispatcher:
             except TimeoutError:
                 return
 
-    def _arrange(self, outlook: Outlook) -> None:
-        """Decides when the next pass is due, from what the last look saw."""
+    def _arrange(self, outlook: Outlook, claimed: int) -> None:
+        """Decides when the next pass is due, from what the last look saw and the pass claimed."""
         now = time.monotonic()
         lookahead = self._lookahead.total_seconds()
         times = []
@@ -126,10 +126,10 @@ class Dispatcher:
         if outlook.next_ahead is not None:
             times.append(max(now, self._clock.monotonic(outlook.next_ahead) - lookahead))
         if outlook.next_near is not None and not self._full:
-            # Not due yet: blocked by its overlap until then. Due: another worker holds it just now, and nobody
-            # will tell should that one fail.
+            # Not due yet: blocked by its overlap until then. Due: there was more than one pass takes, or another
+            # worker holds it just now, and nobody will tell should that one fail.
             near = self._clock.monotonic(outlook.next_near)
-            times.append(near if near > now else now + self._taken.delay())
+            times.append(near if near > now else now if claimed else now + self._taken.delay())
         self._next = min(times, default=None)
         self.saw_running(outlook.running_elsewhere)
 
@@ -164,7 +164,7 @@ class Dispatcher:
             self._clock.observe(outlook.now, before, time.monotonic())
         # The claims are committed: only now may anything start.
         self._runner.take(claimed)
-        self._arrange(outlook)
+        self._arrange(outlook, len(claimed))
         if claimed:
             self._log.debug("runs_claimed", count=len(claimed))
         return len(claimed)

@@ -31,6 +31,7 @@ class Finisher:
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
         self._done.set()
+        self.wrote = asyncio.Event()
         self._backoff = Backoff(0.02, 2.0)
         self._log = log.get()
 
@@ -80,6 +81,7 @@ class Finisher:
                 await asyncio.sleep(self._backoff.delay())
             else:
                 self._outage.answered()
+                self.wrote.set()
                 for outcome, answer in batch:
                     answer(outcome, outcome.claim.run_id in landed)
                 return

@@ -90,13 +90,15 @@ class Listener:
         interval = self._settings.resync_interval
         if not self._session.direct:
             interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
-        seconds = interval.total_seconds() or None
+        seconds = interval.total_seconds() or float("inf")
+        due = time.monotonic() + seconds
         while True:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(max(0.0, due - time.monotonic()) if due < float("inf") else None):
                     await self._readable(connection)
             except TimeoutError:
                 await self.resync()
+                due = time.monotonic() + seconds
             while connection.pgconn.notifies() is not None:
                 self._heard.set()
             if self._heard.is_set():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from pgsched.clock import DatabaseClock
 from pgsched.config import Settings
-from pgsched.db import Outage, Session, application_name, conninfo_for
+from pgsched.db import STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
 
@@ -31,7 +32,9 @@ class Machine:
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))
         store = Store(settings.schema)
-        return cls(worker, scheduler, settings, store, Session(info, "control"), Session(info, "writes"))
+        # A frozen connection must be given up early enough for a beat over a new one to save the claims.
+        limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
+        return cls(worker, scheduler, settings, store, Session(info, "control"), Session(info, "writes", limit))
 
     def session(self, purpose: str, dsn: str | None = None) -> Session:
         """One more connection, to the same database or to another address of it."""

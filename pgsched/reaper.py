@@ -28,6 +28,7 @@ class Reaper:
         self._settings = machine.settings
         self._outage = machine.outage
         self._runner = runner
+        self._distrust_until = 0.0
         self._interval = machine.settings.heartbeat_interval.total_seconds()
         self._armed = asyncio.Event()
         self._armed_until = 0.0
@@ -59,6 +60,14 @@ class Reaper:
 
     async def reap_pass(self) -> float:
         """One look, and what follows from it. Returns the seconds until the next look is worth while."""
+        try:
+            return await self._look()
+        except Failures:
+            # Whatever kept this look from the database may have kept others' beats from it.
+            self._distrust()
+            raise
+
+    async def _look(self) -> float:
         async with self._session.use() as connection:
             now, server_up, elsewhere, silent = await self._store.find_silent_runs(
                 connection, self._worker, self._settings.heartbeat_interval
@@ -96,13 +105,15 @@ class Reaper:
     def _note_gap(self, now: datetime) -> None:
         """A long gap between looks on the database's clock is an outage too: it, or this machine, stood still."""
         if self._looked_at is not None and now - self._looked_at > timedelta(seconds=5 * self._interval + 5):
-            self._outage.ended_at = time.monotonic()
+            self._distrust()
         self._looked_at = now
+
+    def _distrust(self) -> None:
+        self._distrust_until = time.monotonic() + self._settings.stall_timeout.total_seconds()
 
     def _in_grace(self, server_up: timedelta) -> bool:
         """After an outage every owner gets a fresh stall timeout in which to beat again."""
-        grace = self._settings.stall_timeout
-        return server_up < grace or time.monotonic() - self._outage.ended_at < grace.total_seconds()
+        return server_up < self._settings.stall_timeout or time.monotonic() < self._distrust_until
 
     def _next_look(self, silent: list[Silent], now: datetime) -> float:
         """Sooner than the interval where a dead worker's third beat is about to be missed."""

@@ -199,9 +199,11 @@ class Worker:
         return f"{state}, {self.runner.slots_used} runs"
 
     async def _retention(self) -> None:
-        """Deletes old history now and then, in batches, each its own transaction."""
+        """Deletes old history now and then, in batches, each its own transaction. Where nothing has ended since
+        the last round there is no more history either, and an idle worker asks nothing."""
         while True:
-            await asyncio.sleep(_RETENTION_PAUSE)
+            await self.finisher.wrote.wait()
+            self.finisher.wrote.clear()
             with contextlib.suppress(*Failures):  # the next round is soon enough
                 gone = _RETENTION_BATCH
                 while gone == _RETENTION_BATCH:

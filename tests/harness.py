@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -37,3 +37,10 @@ async def working(scheduler: Scheduler, settings: Settings, **changes: Any) -> A
         with contextlib.suppress(asyncio.CancelledError):
             async with asyncio.timeout(20):
                 await task
+
+
+async def until(true: Callable[[], object], limit: float = 10.0) -> None:
+    """Waits until something in this process is so."""
+    async with asyncio.timeout(limit):
+        while not true():
+            await asyncio.sleep(0.005)

@@ -1,12 +1,13 @@
 """The daemon end to end, in one process, on a real database."""
 
 import asyncio
+import itertools
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from harness import working
+from harness import until, working
 
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
 
@@ -32,7 +33,7 @@ async def test_every_second_fires_at_each_second_and_never_early(settings, db):
         await db.until("select count(*) >= 4 from pgsched.runs where status = 'succeeded'")
     rows = await db.all("select fire_time, started_at, claimed_at, attempt from pgsched.runs order by fire_time")
     times = [row[0] for row in rows]
-    assert all(b - a == SECOND for a, b in zip(times, times[1:], strict=False)), times
+    assert all(b - a == SECOND for a, b in itertools.pairwise(times)), times
     assert all(row[1] >= row[0] for row in rows), "a run started before its fire time"
     assert any(row[2] < row[0] for row in rows), "nothing was claimed ahead"
     assert [run.fire_time for run in seen] == times
@@ -102,7 +103,7 @@ async def test_failed_attempts_are_kept_and_retried(settings, db):
 
     @soon(sc, "bad", retry=Retry(attempts=3, backoff=timedelta(milliseconds=20)))
     async def bad(run: Run):
-        secret = "canary"  # noqa: F841, S105 - a local that must not get into the traceback
+        secret = "canary"  # noqa: F841 - a local that must not get into the traceback
         if run.attempt < 3:
             raise ValueError(f"attempt {run.attempt} \0 \ud800")
         return "at last"
@@ -334,10 +335,14 @@ async def test_overlap_skip_is_recorded_and_allow_is_not(settings, db):
         await db.until("select count(*) >= 3 from pgsched.runs where entrypoint = 'allows' and status = 'running'")
         await db.until("select count(*) >= 2 from pgsched.runs where entrypoint = 'skips' and status = 'skipped'")
         await db.until("select count(*) >= 1 from pgsched.runs where entrypoint = 'two' and status = 'skipped'")
-        running = dict(await db.all("select entrypoint, count(*) from pgsched.runs where status = 'running' group by 1"))
+        running = dict(
+            await db.all("select entrypoint, count(*) from pgsched.runs where status = 'running' group by 1")
+        )
         assert running["skips"] == 1 and running["two"] == 2 and running["allows"] >= 3
         gate.set()
-    reasons = await db.all("select distinct entrypoint, reason, skipped_count from pgsched.runs where status = 'skipped'")
+    reasons = await db.all(
+        "select distinct entrypoint, reason, skipped_count from pgsched.runs where status = 'skipped'"
+    )
     assert sorted(reasons) == [("skips", "overlap", 1), ("two", "overlap", 1)]
 
 
@@ -451,9 +456,7 @@ async def test_a_change_drops_what_was_claimed_ahead(settings, db, change):
         old = await db.value("select id from pgsched.runs")
         await db.all(change)
         await db.until("select not exists (select from pgsched.runs where id = %s)", old)
-        async with asyncio.timeout(8):
-            while old in worker.runner.live:
-                await asyncio.sleep(0.01)
+        await until(lambda: old not in worker.runner.live, 8)
         if "args" in change:  # the same fire time, claimed again with what it has now
             await db.until("select args = '{\"new\": 1}' from pgsched.runs where status = 'running'")
     assert not started.is_set()
@@ -469,7 +472,9 @@ async def test_unknown_entrypoints_are_left_for_others(settings, db):
     async def second(): ...
 
     async with working(one, settings):
-        await db.all("select pgsched.create_schedule(n, n, '@at 2020-01-01T00:00:00Z') from unnest(array['one', 'two']) n")
+        await db.all(
+            "select pgsched.create_schedule(n, n, '@at 2020-01-01T00:00:00Z') from unnest('{one,two}'::text[]) n"
+        )
         await db.all("select pgsched.enqueue('two')")
         await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'one'")
         assert await db.value("select next_run is null and status = 'active' from pgsched.schedules where name = 'two'")

@@ -1,0 +1,42 @@
+# Two commands need nothing but Python 3.11+ and make:
+#   make demo   a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
+#   make test   the whole test suite, on a PostgreSQL that it starts itself
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+DEMO_DATA ?= .demo/postgres
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMPS)/demo
+	@mkdir -p .demo
+	@cd examples && exec ../$(BIN)/pgsched run quickstart:create_scheduler --data-dir ../$(DEMO_DATA)
+
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict pgsched
+	$(BIN)/lint-imports
+
+bench: $(STAMPS)/dev
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .demo build dist
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "pgsched needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/demo: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@mkdir -p $(STAMPS) && touch $@ $(STAMPS)/demo

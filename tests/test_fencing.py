@@ -1,0 +1,301 @@
+"""Writes under a claim: a finish, a beat or a reap that comes too late changes nothing and says so."""
+
+import asyncio
+import uuid
+from dataclasses import replace
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from pgsched import Scheduler
+from pgsched.finisher import Finisher
+from pgsched.machine import Machine
+from pgsched.model import Claim, Outcome, RunError, RunStatus
+from pgsched.reaper import Reaper
+from pgsched.store import Store, in_schema
+
+ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
+
+
+class Roster:
+    """A runner's place for the reaper: the runs that this worker knows of."""
+
+    def __init__(self):
+        self.live = {}
+
+
+@pytest.fixture
+async def machine(settings):
+    made = Machine.build(Scheduler(), settings.merged({"heartbeat_interval": "1s", "stall_timeout": "30s"}, "test"))
+    yield made
+    await made.control.discard()
+    await made.writes.discard()
+
+
+async def running(db, worker, count=1, *, attempt=1, silent=0.0, **values):
+    """Runs that a worker has claimed; returns their ids."""
+    names = "".join(f", {name}" for name in values)
+    rows = await db.all(
+        f"insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at{names})"
+        " select 'job', 'running', %s, 3, %s, now(), clock_timestamp() - %s * interval '1 second'"
+        f"{', %s' * len(values)} from generate_series(1, %s) returning id",
+        attempt, worker, silent, *values.values(), count,
+    )  # fmt: skip
+    return [row[0] for row in rows]
+
+
+async def dead_worker(db, *, direct=True):
+    """A worker that is registered and has no session."""
+    worker = uuid.uuid4()
+    await db.all(
+        "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
+        " stall_timeout) values (%s, 'a', 'h', 1, '0', '{}', %s, '1s', '30s')",
+        worker, direct,
+    )  # fmt: skip
+    return worker
+
+
+async def finish(machine, *outcomes):
+    async with machine.writes.use() as connection:
+        return await machine.store.finish_runs(connection, machine.worker, outcomes)
+
+
+async def test_a_finish_lands_only_under_its_very_claim(machine, db):
+    run, = await running(db, machine.worker, attempt=2)  # fmt: skip
+    good = Outcome(Claim(run, 2, machine.worker), RunStatus.SUCCEEDED, result_json="1")
+    before = await db.all(ROW)
+    assert await finish(machine, replace(good, claim=Claim(run, 1, machine.worker))) == set()
+    other = replace(machine, worker=uuid.uuid4())
+    assert await finish(other, good) == set()
+    assert await db.all(ROW) == before
+    assert await finish(machine, good) == {run}
+    after = await db.all(ROW)
+    failed = replace(good, status=RunStatus.FAILED, result_json="2", error=RunError("E", "m"))
+    assert await finish(other, failed) == set()
+    assert await db.all(ROW) == after
+
+
+@pytest.mark.parametrize("status", [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.QUEUED])
+@pytest.mark.parametrize("refund", [False, True])
+async def test_a_finish_whose_answer_was_lost_counts_as_landed_when_sent_again(machine, db, status, refund):
+    run, = await running(db, machine.worker)  # fmt: skip
+    outcome = Outcome(Claim(run, 1, machine.worker), status, refund=refund)
+    assert await finish(machine, outcome) == {run}
+    after = await db.all(ROW)
+    assert await finish(machine, outcome) == {run}
+    assert await db.all(ROW) == after
+
+
+async def test_a_finish_that_comes_after_the_reaper_has_lost(machine, db):
+    dead = await dead_worker(db)
+    run, = await running(db, dead, silent=60)  # fmt: skip
+    await old_enough(db)
+    await Reaper(machine, Roster()).reap_pass()
+    before = await db.all(ROW)
+    assert before[0][0] == "queued"
+    late = Outcome(Claim(run, 1, dead), RunStatus.SUCCEEDED)
+    assert await finish(replace(machine, worker=dead), late) == set()
+    assert await db.all(ROW) == before
+
+
+async def test_a_beat_tells_lost_cancelled_and_held_apart(machine, db):
+    held, lost, asked, done = await running(db, machine.worker, 4)
+    await db.all("update pgsched.runs set worker = %s where id = %s", uuid.uuid4(), lost)
+    await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where id = %s", done)
+    await db.all("select pgsched.cancel(%s)", asked)
+    beats = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
+    async with machine.writes.use() as connection:
+        claims = [(run, 1, None) for run in (held, lost, asked, done)]
+        assert await machine.store.beat(connection, machine.worker, claims) == {held: False, asked: True}
+    now = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
+    assert now[held] > beats[held] and now[lost] == beats[lost] and now[done] == beats[done]
+
+
+async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(machine, db, dsn):
+    dead = await dead_worker(db)
+    mine, theirs = (await running(db, machine.worker, silent=60))[0], (await running(db, dead, silent=60))[0]
+    async with await psycopg.AsyncConnection.connect(dsn) as other:
+        await other.execute(in_schema(b"select from pgsched.runs for update", machine.store.schema, parametrised=False))
+        async with asyncio.timeout(5), machine.writes.use() as connection:
+            held = await machine.store.beat(connection, machine.worker, [(mine, 1, None)])
+            assert held == {mine: False}, "a locked row is not a lost one"
+        async with asyncio.timeout(5):
+            await Reaper(machine, Roster()).reap_pass()
+        await other.rollback()
+    assert await db.value("select status from pgsched.runs where id = %s", theirs) == "running"
+
+
+async def test_a_finish_does_not_wait_for_a_client_that_holds_the_schedule(machine, db, dsn):
+    schedule = await db.value("select pgsched.create_schedule('s', 'job', '@daily')")
+    run, = await running(db, machine.worker, schedule_id=schedule)  # fmt: skip
+    async with await psycopg.AsyncConnection.connect(dsn) as other:
+        lock = b"update pgsched.schedules set args = '{\"a\": 1}'"
+        await other.execute(in_schema(lock, machine.store.schema, parametrised=False))
+        async with asyncio.timeout(5):
+            assert await finish(machine, Outcome(Claim(run, 1, machine.worker), RunStatus.SUCCEEDED)) == {run}
+        await other.rollback()
+
+
+@pytest.mark.parametrize("winner", ["beat", "finish", "next attempt"])
+async def test_what_comes_between_the_reapers_look_and_its_write_wins(machine, db, monkeypatch, winner):
+    dead = await dead_worker(db)
+    run, = await running(db, dead, silent=60)  # fmt: skip
+    real = Store.reap_runs
+    between = {
+        "beat": "update pgsched.runs set heartbeat_at = clock_timestamp()",
+        "finish": "update pgsched.runs set status = 'succeeded', finished_at = now()",
+        "next attempt": "update pgsched.runs set attempt = 2",
+    }
+
+    async def overtaken(self, connection, verdicts):
+        await db.all(between[winner])
+        return await real(self, connection, verdicts)
+
+    monkeypatch.setattr(Store, "reap_runs", overtaken)
+    await old_enough(db)
+    await Reaper(machine, Roster()).reap_pass()
+    assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
+    assert await db.value("select errors from pgsched.runs where id = %s", run) == []
+
+
+async def old_enough(db):
+    """The reaper trusts nothing until the server has been up for a stall timeout."""
+    await db.until("select now() - pg_postmaster_start_time() > interval '31 seconds'", limit=40)
+
+
+async def status_after_pass(machine, db, reaper=None):
+    await old_enough(db)
+    await (reaper or Reaper(machine, Roster())).reap_pass()
+    return await db.value("select status from pgsched.runs")
+
+
+async def test_gone_and_silent_for_three_beats_is_reaped(machine, db):
+    await running(db, await dead_worker(db), silent=3.1)
+    assert await status_after_pass(machine, db) == "queued"
+    attempt, worker, errors = await db.one("select attempt, worker, errors from pgsched.runs")
+    assert (attempt, worker) == (1, None)
+    assert errors[0]["type"] == "WorkerLost" and "is gone" in errors[0]["message"]
+
+
+async def test_silent_but_connected_is_not(machine, db, dsn):
+    dead = await dead_worker(db)
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
+        await running(db, dead, silent=20)
+        assert await status_after_pass(machine, db) == "running"
+        await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
+        assert await status_after_pass(machine, db) == "queued"
+
+
+async def test_behind_a_pooler_the_stall_timeout_alone_decides(machine, db):
+    await running(db, await dead_worker(db, direct=False), silent=20)
+    assert await status_after_pass(machine, db) == "running"
+
+
+async def test_a_run_whose_worker_row_was_pruned_is_reaped_after_the_stall_timeout(machine, db):
+    await running(db, uuid.uuid4(), silent=31)
+    assert await status_after_pass(machine, db) == "queued"
+
+
+async def test_a_poison_run_ends_as_failed(machine, db):
+    await running(db, await dead_worker(db), silent=60, attempt=3)
+    assert await status_after_pass(machine, db) == "failed"
+
+
+async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(machine, db, monkeypatch):
+    await running(db, await dead_worker(db), silent=60)
+    reaper = Reaper(machine, Roster())
+    with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
+        patch.setattr(Store, "find_silent_runs", lost)
+        await reaper.reap_pass()
+    assert await status_after_pass(machine, db, reaper) == "running"
+    reaper._distrust_until -= 30
+    assert await status_after_pass(machine, db, reaper) == "queued"
+
+
+async def lost(*_):
+    raise psycopg.OperationalError("gone")
+
+
+async def test_a_gap_between_looks_counts_as_an_outage(machine, db):
+    reaper = Reaper(machine, Roster())
+    await running(db, await dead_worker(db))
+    assert await status_after_pass(machine, db, reaper) == "running"
+    reaper._looked_at -= timedelta(seconds=60)  # as if this machine, or the server, had stood still
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '60 seconds'")
+    assert await status_after_pass(machine, db, reaper) == "running"
+
+
+async def test_a_freshly_started_server_is_given_time(machine, db, monkeypatch):
+    await running(db, await dead_worker(db), silent=60)
+    real = Store.find_silent_runs
+
+    async def fresh(self, *args):
+        now, _, elsewhere, silent = await real(self, *args)
+        return now, timedelta(seconds=5), elsewhere, silent
+
+    monkeypatch.setattr(Store, "find_silent_runs", fresh)
+    assert await status_after_pass(machine, db) == "running"
+
+
+async def test_an_own_claim_that_nobody_here_knows_of_is_given_to_somebody(machine, db):
+    # The answer to the commit that made it was lost.
+    await running(db, machine.worker, silent=3.1)
+    assert await status_after_pass(machine, db) == "queued"
+
+
+async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(machine, db):
+    await running(db, machine.worker, 10_000)
+    await running(db, await dead_worker(db), silent=60)
+    await old_enough(db)
+    await Reaper(machine, Roster()).reap_pass()
+    assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 1
+
+
+async def test_one_outcome_that_cannot_be_stored_does_not_hold_up_the_others(machine, db):
+    ids = await running(db, machine.worker, 3)
+    finisher = Finisher(machine)
+    answers = {}
+    for run, result in zip(ids, ("1", '"\\u0000"', "3"), strict=True):
+        outcome = Outcome(Claim(run, 1, machine.worker), RunStatus.SUCCEEDED, result_json=result)
+        finisher.put(outcome, lambda o, landed: answers.update({o.claim.run_id: landed}))
+    task = asyncio.create_task(finisher.run())
+    assert await finisher.flush(10)
+    task.cancel()
+    assert answers == dict.fromkeys(ids, True)
+    rows = await db.all("select status, result, reason from pgsched.runs order by id")
+    assert rows == [
+        ("succeeded", 1, None), ("succeeded", None, "the result could not be stored"), ("succeeded", 3, None),
+    ]  # fmt: skip
+
+
+async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
+    dead = await dead_worker(db)
+    ids = await running(db, machine.worker, 300)
+    await running(db, dead, 300, silent=60)
+    claims = [(run, 1, None) for run in ids]
+    await old_enough(db)
+    before = await db.value("select deadlocks from pg_stat_database where datname = current_database()")
+
+    async def beats():
+        for _ in range(20):
+            async with machine.control.use() as connection:
+                await machine.store.beat(connection, machine.worker, claims[::-1])
+
+    async def finishes():
+        for start in range(0, 300, 20):
+            await finish(
+                machine,
+                *(Outcome(Claim(r, 1, machine.worker), RunStatus.SUCCEEDED) for r in ids[start : start + 20][::-1]),
+            )
+
+    second = replace(machine, control=machine.session("second"))
+    third = replace(machine, control=machine.session("third"))
+    await asyncio.gather(beats(), finishes(), Reaper(second, Roster()).reap_pass(), Reaper(third, Roster()).reap_pass())
+    for each in (second, third):
+        await each.control.discard()
+    assert await db.value("select deadlocks from pg_stat_database where datname = current_database()") == before
+    assert dict(await db.all("select status, count(*) from pgsched.runs group by 1")) == {
+        "succeeded": 300,
+        "queued": 300,
+    }

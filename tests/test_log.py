@@ -1,0 +1,81 @@
+"""Log lines: one an event, past tense, and nothing in them that is nobody's business."""
+
+import io
+import json
+import logging
+
+import pytest
+import structlog
+from harness import working
+
+from pgsched import Retry, Scheduler, log
+from pgsched.db import describe
+
+CANARY = "canary-7f3a"
+
+
+@pytest.fixture
+def lines():
+    stream = io.StringIO()
+    log.configure("debug", "json", stream)
+    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
+    structlog.reset_defaults()
+    logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+
+
+async def test_no_payload_local_or_password_is_logged(settings, db, lines):
+    sc = Scheduler(resources={"password": CANARY})
+    once = Retry(attempts=1)
+
+    @sc.entrypoint("raises", retry=once)
+    async def raises(secret: str):
+        local = secret
+        raise ValueError(local)
+
+    @sc.entrypoint("returns")
+    def returns(secret: str):
+        return {"secret": secret}
+
+    @sc.entrypoint("unstorable")
+    async def unstorable(secret: str):
+        return secret + "\0"
+
+    dsn = settings.dsn.replace("postgres:@", f"postgres:{CANARY}@")
+    assert CANARY in dsn
+    async with working(sc, settings.merged({"dsn": dsn}, "test")) as worker:
+        for name in (*sc.entrypoints, "raises"):
+            await db.all("select pgsched.enqueue(%s, jsonb_build_object('secret', %s::text))", name, CANARY)
+        await db.all("select pgsched.enqueue('raises', jsonb_build_object(%s::text, 1))", CANARY)
+        name = f"pgsched {worker.machine.worker}"
+        await db.all("select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", name)
+        await db.until("select count(*) = 5 from pgsched.runs where status in ('succeeded', 'failed')")
+    told = lines()
+    assert CANARY not in json.dumps(told)
+    events = {line["event"] for line in told}
+    assert {"worker_ready", "run_finished", "run_failed_for_good", "result_not_stored", "drain_finished"} <= events
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in told)
+
+
+def test_control_characters_stay_in_their_line(lines):
+    log.get().info("schedule_retired", schedule="a\nb\x1b[31m")
+    logging.getLogger("app").warning("from the\nstandard library")
+    first, second = lines()
+    assert first["schedule"] == "a\\nb\\x1b[31m"
+    assert second["event"] == "from the\\nstandard library"
+
+
+def test_an_exception_of_the_application_is_shown_without_locals(lines):
+    secret = CANARY  # noqa: F841
+    try:
+        raise ValueError("shown")
+    except ValueError:
+        logging.getLogger("app").exception("it failed")
+    assert CANARY not in json.dumps(lines()) and "ValueError: shown" in json.dumps(lines())
+
+
+async def test_row_data_in_a_database_error_is_left_out(db):
+    await db.all("select pgsched.create_schedule('canary-name', 'x', '@daily')")
+    with pytest.raises(Exception) as caught:
+        await db.all("select pgsched.create_schedule('canary-name', 'x', '@daily')")
+    assert "canary-name" in str(caught.value), "psycopg tells the row"
+    assert "canary-name" not in describe(caught.value) and "23505" in describe(caught.value)

@@ -1,0 +1,174 @@
+"""Registration: what is refused, and with which sentence."""
+
+import functools
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pgsched import ConfigurationError, Executor, InvalidExpression, RegistrationError, Retry, Run, Schedule, Scheduler
+
+MINUTE = timedelta(minutes=1)
+
+
+def test_an_entrypoint_may_have_many_schedules():
+    sc = Scheduler()
+
+    @sc.schedule("fetch", "* * * * *")
+    @sc.schedule("fetch", "@daily")
+    @sc.schedule("fetch", "@daily", name="again", timezone="Europe/Berlin")
+    async def fetch(schedule: Schedule) -> None: ...
+
+    assert list(sc.declared) == ["again", "fetch @daily", "fetch * * * * *"]
+    assert list(sc.entrypoints) == ["fetch"]
+
+
+def test_the_function_stays_what_it_was():
+    sc = Scheduler()
+
+    def plain() -> int:
+        return 1
+
+    assert sc.schedule("a", "@daily")(plain) is plain
+    assert sc.entrypoint("a")(plain) is plain
+
+
+def test_entrypoint_rules_serve_both_orders():
+    sc = Scheduler()
+
+    def plain() -> None: ...
+
+    sc.schedule("a", "@daily")(plain)
+    sc.entrypoint("a", retry=Retry(7), timeout=MINUTE)(plain)
+    sc.schedule("a", "@hourly")(plain)
+    assert sc.entrypoints["a"].retry.attempts == 7 and sc.entrypoints["a"].timeout == MINUTE
+
+
+async def ok() -> None: ...
+def needs(x: int) -> None: ...
+def by_position(x: int, /) -> None: ...
+def star(*x: int) -> None: ...
+def generator():
+    yield 1
+
+
+def injected(run: Run) -> None: ...
+def strings(run: "Run", schedule: "Schedule | None") -> None: ...
+
+
+class Callable_:
+    async def __call__(self, x: int) -> None: ...
+
+
+@pytest.mark.parametrize("function", [ok, functools.partial(needs, x=1), Callable_(), strings, lambda **kw: kw])
+def test_accepted(function):
+    sc = Scheduler()
+    args = {"x": 1} if isinstance(function, Callable_) else None
+    sc.schedule("a", "@daily", args=args)(function)
+    assert sc.entrypoints["a"].executor.threaded is not (function is ok or isinstance(function, Callable_))
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "sentence"),
+    [
+        (needs, {}, "needs() needs the argument 'x', which args does not give"),
+        (ok, {"args": {"x": 1}}, "ok() has no parameter 'x', which args gives"),
+        (injected, {"args": {"run": 1}}, "gets 'run' from pgsched"),
+        (by_position, {"args": {"x": 1}}, "by position only"),
+        (star, {}, "takes *x"),
+        (generator, {}, "is a generator"),
+        (3, {}, "an entrypoint is a function"),
+        (Run, {}, "an entrypoint is a function"),
+        (ok, {"args": [1]}, "args is a dict"),
+        (ok, {"args": {1: 1}}, "args is a dict whose keys"),
+        (ok, {"args": {"x": object()}}, "cannot be written as JSON"),
+        (ok, {"args": {"x": float("nan")}}, "cannot be written as JSON"),
+        (ok, {"args": {"x": "a\0"}}, "NUL character"),
+        (ok, {"name": "a\nb"}, "control character"),
+        (ok, {"name": ""}, "a text that is not empty"),
+        (ok, {"name": "x" * 201}, "201 characters"),
+        (ok, {"overlap": "sometimes"}, "overlap='sometimes' is not known"),
+        (ok, {"overlap": "queue"}, "not available in this version"),
+        (ok, {"overlap": 0}, "overlap=0 is not known"),
+        (ok, {"catch_up": "most"}, "use one of latest, all, none"),
+        (ok, {"grace": 5}, "grace is a timedelta"),
+        (ok, {"grace": -MINUTE}, "out of range"),
+        (ok, {"timeout": timedelta(0)}, "timeout=0:00:00 is out of range"),
+        (ok, {"jitter": "1m"}, "jitter is a timedelta"),
+        (ok, {"retry": 3}, "retry is a Retry(...)"),
+        (ok, {"starts_at": datetime(2027, 1, 1)}, "a datetime with a time zone"),  # noqa: DTZ001
+        (ok, {"ends_at": "tomorrow"}, "a datetime with a time zone"),
+        (ok, {"max_runs": 0}, "max_runs=0"),
+        (ok, {"priority": 101}, "priority=101"),
+        (ok, {"priority": True}, "priority=True"),
+        (ok, {"executor": "thread"}, "neither a subclass of Executor"),
+        (ok, {"timezone": "Europe/Berlinn"}, "Berlin"),
+    ],
+)
+def test_refused(function, options, sentence):
+    sc = Scheduler()
+    with pytest.raises(ValueError) as caught:
+        sc.schedule("a", "@daily", **options)(function)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not sc.declared and not sc.entrypoints, "a refusal changes nothing"
+
+
+@pytest.mark.parametrize(
+    "expression", ["", "61 * * * *", "* * * *", "0 0 30 2 *", "@every 0s", "@reboot", None, 5, b"*"]
+)
+def test_invalid_expressions_are_refused_at_registration(expression):
+    sc = Scheduler()
+    with pytest.raises(InvalidExpression):
+        sc.schedule("a", expression)(ok)
+    assert not sc.declared
+
+
+def test_the_same_pair_without_a_name_is_refused():
+    sc = Scheduler()
+    sc.schedule("a", "@daily")(ok)
+    with pytest.raises(RegistrationError, match="declared twice: give the second one a name"):
+        sc.schedule("a", "@daily")(ok)
+    with pytest.raises(RegistrationError, match="named 'a @daily' already"):
+        sc.schedule("a", "@hourly", name="a @daily")(ok)
+    assert list(sc.declared) == ["a @daily"]
+
+
+def test_one_entrypoint_is_one_function():
+    sc = Scheduler()
+    sc.schedule("a", "@daily")(ok)
+    with pytest.raises(RegistrationError, match="is another function already"):
+        sc.entrypoint("a")(needs)
+
+
+def test_an_executor_object_serves_one_function():
+    class Own(Executor):
+        async def execute(self, run: Run) -> None: ...
+
+    own, sc = Own(), Scheduler()
+    sc.schedule("a", "@daily", executor=own)(ok)
+    with pytest.raises(RegistrationError, match="cannot serve two functions"):
+        sc.schedule("b", "@daily", executor=own, args={"x": 1})(needs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"stall_timeuot": 3}, "there is no setting 'stall_timeuot'"),
+        ({"max_running": 0}, "max_running must be between 1 and 1000000, not 0"),
+        ({"heartbeat_interval": "soon"}, "heartbeat_interval must be a duration such as"),
+        ({"drain_timeout": -1}, "drain_timeout must be a duration"),
+        ({"drain_timeout": timedelta(seconds=-1)}, "drain_timeout must be between"),
+        ({"log_level": "loud"}, "must be one of debug, info, warning, error"),
+        ({"schema": "pg_x"}, "not start with pg_"),
+        ({"app": "a\nb"}, "printable"),
+    ],
+)
+def test_settings_are_checked_when_they_are_given(settings, sentence):
+    with pytest.raises(ConfigurationError, match="(?s)" + sentence.replace("(", r"\(")):
+        Scheduler(**settings)
+
+
+def test_starts_at_may_be_aware_anywhere():
+    sc = Scheduler()
+    sc.schedule("a", "@daily", starts_at=datetime(2027, 1, 1, tzinfo=UTC))(ok)
+    assert sc.declared["a @daily"].row["starts_at"] == "2027-01-01T00:00:00+00:00"
