@@ -803,19 +803,20 @@ def _stretch(zone: zoneinfo.ZoneInfo, instant: int) -> tuple[int, int, int, int]
 
 @lru_cache(maxsize=8192)
 def _stretches(zone: zoneinfo.ZoneInfo, window: int) -> tuple[tuple[int, int, int, int], ...]:
-    """The stretches of one window: zoneinfo is asked once a day, and bisected where its answer changes.
+    """The stretches of one window: zoneinfo is asked every third day, and bisected where its answer changes.
 
     In the zones' history since 1970 no two changes lie less than a week apart.
     """
     # Two days more than the window, so that `shown` is known for as long after a change as it matters.
     start = (window << _WINDOW_BITS) - 2 * _DAY
     stop = (window + 1) << _WINDOW_BITS
+    apart = 3 * _DAY
     offset = _offset(zone, start)
     shown = start + offset
     cuts = []
-    for probe in [*range(start + _DAY, stop, _DAY), stop - 1]:
+    for probe in [*range(start + apart, stop, apart), stop - 1]:
         while _offset(zone, probe) != offset:
-            low, high = max(start, probe - _DAY), probe
+            low, high = max(start, probe - apart), probe
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (middle, high) if _offset(zone, middle) == offset else (low, middle)

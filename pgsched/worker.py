@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,13 @@ class Worker:
         """Shows that the loop turns: to systemd's watchdog and to the health file. Asks no database."""
         watchdog = systemd.watchdog_interval()
         file = Path(self.machine.settings.health_file) if self.machine.settings.health_file else None
-        waits = [seconds for seconds in (watchdog, _PULSE if file else None) if seconds]
-        while waits:
-            systemd.watchdog()
-            systemd.status(self._status())
+        wait = min([seconds for seconds in (watchdog, _PULSE if watchdog or file else None) if seconds], default=None)
+        while wait is not None:
+            systemd.notify(WATCHDOG=1, STATUS=self._status())
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk makes the check fail, not the daemon
                     file.write_text(f"{time.monotonic()}\n")
-            await asyncio.sleep(min(waits))
+            await asyncio.sleep(wait)
 
     def _status(self) -> str:
         state = "database lost" if not self.machine.outage.up else "draining" if self._stop.is_set() else "running"
@@ -201,6 +201,7 @@ class Worker:
     async def _retention(self) -> None:
         """Deletes old history now and then, in batches, each its own transaction. Where nothing has ended since
         the last round there is no more history either, and an idle worker asks nothing."""
+        store, age = self.machine.store, self.machine.settings.retention
         while True:
             await self.finisher.wrote.wait()
             self.finisher.wrote.clear()
@@ -208,21 +209,19 @@ class Worker:
                 gone = _RETENTION_BATCH
                 while gone == _RETENTION_BATCH:
                     async with self.machine.control.use() as connection:
-                        gone = await self.machine.store.prune_runs(
-                            connection, self.machine.settings.retention, _RETENTION_BATCH
-                        )
+                        gone = await store.prune_runs(connection, age, _RETENTION_BATCH)
+            await asyncio.sleep(_RETENTION_PAUSE)
 
     # --- the end ----------------------------------------------------------------------------------------
 
     async def _drain(self, services: Mapping[str, asyncio.Task[None]]) -> None:
         """Stops claiming, lets runs finish with their heartbeats going on, gives the rest back, says goodbye."""
+        settings = self.machine.settings
         systemd.stopping()
+        systemd.extend_timeout(2 * (settings.drain_timeout + settings.cancel_timeout) + timedelta(seconds=15))
         self.listener.state = "draining"
         running = len(self.runner.running())
-        grace, cancel = (
-            self.machine.settings.drain_timeout.total_seconds(),
-            self.machine.settings.cancel_timeout.total_seconds(),
-        )
+        grace, cancel = settings.drain_timeout.total_seconds(), settings.cancel_timeout.total_seconds()
         self._log.info("drain_started", running=running, grace_s=grace)
         # The pass that is under way may still claim: it ends first, then all that it took is given back.
         self.dispatcher.stop()

@@ -1,0 +1,115 @@
+"""The command line: which commands there are, and what the shell hears of how they ended.
+
+What a command does is in the module of its name. Exit codes: 0 done, 1 failure, 2 usage, 3 not found,
+4 unhealthy, 69 database unavailable, 78 wrong configuration, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import psycopg
+
+from pgsched.cli.output import OutputLostError, complain, flush
+from pgsched.db import describe
+from pgsched.errors import PgschedError
+
+_COMMANDS = {
+    "run": "Run the scheduler that a factory builds.",
+    "migrate": "Bring the database's schema to this version.",
+    "schedules": "Look at schedules and change them.",
+    "runs": "Look at runs, cancel them, retry them.",
+    "workers": "Show the workers that are alive.",
+    "next": "Show when an expression fires.",
+    "health": "Tell whether everything is well.",
+}
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for, and turns how it ends into an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        # The module has the command's name and keeps the command under the same one.
+        command: click.Command = getattr(importlib.import_module(f"pgsched.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> None:
+        """Runs a command and exits. Nobody sees a traceback for a mistake of their own."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a name may have letters that this terminal does not
+                stream.reconfigure(errors="backslashreplace")
+        extra["standalone_mode"] = False
+        code = _end(lambda: super(_Commands, self).main(args, prog_name or "pgsched", **extra))
+        sys.exit(max(code, _end(flush)))
+
+
+def _end(run: Callable[[], Any]) -> int:
+    """The exit code of what a command did, after telling what went wrong."""
+    try:
+        result = run()
+        return result if isinstance(result, int) else 0
+    except OutputLostError as error:
+        return _without_output(error)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (PgschedError, psycopg.Error, UnicodeEncodeError) as error:
+        code, message = _told(error)
+        complain(message)
+        return code
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    if isinstance(error, PgschedError):
+        return error.exit_code, str(error)
+    if isinstance(error, psycopg.Error):
+        return 1, f"The database refused: {describe(error)}."
+    return 2, "An argument holds bytes that are no text in this locale."
+
+
+def _without_output(error: OutputLostError) -> int:
+    # What is buffered cannot be written, and the interpreter would try once more at its end.
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.reason is None:  # a reader that has seen enough, as in `| head`, is no failure
+        return 0
+    complain(f"The output cannot be written: {error.reason}.")
+    return 1
+
+
+@click.group(
+    "pgsched", cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(None, "--version", package_name="pgsched", message="%(package)s %(version)s")
+def cli() -> None:
+    """A scheduler daemon on PostgreSQL.
+
+    The database is --dsn, PGSCHED_DSN or libpq's own environment (PGHOST, PGSERVICE, …); with none of them, an
+    embedded PostgreSQL. Every setting can also stand in pgsched.toml or be set as PGSCHED_NAME.
+    """
+
+
+def main() -> None:
+    """The console script."""
+    cli()

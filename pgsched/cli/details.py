@@ -1,0 +1,134 @@
+"""All there is about one schedule or one run, for `show`. Reads nothing itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pgsched.cli.output import (
+    heading,
+    instant,
+    local,
+    plain,
+    print_fields,
+    print_json,
+    print_table,
+    visible,
+    write,
+)
+from pgsched.client import Row
+from pgsched.errors import InvalidExpression
+from pgsched.expression import parse
+
+_NEXT = 5
+_TICK = timedelta(microseconds=1)
+
+
+def show_schedule(row: Row, runs: list[Row], as_json: bool) -> None:
+    """A schedule, its next fire times, and its newest runs."""
+    times, why_none = fire_times(row, datetime.now(UTC))
+    if as_json:
+        print_json({**row, "next_fire_times": times, "runs": runs})
+        return
+    print_fields({name.replace("_", " "): value for name, value in row.items()})
+    heading("Next fire times" + (f": none, {why_none}" if why_none else ""))
+    if times:
+        print_table(
+            ["UTC", row["timezone"]],
+            [[instant(time, exact=True), local(time, row["timezone"])] for time in times],
+        )
+    heading("Last runs" if runs else "Last runs: none")
+    if runs:
+        print_runs(runs)
+
+
+def fire_times(row: Row, now: datetime) -> tuple[list[datetime], str | None]:
+    """The next fire times of a schedule, or why there are none. An executor that computes its own is not asked."""
+    if row["status"] in ("finished", "invalid"):
+        return [], f"it is {row['status']}"
+    start = row["starts_at"] or row["created_at"]
+    try:
+        expression = parse(row["expression"], row["timezone"], name=row["name"], anchor=start)
+    except InvalidExpression as error:
+        return [], str(error)
+    after = now if row["next_run"] is None else row["next_run"] - _TICK
+    if row["status"] == "paused":  # what fires meanwhile is skipped
+        after = max(after, now, row["paused_until"] or now)
+    after = max(after, row["starts_at"] - _TICK) if row["starts_at"] else after
+    most = _NEXT if row["max_runs"] is None else min(_NEXT, max(0, row["max_runs"] - row["run_count"]))
+    times: list[datetime] = []
+    while len(times) < most and (coming := expression.next(after)) is not None:
+        if row["ends_at"] is not None and coming > row["ends_at"]:
+            break
+        times.append(coming)
+        after = coming
+    return times, None if times else "nothing more fires"
+
+
+def print_runs(rows: list[Row]) -> None:
+    """Runs as a table, a line each."""
+    heads = ["id", "what", "fire time", "status", "attempt", "worker", "started", "took", "why"]
+    print_table(
+        heads,
+        [
+            [
+                row["id"],
+                row["schedule"] or row["entrypoint"],
+                instant(row["fire_time"], exact=True),
+                row["status"],
+                _attempt(row),
+                str(row["worker"])[:8] if row["worker"] else None,
+                instant(row["started_at"]),
+                took(row),
+                why(row),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _attempt(row: Row) -> str | None:
+    if not row["attempt"]:
+        return None
+    return f"{row['attempt']}/{row['max_attempts']}" if row["max_attempts"] else str(row["attempt"])
+
+
+def took(row: Row) -> str | None:
+    """How long the run's last attempt took."""
+    if row["started_at"] is None or row["finished_at"] is None:
+        return None
+    seconds = (row["finished_at"] - row["started_at"]).total_seconds()
+    return f"{max(seconds, 0):.3f}s" if seconds < 60 else plain(timedelta(seconds=round(seconds)))
+
+
+def why(row: Row) -> str | None:
+    """Why a run was skipped or cancelled, or how its last error reads."""
+    if row["status"] == "skipped":
+        count = row["skipped_count"] or 1
+        through = f", {count} fire times through {instant(row['skipped_through'], exact=True)}" if count > 1 else ""
+        return f"{row['reason']}{through}"
+    error = row["error"]
+    return row["reason"] or (str(error).strip().split("\n")[0] if error else None)
+
+
+def show_run(row: Row, as_json: bool) -> None:
+    """A run: its fields, its result, and the errors of its attempts with their tracebacks."""
+    if as_json:
+        print_json(row)
+        return
+    errors = row.pop("errors")
+    print_fields({name.replace("_", " "): value for name, value in row.items()})
+    for error in errors if isinstance(errors, list) else [errors]:
+        _print_error(error)
+
+
+def _print_error(error: Any) -> None:
+    if not isinstance(error, dict):
+        heading(f"Error: {visible(plain(error))}")
+        return
+    heading(
+        f"Attempt {visible(plain(error.get('attempt')))} at {visible(plain(error.get('at')))}: "
+        f"{visible(plain(error.get('type')))}: {visible(plain(error.get('message')))}"
+    )
+    for line in str(error.get("traceback") or "").splitlines():
+        write(visible(line))

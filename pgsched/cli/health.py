@@ -1,0 +1,142 @@
+"""`pgsched health`: whether the work gets done, by the database; with --live, whether the daemon here turns."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from pgsched import migrate
+from pgsched.cli.options import database, json_option, run_async, setting_options
+from pgsched.cli.output import print_json, visible, write
+from pgsched.config import Settings
+from pgsched.db import conninfo_for
+from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
+from pgsched.refusals import reach, told
+from pgsched.store import Store
+
+STALE = 60.0  # seconds after which the loop of a daemon that has written nothing counts as stuck
+_LIMIT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Literal["ok", "warning", "failed"]
+    message: str
+
+
+@click.command()
+@click.option("--live", is_flag=True, help="Only look whether the daemon on this machine turns; asks no database.")
+@json_option
+@setting_options("dsn", "schema", "data_dir", "health_file")
+def health(settings: Settings, live: bool, as_json: bool) -> int:
+    """Tell whether everything is well: the database, its schema, the workers, runs and schedules.
+
+    Exit codes: 0 healthy; 4 unhealthy; 69 no database; 78 a schema of another version, or wrong configuration.
+    """
+    code = 0
+    checks: list[Check] = []
+    if live:
+        checks.append(_live(settings.health_file))
+    else:
+        code = _look(settings, checks)
+    if code == 0 and any(check.status == "failed" for check in checks):
+        code = Unhealthy.exit_code
+    if as_json:
+        print_json({"healthy": code == 0, "checks": [asdict(check) for check in checks]})
+    else:
+        for check in checks:
+            write(f"{check.status:<7}  {check.name}: {visible(check.message)}")
+    return code
+
+
+def _look(settings: Settings, checks: list[Check]) -> int:
+    """Adds what it finds; returns the exit code where it could not look at all."""
+
+    async def work(dsn: str | None) -> dict[str, Any]:
+        async with await reach(conninfo_for(dsn, "pgsched health")) as connection:
+            checks.append(Check("database", "ok", "it answers"))
+            with told(settings.schema):
+                await migrate.check(connection, settings.schema)
+                checks.append(Check("schema", "ok", f'"{settings.schema}" is of this version'))
+                return (await Store(settings.schema).rows(connection, "read_health", {}))[0]
+
+    try:
+        with database(settings) as dsn:
+            checks.extend(judged(run_async(work(dsn), _LIMIT)))
+    except (DatabaseUnavailable, SchemaError) as error:
+        name = "schema" if isinstance(error, SchemaError) else "database"
+        checks.append(Check(name, "failed", str(error)))
+        return error.exit_code
+    return 0
+
+
+def judged(row: dict[str, Any]) -> list[Check]:
+    """What the one row of read_health means."""
+    workers, silent, overdue, invalid = (row[name] for name in ("workers", "silent", "overdue", "invalid"))
+    return [
+        Check("workers", "ok", f"{_many(workers, 'worker')} alive")
+        if workers
+        else Check("workers", "failed", "none is alive: start one with `pgsched run`"),
+        Check(
+            "runs", "failed", f"{_many(silent, 'run')} without a sign of life for 2 minutes: {_some(row['silent_ids'])}"
+        )
+        if silent
+        else Check("runs", "ok", "all that run show signs of life"),
+        Check(
+            "schedules", "failed", f"{_many(overdue, 'schedule')} overdue by 2 minutes: {_some(row['overdue_names'])}"
+        )
+        if overdue
+        else Check("schedules", "ok", "none is overdue"),
+        Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
+        if invalid
+        else Check("expressions", "ok", "no schedule is invalid"),
+    ]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _some(names: list[Any]) -> str:
+    return ", ".join(map(str, names)) + (", …" if len(names) == 5 else "")
+
+
+def _live(file: str | None) -> Check:
+    """Whether the daemon's loop has turned of late. The file holds its time.monotonic(), one clock a machine."""
+    if file is None:
+        raise ConfigurationError(
+            "`health --live` needs the setting health_file, the same as the daemon's: --health-file or "
+            "PGSCHED_HEALTH_FILE."
+        )
+    try:
+        age = time.monotonic() - _stamp(Path(file))
+    except OSError as error:
+        return Check("daemon", "failed", f"the health file {file} cannot be read: {error.strerror}")
+    except ValueError:
+        return Check("daemon", "failed", f"the health file {file} holds no time: is it the daemon's?")
+    if age < 0:
+        return Check("daemon", "failed", f"the health file {file} is from before this machine started")
+    if age > STALE:
+        return Check("daemon", "failed", f"its event loop has not turned for {age:.0f} s")
+    return Check("daemon", "ok", f"its event loop turned {age:.0f} s ago")
+
+
+def _stamp(path: Path) -> float:
+    """The stamp in the file. The daemon may be writing it at this very moment, so an empty file is read again."""
+    for _ in range(5):
+        with path.open("rb") as stream:
+            text = stream.read(100)
+        if text.strip():
+            break
+        time.sleep(0.05)
+    stamp = float(text)
+    if not abs(stamp) < 1e12:
+        raise ValueError
+    return stamp

@@ -1,0 +1,136 @@
+"""What commands have in common: the options that name a database, and how one gets from them to a client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+
+from pgsched import config
+from pgsched.client import Client, connect
+from pgsched.config import Settings
+from pgsched.errors import ConfigurationError, DatabaseUnavailable, InvalidExpression
+from pgsched.expression import parse_duration
+
+T = TypeVar("T")
+Command = Callable[..., Any]
+_LIMIT = 60.0  # seconds that a look at the database may take, a frozen network included
+
+
+def setting_options(*names: str) -> Callable[[Command], Command]:
+    """A flag for each of these settings, and --config. The command gets the checked ones as `settings`.
+
+    Raises, in the command's stead, ConfigurationError with all that is wrong.
+    """
+    known = {field.name: field for field in fields(Settings)}
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def resolved(file: str | None, **given: Any) -> Any:
+            flags = {name: given.pop(name) for name in names}
+            return command(settings=config.load(flags, file=file), **given)
+
+        options = [
+            click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                metavar="TEXT",
+                help=f"{known[name].metadata['help']}  [PGSCHED_{name.upper()}]",
+            )
+            for name in names
+        ]
+        options.append(
+            click.option("--config", "file", metavar="FILE", help="Read settings from FILE instead of pgsched.toml.")
+        )
+        # Decorators apply from the inside out; the first name shall stand first in the help.
+        return functools.reduce(lambda made, option: option(made), reversed(options), resolved)
+
+    return decorate
+
+
+database_options = setting_options("dsn", "schema", "data_dir")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def an_instant(text: str) -> datetime:
+    """For click: an ISO 8601 instant with its offset."""
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{text!r} is not an instant such as 2027-01-01T09:00:00Z.") from None
+    raise click.BadParameter(f"{text!r} has no UTC offset: add Z, or an offset such as +02:00.")
+
+
+def a_duration(text: str) -> timedelta:
+    """For click: a duration as the settings have them."""
+    try:
+        return parse_duration(text)
+    except InvalidExpression:
+        raise click.BadParameter(f"{text!r} is not a duration such as 500ms, 30s, 5m, 2h.") from None
+
+
+def a_json_object(text: str) -> dict[str, Any]:
+    """For click: a JSON object."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"it is not JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter('it is not a JSON object such as {"format": "pdf"}.')
+    return found
+
+
+@contextlib.contextmanager
+def database(settings: Settings) -> Iterator[str | None]:
+    """The DSN to use, None for libpq's environment. Where no database is named, the embedded one runs meanwhile.
+
+    Raises ConfigurationError where that is not installed or does not start.
+    """
+    if settings.names_a_database:
+        yield settings.dsn
+        return
+    try:
+        from pgsched import embedded  # noqa: PLC0415 - it is optional, and most commands never need it
+    except ImportError:
+        raise ConfigurationError(
+            "No database is named. Name one with --dsn or PGSCHED_DSN, or install pgsched[embedded]."
+        ) from None
+    with embedded.start(settings.data_dir) as dsn:
+        yield dsn
+
+
+def run_async(work: Coroutine[Any, Any, T], limit: float = _LIMIT) -> T:
+    """Runs a coroutine to its end. Raises DatabaseUnavailable where that takes more than `limit` seconds."""
+
+    async def bounded() -> T:
+        try:
+            async with asyncio.timeout(limit):
+                return await work
+        except TimeoutError:
+            raise DatabaseUnavailable(f"The database did not answer within {limit:g} s.") from None
+
+    # psycopg cannot use the event loop that Windows has by default.
+    factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(bounded())
+
+
+def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
+    """What `work` returns, given a client of the database that the settings name."""
+
+    async def go(dsn: str | None) -> T:
+        async with connect(dsn, schema=settings.schema) as client:
+            return await work(client)
+
+    with database(settings) as dsn:
+        return run_async(go(dsn))

@@ -1,0 +1,112 @@
+"""`pgsched runs`: shows runs, cancels them, queues them again."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import click
+
+from pgsched.cli.details import print_runs, show_run
+from pgsched.cli.options import database_options, json_option, with_client
+from pgsched.cli.output import complain, print_json, say, write
+from pgsched.cli.schedules import found
+from pgsched.client import Client, Row
+from pgsched.config import Settings
+from pgsched.errors import PgschedError
+from pgsched.model import RunStatus
+
+_ids = click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
+
+
+@click.group()
+def runs() -> None:
+    """Look at runs, cancel them, queue them again."""
+
+
+@runs.command("list")
+@click.option("--schedule", help="Only those of this schedule.")
+@click.option("--status", type=click.Choice([str(status) for status in RunStatus]), help="Only those in this status.")
+@click.option("--entrypoint", help="Only those of this entrypoint.")
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, help="At most so many.  [50]")
+@json_option
+@database_options
+def list_(
+    *,
+    settings: Settings,
+    schedule: str | None,
+    status: str | None,
+    entrypoint: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List the newest runs, the skipped fire times among them."""
+
+    async def read(client: Client) -> list[Row]:
+        name = schedule and (await found(client, schedule))["name"]
+        return await client.list_runs(name, status, entrypoint, limit)
+
+    rows = with_client(settings, read)
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        say("No runs.")
+    else:
+        print_runs(rows)
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID", type=int)
+@json_option
+@database_options
+def show(settings: Settings, run_id: int, as_json: bool) -> None:
+    """Show all of a run: its fields, its result, and its attempts' errors with their tracebacks."""
+    show_run(with_client(settings, lambda client: client.get_run(run_id)), as_json)
+
+
+@runs.command()
+@_ids
+@json_option
+@database_options
+def cancel(settings: Settings, ids: tuple[int, ...], as_json: bool) -> int:
+    """Cancel runs. Prints `cancelled` for a queued one, `requested` where a worker was asked to stop it."""
+    return _each(settings, ids, lambda client, run_id: client.cancel(run_id), as_json)
+
+
+@runs.command()
+@_ids
+@json_option
+@database_options
+def retry(settings: Settings, ids: tuple[int, ...], as_json: bool) -> int:
+    """Queue failed or cancelled runs again, with at least one more attempt each."""
+
+    async def again(client: Client, run_id: int) -> str:
+        await client.retry(run_id)
+        return "queued"
+
+    return _each(settings, ids, again, as_json)
+
+
+def _each(settings: Settings, ids: tuple[int, ...], act: Callable[[Client, int], Awaitable[str]], as_json: bool) -> int:
+    """Does it to each run; one that cannot be keeps no other from it. The exit code is the first failure's."""
+    done: list[dict[str, Any]] = []
+    failures: list[PgschedError] = []
+
+    async def work(client: Client) -> None:
+        for run_id in ids:
+            try:
+                done.append({"id": run_id, "result": await act(client, run_id)})
+            except PgschedError as error:
+                if error.exit_code not in (1, 3):  # not about this run
+                    raise
+                failures.append(error)
+
+    with_client(settings, work)
+    if as_json:
+        print_json(done)
+    else:
+        for entry in done:
+            write(f"{entry['id']} {entry['result']}")
+    for failure in failures:
+        complain(str(failure))
+    return failures[0].exit_code if failures else 0

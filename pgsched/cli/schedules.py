@@ -1,0 +1,226 @@
+"""`pgsched schedules`: shows schedules and changes them. NAME may be an entrypoint that has one schedule only."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from pgsched.cli.details import show_schedule
+from pgsched.cli.options import (
+    a_duration,
+    a_json_object,
+    an_instant,
+    database_options,
+    json_option,
+    with_client,
+)
+from pgsched.cli.output import instant, print_json, print_table, say, write
+from pgsched.client import Client, Row
+from pgsched.config import Settings
+from pgsched.errors import NotFound, PgschedError
+from pgsched.model import Retry, ScheduleStatus
+
+_COLUMNS = {
+    "name": "name",
+    "entrypoint": "entrypoint",
+    "expression": "expression",
+    "timezone": "zone",
+    "status": "status",
+    "next_run": "next run",
+    "last_run": "last run",
+    "last_status": "last status",
+}
+
+
+@click.group()
+def schedules() -> None:
+    """Look at schedules and change them.
+
+    Wherever a NAME is asked for, the name of an entrypoint that has exactly one schedule does as well.
+    """
+
+
+async def found(client: Client, name: str) -> Row:
+    """The schedule of that name, or the only one of that entrypoint. Raises NotFound."""
+    try:
+        return await client.get_schedule(name)
+    except NotFound:
+        rows = await client.list_schedules(entrypoint=name)
+        if len(rows) > 1:
+            names = ", ".join(f'"{row["name"]}"' for row in rows[:10])
+            raise NotFound(
+                f'There is no schedule "{name}", and the entrypoint "{name}" has {len(rows)}: name one of {names}.'
+            ) from None
+        if not rows:
+            raise
+        return rows[0]
+
+
+@schedules.command("list")
+@click.option("--entrypoint", help="Only those of this entrypoint.")
+@click.option(
+    "--status", type=click.Choice([str(status) for status in ScheduleStatus]), help="Only those in this status."
+)
+@json_option
+@database_options
+def list_(settings: Settings, entrypoint: str | None, status: str | None, as_json: bool) -> None:
+    """List schedules, by name."""
+    rows = with_client(settings, lambda client: client.list_schedules(entrypoint=entrypoint, status=status))
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        say("No schedules.")
+    else:
+        print_table(list(_COLUMNS.values()), [[_cell(row[name]) for name in _COLUMNS] for row in rows])
+
+
+def _cell(value: Any) -> Any:
+    return instant(value) if isinstance(value, datetime) else value
+
+
+@schedules.command()
+@click.argument("name")
+@json_option
+@database_options
+def show(settings: Settings, name: str, as_json: bool) -> None:
+    """Show all of a schedule, its next fire times, and its last runs with the skipped fire times among them."""
+
+    async def read(client: Client) -> tuple[Row, list[Row]]:
+        row = await found(client, name)
+        return row, await client.list_runs(row["name"], limit=10)
+
+    show_schedule(*with_client(settings, read), as_json)
+
+
+@schedules.command()
+@click.argument("name")
+@click.argument("entrypoint")
+@click.argument("expression")
+@click.option("--tz", "timezone", default="UTC", metavar="ZONE", help="The time zone it is read in.  [UTC]")
+@click.option(
+    "--args", type=a_json_object, metavar="JSON", help='The function\'s arguments, such as {"format": "pdf"}.'
+)
+@click.option("--overlap", default="skip", metavar="POLICY", help="skip, allow, or a number of runs at once.  [skip]")
+@click.option(
+    "--catch-up", type=click.Choice(["latest", "all", "none"]), default="latest", help="Which missed ones run."
+)
+@click.option("--grace", type=a_duration, metavar="DURATION", help="A fire time older than this is missed.")
+@click.option("--jitter", type=a_duration, metavar="DURATION", help="Put starts off by up to this.")
+@click.option("--timeout", type=a_duration, metavar="DURATION", help="How long a run may take.")
+@click.option("--attempts", type=click.IntRange(1, 1000), help="How often a run is tried.")
+@click.option("--backoff", type=a_duration, metavar="DURATION", help="The wait before the second attempt.  [1s]")
+@click.option("--max-backoff", type=a_duration, metavar="DURATION", help="The longest wait.  [1h]")
+@click.option("--starts-at", type=an_instant, metavar="INSTANT", help="Not before, such as 2027-01-01T09:00:00Z.")
+@click.option("--ends-at", type=an_instant, metavar="INSTANT", help="Not after.")
+@click.option("--max-runs", type=click.IntRange(min=1), help="Finish after so many runs.")
+@click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher first.  [0]")
+@json_option
+@database_options
+def add(
+    *,
+    settings: Settings,
+    name: str,
+    entrypoint: str,
+    expression: str,
+    attempts: int | None,
+    backoff: timedelta | None,
+    max_backoff: timedelta | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a schedule NAME that runs ENTRYPOINT when EXPRESSION says. Prints its id."""
+    retry = _retry(attempts, backoff, max_backoff)
+    made = with_client(
+        settings, lambda client: client.create_schedule(name, entrypoint, expression, retry=retry, **options)
+    )
+    if as_json:
+        print_json({"id": made, "name": name})
+    else:
+        write(str(made))
+
+
+def _retry(attempts: int | None, backoff: timedelta | None, max_backoff: timedelta | None) -> Retry | None:
+    if attempts is None:
+        if backoff is not None or max_backoff is not None:
+            raise click.UsageError("--backoff and --max-backoff go with --attempts.")
+        return None
+    given = {"backoff": backoff, "max_backoff": max_backoff}
+    try:
+        return Retry(attempts, **{key: value for key, value in given.items() if value is not None})
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@schedules.command()
+@click.argument("name")
+@click.option("--note", help="Why, for those who look.")
+@click.option("--until", type=an_instant, metavar="INSTANT", help="Resume at this instant.")
+@database_options
+def pause(settings: Settings, name: str, note: str | None, until: datetime | None) -> None:
+    """Pause a schedule, until an instant or until it is resumed."""
+
+    async def work(client: Client) -> str:
+        title = str((await found(client, name))["name"])
+        await client.pause(title, note, until)
+        return title
+
+    title = with_client(settings, work)
+    say(f'Paused "{title}"' + (f" until {instant(until)}." if until else "."))
+
+
+@schedules.command()
+@click.argument("name")
+@database_options
+def resume(settings: Settings, name: str) -> None:
+    """Let a paused schedule go on. What it missed is recorded as skipped, not run."""
+
+    async def work(client: Client) -> str:
+        title = str((await found(client, name))["name"])
+        await client.resume(title)
+        return title
+
+    say(f'Resumed "{with_client(settings, work)}".')
+
+
+@schedules.command()
+@click.argument("name")
+@json_option
+@database_options
+def trigger(settings: Settings, name: str, as_json: bool) -> None:
+    """Run a schedule now, whatever its status. Prints the run's id."""
+
+    async def work(client: Client) -> int:
+        return await client.trigger((await found(client, name))["name"])
+
+    run_id = with_client(settings, work)
+    if as_json:
+        print_json({"run_id": run_id})
+    else:
+        write(str(run_id))
+
+
+@schedules.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@database_options
+def remove(settings: Settings, name: str, yes: bool) -> None:
+    """Remove a schedule and what it has queued. Its history stays."""
+    if not yes and not (sys.stdin and sys.stdin.isatty()):
+        raise click.UsageError("There is no terminal to ask on: add --yes to remove it without being asked.")
+
+    async def look(client: Client) -> Row:
+        return await found(client, name)
+
+    row = with_client(settings, look)
+    title = row["name"]
+    if row["owner"].startswith("code:"):
+        say(
+            f'"{title}" is declared by {row["owner"].removeprefix("code:").strip()} and will be back at its next start.'
+        )
+    if not yes and not click.confirm(f"Remove the schedule {title!r}?", err=True):
+        raise PgschedError("Nothing was removed.")
+    with_client(settings, lambda client: client.remove(title))
+    say(f'Removed "{title}".')

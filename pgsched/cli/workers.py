@@ -1,0 +1,33 @@
+"""`pgsched workers`: who is alive."""
+
+from __future__ import annotations
+
+import click
+
+from pgsched.cli.options import database_options, json_option, with_client
+from pgsched.cli.output import instant, print_json, print_table, say
+from pgsched.config import Settings
+
+_FIELDS = ("id", "host", "pid", "app", "version", "state", "running", "started_at", "seen_at", "connected")
+
+
+@click.command()
+@json_option
+@database_options
+def workers(settings: Settings, as_json: bool) -> None:
+    """Show the workers, and whether the server sees a session of theirs.
+
+    A worker that waits says that it is there about once a minute; one that is neither seen nor connected is dead.
+    """
+    rows = with_client(settings, lambda client: client.list_workers())
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        say("No workers.")
+    else:
+        heads = [name.removesuffix("_at") for name in _FIELDS]
+        print_table(heads, [[_shown(row[name]) for name in _FIELDS] for row in rows])
+
+
+def _shown(value: object) -> object:
+    return instant(value) if hasattr(value, "astimezone") else value  # type: ignore[arg-type]

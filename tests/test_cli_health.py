@@ -1,0 +1,149 @@
+"""`pgsched health`: what makes a system unhealthy, and what the shell hears of it."""
+
+import json
+import time
+import uuid
+
+import psycopg
+import pytest
+from shell import Shell, invoke, isolate
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch, tmp_path):
+    isolate(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def shell(settings) -> Shell:
+    return Shell(settings)
+
+
+@pytest.fixture
+def worker(shell) -> uuid.UUID:
+    """A worker that was seen just now and knows the entrypoint e."""
+    worker = uuid.uuid4()
+    shell.sql(
+        "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
+        " stall_timeout) values (%s, 'app', 'h', 1, '0', '{e}', true, '1s', '30s')",
+        worker,
+    )
+    return worker
+
+
+def checked(shell) -> tuple[int, dict[str, str]]:
+    """The exit code, and the status of each check."""
+    result = shell("health", "--json")
+    report = json.loads(result.stdout)
+    assert report["healthy"] is (result.exit_code == 0)
+    return result.exit_code, {check["name"]: check["status"] for check in report["checks"]}
+
+
+ALL_OK = dict.fromkeys(["database", "schema", "workers", "runs", "schedules", "expressions"], "ok")
+
+
+def test_a_system_that_works_is_healthy(shell, worker):
+    shell.ok("schedules", "add", "n", "e", "@daily")
+    shell.sql("insert into pgsched.runs (entrypoint, status, heartbeat_at) values ('e', 'running', now())")
+    assert checked(shell) == (0, ALL_OK)
+    lines = shell.ok("health").splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("ok       ") for line in lines)
+
+
+def test_no_worker_is_unhealthy_unless_the_server_sees_its_session(shell, worker, dsn):
+    shell.sql("update pgsched.workers set seen_at = now() - interval '4 minutes'")
+    assert checked(shell) == (4, {**ALL_OK, "workers": "failed"})
+    with psycopg.connect(dsn, application_name=f"pgsched {worker}"):
+        assert checked(shell) == (0, ALL_OK)
+
+
+def test_a_run_without_a_sign_of_life_is_unhealthy(shell, worker):
+    shell.sql(
+        "insert into pgsched.runs (entrypoint, status, heartbeat_at)"
+        " select 'e', 'running', now() - n * interval '90 seconds' from generate_series(1, 2) n"
+    )
+    assert checked(shell) == (4, {**ALL_OK, "runs": "failed"})
+    assert "1 run without" in shell("health").stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ("next_run = now() - interval '3 minutes'", "failed"),
+        ("next_run = null, updated_at = now() - interval '3 minutes'", "failed"),
+        ("next_run = now() - interval '1 minute'", "ok"),
+        ("next_run = null", "ok"),
+        ("next_run = now() - interval '3 minutes', entrypoint = 'nobody knows'", "ok"),
+        ("next_run = now() - interval '3 minutes', status = 'paused'", "ok"),
+    ],
+)
+def test_an_overdue_schedule_is_unhealthy_where_a_worker_could_run_it(shell, worker, change, status):
+    shell.ok("schedules", "add", "late\x7f".strip("\x7f"), "e", "@daily")
+    shell.sql(f"update pgsched.schedules set {change}, planned_at = now()")
+    assert checked(shell) == (4 if status == "failed" else 0, {**ALL_OK, "schedules": status})
+
+
+def test_a_schedule_that_waits_for_its_own_run_is_not_overdue(shell, worker):
+    shell.ok("schedules", "add", "n", "e", "@daily")
+    shell.ok("schedules", "trigger", "n")
+    shell.sql("update pgsched.schedules set next_run = now() - interval '1 hour', planned_at = now()")
+    assert checked(shell) == (0, ALL_OK)
+    shell.sql("update pgsched.runs set status = 'succeeded'")
+    assert checked(shell)[0] == 4
+
+
+def test_an_invalid_schedule_is_a_warning_only(shell, worker):
+    shell.ok("schedules", "add", "n", "e", "@daily")
+    shell.sql("update pgsched.schedules set status = 'invalid', planned_at = now()")
+    assert checked(shell) == (0, {**ALL_OK, "expressions": "warning"})
+    assert "warning  expressions: 1 schedule invalid: n" in shell.ok("health")
+
+
+def test_no_database_is_69_and_a_wrong_schema_78(dsn, schema):
+    result = invoke("health", "--json", "--dsn", "postgresql://me:s3cret@127.0.0.1:1/db")
+    assert result.exit_code == 69
+    assert [check["status"] for check in json.loads(result.stdout)["checks"]] == ["failed"]
+    assert "s3cret" not in result.output
+    result = invoke("health", "--dsn", dsn, "--schema", "not there")
+    assert result.exit_code == 78
+    assert result.stdout.splitlines()[1].startswith("failed   schema: ")
+    assert "pgsched migrate" in result.stdout
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        quoted = psycopg.sql.Identifier(schema)
+        connection.execute(psycopg.sql.SQL("update {}.migrations set checksum = 'edited'").format(quoted))
+    assert invoke("health", "--dsn", dsn, "--schema", schema).exit_code == 78
+
+
+# --- live -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        (lambda: f"{time.monotonic() - 50}\n", 0, "50 s ago"),
+        (lambda: f"{time.monotonic() - 61}\n", 4, "61 s"),
+        (lambda: f"{time.monotonic() + 100}\n", 4, "before this machine started"),
+        (lambda: "", 4, "no time"),
+        (lambda: "nan", 4, "no time"),
+        (lambda: "inf", 4, "no time"),
+        (lambda: "banana", 4, "no time"),
+    ],
+)
+def test_live_reads_the_stamp_and_asks_no_database(tmp_path, content, code, says):
+    (tmp_path / "beat").write_text(content())
+    result = invoke("health", "--live", "--health-file", "beat", "--dsn", "postgresql://127.0.0.1:1/")
+    assert result.exit_code == code
+    assert says in result.stdout
+    assert json.loads(invoke("health", "--live", "--health-file", "beat", "--json").stdout)["healthy"] is (code == 0)
+
+
+def test_live_without_a_file_is_unhealthy_and_without_the_setting_a_mistake(monkeypatch):
+    result = invoke("health", "--live", "--health-file", "nope")
+    assert result.exit_code == 4
+    assert "No such file" in result.stdout
+    result = invoke("health", "--live")
+    assert result.exit_code == 78
+    assert "PGSCHED_HEALTH_FILE" in result.stderr
+    monkeypatch.setenv("PGSCHED_HEALTH_FILE", "nope")
+    assert invoke("health", "--live").exit_code == 4
