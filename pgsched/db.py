@@ -69,6 +69,14 @@ def describe(error: BaseException) -> str:
     return first[0] if first else type(error).__name__
 
 
+def unreachable(error: BaseException) -> DatabaseUnavailable:
+    """The error to raise where the database cannot be reached and nobody waits for it."""
+    return DatabaseUnavailable(
+        f"The database cannot be reached: {describe(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
+        "or libpq's environment leads to it."
+    )
+
+
 class Backoff:
     """Waits that grow from `first` to `most` seconds, with jitter; from the start again after a healthy while."""
 

@@ -163,8 +163,8 @@ def _interval(what: str, value: Any, least: timedelta = timedelta(0)) -> str:
     if not isinstance(value, timedelta):
         raise InvalidArguments(f"{what} is a timedelta, not {value!r}.")
     if not least <= value <= _LONGEST:
-        shortest = "more than 0" if least else "0"
-        raise InvalidArguments(f"{what} is {shortest} and at most a hundred years, not {value}.")
+        shortest = "more than 0 s" if least else "0 s or more"
+        raise InvalidArguments(f"{what} is {shortest} and at most a hundred years, not {value.total_seconds():g} s.")
     # Hours, minutes, seconds: PostgreSQL 14 takes no more than 2**31 of any unit, and a day is not a constant.
     minutes, seconds = divmod(value.seconds, 60)
     return f"{value.days * 24 + minutes // 60}:{minutes % 60:02}:{seconds:02}.{value.microseconds:06}"

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from typing import Literal, NoReturn, Protocol
 
 from croniter import CroniterBadDateError, croniter
@@ -254,7 +253,7 @@ _ISO = re.compile(
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def _parse(text: str, zone: zoneinfo.ZoneInfo, *, name: str, anchor: datetime) -> Expression:
     # isascii() comes before upper(), which would turn some other letters into ASCII ones.
     if not text.isascii() or not text.replace("\t", " ").isprintable():
@@ -336,8 +335,9 @@ def _read_cron(fields_text: str, text: str, zone: zoneinfo.ZoneInfo, name: str) 
             f"the expression {_quote(text)} never fires: no date from {_FIRST_YEAR} to {_LAST_YEAR} fits its "
             "day, month and year; change one of them"
         )
-    # In single years all its times may be ones that the clock skips, which a star makes it sit out.
-    if year != "*" and cron.next(datetime(years[0], 1, 1, tzinfo=UTC) - timedelta(days=2)) is None:
+    # In single years the clock may skip all the times of an interval.
+    begin = datetime(years[0], 1, 1, tzinfo=UTC) - timedelta(days=2)
+    if year != "*" and not cron.fixed and cron.next(begin) is None:
         raise InvalidExpression(
             f"the expression {_quote(text)} never fires: the clock of {zone.key} skips all its times; write "
             "the hour, minute and second without a star to run right after the skip"
@@ -738,9 +738,9 @@ class _Cron:
         date = _EPOCH.date() + timedelta(days=day)
         passed, days = self._calendar[date.year - _FIRST_YEAR]
         today = date.timetuple().tm_yday
-        rank = bisect_left(days, today)
-        total = (passed + rank) * len(self.hours) * len(self.minutes) * len(self.seconds)
-        return total + (self._before_in_day(second) if today in days[rank : rank + 1] else 0)
+        rank = passed + (days & ((1 << today) - 1)).bit_count()
+        total = rank * len(self.hours) * len(self.minutes) * len(self.seconds)
+        return total + (self._before_in_day(second) if days >> today & 1 else 0)
 
     def _before_in_day(self, second: int) -> int:
         total = 0
@@ -757,25 +757,34 @@ class _Cron:
         return total
 
     @cached_property
-    def _calendar(self) -> list[tuple[int, list[int]]]:
-        """For each year from 1970 on, and one more: the days that fit before it, and its own (1 to 366)."""
-        shapes: dict[tuple[bool, int], list[int]] = {}
-        years: list[tuple[int, list[int]]] = []
-        passed = 0
-        for year in range(_FIRST_YEAR, _LAST_YEAR + 2):
-            shape = calendar.isleap(year), calendar.weekday(year, 1, 1)
-            if shape not in shapes:
-                shapes[shape] = self._days_of_year(year)
-            days = shapes[shape] if year in self.years else []
-            years.append((passed, days))
-            passed += len(days)
-        return years
+    def _calendar(self) -> list[tuple[int, int]]:
+        return _calendar(self.days, self.years)
 
-    def _days_of_year(self, year: int) -> list[int]:
-        starts = accumulate((calendar.monthrange(year, month)[1] for month in range(1, 12)), initial=0)
-        return sorted(
-            {start + day for month, start in enumerate(starts, 1) for days in self.days for day in days.of(year, month)}
-        )
+
+@lru_cache(maxsize=512)  # schedules share it: most run on all days, or on weekdays
+def _calendar(sides: tuple[_Days, ...], years: tuple[int, ...]) -> list[tuple[int, int]]:
+    """For each year from 1970 on, and one more: how many days fit before it; its own days as bits 1 to 366."""
+    shapes: dict[tuple[bool, int], int] = {}
+    found: list[tuple[int, int]] = []
+    passed = 0
+    for year in range(_FIRST_YEAR, _LAST_YEAR + 2):
+        shape = calendar.isleap(year), calendar.weekday(year, 1, 1)
+        if shape not in shapes:
+            shapes[shape] = _bits(sides, year)
+        days = shapes[shape] if year in years else 0
+        found.append((passed, days))
+        passed += days.bit_count()
+    return found
+
+
+def _bits(sides: tuple[_Days, ...], year: int) -> int:
+    bits = start = 0
+    for month in range(1, 13):
+        for days in sides:
+            for day in days.of(year, month):
+                bits |= 1 << (start + day)
+        start += calendar.monthrange(year, month)[1]
+    return bits
 
 
 def _listed(values: Iterable[int], full: int, *more: str) -> str:

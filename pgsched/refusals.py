@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import psycopg
 from psycopg_pool import PoolClosed
 
-from pgsched.db import Connection, describe
+from pgsched.db import Connection, describe, unreachable
 from pgsched.errors import (
     ConfigurationError,
-    DatabaseUnavailable,
     InvalidArguments,
     NotFound,
     PgschedError,
@@ -35,7 +34,7 @@ async def reach(info: str) -> Connection:
     except psycopg.ProgrammingError as error:
         raise ConfigurationError(f"The DSN cannot be used: {describe(error)}.") from None
     except (psycopg.OperationalError, OSError) as error:
-        raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}") from None
+        raise unreachable(error) from None
 
 
 @contextlib.contextmanager
@@ -74,5 +73,5 @@ def _sentence(error: psycopg.Error, schema: str, name: str | None) -> PgschedErr
             f"(The server says: {message})"
         )
     if state.startswith(_NO_DATABASE) or (not state and isinstance(error, psycopg.OperationalError)):
-        return DatabaseUnavailable(f"The database cannot be reached: {describe(error)}")
+        return unreachable(error)
     return None

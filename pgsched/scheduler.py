@@ -6,7 +6,6 @@ Nothing here talks to a database; worker does, with what is registered here.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,16 +13,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pgsched import executors
+from pgsched import definition, executors
 from pgsched.config import Settings
-from pgsched.errors import RegistrationError
+from pgsched.errors import InvalidArguments, RegistrationError
 from pgsched.executors import Executor, Function, Signature
 from pgsched.expression import parse
 from pgsched.model import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
-OVERLAPS = ("skip", "allow")
-CATCH_UPS = ("latest", "all", "none")
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -109,26 +107,15 @@ class Scheduler:
             (d.row["entrypoint"], d.row["expression"]) for d in self.declared.values()
         } and name is None:
             raise RegistrationError(f"{where} is declared twice: give the second one a name of its own, name='…'.")
-        title = _name(name if name is not None else f"{entrypoint} {expression}", where)
+        title = name if name is not None else f"{entrypoint} {expression}"
+        given = {
+            "entrypoint": entrypoint, "expression": expression, "timezone": timezone, "args": args,
+            "overlap": overlap, "catch_up": catch_up, "grace": grace, "timeout": timeout, "retry": retry,
+            "jitter": jitter, "starts_at": starts_at, "ends_at": ends_at, "max_runs": max_runs, "priority": priority,
+        }  # fmt: skip
+        row = _checked(where, lambda: {"name": definition.name_of("name", title), **definition.columns(given)})
         if title in self.declared:
             raise RegistrationError(f"{where}: there is a schedule named {title!r} already: choose another name.")
-        row = {
-            "name": title,
-            "entrypoint": _name(entrypoint, where),
-            "expression": expression.strip(),
-            "timezone": timezone,
-            "args": _json_object(args, where),
-            "overlap": _overlap(overlap, where),
-            "catch_up": _choice("catch_up", catch_up, CATCH_UPS, where),
-            "grace": _seconds("grace", grace, where),
-            "jitter": _seconds("jitter", jitter, where) or 0.0,
-            "timeout": _seconds("timeout", timeout, where, least=timedelta(milliseconds=1)),
-            "starts_at": _instant("starts_at", starts_at, where),
-            "ends_at": _instant("ends_at", ends_at, where),
-            "max_runs": _whole("max_runs", max_runs, 1, 2**31 - 1, where),
-            "priority": _whole("priority", priority, -100, 100, where),
-            **_retry(retry, where),
-        }
 
         def register(function: F) -> F:
             known = self._register(entrypoint, function, where)
@@ -155,9 +142,8 @@ class Scheduler:
         executor that calls the function. Raises RegistrationError.
         """
         where = f"entrypoint({name!r})"
-        _name(name, where)
-        _seconds("timeout", timeout, where, least=timedelta(milliseconds=1))
-        _retry(retry, where)
+        _checked(where, lambda: definition.name_of("name", name))
+        _checked(where, lambda: definition.columns({"retry": retry, "timeout": timeout}))
 
         def register(function: F) -> F:
             known = self._register(name, function, where)
@@ -223,83 +209,9 @@ class Scheduler:
             self.ready.clear()
 
 
-def _name(name: Any, where: str) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise RegistrationError(f"{where}: a name is a text that is not empty, not {name!r}.")
-    if len(name) > 200:
-        raise RegistrationError(f"{where}: the name has {len(name)} characters; 200 are allowed: give a shorter name.")
-    if not name.isprintable():
-        raise RegistrationError(f"{where}: the name {name!r} holds a control character, such as a line end: drop it.")
-    return name
-
-
-def _json_object(args: Any, where: str) -> dict[str, Any]:
-    if args is None:
-        return {}
-    if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
-        raise RegistrationError(f"{where}: args is a dict whose keys are parameter names, not {type(args).__name__}.")
+def _checked(where: str, check: Callable[[], T]) -> T:
+    """What the check returns; what it finds wrong is told with the place of the declaration."""
     try:
-        text = json.dumps(dict(args), allow_nan=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RegistrationError(f"{where}: args cannot be written as JSON: {error}.") from None
-    if "\\u0000" in text:
-        raise RegistrationError(f"{where}: args holds a NUL character, which PostgreSQL cannot store.")
-    result: dict[str, Any] = json.loads(text)
-    return result
-
-
-def _overlap(value: Any, where: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000:
-        return str(value)
-    if value in ("queue", "cancel"):
-        raise RegistrationError(
-            f"{where}: overlap={value!r} is not available in this version: use 'skip', 'allow' or a number."
-        )
-    if not isinstance(value, str) or value not in OVERLAPS:
-        raise RegistrationError(f"{where}: overlap={value!r} is not known: use 'skip', 'allow' or a number from 1.")
-    return value
-
-
-def _choice(what: str, value: Any, choices: tuple[str, ...], where: str) -> str:
-    if value not in choices:
-        raise RegistrationError(f"{where}: {what}={value!r} is not known: use one of {', '.join(choices)}.")
-    return str(value)
-
-
-def _seconds(what: str, value: Any, where: str, least: timedelta = timedelta(0)) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, timedelta):
-        raise RegistrationError(f"{where}: {what} is a timedelta, not {value!r}.")
-    if not least <= value <= timedelta(days=36500):
-        raise RegistrationError(f"{where}: {what}={value} is out of range: from {least} to a hundred years.")
-    return value.total_seconds()
-
-
-def _instant(what: str, value: Any, where: str) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise RegistrationError(f"{where}: {what} is a datetime with a time zone, not {value!r}.")
-    return value.isoformat()
-
-
-def _whole(what: str, value: Any, least: int, most: int, where: str) -> int | None:
-    if value is None and what == "max_runs":
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise RegistrationError(f"{where}: {what}={value!r} must be a whole number from {least} to {most}.")
-    return value
-
-
-def _retry(value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {"max_attempts": None, "backoff": None, "max_backoff": None}
-    if not isinstance(value, Retry):
-        raise RegistrationError(f"{where}: retry is a Retry(...), not {value!r}.")
-    return {
-        "max_attempts": value.attempts,
-        "backoff": value.backoff.total_seconds(),
-        "max_backoff": value.max_backoff.total_seconds(),
-    }
+        return check()
+    except InvalidArguments as error:
+        raise RegistrationError(f"{where}: {error}") from None

@@ -32,9 +32,9 @@ import structlog
 
 from pgsched import config, log, migrate, systemd
 from pgsched.config import Settings
-from pgsched.db import Failures, Session, conninfo_for, describe
+from pgsched.db import Failures, Session, conninfo_for, unreachable
 from pgsched.dispatcher import Dispatcher
-from pgsched.errors import DatabaseUnavailable, PgschedError
+from pgsched.errors import PgschedError
 from pgsched.finisher import Finisher
 from pgsched.heartbeat import Guard, Heartbeat
 from pgsched.listener import Listener
@@ -109,7 +109,7 @@ class Worker:
         except PgschedError:
             raise
         except Failures as error:
-            raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}") from None
+            raise unreachable(error) from None
 
     async def _register(self) -> None:
         connection = await self.machine.control.connect()
@@ -327,6 +327,6 @@ async def _migrate(settings: Settings) -> None:
     except PgschedError:
         raise
     except Failures as error:
-        raise DatabaseUnavailable(f"The database cannot be reached: {describe(error)}") from None
+        raise unreachable(error) from None
     finally:
         await session.discard()

@@ -158,7 +158,7 @@ def _place(error: BaseException) -> str:
         return ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if (
-            not frame.filename.startswith(("<frozen", str(Path(__file__).parent.parent)))
+            not frame.filename.startswith(("<", str(Path(__file__).parent.parent)))
             and frame.filename != importlib.__file__
         ):
             return f" ({frame.filename}:{frame.lineno})"

@@ -4,19 +4,14 @@
 with declared as (
     select * from jsonb_to_recordset(%(declared)s) as d (
         name text, entrypoint text, expression text, timezone text, args jsonb, overlap text, catch_up text,
-        grace float8, jitter float8, timeout float8, max_attempts int, backoff float8, max_backoff float8,
+        grace interval, jitter interval, timeout interval, max_attempts int, backoff interval, max_backoff interval,
         starts_at timestamptz, ends_at timestamptz, max_runs int, priority smallint, owner text)
 ),
 wanted as (
     select name, entrypoint, expression, timezone, args, overlap, catch_up,
-        (grace * interval '1 second')::pgsched.duration as grace,
-        (jitter * interval '1 second')::pgsched.duration as jitter,
-        (timeout * interval '1 second')::pgsched.duration as timeout,
-        max_attempts,
-        (backoff * interval '1 second')::pgsched.duration as backoff,
-        (max_backoff * interval '1 second')::pgsched.duration as max_backoff,
-        starts_at::pgsched.instant as starts_at, ends_at::pgsched.instant as ends_at,
-        max_runs, priority, owner
+        grace::pgsched.duration as grace, jitter::pgsched.duration as jitter, timeout::pgsched.duration as timeout,
+        max_attempts, backoff::pgsched.duration as backoff, max_backoff::pgsched.duration as max_backoff,
+        starts_at::pgsched.instant as starts_at, ends_at::pgsched.instant as ends_at, max_runs, priority, owner
     from declared
 ),
 written as (
