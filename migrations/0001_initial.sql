@@ -176,8 +176,8 @@ comment on function pgsched.wake_workers() is 'Tells the workers to look, once t
 create function pgsched.schedule_changed() returns trigger
     language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    retimed boolean := (new.expression, new.timezone, new.starts_at, new.ends_at)
-        is distinct from (old.expression, old.timezone, old.starts_at, old.ends_at);
+    retimed boolean := (new.expression, new.timezone, new.starts_at, new.ends_at, new.max_runs)
+        is distinct from (old.expression, old.timezone, old.starts_at, old.ends_at, old.max_runs);
     moved boolean := new.next_run is distinct from old.next_run;
     unclaimed timestamptz;
 begin
@@ -412,7 +412,7 @@ begin
             using errcode = 'PS409';
     end if;
     update pgsched.runs
-    set status = 'queued', due_at = clock_timestamp(), max_attempts = greatest(max_attempts, attempt + 1),
+    set status = 'queued', due_at = clock_timestamp(), max_attempts = case when max_attempts is not null then greatest(max_attempts, attempt + 1) end,
         finished_at = null, reason = null, cancel_requested_at = null, worker = null
     where id = run_id;
 end $$;

@@ -58,7 +58,7 @@ async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIt
 
 
 async def _configure(connection: Connection) -> None:
-    await db._prepare(connection)
+    await db.prepare(connection)
 
 
 class Client:

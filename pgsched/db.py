@@ -51,12 +51,11 @@ def conninfo_for(dsn: str | None, name: str) -> str:
     """
     try:
         given = conninfo.conninfo_to_dict(dsn or "")
-    except psycopg.ProgrammingError as error:
-        hint = str(error).strip().splitlines()[0]
-        if dsn and "@" in dsn:  # libpq quotes what it could not read, and that may be a password
-            hint = "it is neither a URI nor key=value pairs"
+    except psycopg.ProgrammingError:
+        # libpq would quote what it could not read, and that may be a part of a password.
         raise ConfigurationError(
-            f"The DSN cannot be read: {hint}. Write postgresql://user@host/database or host=… dbname=…."
+            "The DSN cannot be read: it is neither a URI nor key=value pairs that libpq knows. "
+            "Write postgresql://user@host/database or host=… dbname=…."
         ) from None
     return conninfo.make_conninfo("", **{**_DEFAULTS, **given, "application_name": name})
 
@@ -140,7 +139,7 @@ class Session:
             return self._connection
         connection = await psycopg.AsyncConnection.connect(self._info, autocommit=True)
         try:
-            self.direct = await _prepare(connection)
+            self.direct = await prepare(connection)
         except BaseException:
             await connection.close()
             raise
@@ -156,7 +155,7 @@ class Session:
                 await connection.close()
 
 
-async def _prepare(connection: Connection) -> bool:
+async def prepare(connection: Connection) -> bool:
     """Sets up a new session; returns whether it is the server's own.
 
     A pooler hands out a process id of its own invention. Behind one, session settings would stick to somebody

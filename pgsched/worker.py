@@ -191,7 +191,9 @@ class Worker:
             systemd.notify(WATCHDOG=1, STATUS=self._status())
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk makes the check fail, not the daemon
-                    file.write_text(f"{time.monotonic()}\n")
+                    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+                    fresh.write_text(f"{time.monotonic()}\n")
+                    fresh.replace(file)  # a reader never finds half of it
             await asyncio.sleep(wait)
 
     def _status(self) -> str:

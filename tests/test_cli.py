@@ -119,8 +119,9 @@ def test_a_reader_that_goes_away_is_no_failure():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
-def test_a_full_disk_is_told_in_a_sentence():
-    with Path("/dev/full").open("wb") as full, spawn("next", "@daily", stdout=full) as process:
+@pytest.mark.parametrize("args", [["next", "@daily"], ["--help"], ["migrate", "--sql"]], ids=lambda args: args[0])
+def test_a_full_disk_is_told_in_a_sentence(args):
+    with Path("/dev/full").open("wb") as full, spawn(*args, stdout=full) as process:
         stderr = process.communicate(timeout=30)[1]
     assert process.returncode == 1
     assert stderr == b"Error: The output cannot be written: No space left on device.\n"

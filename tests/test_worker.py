@@ -31,7 +31,8 @@ async def test_every_second_fires_at_each_second_and_never_early(settings, db):
 
     async with working(sc, settings):
         await db.until("select count(*) >= 4 from pgsched.runs where status = 'succeeded'")
-    rows = await db.all("select fire_time, started_at, claimed_at, attempt from pgsched.runs order by fire_time")
+    # The newest may have been claimed ahead, and was given back then.
+    rows = await db.all("select fire_time, started_at, claimed_at from pgsched.runs where attempt = 1 order by 1")
     times = [row[0] for row in rows]
     assert all(b - a == SECOND for a, b in itertools.pairwise(times)), times
     assert all(row[1] >= row[0] for row in rows), "a run started before its fire time"

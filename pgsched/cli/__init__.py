@@ -7,6 +7,7 @@ What a command does is in the module of its name. Exit codes: 0 done, 1 failure,
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import click
 import psycopg
 
-from pgsched.cli.output import OutputLostError, complain, flush
+from pgsched.cli.output import OutputLostError, complain
 from pgsched.db import describe
 from pgsched.errors import PgschedError
 
@@ -58,8 +59,7 @@ class _Commands(click.Group):
             if isinstance(stream, io.TextIOWrapper):  # a name may have letters that this terminal does not
                 stream.reconfigure(errors="backslashreplace")
         extra["standalone_mode"] = False
-        code = _end(lambda: super(_Commands, self).main(args, prog_name or "pgsched", **extra))
-        sys.exit(max(code, _end(flush)))
+        sys.exit(_end(lambda: super(_Commands, self).main(args, prog_name or "pgsched", **extra)))
 
 
 def _end(run: Callable[[], Any]) -> int:
@@ -69,6 +69,10 @@ def _end(run: Callable[[], Any]) -> int:
         return result if isinstance(result, int) else 0
     except OutputLostError as error:
         return _without_output(error)
+    except OSError as error:  # click's own --help and --version; of any other, the traceback is wanted
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG) or error.filename is not None:
+            raise
+        return _without_output(OutputLostError(error))
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except click.ClickException as error:

@@ -32,18 +32,9 @@ class OutputLostError(Exception):
 
 
 def write(text: str = "") -> None:
-    """One or more lines of data, on standard output."""
+    """One or more lines of data, on standard output, flushed: what cannot be written fails here."""
     try:
         click.echo(text)
-    except OSError as error:
-        raise OutputLostError(error) from None
-
-
-def flush() -> None:
-    """Writes what is buffered, so that it fails here and not in the interpreter's end."""
-    try:
-        if _stdout() is not None:
-            sys.stdout.flush()
     except OSError as error:
         raise OutputLostError(error) from None
 
@@ -122,9 +113,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     widths = [max(map(_width, column)) for column in zip(heads, *cells, strict=True)]
     if _is_terminal():
         _shrink(widths, shutil.get_terminal_size().columns - len(_GAP) * (len(heads) - 1))
-    write(_bold(_line(heads, widths, right)))
-    for row in cells:
-        write(_line(row, widths, right))
+    write("\n".join([_bold(_line(heads, widths, right)), *(_line(row, widths, right) for row in cells)]))
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
