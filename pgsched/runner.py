@@ -52,8 +52,8 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "cancellation", "claim", "executor", "keeper", "run", "started", "started_at",
-        "state", "stop", "task", "threads", "timer",
+        "cancellation", "claim", "entered", "executor", "keeper", "run", "started", "started_at",
+        "state", "stop", "task", "threaded", "threads", "timer",
     )  # fmt: skip
 
     def __init__(self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads) -> None:
@@ -61,7 +61,9 @@ class Live:
         self.run = run
         self.claim = claim
         self.executor = executor
+        self.threaded = executor is not None and executor.threaded
         self.state = State.HELD
+        self.entered = False
         self.started = 0.0
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
@@ -69,11 +71,6 @@ class Live:
         self.task: asyncio.Task[None] | None = None
         self.keeper: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
-
-    @property
-    def threaded(self) -> bool:
-        """Whether it takes a thread."""
-        return self.executor is not None and self.executor.threaded
 
 
 class Runner:
@@ -94,8 +91,6 @@ class Runner:
         self._finisher = finisher
         self._threads = threads
         self._log = log.get()
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     # --- taking and starting ----------------------------------------------------------------------------
 
@@ -116,7 +111,6 @@ class Runner:
             else:
                 live.timer = loop.call_at(instant, self._start, live)
         if self.live:
-            self._empty.clear()
             self.started()
 
     def _start(self, live: Live) -> None:
@@ -133,6 +127,7 @@ class Runner:
     # --- one attempt ------------------------------------------------------------------------------------
 
     async def _attempt(self, live: Live) -> None:
+        live.entered = True
         run = live.run
         structlog.contextvars.bind_contextvars(run=run.id, entrypoint=run.entrypoint, attempt=run.attempt)
         result: Any = None
@@ -227,8 +222,6 @@ class Runner:
 
     def _forget(self, live: Live) -> None:
         del self.live[live.claim.run_id]
-        if not self.live:
-            self._empty.set()
 
     def _free(self, live: Live) -> None:
         self.slots_used -= 1
@@ -292,6 +285,11 @@ class Runner:
 
     def _interrupt(self, live: Live, again: bool) -> None:
         if live.state is State.ENDED or live.task is None:
+            return
+        if not live.entered:
+            # A task that is cancelled before its first step never enters its coroutine, and nothing would be
+            # told of its end: it is cancelled as soon as it can notice.
+            asyncio.get_running_loop().call_soon(self._interrupt, live, again)
             return
         if again:
             self._log.warning("run_ignores_cancellation", run=live.run.id, entrypoint=live.run.entrypoint)

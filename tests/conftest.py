@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgsched import migrate
+from pgsched import embedded, migrate
 from pgsched.config import Settings
 from pgsched.store import Store, in_schema
 
@@ -40,9 +40,8 @@ def dsn() -> Iterator[str]:
         yield given
         return
     folder = tempfile.mkdtemp(prefix="pgsched-test-")
-    uri, server = start_server(folder)
-    yield uri
-    server.cleanup()
+    with embedded.start(f"{folder}/postgres") as uri:
+        yield uri
     shutil.rmtree(folder, ignore_errors=True)
 
 

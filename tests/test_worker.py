@@ -10,6 +10,7 @@ import pytest
 from harness import until, working
 
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
+from pgsched.runner import Stop
 
 SECOND = timedelta(seconds=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -535,3 +536,24 @@ async def test_shutdown_before_and_during_start(settings):
         sc.shutdown()
         async with asyncio.timeout(20):
             assert await task == 0
+
+
+async def test_a_run_that_is_stopped_before_its_first_step_is_given_back(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job():
+        await asyncio.sleep(60)
+
+    async with working(sc, settings, drain_timeout="0") as worker:
+        real = worker.runner._start
+
+        def start_and_stop(live):
+            real(live)
+            worker.runner.stop(live, Stop.DRAIN)  # in the same turn of the loop: the task has not begun
+
+        worker.runner._start = start_and_stop
+        await db.all("select pgsched.enqueue('job')")
+        await db.until("select status = 'queued' and worker is not null from pgsched.runs")
+        worker.dispatcher.stop()
+    assert worker.runner.live == {} and worker.runner.slots_used == 0
