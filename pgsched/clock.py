@@ -40,9 +40,9 @@ class DatabaseClock:
         return (instant - _EPOCH) / timedelta(seconds=1) - self._low + 1e-6  # more than a float loses here
 
     def at(self, monotonic: float) -> datetime:
-        """The database's time at a monotonic moment, at the earliest."""
-        return _EPOCH + timedelta(seconds=monotonic + self._low)
+        """The database's time at a monotonic moment, by the middle of the bounds."""
+        return _EPOCH + timedelta(seconds=monotonic + (self._low + self._high) / 2)
 
     def now(self) -> datetime:
-        """The database's time now, at the earliest."""
+        """The database's time now, by the middle of the bounds."""
         return self.at(time.monotonic())

@@ -7,6 +7,7 @@ look ahead. Nothing is started before the commit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,11 +52,14 @@ class Dispatcher:
         self._clock = machine.clock
         self._outage = machine.outage
         self._runner = runner
-        self._wake = asyncio.Event()
+        self._woken = False
+        self._stir = asyncio.Event()
         self._stopping = False
+        self._passing = False
         self._near = False
         self._full = False
         self._next: float | None = None
+        self._resume = float("inf")
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
         self._backoff = Backoff(0.05, 5.0)
         self._log = log.get()
@@ -64,24 +68,26 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Something may be due earlier than was thought."""
-        self._wake.set()
+        self._woken = True
+        self._stir.set()
 
     def stop(self) -> None:
         """Claims no more: run() returns after the pass that is under way."""
         self._stopping = True
-        self._wake.set()
+        self._stir.set()
 
     def slot_freed(self, live: Live) -> None:
-        """A run ended: looks again if something waited for a slot, or for its schedule's overlap to be over."""
-        if self._full or (self._near and live.run.schedule_id is not None):
-            self._wake.set()
+        """A run ended: looks again if something waited for a slot, or for its schedule's overlap to be over.
+
+        A pass that is under way may have seen it live still, and does not know yet what it leaves behind.
+        """
+        if self._full or (live.run.schedule_id is not None and (self._near or self._passing)):
+            self.wake()
 
     def review(self, outlook: Outlook) -> None:
         """Takes in what a resync saw, without a pass of its own unless there is something to do."""
-        before = self._next
-        self._arrange(outlook, 0)
-        if self._next is not None and (before is None or self._next < before):
-            self._wake.set()
+        self._arrange(outlook, 0, False)
+        self._stir.set()
 
     async def run(self) -> None:
         """Passes, each when it is time, until stop()."""
@@ -90,46 +96,54 @@ class Dispatcher:
             if self._stopping:
                 return
             # Clear before looking: a wake-up in between costs one spare pass, never a lost one.
-            self._wake.clear()
+            self._woken = False
+            self._passing = True
             try:
                 await self.claim_pass()
             except Failures as error:
                 self._outage.lost(error, "claim")
                 self.saw_running(True)  # the commit's answer may have been lost: the reaper looks for orphans
                 await asyncio.sleep(self._backoff.delay())
-                self._wake.set()
+                self._woken = True
             else:
                 self._outage.answered()
                 self.passed.set()
+            finally:
+                self._passing = False
 
     async def _until_next(self) -> None:
-        while not self._wake.is_set():
-            if self._next is None:
-                await self._wake.wait()
+        """Sleeps until it is time, or somebody wakes us; a resync may move the time meanwhile."""
+        while not self._woken and not self._stopping:
+            self._stir.clear()
+            left = None if self._next is None else self._next - time.monotonic()
+            if left is not None and left <= 0:
                 return
-            left = self._next - time.monotonic()
-            if left <= 0:
-                return
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._wake.wait()
-            except TimeoutError:
-                return
+                    await self._stir.wait()
 
-    def _arrange(self, outlook: Outlook, claimed: int) -> None:
-        """Decides when the next pass is due, from what the last look saw and the pass claimed."""
+    def _arrange(self, outlook: Outlook, claimed: int, cut: bool) -> None:
+        """Decides when the next pass is due, from what the last look saw, and from what the pass claimed and
+        whether it took all that it had room for."""
         now = time.monotonic()
         lookahead = self._lookahead.total_seconds()
         times = []
         self._near = outlook.next_near is not None
         self._full = outlook.next_near is not None and not any(lane.free for lane in self._lanes())
+        self._resume = float("inf")
+        if outlook.next_resume is not None:
+            self._resume = self._clock.monotonic(outlook.next_resume)
+            times.append(self._resume if self._resume > now else now + self._taken.delay())
         if outlook.next_ahead is not None:
             times.append(max(now, self._clock.monotonic(outlook.next_ahead) - lookahead))
         if outlook.next_near is not None and not self._full:
-            # Not due yet: blocked by its overlap until then. Due: there was more than one pass takes, or another
+            # Not due yet: blocked by its overlap until then, or more than one pass takes. Due: likewise, or another
             # worker holds it just now, and nobody will tell should that one fail.
             near = self._clock.monotonic(outlook.next_near)
-            times.append(near if near > now else now if claimed else now + self._taken.delay())
+            if cut or (near <= now and claimed):
+                times.append(now)
+            else:
+                times.append(near if near > now else now + self._taken.delay())
         self._next = min(times, default=None)
         self.saw_running(outlook.running_elsewhere)
 
@@ -152,19 +166,23 @@ class Dispatcher:
         """One pass. Returns how many runs it claimed; they are with the runner then."""
         names = list(self._scheduler.entrypoints)
         claimed: list[ClaimedRun] = []
+        cut = False
         async with self._session.use() as connection:
             async with connection.transaction():
-                await self._store.resume_paused(connection)
+                if time.monotonic() >= self._resume:
+                    await self._store.resume_paused(connection)
                 for lane in self._lanes():
                     room = min(lane.free, MOST, self._settings.max_running - self._runner.slots_used - len(claimed))
                     if room > 0:
-                        claimed += await self._claim_lane(connection, lane, room)
+                        taken = await self._claim_lane(connection, lane, room)
+                        cut = cut or len(taken) >= room
+                        claimed += taken
                 before = time.monotonic()
                 outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
             self._clock.observe(outlook.now, before, time.monotonic())
         # The claims are committed: only now may anything start.
         self._runner.take(claimed)
-        self._arrange(outlook, len(claimed))
+        self._arrange(outlook, len(claimed), cut)
         if claimed:
             self._log.debug("runs_claimed", count=len(claimed))
         return len(claimed)

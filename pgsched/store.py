@@ -44,6 +44,7 @@ class Outlook:
     now: datetime
     next_ahead: datetime | None  # the first fire time or due job beyond the horizon
     next_near: datetime | None  # the first within it that this pass did not take
+    next_resume: datetime | None  # when the first pause ends
     running_elsewhere: bool
 
 

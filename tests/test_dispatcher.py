@@ -1,12 +1,16 @@
 """The claim pass, and who else may be there at each of its statements."""
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+from harness import until
 
 from pgsched import Scheduler
+from pgsched import dispatcher as dispatcher_module
 from pgsched.dispatcher import Dispatcher
 from pgsched.finisher import Finisher
 from pgsched.machine import Machine
@@ -43,7 +47,7 @@ class Parts:
         await self.machine.writes.discard()
 
 
-STATEMENTS = ["resume_paused", "lock_due_schedules", "count_live_runs", "write_plans", "claim_due_runs", "read_outlook"]
+STATEMENTS = ["lock_due_schedules", "count_live_runs", "write_plans", "claim_due_runs", "read_outlook"]
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
@@ -210,3 +214,84 @@ async def test_nothing_in_the_table_stops_the_others(settings, db):
     assert await db.one("select status, note, next_run > now() from pgsched.schedules where name = 'broken'") == (
         "active", None, True,
     )  # fmt: skip
+
+
+async def test_a_run_that_ends_while_a_pass_is_under_way_is_looked_at_again(settings, db, monkeypatch):
+    # The pass saw it live and leaves its schedule for the instant; the end comes before it has said so.
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " values ('d', 'job', '@yearly', now() + interval '5 seconds')"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, status) select id, 'job', 'running' from pgsched.schedules"
+    )
+    real = Store.read_outlook
+
+    async def overtaken(self, connection, *args, **kwargs):
+        outlook = await real(self, connection, *args, **kwargs)
+        if not passes:
+            passes.append(1)
+            await db.all("update pgsched.runs set status = 'succeeded', finished_at = now()")
+            parts.dispatcher.slot_freed(ended)
+        else:
+            parts.dispatcher.stop()
+        return outlook
+
+    passes: list[int] = []
+    monkeypatch.setattr(Store, "read_outlook", overtaken)
+    async with Parts(settings, lookahead="10s") as parts:
+        ended = SimpleNamespace(run=SimpleNamespace(schedule_id=1))
+        parts.dispatcher.wake()
+        async with asyncio.timeout(4):
+            await parts.dispatcher.run()
+        assert [run.schedule_id for run in parts.taken] == [1], "claimed ahead, seconds before it is due"
+
+
+async def test_a_resync_moves_the_alarm_and_asks_nothing_more(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " values ('d', 'job', '@yearly', now() + interval '1 hour')"
+    )
+    async with Parts(settings) as parts:
+        passes = 0
+        real = parts.dispatcher.claim_pass
+
+        async def counted():
+            nonlocal passes
+            passes += 1
+            return await real()
+
+        parts.dispatcher.claim_pass = counted
+        parts.dispatcher.wake()
+        running = asyncio.create_task(parts.dispatcher.run())
+        await until(parts.dispatcher.passed.is_set)
+        store, machine = parts.machine.store, parts.machine
+        for _ in range(20):  # the clock's bounds move a little each time
+            async with machine.writes.use() as connection:
+                before = time.monotonic()
+                outlook = await store.read_outlook(connection, machine.worker, ["job"], machine.settings.lookahead)
+                machine.clock.observe(outlook.now, before, time.monotonic())
+            parts.dispatcher.review(outlook)
+            await asyncio.sleep(0)
+        assert passes == 1
+        await db.all("update pgsched.schedules set next_run = now()")  # no listener here: the resync brings it
+        async with machine.writes.use() as connection:
+            outlook = await store.read_outlook(connection, machine.worker, ["job"], machine.settings.lookahead)
+        parts.dispatcher.review(outlook)
+        await until(lambda: parts.taken)
+        parts.dispatcher.stop()
+        await running
+
+
+async def test_more_than_one_pass_takes_is_all_claimed_ahead(settings, db, monkeypatch):
+    monkeypatch.setattr(dispatcher_module, "MOST", 10)
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " select 'd' || n, 'job', '@yearly', now() + interval '8 seconds' from generate_series(1, 35) n"
+    )
+    async with Parts(settings, lookahead="10s") as parts:
+        parts.dispatcher.wake()
+        running = asyncio.create_task(parts.dispatcher.run())
+        await until(lambda: len(parts.taken) == 35, 5)
+        parts.dispatcher.stop()
+        await running

@@ -9,8 +9,9 @@ with given as (
     ) as g (id, attempt, status, started_at, finished_at, result, error_type, message, traceback, reason,
             delay, refund)
 ),
+-- It brings along all that was given: joined to the given rows once more, a generic plan would compare each with each.
 held as materialized (
-    select r.id
+    select g.*
     from given g
     join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
     where r.worker = %(worker)s and r.status = 'running'
@@ -34,8 +35,7 @@ landed as (
                 'attempt', g.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
                 'type', g.error_type, 'message', g.message, 'traceback', g.traceback)
         ) end
-    from given g
-    join held on held.id = g.id
+    from held g
     where r.id = g.id
     returning r.id, r.schedule_id, r.status, r.fire_time
 ),

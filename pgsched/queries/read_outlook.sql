@@ -29,8 +29,7 @@ select
             where r.status = 'queued' and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
                 and r.due_at > (select horizon from bound)
             order by r.due_at limit 1
-        ) d where l.priority is not null),
-        (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null)
+        ) d where l.priority is not null)
     ) as next_ahead,
     least(
         (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
@@ -44,4 +43,5 @@ select
             order by r.due_at limit 1
         ) d where l.priority is not null)
     ) as next_near,
+    (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null) as next_resume,
     exists (select from pgsched.runs where status = 'running' and worker <> %(worker)s) as running_elsewhere
