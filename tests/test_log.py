@@ -7,6 +7,7 @@ import logging
 import pytest
 import structlog
 from harness import working
+from psycopg.conninfo import make_conninfo
 
 from pgsched import Retry, Scheduler, log
 from pgsched.db import describe
@@ -40,8 +41,7 @@ async def test_no_payload_local_or_password_is_logged(settings, db, lines):
     async def unstorable(secret: str):
         return secret + "\0"
 
-    dsn = settings.dsn.replace("postgres:@", f"postgres:{CANARY}@")
-    assert CANARY in dsn
+    dsn = make_conninfo(settings.dsn, password=CANARY)
     async with working(sc, settings.merged({"dsn": dsn}, "test")) as worker:
         for name in (*sc.entrypoints, "raises"):
             await db.all("select pgsched.enqueue(%s, jsonb_build_object('secret', %s::text))", name, CANARY)
