@@ -207,7 +207,9 @@ begin
         new.paused_at := clock_timestamp();
         new.resumed_at := null;
     elsif new.status = 'active' and old.status <> 'active' then
-        new.resumed_at := clock_timestamp();
+        if old.status = 'paused' then
+            new.resumed_at := clock_timestamp();
+        end if;
         new.paused_until := null;
         if new.note is not distinct from old.note then
             new.note := null;

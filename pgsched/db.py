@@ -35,7 +35,9 @@ _DEFAULTS = {
 _SESSION = """
 select set_config('statement_timeout', '15s', false), set_config('lock_timeout', '10s', false),
     set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
-    set_config('search_path', 'pg_catalog, pg_temp', false),
+    set_config('search_path', 'pg_catalog, pg_temp', false), set_config('DateStyle', 'ISO', false),
+    set_config('IntervalStyle', 'postgres', false),  -- psycopg reads no other
+    set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
 

@@ -117,7 +117,8 @@ class Runner:
         live.timer = None
         live.state = State.RUNNING
         live.started = time.monotonic()
-        live.started_at = self._clock.at(live.started)
+        # The clock's bounds may have moved since the timer was set, by less than it was set too late.
+        live.started_at = max(self._clock.at(live.started), live.run.due_at)
         live.task = self.group.create_task(self._attempt(live))
         if live.run.timeout is not None:
             live.timer = asyncio.get_running_loop().call_later(

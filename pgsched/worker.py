@@ -21,6 +21,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -86,10 +87,10 @@ class Worker:
     async def run(self) -> int:
         """Starts, runs until stop() or a signal, drains. Returns how many runs were given back unfinished."""
         try:
-            await self._start()
-            self.guard.start()
             with self._signals():
-                await self._serve()
+                if await self._started():
+                    self.guard.start()
+                    await self._serve()
         finally:
             self.guard.stop()
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -97,6 +98,24 @@ class Worker:
             for session in (self.machine.control, self.machine.writes):
                 await session.discard()
         return self.given_back
+
+    async def _started(self) -> bool:
+        """Starts, unless it is asked to stop before it has: a start may have to wait for a lock."""
+        start, stop = asyncio.create_task(self._start()), asyncio.create_task(self._stop.wait())
+        self.machine.scheduler.attach(self.stop)
+        try:
+            await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
+            if not start.done():
+                self._log.info("start_given_up")
+                start.cancel()
+                await asyncio.wait([start])
+                await self._say_goodbye()
+                return False
+            await start
+            return True
+        finally:
+            stop.cancel()
+            start.cancel()
 
     async def _start(self) -> None:
         """Checks the schema, says hello, reconciles what the code declares. Any failure here is the caller's."""
@@ -141,18 +160,27 @@ class Worker:
             self.runner.group = runs
             try:
                 async with asyncio.TaskGroup() as services:
-                    self.machine.scheduler.attach(self.stop)
                     tasks = {name: services.create_task(part, name=name) for name, part in self._services().items()}
                     await self._stop.wait()
                     await self._drain(tasks)
                     for task in tasks.values():
                         task.cancel()
-            except BaseException:
-                for live in list(self.runner.live.values()):
-                    self.runner.stop(live, Stop.LOST)
+            except BaseException as error:
+                await self._abort(error)
                 raise
             finally:
                 self.machine.scheduler.attach(None)
+
+    async def _abort(self, error: BaseException) -> None:
+        """A service died, or we are cancelled: nothing more is written, and what runs is ended."""
+        self._log.error("worker_failed", error=type(error).__name__)
+        for live in list(self.runner.live.values()):
+            self.runner.stop(live, Stop.LOST)
+        if self._hard_exit is not None and not await self.runner.until_empty(
+            self.runner.running, self.machine.settings.cancel_timeout.total_seconds()
+        ):
+            traceback.print_exception(error)
+            self._hard_exit(1)
 
     def _services(self) -> dict[str, Any]:
         return {
@@ -243,12 +271,15 @@ class Worker:
                 self.runner.abandon(live)
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
-        with contextlib.suppress(*Failures):
-            async with self.machine.control.use() as connection:
-                await self.machine.store.delete_worker(connection, self.machine.worker)
+        await self._say_goodbye()
         self._log.info("drain_finished", given_back=self.given_back)
         if stuck and self._hard_exit is not None:
             self._hard_exit(GIVEN_BACK)  # nothing else ends a coroutine that swallows its cancellation
+
+    async def _say_goodbye(self) -> None:
+        with contextlib.suppress(*Failures):  # others forget us in a day
+            async with self.machine.control.use() as connection:
+                await self.machine.store.delete_worker(connection, self.machine.worker)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

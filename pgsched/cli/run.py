@@ -7,9 +7,10 @@ import contextlib
 import importlib
 import inspect
 import os
+import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,33 @@ def run(app: str, file: str | None, migrate_first: bool, **flags: str | None) ->
     given = {name: value for name, value in flags.items() if value is not None}
     early = config.load(given, file=file)
     log.configure(early.log_level, early.log_format)
-    given_back = asyncio.run(_run(app, given, file, migrate_first))
+    given_back = _complete(_run(app, given, file, migrate_first))
     if given_back:
         # A thread that would not stop would keep the interpreter from ending.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(GIVEN_BACK)
+
+
+def _complete(work: Coroutine[Any, Any, int]) -> int:
+    """Runs the daemon to its end, whatever its jobs raise.
+
+    asyncio lets a SystemExit or KeyboardInterrupt in any task out of the loop. One from a task that a job made
+    is the job's affair, and the loop goes on; a real Ctrl-C comes as KeyboardInterrupt only as long as the
+    worker does not handle the signal.
+    """
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if sys.platform == "win32" else None) as runner:
+        loop = runner.get_loop()
+        task = loop.create_task(work)
+        while True:
+            try:
+                return loop.run_until_complete(task)
+            except (SystemExit, KeyboardInterrupt) as error:
+                real = isinstance(error, KeyboardInterrupt) and (
+                    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+                )
+                if real or task.done():
+                    raise
 
 
 async def _run(app: str, flags: dict[str, str], file: str | None, migrate_first: bool) -> int:

@@ -12,16 +12,35 @@ stalled as materialized (
     where r.status = 'running'
     order by r.id
     for no key update of r skip locked
+),
+reaped as (
+    update pgsched.runs r
+    set status = v.status,
+        worker = null,
+        -- A run that was claimed ahead of its instant is not due before it, whoever died meanwhile.
+        due_at = case when v.status = 'queued'
+                      then greatest(r.due_at, clock_timestamp() + v.delay * interval '1 second') else r.due_at end,
+        finished_at = case when v.status <> 'queued' then clock_timestamp() end,
+        errors = (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
+            || jsonb_build_object('attempt', r.attempt, 'at', clock_timestamp(), 'type', 'WorkerLost',
+                                  'message', v.message, 'traceback', '')
+    from verdicts v
+    join stalled on stalled.id = v.id
+    where r.id = v.id
+    returning r.id, r.schedule_id, r.status, r.fire_time
+),
+-- As at a finish: a schedule that somebody has locked is passed over.
+told as (
+    select s.id, l.status
+    from (
+        select distinct on (schedule_id) schedule_id, status from reaped
+        where schedule_id is not null and status <> 'queued' order by schedule_id, fire_time desc
+    ) l
+    join pgsched.schedules s on s.id = l.schedule_id
+    where s.last_status is distinct from l.status
+    for no key update of s skip locked
+),
+tell as (
+    update pgsched.schedules s set last_status = told.status from told where s.id = told.id
 )
-update pgsched.runs r
-set status = v.status,
-    worker = null,
-    due_at = case when v.status = 'queued' then clock_timestamp() + v.delay * interval '1 second' else r.due_at end,
-    finished_at = case when v.status <> 'queued' then clock_timestamp() end,
-    errors = (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
-        || jsonb_build_object('attempt', r.attempt, 'at', clock_timestamp(), 'type', 'WorkerLost',
-                              'message', v.message, 'traceback', '')
-from verdicts v
-join stalled on stalled.id = v.id
-where r.id = v.id
-returning r.id
+select id from reaped
