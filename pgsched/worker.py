@@ -92,6 +92,7 @@ class Worker:
                     self.guard.start()
                     await self._serve()
         finally:
+            self.machine.scheduler.attach(None)
             self.guard.stop()
             self._threads.shutdown(wait=False, cancel_futures=True)
             await self.listener.close()
@@ -168,8 +169,6 @@ class Worker:
             except BaseException as error:
                 await self._abort(error)
                 raise
-            finally:
-                self.machine.scheduler.attach(None)
 
     async def _abort(self, error: BaseException) -> None:
         """A service died, or we are cancelled: nothing more is written, and what runs is ended."""
