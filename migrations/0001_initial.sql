@@ -178,29 +178,15 @@ create function pgsched.schedule_changed() returns trigger
 declare
     retimed boolean := (new.expression, new.timezone, new.starts_at, new.ends_at, new.max_runs)
         is distinct from (old.expression, old.timezone, old.starts_at, old.ends_at, old.max_runs);
-    moved boolean := new.next_run is distinct from old.next_run;
-    unclaimed timestamptz;
 begin
     new.updated_at := clock_timestamp();
 
-    -- A fire time claimed ahead of its instant has not started and is as if never claimed. Its worker held
-    -- the schedule's lock while it claimed, so either that commit is seen here, or this change by it.
-    with dropped as (
-        delete from pgsched.runs
-        where schedule_id = old.id and status in ('running', 'queued') and attempt <= 1
-            and started_at is null and due_at > clock_timestamp()
-        returning fire_time
-    )
-    select min(fire_time) into unclaimed from dropped;
-
-    if retimed and not moved then
+    if retimed and new.next_run is not distinct from old.next_run then
         new.next_run := null;
         if old.status in ('invalid', 'finished') and new.status = old.status and new.retired_at is null then
             new.status := 'active';
             new.note := null;
         end if;
-    elsif unclaimed is not null and not moved then
-        new.next_run := least(unclaimed, new.next_run);
     end if;
 
     if new.status = 'paused' and old.status <> 'paused' then
@@ -220,22 +206,59 @@ begin
     return new;
 end $$;
 comment on function pgsched.schedule_changed() is
-    'A client changed a schedule: drops what was claimed ahead of its time, has next_run planned anew where its timing changed, wakes the workers.';
+    'A client changed a schedule: has next_run planned anew where its timing changed, wakes the workers.';
 
-create function pgsched.schedule_removed() returns trigger
+create function pgsched.drop_unstarted() returns trigger
     language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    retimed boolean := tg_op = 'UPDATE' and (new.expression, new.timezone, new.starts_at, new.ends_at, new.max_runs)
+        is distinct from (old.expression, old.timezone, old.starts_at, old.ends_at, old.max_runs);
+    dropped bigint;
+    first timestamptz;
+    before_first timestamptz;
 begin
-    delete from pgsched.runs
-    where schedule_id = old.id and status in ('running', 'queued') and attempt <= 1
-        and started_at is null and due_at > clock_timestamp();
-    update pgsched.runs
-    set status = 'cancelled', reason = 'schedule removed', finished_at = clock_timestamp()
-    where schedule_id = old.id and status = 'queued';
-    perform pg_notify(tg_table_schema, '');
-    return old;
+    -- A run that was claimed ahead of its instant has not started, and is as if never claimed. Its worker held the
+    -- schedule's lock while it claimed, so its commit is seen here. This runs at the very end of the client's
+    -- transaction: judged earlier, the instant could pass and the run be done before its row is gone, and the
+    -- fire time would run twice. For the same reason a run about to start is left alone: its worker has to hear
+    -- of this first.
+    with gone as (
+        delete from pgsched.runs
+        where schedule_id = old.id and status in ('running', 'queued') and attempt <= 1 and started_at is null
+            and due_at > clock_timestamp() + interval '100 milliseconds'
+            and (not retimed or fire_time > clock_timestamp())
+        returning fire_time, previous_fire_time
+    )
+    select count(*), min(fire_time), (array_agg(previous_fire_time order by fire_time))[1]
+    into dropped, first, before_first from gone;
+
+    if tg_op = 'DELETE' then
+        update pgsched.runs
+        set status = 'cancelled', reason = 'schedule removed', finished_at = clock_timestamp()
+        where schedule_id = old.id and status = 'queued';
+    elsif dropped > 0 then
+        update pgsched.schedules s
+        set next_run = case
+                when s.status = 'finished' and (s.retired_at is not null or old.status <> 'finished') then null
+                when s.next_run is null and s.status = 'active' then null  -- is planned anew
+                when retimed or (new.next_run is not null and new.next_run is distinct from old.next_run)
+                    then s.next_run
+                else least(first, s.next_run)
+            end,
+            -- Claiming its last fire time had finished it.
+            status = case when s.status = 'finished' and s.retired_at is null and old.status = 'finished'
+                     then 'active' else s.status end,
+            note = case when s.status = 'finished' and s.retired_at is null and old.status = 'finished'
+                   then null else s.note end,
+            run_count = greatest(0, s.run_count - dropped),
+            last_run = before_first,
+            planned_at = clock_timestamp()
+        where s.id = old.id;
+    end if;
+    return null;
 end $$;
-comment on function pgsched.schedule_removed() is
-    'A schedule goes: what it has queued goes with it, what runs ends by itself, history stays.';
+comment on function pgsched.drop_unstarted() is
+    'A client changed or removed a schedule: takes back what was claimed ahead of its time. A removed one''s queued runs go too; what runs ends by itself, history stays.';
 
 create trigger schedule_added after insert on pgsched.schedules
     for each row execute function pgsched.wake_workers();
@@ -245,8 +268,18 @@ create trigger schedule_changed before update on pgsched.schedules
         and old.planned_at is not distinct from new.planned_at
         and old.last_status is not distinct from new.last_status
     ) execute function pgsched.schedule_changed();
-create trigger schedule_removed before delete on pgsched.schedules
-    for each row execute function pgsched.schedule_removed();
+create constraint trigger schedule_changed_at_commit after update on pgsched.schedules
+    deferrable initially deferred
+    for each row when (
+        old.* is distinct from new.*
+        and old.planned_at is not distinct from new.planned_at
+        and old.last_status is not distinct from new.last_status
+    ) execute function pgsched.drop_unstarted();
+create trigger schedule_removed after delete on pgsched.schedules
+    for each row execute function pgsched.wake_workers();
+create constraint trigger schedule_removed_at_commit after delete on pgsched.schedules
+    deferrable initially deferred
+    for each row execute function pgsched.drop_unstarted();
 
 create trigger run_added after insert on pgsched.runs
     for each row when (new.status = 'queued') execute function pgsched.wake_workers();
@@ -296,7 +329,12 @@ create function pgsched.pause(name text, note text default null, until timestamp
     language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
     update pgsched.schedules s set status = 'paused', note = pause.note, paused_until = pause.until
-    where s.name = pause.name and s.status in ('active', 'paused');
+    where s.name = pause.name and (s.status in ('active', 'paused') or s.status = 'finished' and exists (
+        -- Its last fire time is claimed, and still to come.
+        select from pgsched.runs r
+        where r.schedule_id = s.id and r.status in ('running', 'queued') and r.attempt <= 1
+            and r.started_at is null and r.due_at > clock_timestamp()
+    ));
     if not found then
         if exists (select from pgsched.schedules s where s.name = pause.name) then
             raise exception 'schedule "%" is neither active nor paused', name using errcode = 'PS409';
@@ -310,7 +348,8 @@ comment on function pgsched.pause(text, text, timestamptz) is
 create function pgsched.resume(name text) returns void
     language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-    update pgsched.schedules s set status = 'active' where s.name = resume.name and s.status in ('active', 'paused');
+    update pgsched.schedules s set status = 'active'
+    where s.name = resume.name and s.status in ('active', 'paused', 'invalid');
     if not found then
         if exists (select from pgsched.schedules s where s.name = resume.name) then
             raise exception 'schedule "%" is not paused', name using errcode = 'PS409';
@@ -318,7 +357,8 @@ begin
         raise exception 'there is no schedule "%"', name using errcode = 'PS404';
     end if;
 end $$;
-comment on function pgsched.resume(text) is 'Lets a paused schedule go on; what it missed meanwhile is recorded, not run.';
+comment on function pgsched.resume(text) is
+    'Lets a paused schedule go on; what it missed meanwhile is recorded, not run. An invalid one is planned again.';
 
 create function pgsched.trigger(name text) returns bigint
     language plpgsql set search_path = pg_catalog, pg_temp as $$

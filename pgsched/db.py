@@ -7,12 +7,13 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import conninfo
 from psycopg.pq import TransactionStatus
+from psycopg.types.datetime import TimestamptzLoader
 
 from pgsched.errors import ConfigurationError, DatabaseUnavailable
 from pgsched.log import Logger, get
@@ -171,7 +172,14 @@ async def prepare(connection: Connection) -> bool:
         connection.prepare_threshold = 2
     else:
         connection.prepare_threshold = None
+        # The session's zone is anybody's there, and a difference of two local times may be an hour off.
+        connection.adapters.register_loader("timestamptz", _InUtc)
     return direct
+
+
+class _InUtc(TimestamptzLoader):
+    def load(self, data: Any) -> datetime:
+        return super().load(data).astimezone(UTC)
 
 
 class Outage:

@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+import psycopg
+
 from pgsched import log
-from pgsched.db import Backoff, Connection, Failures
+from pgsched.db import Backoff, Connection, Failures, describe
 from pgsched.errors import InvalidExpression
 from pgsched.executors import Executor, OverriddenTimes
 from pgsched.machine import Machine
@@ -56,8 +58,10 @@ class Dispatcher:
         self._stir = asyncio.Event()
         self._stopping = False
         self._passing = False
+        self._careful = False
         self._near = False
-        self._full = False
+        self._full = False  # no lane has room: nothing to look for until a run ends
+        self._lane_full = False
         self._next: float | None = None
         self._resume = float("inf")
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
@@ -81,7 +85,7 @@ class Dispatcher:
 
         A pass that is under way may have seen it live still, and does not know yet what it leaves behind.
         """
-        if self._full or (live.run.schedule_id is not None and (self._near or self._passing)):
+        if self._lane_full or (live.run.schedule_id is not None and (self._near or self._passing)):
             self.wake()
 
     def review(self, outlook: Outlook) -> None:
@@ -101,11 +105,13 @@ class Dispatcher:
             try:
                 await self.claim_pass()
             except Failures as error:
+                self._careful = isinstance(error, (psycopg.DataError, psycopg.IntegrityError))
                 self._outage.lost(error, "claim")
                 self.saw_running(True)  # the commit's answer may have been lost: the reaper looks for orphans
                 await asyncio.sleep(self._backoff.delay())
                 self._woken = True
             else:
+                self._careful = False
                 self._outage.answered()
                 self.passed.set()
             finally:
@@ -129,7 +135,9 @@ class Dispatcher:
         lookahead = self._lookahead.total_seconds()
         times = []
         self._near = outlook.next_near is not None
-        self._full = outlook.next_near is not None and not any(lane.free for lane in self._lanes())
+        room = [lane.free > 0 for lane in self._lanes()]
+        self._lane_full = self._near and not all(room)
+        self._full = self._near and not any(room)
         self._resume = float("inf")
         if outlook.next_resume is not None:
             self._resume = self._clock.monotonic(outlook.next_resume)
@@ -215,8 +223,25 @@ class Dispatcher:
         if not changed:
             return []
         by_id = {p.schedule.id: p for p in changed}
-        made = await self._store.write_plans(connection, self._worker, changed, horizon)
+        made = await self._write(connection, changed, horizon)
         return [by_id[schedule_id].claimed(run_id, fire_time) for run_id, schedule_id, fire_time in made]
+
+    async def _write(
+        self, connection: Connection, planned: Sequence[Planned], horizon: datetime
+    ) -> list[tuple[int, int, datetime]]:
+        """Writes plans, after a pass that the database refused one by one: what is wrong with one schedule makes
+        that one invalid and stops no other."""
+        if not self._careful:
+            return await self._store.write_plans(connection, self._worker, planned, horizon)
+        made = []
+        for each in planned:
+            try:
+                async with connection.transaction():
+                    made += await self._store.write_plans(connection, self._worker, [each], horizon)
+            except (psycopg.DataError, psycopg.IntegrityError) as error:
+                refused = replace(each, plan=self._invalid(each.schedule, f"its plan was refused: {describe(error)}"))
+                await self._store.write_plans(connection, self._worker, [refused], horizon)
+        return made
 
     def _planned(self, schedule: Schedule, live: int, now: datetime, horizon: datetime) -> Planned:
         entrypoint = self._scheduler.entrypoints[schedule.entrypoint]
@@ -240,8 +265,12 @@ class Dispatcher:
             problem = str(error)
         except Exception as error:  # an executor's own next_fire_time, or a fault of ours
             problem = f"{type(error).__name__} while planning: {error}"
+        return self._invalid(schedule, problem)
+
+    def _invalid(self, schedule: Schedule, problem: str) -> Plan:
         self._log.warning("schedule_invalid", schedule=schedule.name, reason=problem[:500])
-        return Plan(None, status=ScheduleStatus.INVALID, note=problem.replace("\0", "")[:1000])
+        note = problem.replace("\0", "").encode(errors="backslashreplace").decode()[:1000]
+        return Plan(None, status=ScheduleStatus.INVALID, note=note)
 
     def _times(self, schedule: Schedule) -> FireTimes:
         executor = self._scheduler.executor_for(schedule.entrypoint, schedule.name)

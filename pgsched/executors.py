@@ -93,9 +93,10 @@ class OverriddenTimes:
     def next(self, after: datetime) -> datetime | None:
         """The executor's answer. Raises ValueError where it does not lie after `after`."""
         coming = self._executor.next_fire_time(self._schedule, after)
-        if coming is not None and (coming.tzinfo is None or coming <= after):
+        if coming is not None and (coming.tzinfo is None or coming <= after or coming.year >= 2200):
             raise ValueError(
-                f"next_fire_time() of {type(self._executor).__name__} must return an aware datetime after `after`."
+                f"next_fire_time() of {type(self._executor).__name__} must return an aware datetime after `after` "
+                "and before the year 2200, or None."
             )
         return coming
 

@@ -14,6 +14,9 @@ from pgsched.machine import Machine
 from pgsched.model import Outcome, RunError, RunStatus
 
 BATCH = 1000
+_LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
+# Data, constraints, a user's own trigger. Not connections, resources, conflicts, operators: those pass.
+_REFUSALS = ("22", "23", "2F", "38", "39", "44", "P0")
 Answer = Callable[[Outcome, bool], None]
 
 
@@ -28,6 +31,7 @@ class Finisher:
         self._outage = machine.outage
         self._waiting: list[tuple[Outcome, Answer]] = []
         self._writing = 0
+        self._locked = 0
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
         self._done.set()
@@ -44,7 +48,7 @@ class Finisher:
     @property
     def pending(self) -> int:
         """Outcomes that are not written yet."""
-        return len(self._waiting) + self._writing
+        return len(self._waiting) + self._writing + self._locked
 
     async def flush(self, seconds: float) -> bool:
         """Waits until all is written, at most so long. Returns whether it is."""
@@ -61,7 +65,8 @@ class Finisher:
             # Clear before looking: an outcome that comes in between costs one spare turn, never a lost write.
             self._wake.clear()
             if not self._waiting:
-                self._done.set()
+                if not self._locked:
+                    self._done.set()
                 await self._wake.wait()
                 continue
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
@@ -72,21 +77,41 @@ class Finisher:
     async def _write(self, batch: list[tuple[Outcome, Answer]]) -> None:
         while True:
             try:
-                landed = await self._send([outcome for outcome, _ in batch])
+                answers = await self._send([outcome for outcome, _ in batch])
             except Failures as error:
-                if isinstance(error, psycopg.DataError):
+                if refused(error):
                     await self._write_singly(batch, error)
                     return
                 self._outage.lost(error, "finish")
                 await asyncio.sleep(self._backoff.delay())
+                if isinstance(error, TimeoutError) and len(batch) > 1:
+                    # Perhaps it is only too much at once.
+                    await self._write(batch[: len(batch) // 2])
+                    batch = batch[len(batch) // 2 :]
             else:
                 self._outage.answered()
                 self.wrote.set()
-                for outcome, answer in batch:
-                    answer(outcome, outcome.claim.run_id in landed)
+                self._answer(batch, answers)
                 return
 
-    async def _send(self, outcomes: list[Outcome]) -> set[int]:
+    def _answer(self, batch: list[tuple[Outcome, Answer]], answers: dict[tuple[int, int], bool]) -> None:
+        locked = []
+        for outcome, answer in batch:
+            landed = answers.get((outcome.claim.run_id, outcome.claim.attempt))
+            if landed is False:
+                locked.append((outcome, answer))
+            else:
+                answer(outcome, landed is True)
+        if locked:
+            self._locked += len(locked)
+            asyncio.get_running_loop().call_later(_LOCKED_AGAIN, self._put_again, locked)
+
+    def _put_again(self, locked: list[tuple[Outcome, Answer]]) -> None:
+        self._locked -= len(locked)
+        self._waiting += locked
+        self._wake.set()
+
+    async def _send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], bool]:
         async with self._session.use() as connection:
             return await self._store.finish_runs(connection, self._worker, outcomes)
 
@@ -105,5 +130,14 @@ class Finisher:
             error=RunError("Unstorable", "the error could not be stored") if outcome.error else None,
         )
         if bare == outcome:
-            raise error  # nothing left to leave out: a fault of ours, and the service must not hide it
+            # Nothing left to leave out: somebody's own constraint or trigger. The reaper will find the run.
+            self._log.error("outcome_refused", run=outcome.claim.run_id, error=describe(error))
+            answer(outcome, False)
+            return
         await self._write([(bare, lambda _, landed: answer(outcome, landed))])
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the database refused a statement for what is in it, and would refuse it again."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return isinstance(error, psycopg.DataError) or (state is not None and state[:2] in _REFUSALS)

@@ -18,6 +18,7 @@ from pgsched.db import Backoff, Failures, Session, describe
 from pgsched.machine import Machine
 from pgsched.runner import Live, Runner, State
 
+_ASK_EVERY = 0.05  # seconds between beats that notifications ask for, at least
 _LIBRARY = (str(Path(asyncio.__file__).parent.parent), "site-packages", "dist-packages", "<frozen")
 
 
@@ -34,6 +35,8 @@ class Heartbeat:
         self._runner = runner
         self._wake = asyncio.Event()
         self._soon = asyncio.Event()
+        self._asked_at = float("-inf")
+        self._ask: asyncio.TimerHandle | None = None
         self._answers: dict[tuple[int, int], bool | None] = {}
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._backoff = Backoff(0.05, 2.0)
@@ -44,8 +47,15 @@ class Heartbeat:
 
     def ask_now(self) -> None:
         """Somebody changed something: asks at once whether the claims still hold."""
-        if self._runner.live:
-            self._soon.set()
+        if self._runner.live and self._ask is None:
+            # A storm of notifications is answered now and then, not one by one.
+            wait = max(0.0, self._asked_at + _ASK_EVERY - time.monotonic())
+            self._ask = asyncio.get_running_loop().call_later(wait, self._ask_due)
+
+    def _ask_due(self) -> None:
+        self._ask = None
+        self._asked_at = time.monotonic()
+        self._soon.set()
 
     async def run(self) -> None:
         """Beats for ever, at fixed deadlines while there are claims, and not at all while there are none."""
@@ -82,13 +92,13 @@ class Heartbeat:
             return
         async with self._session.use() as connection:
             held = await self._store.beat(connection, self._worker, claims)
-        self._answers = {(run_id, attempt): held.get(run_id) for run_id, attempt, _ in claims}
+        self._answers = {(run_id, attempt): held.get((run_id, attempt)) for run_id, attempt, _ in claims}
         answered, self._answered = self._answered, asyncio.get_running_loop().create_future()
         answered.set_result(None)
         for (run_id, attempt), verdict in self._answers.items():
-            live = self._runner.live.get(run_id)
-            if live is not None and live.state is State.HELD and verdict is None:
-                self._runner.verdict(run_id, attempt, None)
+            live = self._runner.live.get((run_id, attempt))
+            if live is not None and live.state is State.HELD:
+                self._runner.verdict(run_id, attempt, verdict)
 
     def _claims(self) -> list[tuple[int, int, Any]]:
         claims = []

@@ -168,11 +168,6 @@ class ClaimedRun:
     timeout: timedelta | None
     schedule: Schedule | None = None
 
-    @property
-    def retry(self) -> Retry:
-        """The run's retry rule, as it was written with the claim."""
-        return Retry(self.max_attempts, self.backoff, self.max_backoff)
-
     def of(self, schedule: Schedule) -> ClaimedRun:
         """The same run, with its schedule."""
         return replace(self, schedule=schedule)

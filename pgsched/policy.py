@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from pgsched.expression import parse
-from pgsched.model import Retry, RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
+from pgsched.model import RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
 
 # How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime.
 NONE_GRACE = timedelta(seconds=10)
@@ -238,15 +238,15 @@ def jitter(schedule: Schedule, times: FireTimes, fire_time: datetime) -> timedel
     return most * (int.from_bytes(digest) / 2**64)
 
 
-def retry_delay(retry: Retry, attempt: int) -> timedelta:
-    """How long to wait after the given failed attempt (1 is the first) before the next."""
+def retry_delay(backoff: timedelta, max_backoff: timedelta, attempt: int) -> timedelta:
+    """How long to wait after the given failed attempt (1 is the first) before the next. Takes any stored value."""
     if attempt < 1:
         return timedelta(0)
     doubled = min(attempt - 1, 40)  # beyond it every backoff has met its limit, or is nought
     try:
-        return min(retry.backoff * int(2**doubled), retry.max_backoff)
+        return min(backoff * int(2**doubled), max_backoff)
     except OverflowError:
-        return retry.max_backoff
+        return max_backoff
 
 
 def is_stalled(run: Silent, now: datetime, heartbeat_interval: timedelta, stall_timeout: timedelta) -> bool:
@@ -270,5 +270,4 @@ def after_loss(run: Silent) -> tuple[RunStatus, timedelta]:
     """
     if run.attempt >= run.max_attempts:
         return RunStatus.FAILED, timedelta(0)
-    retry = Retry(run.max_attempts, run.backoff, run.max_backoff)
-    return RunStatus.QUEUED, retry_delay(retry, run.attempt - 1)
+    return RunStatus.QUEUED, retry_delay(run.backoff, run.max_backoff, run.attempt - 1)

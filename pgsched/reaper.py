@@ -77,7 +77,7 @@ class Reaper:
             self._note_gap(now)
             if self._in_grace(server_up):
                 return self._interval
-            verdicts = [(s, *after_loss(s), self._message(s, now)) for s in silent if self._is_lost(s, now)]
+            verdicts = [(s, *self._fate(s), self._message(s, now)) for s in silent if self._is_lost(s, now)]
             reaped = set(await self._store.reap_runs(connection, verdicts)) if verdicts else set()
         for run, status, delay, _ in verdicts:
             if run.id in reaped:
@@ -92,10 +92,13 @@ class Reaper:
         if run.worker == self._worker:
             # Our own claims are the heartbeat's business, but for one that we do not know of: the answer to the
             # commit that made it never came.
-            live = self._runner.live.get(run.id)
-            known = live is not None and live.claim.attempt == run.attempt
+            known = (run.id, run.attempt) in self._runner.live
             return not known and now - run.heartbeat_at >= 3 * self._settings.heartbeat_interval
         return is_stalled(run, now, self._settings.heartbeat_interval, self._settings.stall_timeout)
+
+    def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
+        # One of our own that nobody here knows of was never started: it is no attempt that failed.
+        return (RunStatus.QUEUED, timedelta(0)) if run.worker == self._worker else after_loss(run)
 
     def _message(self, run: Silent, now: datetime) -> str:
         silence = (now - run.heartbeat_at).total_seconds()

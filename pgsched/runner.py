@@ -28,6 +28,7 @@ from pgsched.policy import retry_delay
 
 ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
 RESULT_LIMIT = 262_144  # characters of a result's JSON
+SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
 
@@ -53,7 +54,7 @@ class Live:
 
     __slots__ = (
         "cancellation", "claim", "entered", "executor", "keeper", "run", "started", "started_at",
-        "state", "stop", "task", "threaded", "threads", "timer",
+        "state", "stop", "task", "threaded", "threads", "timer", "unsure",
     )  # fmt: skip
 
     def __init__(self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads) -> None:
@@ -64,6 +65,7 @@ class Live:
         self.threaded = executor is not None and executor.threaded
         self.state = State.HELD
         self.entered = False
+        self.unsure = False
         self.started = 0.0
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
@@ -80,9 +82,11 @@ class Runner:
 
     def __init__(self, machine: Machine, finisher: Finisher, threads: ThreadPoolExecutor) -> None:
         self.worker = machine.worker
-        self.live: dict[int, Live] = {}
+        # By (run id, attempt): a run that was lost may be claimed here again before its old attempt has ended.
+        self.live: dict[tuple[int, int], Live] = {}
         self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
         self.started: Callable[[], None] = lambda: None  # there is something to keep alive
+        self.doubted: Callable[[], None] = lambda: None  # a claim must be asked about before its run starts
         self.threads_used = 0
         self.slots_used = 0
         self._scheduler = machine.scheduler
@@ -102,16 +106,26 @@ class Runner:
             name = run.schedule.name if run.schedule is not None else None
             executor = self._scheduler.executor_for(run.entrypoint, name)
             live = Live(run, Claim(run.id, run.attempt, self.worker), executor, Threads(self._threads))
-            self.live[run.id] = live
+            self.live[run.id, run.attempt] = live
             self.slots_used += 1
             self.threads_used += live.threaded
             instant = self._clock.monotonic(run.due_at)
             if instant <= now:
                 self._start(live)
             else:
-                live.timer = loop.call_at(instant, self._start, live)
+                live.timer = loop.call_at(instant, self._start_held, live, instant)
         if self.live:
             self.started()
+
+    def _start_held(self, live: Live, instant: float) -> None:
+        """The instant of a held run has come. Where it is long gone, because the loop was blocked or too much was
+        due at once, its claim may have been taken back without our hearing of it: a beat is asked first."""
+        live.timer = None
+        if time.monotonic() - instant < SURE:
+            self._start(live)
+        else:
+            live.unsure = True
+            self.doubted()
 
     def _start(self, live: Live) -> None:
         live.timer = None
@@ -143,8 +157,13 @@ class Runner:
             live.timer = None
         if live.stop is Stop.LOST:
             self._ended(live, None)
-        else:
-            self._ended(live, self._outcome(live, result, error))
+            return
+        try:
+            outcome = self._outcome(live, result, error)
+        except BaseException as odd:  # a fault of ours, or an object that misbehaves when it is looked at
+            told = RunError(type(odd).__name__, "its end could not be understood")
+            outcome = Outcome(live.claim, RunStatus.FAILED, live.started_at, self._clock.now(), error=told)
+        self._ended(live, outcome)
 
     async def _call(self, live: Live) -> Any:
         run = live.run
@@ -196,7 +215,7 @@ class Runner:
             error_told = describe(error)
         if final or live.run.attempt >= live.run.max_attempts:
             return Outcome(live.claim, RunStatus.FAILED, live.started_at, finished_at, error=error_told)
-        delay = retry_delay(live.run.retry, live.run.attempt)
+        delay = retry_delay(live.run.backoff, live.run.max_backoff, live.run.attempt)
         return Outcome(live.claim, RunStatus.QUEUED, live.started_at, finished_at, error=error_told, delay=delay)
 
     def _ended(self, live: Live, outcome: Outcome | None) -> None:
@@ -214,15 +233,15 @@ class Runner:
 
     def _landed(self, outcome: Outcome, landed: bool) -> None:
         """The finisher's answer: what ended is written, or its claim was gone."""
-        live = self.live.get(outcome.claim.run_id)
-        if live is None or live.claim != outcome.claim:
+        live = self.live.get((outcome.claim.run_id, outcome.claim.attempt))
+        if live is None:
             return
         self._forget(live)
         self._tell(live, outcome, landed)
         self.changed(live)
 
     def _forget(self, live: Live) -> None:
-        del self.live[live.claim.run_id]
+        self.live.pop((live.claim.run_id, live.claim.attempt), None)
 
     def _free(self, live: Live) -> None:
         self.slots_used -= 1
@@ -312,8 +331,8 @@ class Runner:
 
     def verdict(self, run_id: int, attempt: int, cancel: bool | None) -> None:
         """What a beat's answer says of a claim: None lost, True somebody asked to cancel it, False all is well."""
-        live = self.live.get(run_id)
-        if live is None or live.claim.attempt != attempt or live.state is State.ENDED:
+        live = self.live.get((run_id, attempt))
+        if live is None or live.state is State.ENDED:
             return
         if cancel is None:
             if live.state is State.RUNNING:
@@ -321,6 +340,8 @@ class Runner:
             self.stop(live, Stop.LOST)
         elif cancel and live.stop is None:
             self.stop(live, Stop.REQUESTED)
+        elif live.unsure and live.state is State.HELD:
+            self._start(live)
 
     def release_held(self) -> int:
         """Gives back what is claimed and not started; returns how many."""
@@ -358,7 +379,7 @@ def encode(result: Any) -> tuple[str | None, str | None]:
         return None, None
     try:
         text = json.dumps(result, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # a dict of one's own may raise anything
         return None, f"the result is not JSON: {clean(str(error))[:200]}"
     if len(text) > RESULT_LIMIT:
         return None, f"the result is longer than {RESULT_LIMIT} characters of JSON"

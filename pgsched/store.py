@@ -192,10 +192,10 @@ class Store:
 
     async def beat(
         self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int, datetime | None]]
-    ) -> dict[int, bool]:
+    ) -> dict[tuple[int, int], bool]:
         """Renews claims, given as (run id, attempt, started at).
 
-        Returns, for each claim that still holds, whether somebody asked to cancel its run. A claim that is
+        Returns, for each (run id, attempt) that still holds, whether somebody asked to cancel its run. A claim that is
         missing in the answer is lost.
         """
         cursor = await connection.execute(
@@ -207,13 +207,17 @@ class Store:
                 "started": [c[2] for c in claims],
             },
         )
-        return {row[0]: row[1] for row in await cursor.fetchall()}
+        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
-    async def finish_runs(self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]) -> set[int]:
-        """Writes how attempts ended, each under its claim. Returns the ids that landed, now or at an earlier
-        try of the same write; the others had lost their claim."""
-        cursor = connection.cursor(row_factory=scalar_row)
-        await cursor.execute(
+    async def finish_runs(
+        self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
+    ) -> dict[tuple[int, int], bool]:
+        """Writes how attempts ended, each under its claim.
+
+        Returns, by (run id, attempt), True for those that landed, now or at an earlier try of the same write, and
+        False for those whose row somebody has locked: try again. The others had lost their claim.
+        """
+        cursor = await connection.execute(
             self.query("finish_runs"),
             {
                 "worker": worker,
@@ -231,7 +235,7 @@ class Store:
                 "refunds": [int(o.refund) for o in outcomes],
             },
         )
-        return set(await cursor.fetchall())
+        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
     # --- the reaper -------------------------------------------------------------------------------------
 

@@ -73,6 +73,7 @@ class Worker:
         self.dispatcher.saw_running = self.reaper.saw_running
         self.runner.changed = self.dispatcher.slot_freed
         self.runner.started = self._runs_started
+        self.runner.doubted = self.heartbeat.ask_now
 
     def _runs_started(self) -> None:
         self.heartbeat.wake()
@@ -176,7 +177,7 @@ class Worker:
         for live in list(self.runner.live.values()):
             self.runner.stop(live, Stop.LOST)
         if self._hard_exit is not None and not await self.runner.until_empty(
-            self.runner.running, self.machine.settings.cancel_timeout.total_seconds()
+            self.runner.running, self.machine.settings.cancel_timeout.total_seconds() + 0.5
         ):
             traceback.print_exception(error)
             self._hard_exit(1)

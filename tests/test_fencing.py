@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from harness import until
 
 from pgsched import Scheduler
 from pgsched.finisher import Finisher
@@ -58,7 +59,8 @@ async def dead_worker(db, *, direct=True):
 
 async def finish(machine, *outcomes):
     async with machine.writes.use() as connection:
-        return await machine.store.finish_runs(connection, machine.worker, outcomes)
+        answers = await machine.store.finish_runs(connection, machine.worker, outcomes)
+    return {run_id for (run_id, _), landed in answers.items() if landed}
 
 
 async def test_a_finish_lands_only_under_its_very_claim(machine, db):
@@ -107,7 +109,7 @@ async def test_a_beat_tells_lost_cancelled_and_held_apart(machine, db):
     beats = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
     async with machine.writes.use() as connection:
         claims = [(run, 1, None) for run in (held, lost, asked, done)]
-        assert await machine.store.beat(connection, machine.worker, claims) == {held: False, asked: True}
+        assert await machine.store.beat(connection, machine.worker, claims) == {(held, 1): False, (asked, 1): True}
     now = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
     assert now[held] > beats[held] and now[lost] == beats[lost] and now[done] == beats[done]
 
@@ -119,7 +121,7 @@ async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(machine, d
         await other.execute(in_schema(b"select from pgsched.runs for update", machine.store.schema, parametrised=False))
         async with asyncio.timeout(5), machine.writes.use() as connection:
             held = await machine.store.beat(connection, machine.worker, [(mine, 1, None)])
-            assert held == {mine: False}, "a locked row is not a lost one"
+            assert held == {(mine, 1): False}, "a locked row is not a lost one"
         async with asyncio.timeout(5):
             await Reaper(machine, Roster()).reap_pass()
         await other.rollback()
@@ -284,10 +286,10 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
 
     async def finishes():
         for start in range(0, 300, 20):
-            await finish(
-                machine,
-                *(Outcome(Claim(r, 1, machine.worker), RunStatus.SUCCEEDED) for r in ids[start : start + 20][::-1]),
-            )
+            left = [Outcome(Claim(r, 1, machine.worker), RunStatus.SUCCEEDED) for r in ids[start : start + 20][::-1]]
+            while left:  # a row that a beat has locked just now is passed over
+                landed = await finish(machine, *left)
+                left = [outcome for outcome in left if outcome.claim.run_id not in landed]
 
     second = replace(machine, control=machine.session("second"))
     third = replace(machine, control=machine.session("third"))
@@ -299,3 +301,37 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
         "succeeded": 300,
         "queued": 300,
     }
+
+
+async def test_an_end_whose_row_a_client_holds_lands_later_and_holds_up_no_other(machine, db, dsn):
+    held, free = await running(db, machine.worker, 2)
+    finisher, answers = Finisher(machine), {}
+    writing = asyncio.create_task(finisher.run())
+    async with await psycopg.AsyncConnection.connect(dsn) as other:
+        # As `begin; select pgsched.cancel(...)`, left open.
+        cancel = f"select pgsched.cancel({held})".encode()
+        await other.execute(in_schema(cancel, machine.store.schema, parametrised=False))
+        for run in (held, free):
+            outcome = Outcome(Claim(run, 1, machine.worker), RunStatus.SUCCEEDED)
+            finisher.put(outcome, lambda o, landed: answers.update({o.claim.run_id: landed}))
+        await until(lambda: answers == {free: True}, 5)
+        assert not await finisher.flush(0.3), "it is not done while one is held"
+        await other.commit()
+    assert await finisher.flush(5)
+    writing.cancel()
+    assert answers == {free: True, held: True}
+
+
+@pytest.mark.parametrize("by", ["drain", "failure", "reaper"])
+async def test_a_request_to_cancel_outlives_the_attempt(machine, db, by):
+    worker = await dead_worker(db) if by == "reaper" else machine.worker
+    run, = await running(db, worker, silent=60)  # fmt: skip
+    await db.all("select pgsched.cancel(%s)", run)
+    if by == "reaper":
+        await old_enough(db)
+        await Reaper(machine, Roster()).reap_pass()
+    else:
+        assert await finish(machine, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
+    assert await db.one("select status, reason, finished_at is not null from pgsched.runs") == (
+        "cancelled", "cancelled on request", True,
+    )  # fmt: skip

@@ -116,11 +116,11 @@ def test_jitter_is_the_same_everywhere_and_stays_before_the_next_fire_time():
 
 @pytest.mark.parametrize(("attempt", "seconds"), [(0, 0), (1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (50, 10), (999, 10)])
 def test_retry_delay(attempt, seconds):
-    assert retry_delay(Retry(1000, SECOND, 10 * SECOND), attempt) == seconds * SECOND
+    assert retry_delay(SECOND, 10 * SECOND, attempt) == seconds * SECOND
 
 
 def test_retry_delay_does_not_overflow():
-    assert retry_delay(Retry(9, timedelta(days=36500), timedelta(days=36500)), 900) == timedelta(days=36500)
+    assert retry_delay(timedelta(days=36500), timedelta(days=36500), 900) == timedelta(days=36500)
 
 
 @pytest.mark.parametrize("bad", [{"attempts": 0}, {"attempts": True}, {"attempts": 1.5}, {"backoff": -SECOND},

@@ -18,7 +18,7 @@ beaten as (
     from mine
     where r.id = mine.id
 )
-select r.id, r.cancel_requested_at is not null
+select r.id, r.attempt, r.cancel_requested_at is not null
 from claims c
 join pgsched.runs r on r.id = c.id and r.attempt = c.attempt
 where r.worker = %(worker)s and r.status = 'running'

@@ -1,5 +1,6 @@
--- Writes how attempts ended, each only under its claim, in id order so that beats, finishes and reapers cannot
--- wait for each other in a circle. A claim whose end was written by an earlier try of this statement (the answer
+-- Writes how attempts ended, each only under its claim. A row that somebody has locked just now is passed over and
+-- told as not landed yet: an end must never wait for a client's transaction, and no other end behind it.
+-- A run that is queued again although somebody asked to cancel it ends as cancelled. A claim whose end was written by an earlier try of this statement (the answer
 -- to its commit was lost) counts as landed: the row still names attempt and worker, which a reaper clears.
 with given as (
     select * from unnest(
@@ -11,12 +12,16 @@ with given as (
 ),
 -- It brings along all that was given: joined to the given rows once more, a generic plan would compare each with each.
 held as materialized (
-    select g.*
+    select g.id, g.attempt, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
+        g.refund, c.cancelled,
+        case when c.cancelled then 'cancelled' else g.status end as status,
+        case when c.cancelled then 'cancelled on request' else g.reason end as reason
     from given g
     join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
+    cross join lateral (select g.status = 'queued' and r.cancel_requested_at is not null as cancelled) c
     where r.worker = %(worker)s and r.status = 'running'
     order by r.id
-    for no key update of r
+    for no key update of r skip locked
 ),
 landed as (
     update pgsched.runs r
@@ -37,7 +42,7 @@ landed as (
         ) end
     from held g
     where r.id = g.id
-    returning r.id, r.schedule_id, r.status, r.fire_time
+    returning r.id, g.attempt, r.schedule_id, r.status, r.fire_time
 ),
 -- A schedule that somebody has locked is passed over: an end must never wait for a client's transaction.
 told as (
@@ -53,9 +58,14 @@ told as (
 tell as (
     update pgsched.schedules s set last_status = told.status from told where s.id = told.id
 )
-select id from landed
+select id, attempt, true as landed from landed
 union all
-select r.id
+select g.id, g.attempt, true
 from given g
 join pgsched.runs r on r.id = g.id and r.attempt = g.attempt - g.refund
 where r.worker = %(worker)s and r.status <> 'running' and not exists (select from held where held.id = r.id)
+union all
+select g.id, g.attempt, false
+from given g
+join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
+where r.worker = %(worker)s and r.status = 'running' and not exists (select from held where held.id = r.id)

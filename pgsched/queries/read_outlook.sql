@@ -44,4 +44,5 @@ select
         ) d where l.priority is not null)
     ) as next_near,
     (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null) as next_resume,
-    exists (select from pgsched.runs where status = 'running' and worker <> %(worker)s) as running_elsewhere
+    exists (select from pgsched.runs where status = 'running'
+        and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere

@@ -6,7 +6,8 @@ with verdicts as (
         as v (id, attempt, heartbeat_at, status, delay, message)
 ),
 stalled as materialized (
-    select r.id
+    select r.id, case when v.status = 'queued' and r.cancel_requested_at is not null then 'cancelled' else v.status end
+        as status
     from verdicts v
     join pgsched.runs r on r.id = v.id and r.attempt = v.attempt and r.heartbeat_at = v.heartbeat_at
     where r.status = 'running'
@@ -15,12 +16,13 @@ stalled as materialized (
 ),
 reaped as (
     update pgsched.runs r
-    set status = v.status,
+    set status = stalled.status,
+        reason = case when stalled.status = 'cancelled' then 'cancelled on request' else r.reason end,
         worker = null,
         -- A run that was claimed ahead of its instant is not due before it, whoever died meanwhile.
-        due_at = case when v.status = 'queued'
+        due_at = case when stalled.status = 'queued'
                       then greatest(r.due_at, clock_timestamp() + v.delay * interval '1 second') else r.due_at end,
-        finished_at = case when v.status <> 'queued' then clock_timestamp() end,
+        finished_at = case when stalled.status <> 'queued' then clock_timestamp() end,
         errors = (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
             || jsonb_build_object('attempt', r.attempt, 'at', clock_timestamp(), 'type', 'WorkerLost',
                                   'message', v.message, 'traceback', '')

@@ -24,12 +24,13 @@ written as (
         jitter = excluded.jitter, timeout = excluded.timeout, max_attempts = excluded.max_attempts,
         backoff = excluded.backoff, max_backoff = excluded.max_backoff, starts_at = excluded.starts_at,
         ends_at = excluded.ends_at, max_runs = excluded.max_runs, priority = excluded.priority,
-        status = case when s.retired_at is not null then 'active' else s.status end,
-        note = case when s.retired_at is not null then null else s.note end,
-        next_run = case when s.retired_at is not null then null else s.next_run end,
+        status = case when s.retired_at is not null or s.status = 'invalid' then 'active' else s.status end,
+        note = case when s.retired_at is not null or s.status = 'invalid' then null else s.note end,
+        next_run = case when s.retired_at is not null or s.status = 'invalid' then null else s.next_run end,
         retired_at = null
     where s.owner = excluded.owner and (
         s.retired_at is not null
+        or s.status = 'invalid'  -- what was wrong may have been the code, and this may be newer code
         or (s.entrypoint, s.expression, s.timezone, s.args, s.overlap, s.catch_up, s.grace, s.jitter, s.timeout,
             s.max_attempts, s.backoff, s.max_backoff, s.starts_at, s.ends_at, s.max_runs, s.priority)
         is distinct from
