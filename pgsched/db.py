@@ -38,6 +38,8 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
     set_config('search_path', 'pg_catalog, pg_temp', false), set_config('DateStyle', 'ISO', false),
     set_config('IntervalStyle', 'postgres', false),  -- psycopg reads no other
+    -- What a pass reads after it has locked must be newer than the lock.
+    set_config('default_transaction_isolation', 'read committed', false),
     set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
@@ -167,6 +169,7 @@ async def prepare(connection: Connection) -> bool:
     """
     row = await (await connection.execute("select pg_backend_pid()")).fetchone()
     direct = row is not None and row[0] == connection.info.backend_pid
+    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if direct:
         await connection.execute(_SESSION)
         connection.prepare_threshold = 2
