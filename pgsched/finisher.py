@@ -77,7 +77,7 @@ class Finisher:
     async def _write(self, batch: list[tuple[Outcome, Answer]]) -> None:
         while True:
             try:
-                answers = await self._send([outcome for outcome, _ in batch])
+                answers = await self.send([outcome for outcome, _ in batch])
             except Failures as error:
                 if refused(error):
                     await self._write_singly(batch, error)
@@ -111,9 +111,16 @@ class Finisher:
         self._waiting += locked
         self._wake.set()
 
-    async def _send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], bool]:
+    async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], bool]:
+        """Writes outcomes; returns by (run id, attempt) whether each landed, False where it has to be tried again.
+        Those that lost their claim are left out."""
         async with self._session.use() as connection:
-            return await self._store.finish_runs(connection, self._worker, outcomes)
+            landed = await self._store.finish_runs(connection, self._worker, outcomes)
+            answers = dict.fromkeys(landed, True)
+            if len(landed) < len(outcomes):
+                missing = [o for o in outcomes if (o.claim.run_id, o.claim.attempt) not in landed]
+                answers |= await self._store.look_after_ends(connection, self._worker, missing)
+        return answers
 
     async def _write_singly(self, batch: list[tuple[Outcome, Answer]], error: BaseException) -> None:
         """One outcome holds something that the database refuses: it must not keep the others from landing."""

@@ -211,11 +211,10 @@ class Store:
 
     async def finish_runs(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
-    ) -> dict[tuple[int, int], bool]:
+    ) -> set[tuple[int, int]]:
         """Writes how attempts ended, each under its claim.
 
-        Returns, by (run id, attempt), True for those that landed, now or at an earlier try of the same write, and
-        False for those whose row somebody has locked: try again. The others had lost their claim.
+        Returns the (run id, attempt) of those that landed. look_after_ends() tells what became of the others.
         """
         cursor = await connection.execute(
             self.query("finish_runs"),
@@ -232,6 +231,24 @@ class Store:
                 "tracebacks": [o.error.traceback if o.error else None for o in outcomes],
                 "reasons": [o.reason for o in outcomes],
                 "delays": [o.delay.total_seconds() for o in outcomes],
+                "refunds": [int(o.refund) for o in outcomes],
+            },
+        )
+        return {(row[0], row[1]) for row in await cursor.fetchall()}
+
+    async def look_after_ends(
+        self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
+    ) -> dict[tuple[int, int], bool]:
+        """What became of outcomes that did not land just now, by (run id, attempt).
+
+        True: they landed at an earlier try. False: somebody has their row locked, try again. The others are lost.
+        """
+        cursor = await connection.execute(
+            self.query("look_after_ends"),
+            {
+                "worker": worker,
+                "ids": [o.claim.run_id for o in outcomes],
+                "attempts": [o.claim.attempt for o in outcomes],
                 "refunds": [int(o.refund) for o in outcomes],
             },
         )

@@ -58,8 +58,7 @@ async def dead_worker(db, *, direct=True):
 
 
 async def finish(machine, *outcomes):
-    async with machine.writes.use() as connection:
-        answers = await machine.store.finish_runs(connection, machine.worker, outcomes)
+    answers = await Finisher(machine).send(outcomes)
     return {run_id for (run_id, _), landed in answers.items() if landed}
 
 

@@ -1,7 +1,6 @@
--- Writes how attempts ended, each only under its claim. A row that somebody has locked just now is passed over and
--- told as not landed yet: an end must never wait for a client's transaction, and no other end behind it.
--- A run that is queued again although somebody asked to cancel it ends as cancelled. A claim whose end was written by an earlier try of this statement (the answer
--- to its commit was lost) counts as landed: the row still names attempt and worker, which a reaper clears.
+-- Writes how attempts ended, each only under its claim, and returns those that landed. A row that somebody has locked
+-- just now is passed over: an end must never wait for a client's transaction, nor any other end behind it.
+-- A run that is queued again although somebody asked to cancel it ends as cancelled.
 with given as (
     select * from unnest(
         %(ids)s::bigint[], %(attempts)s::int[], %(statuses)s::text[], %(started)s::timestamptz[],
@@ -58,14 +57,4 @@ told as (
 tell as (
     update pgsched.schedules s set last_status = told.status from told where s.id = told.id
 )
-select id, attempt, true as landed from landed
-union all
-select g.id, g.attempt, true
-from given g
-join pgsched.runs r on r.id = g.id and r.attempt = g.attempt - g.refund
-where r.worker = %(worker)s and r.status <> 'running' and not exists (select from held where held.id = r.id)
-union all
-select g.id, g.attempt, false
-from given g
-join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
-where r.worker = %(worker)s and r.status = 'running' and not exists (select from held where held.id = r.id)
+select id, attempt from landed
