@@ -88,6 +88,7 @@ class Client:
         args: Mapping[str, Any] | None = None,
         overlap: str | int = "skip",
         catch_up: str = "latest",
+        catch_up_limit: int = 1000,
         grace: timedelta | None = None,
         jitter: timedelta | None = None,
         timeout: timedelta | None = None,
@@ -101,10 +102,12 @@ class Client:
         """Makes a schedule, which a worker plans as soon as this commits. Returns its id.
 
         expression: cron, every(...), at(...) or a macro, on the wall clock of `timezone`. args: given to the
-        function by name. overlap: "skip", "allow", or at most N at once. catch_up: which of several missed fire
-        times run, "latest", "all", "none". grace: a fire time older than this is missed. jitter: starts are put
-        off by up to this. timeout, retry: default as the entrypoint says. starts_at, ends_at: it fires from the
-        one through the other. max_runs: then it is finished. priority: -100 to 100, higher first.
+        function by name. overlap: what a fire time does while an earlier run is live, "skip", "queue" (at most one
+        waits), "cancel" (the earlier one), "allow", or at most N at once. catch_up: which of several missed fire
+        times run, "latest", "all" (the newest catch_up_limit of them, oldest first), "none". grace: a fire time older
+        than this is missed. jitter: starts are put off by up to this. timeout, retry: default as the entrypoint says.
+        starts_at, ends_at: it fires from the one through the other. max_runs: then it is finished. priority: -100 to
+        100, higher first.
 
         Raises InvalidExpression, InvalidArguments (both ValueErrors), PgschedError where the name is taken.
         """
@@ -118,6 +121,7 @@ class Client:
                 "args": args,
                 "overlap": overlap,
                 "catch_up": catch_up,
+                "catch_up_limit": catch_up_limit,
                 "grace": grace,
                 "jitter": jitter,
                 "timeout": timeout,
@@ -148,21 +152,24 @@ class Client:
         note: str | None = None,
         until: datetime | None = None,
         *,
+        backlog: bool = False,
         connection: Connection | None = None,
     ) -> None:
         """Pauses a schedule, until an aware instant or until resume(). note: why, for those who look.
 
-        Raises NotFound, and PgschedError where it is finished or invalid.
+        backlog: what falls into the pause is treated as missed afterwards, by catch_up; by default it is recorded as
+        skipped. Raises NotFound, and PgschedError where it is finished or invalid.
         """
-        params = {"name": name, "note": note, "until": definition.instant("until", until)}
+        params = {"name": name, "note": note, "until": definition.instant("until", until), "backlog": backlog}
         await self._call("pause_schedule", params, connection)
 
-    async def resume(self, name: str, *, connection: Connection | None = None) -> None:
-        """Lets a paused schedule go on; its fire times meanwhile are recorded as skipped.
+    async def resume(self, name: str, *, backlog: bool | None = None, connection: Connection | None = None) -> None:
+        """Lets a paused schedule go on.
 
-        Raises NotFound, and PgschedError where it is finished or invalid.
+        backlog: False, its fire times meanwhile are recorded as skipped; True, they are treated as missed, by
+        catch_up; None, as pause() said. Raises NotFound, and PgschedError where it is finished or invalid.
         """
-        await self._call("resume_schedule", {"name": name}, connection)
+        await self._call("resume_schedule", {"name": name, "backlog": backlog}, connection)
 
     async def trigger(self, name: str, *, connection: Connection | None = None) -> int:
         """Runs a schedule now, whatever its status. Returns the run's id. Raises NotFound."""

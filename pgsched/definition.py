@@ -146,10 +146,10 @@ def _overlap(what: str, value: Any) -> dict[str, Any]:
         value = int(value[:9])
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 100_000:
         return {what: str(value)}
-    if value in ("queue", "cancel"):
-        raise InvalidArguments(f"overlap {value!r} is not available in this version: use 'skip', 'allow' or a number.")
-    if value not in ("skip", "allow"):
-        raise InvalidArguments(f"overlap is 'skip', 'allow' or a number from 1 to 100000, not {value!r}.")
+    if value not in ("skip", "queue", "allow", "cancel"):
+        raise InvalidArguments(
+            f"overlap is 'skip', 'queue', 'allow', 'cancel' or a number from 1 to 100000, not {value!r}."
+        )
     return {what: value}
 
 
@@ -157,6 +157,10 @@ def _catch_up(what: str, value: Any) -> dict[str, Any]:
     if value not in ("latest", "all", "none"):
         raise InvalidArguments(f"catch_up is 'latest', 'all' or 'none', not {value!r}.")
     return {what: value}
+
+
+def _catch_up_limit(what: str, value: Any) -> dict[str, Any]:
+    return {what: whole(what, value, 1, 1_000_000)}
 
 
 def _interval(what: str, value: Any, least: timedelta = timedelta(0)) -> str:
@@ -214,6 +218,7 @@ _OPTIONS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "args": _args,
     "overlap": _overlap,
     "catch_up": _catch_up,
+    "catch_up_limit": _catch_up_limit,
     "grace": _duration,
     "jitter": _jitter,
     "timeout": _timeout,

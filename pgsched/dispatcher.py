@@ -16,12 +16,13 @@ from datetime import datetime, timedelta
 import psycopg
 
 from pgsched import log
+from pgsched.account import FireTimes
 from pgsched.db import Backoff, Connection, Failures, describe
 from pgsched.errors import InvalidExpression
 from pgsched.executors import Executor, OverriddenTimes
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
-from pgsched.policy import FireTimes, Plan, fire_times, plan, unsupported
+from pgsched.policy import Occupancy, Plan, fire_times, plan
 from pgsched.runner import Live, Runner
 from pgsched.scheduler import Entrypoint
 from pgsched.store import EntrypointDefaults, Outlook, Planned
@@ -60,6 +61,7 @@ class Dispatcher:
         self._passing = False
         self._careful = False
         self._near = False
+        self._gated = True  # whether a run may wait for its schedule's overlap
         self._full = False  # no lane has room: nothing to look for until a run ends
         self._lane_full = False
         self._next: float | None = None
@@ -99,7 +101,9 @@ class Dispatcher:
             await self._until_next()
             if self._stopping:
                 return
-            # Clear before looking: a wake-up in between costs one spare pass, never a lost one.
+            # Clear before looking: a wake-up in between costs one spare pass, never a lost one. What came to wait for
+            # its schedule's overlap since the last look has woken us.
+            self._gated = self._gated or self._woken
             self._woken = False
             self._passing = True
             try:
@@ -135,6 +139,7 @@ class Dispatcher:
         lookahead = self._lookahead.total_seconds()
         times = []
         self._near = outlook.next_near is not None
+        self._gated = outlook.gated_near
         room = [lane.free > 0 for lane in self._lanes()]
         self._lane_full = self._near and not all(room)
         self._full = self._near and not any(room)
@@ -199,27 +204,30 @@ class Dispatcher:
         names = [e.name for e in lane.entrypoints]
         schedules = await self._store.lock_due_schedules(connection, names, self._lookahead, room)
         claimed = await self._plan(connection, schedules) if schedules else []
-        if room > len(claimed):
-            defaults = [
-                EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
-                for e in lane.entrypoints
-            ]
-            queued = await self._store.claim_due_runs(
-                connection, self._worker, defaults, self._lookahead, room - len(claimed)
-            )
-            claimed += await self._with_schedules(connection, queued)
-        return claimed
+        defaults = [
+            EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
+            for e in lane.entrypoints
+        ]
+        queued: list[ClaimedRun] = []
+        for claim in (self._store.claim_gated_runs, self._store.claim_due_runs)[0 if self._gated else 1 :]:
+            if (left := room - len(claimed) - len(queued)) > 0:
+                queued += await claim(connection, self._worker, defaults, self._lookahead, left)
+        return claimed + await self._with_schedules(connection, queued)
 
     async def _plan(self, connection: Connection, schedules: Sequence[Schedule]) -> list[ClaimedRun]:
         """Plans locked schedules and writes the plans. Their locks are held until the commit."""
         now, live = await self._store.count_live_runs(connection, [s.id for s in schedules])
         horizon = now + self._lookahead
-        planned = [self._planned(s, live.get(s.id, 0), now, horizon) for s in schedules]
+        planned = [self._planned(s, live.get(s.id, Occupancy()), now, horizon) for s in schedules]
         changed = [
             p for p in planned
             if p.plan.runs or p.plan.skips or p.plan.status is not ScheduleStatus.ACTIVE
-            or p.plan.next_run != p.schedule.next_run
+            or p.plan.next_run != p.schedule.next_run or p.schedule.interruptions_json
         ]  # fmt: skip
+        if replacing := [p.schedule.id for p in changed if p.plan.replaces]:
+            # Somebody has one of the old runs locked: the fire time stays due, and is looked at again.
+            blocked = await self._store.replace_runs(connection, replacing)
+            changed = [p for p in changed if p.schedule.id not in blocked]
         if not changed:
             return []
         by_id = {p.schedule.id: p for p in changed}
@@ -243,7 +251,7 @@ class Dispatcher:
                 await self._store.write_plans(connection, self._worker, [refused], horizon)
         return made
 
-    def _planned(self, schedule: Schedule, live: int, now: datetime, horizon: datetime) -> Planned:
+    def _planned(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Planned:
         entrypoint = self._scheduler.entrypoints[schedule.entrypoint]
         retry = entrypoint.retry
         return Planned(
@@ -255,12 +263,10 @@ class Dispatcher:
             timeout=schedule.timeout or entrypoint.timeout,
         )
 
-    def _decide(self, schedule: Schedule, live: int, now: datetime, horizon: datetime) -> Plan:
+    def _decide(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Plan:
         """The plan; whatever is wrong with one schedule makes that one invalid and stops no other."""
         try:
-            problem = unsupported(schedule)
-            if problem is None:
-                return plan(schedule, self._times(schedule), live, now, horizon)
+            return plan(schedule, self._times(schedule), live, now, horizon)
         except InvalidExpression as error:
             problem = str(error)
         except Exception as error:  # an executor's own next_fire_time, or a fault of ours

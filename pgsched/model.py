@@ -34,9 +34,11 @@ class RunStatus(StrEnum):
 class SkipReason(StrEnum):
     """Why a fire time did not become a run."""
 
-    OVERLAP = "overlap"
-    MISSED = "missed"
+    OVERLAP = "overlap"  # an earlier run was live
+    MISSED = "missed"  # no worker claimed it in time, and catch_up did not want it any more
     PAUSED = "paused"
+    BOUNDS = "bounds"  # before starts_at
+    RETIRED = "retired"  # its application did not declare the schedule then
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Schedule:
     args_json: str = field(repr=False)
     overlap: str
     catch_up: str
+    catch_up_limit: int
     grace: timedelta | None
     jitter: timedelta
     timeout: timedelta | None
@@ -100,6 +103,9 @@ class Schedule:
     next_run: datetime | None
     last_run: datetime | None
     last_status: str | None
+    accounted_through: datetime | None
+    timed_at: datetime
+    interruptions_json: str | None = field(repr=False)
     created_at: datetime
     updated_at: datetime
 
@@ -117,8 +123,9 @@ class Run:
     """One attempt at a run, as its function sees it. (id, attempt) is fit as an idempotency key and fencing token.
 
     fire_time: the nominal instant, aware, in UTC; None for an enqueued job. previous_fire_time: that of the
-    schedule's run before this one, None for the first. args: the run's arguments. worker: this process.
-    resources: what the factory gave the Scheduler.
+    schedule's run before this one, None for the first. Together they are the window that this run stands for: after
+    a downtime with catch_up "latest" it spans what was missed. A backfilled run has the expression's fire time before
+    its own. args: the run's arguments. worker: this process. resources: what the factory gave the Scheduler.
     """
 
     id: int

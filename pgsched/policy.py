@@ -1,66 +1,77 @@
 """Decides, and only decides: what becomes of fire times, of failed attempts and of silent runs.
 
 Everything here is pure: it takes the database's `now` and returns a value. Who locks the rows and writes the
-plan down is the dispatcher's and the reaper's business.
+plan down is the dispatcher's and the reaper's business; what lay before the last pause or change, account's.
 """
 
+import enum
 import hashlib
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
-from pgsched.expression import parse
+from pgsched.account import TICK, Account, FireTimes, Interruption, Skip, open_account
+from pgsched.expression import format_duration, parse
 from pgsched.model import RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
 
-# How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime.
-NONE_GRACE = timedelta(seconds=10)
+# How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime. A backlog
+# ("all") that is older waits for its turn; lock_due_schedules.sql knows the same number.
+LATENESS = timedelta(seconds=10)
 # How many fire times of one schedule a pass takes at most with catch_up "all"; the next pass goes on.
 ALL_AT_ONCE = 100
-_TICK = timedelta(microseconds=1)
-_BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 
 
-class FireTimes(Protocol):
-    """The fire times of one schedule, as an expression or an executor gives them. All instants are aware."""
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """The live runs of one schedule, as they are counted under its lock.
 
-    def next(self, after: datetime) -> datetime | None:
-        """The first fire time strictly after `after`, None when there is none."""
+    running, waiting: of its fire times; those that wait are queued for their turn, or between two attempts.
+    requested: those that run because somebody asked for them (a trigger, a backfill). ids: some of them.
+    """
 
-    def latest(self, after: datetime, until: datetime) -> datetime | None:
-        """The last fire time in (after, until], None when there is none."""
+    running: int = 0
+    waiting: int = 0
+    requested: int = 0
+    ids: tuple[int, ...] = ()
 
-    def count(self, after: datetime, until: datetime) -> int:
-        """How many fire times lie in (after, until]."""
+    @property
+    def live(self) -> int:
+        """How many of its fire times are live: what the overlap policy counts."""
+        return self.running + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A fire time that becomes a run. `due_at` is the fire time plus its jitter."""
+    """A fire time that becomes a run. `due_at` is the fire time plus its jitter; `waits` where others go first."""
 
     fire_time: datetime
     due_at: datetime
     previous: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """Fire times that do not become runs: `count` of them, from `fire_time` through `through`."""
-
-    reason: SkipReason
-    fire_time: datetime
-    through: datetime
-    count: int
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a claim pass shall write for one schedule. With neither runs nor skips it only has to wait."""
+    """What a claim pass shall write for one schedule. With neither runs nor skips it only has to wait.
+
+    replaces: what is live of the schedule has to make way for the run. accounted_through: None leaves it as it is.
+    """
 
     next_run: datetime | None
     runs: tuple[PlannedRun, ...] = ()
     skips: tuple[Skip, ...] = ()
     status: ScheduleStatus = ScheduleStatus.ACTIVE
     note: str | None = None
+    accounted_through: datetime | None = None
+    replaces: bool = False
+
+
+class Meeting(enum.Enum):
+    """What a fire time does that meets live runs of its schedule."""
+
+    RUN = "run"
+    WAIT = "wait"
+    REPLACE = "replace"
+    SKIP = "skip"
 
 
 def fire_times(schedule: Schedule) -> FireTimes:
@@ -69,155 +80,144 @@ def fire_times(schedule: Schedule) -> FireTimes:
     return parse(schedule.expression, schedule.timezone, name=schedule.name, anchor=anchor)
 
 
-def unsupported(schedule: Schedule) -> str | None:
-    """Why this version cannot keep the schedule's policies, or None."""
-    if schedule.overlap in {"queue", "cancel"}:
-        return f"overlap {schedule.overlap!r} is not available in this version: use skip, allow or a number."
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _From:
-    """Fire times from the stored next_run on, which is one whatever the expression says: a client may have set it."""
-
-    times: FireTimes
-    first: datetime
-
-    def next(self, after: datetime) -> datetime | None:
-        return self.first if after < self.first else self.times.next(after)
-
-    def latest(self, after: datetime, until: datetime) -> datetime | None:
-        last = self.times.latest(max(after, self.first), until) if until > self.first else None
-        return self.first if last is None and after < self.first <= until else last
-
-    def count(self, after: datetime, until: datetime) -> int:
-        rest = self.times.count(max(after, self.first), until) if until > self.first else 0
-        return rest + (after < self.first <= until)
-
-
-def plan(schedule: Schedule, times: FireTimes, live: int, now: datetime, horizon: datetime) -> Plan:
+def plan(schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, horizon: datetime) -> Plan:
     """What to do with a schedule whose row is locked.
 
-    live: its runs that are queued or running. horizon: up to when a fire time may be claimed ahead of `now`.
+    live: what is live of it. horizon: up to when a fire time may be claimed ahead of `now`.
     next_run advances from fire time to fire time; `now` only says which of them have come.
     """
-    first = schedule.next_run or _first(schedule, times)
-    if first is None or (schedule.ends_at is not None and first > schedule.ends_at):
-        return _finished(schedule, first)
-    times = _From(times, first)
+    account = open_account(schedule, times, horizon)
+    first = account.next()
+    if first is None:
+        return _settle(schedule, account, [])
     if first > now:
         # A run that is still live may end before the instant, so the overlap is looked at then, not now.
-        if first <= horizon and live < overlap_limit(schedule):
-            return _settle(schedule, times, [first], [], first)
-        return Plan(first)
-    return _due(schedule, times, first, live, now)
+        ahead = first <= horizon and meet(schedule, live) is Meeting.RUN
+        return _settle(schedule, account, [first] if ahead else [])
+    return _due(schedule, account, live, now)
 
 
-def _first(schedule: Schedule, times: FireTimes) -> datetime | None:
-    """The fire time a new or changed schedule starts with; a single instant counts though it be past."""
-    after = _BEGINNING if schedule.expression.lstrip()[:3].lower() == "@at" else schedule.updated_at
-    if schedule.starts_at is not None:
-        after = max(after, schedule.starts_at - _TICK)
-    return times.next(after)
+def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
+    """The last plan of a schedule that its application declares no more: nothing runs, what was due is recorded."""
+    account = open_account(schedule, times, now)
+    if schedule.paused_at is not None and schedule.resumed_at is None:
+        account.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
+    account.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
+    return Plan(
+        None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, note=schedule.note, accounted_through=now
+    )
 
 
-def _due(schedule: Schedule, times: FireTimes, first: datetime, live: int, now: datetime) -> Plan:
-    until = now if schedule.ends_at is None else min(now, schedule.ends_at)
-    skips: list[Skip] = []
-    reached = first - _TICK
-    for reason, through in _before_resume(schedule, first, until):
-        reached = _skip(skips, times, reason, reached, through)
-    oldest = now - _tolerance(schedule)
-    room = overlap_limit(schedule) - live
+def meet(schedule: Schedule, live: Occupancy) -> Meeting:
+    """What the schedule's overlap policy makes of a fire time.
 
-    if schedule.catch_up == "all":
-        reached = _skip(skips, times, SkipReason.MISSED, reached, oldest - _TICK)
-        runs: list[datetime] = []
-        while len(runs) < min(room, ALL_AT_ONCE) and (coming := times.next(reached)) and coming <= until:
-            runs.append(coming)
-            reached = coming
-        if not runs and (coming := times.next(reached)) and coming <= until:
-            if times.next(coming) is not None and (times.next(coming) or now) <= until:
-                # More than one waits: they run one after the other, and none of them is skipped.
-                return _settle(schedule, times, [], skips, reached)
-            reached = _skip(skips, times, SkipReason.OVERLAP, reached, until)
-        return _settle(schedule, times, runs, skips, reached)
-
-    last = times.latest(reached, until)
-    if last is None:
-        return _settle(schedule, times, [], skips, reached)
-    reached = _skip(skips, times, SkipReason.MISSED, reached, last - _TICK)
-    if last < oldest:
-        reached = _skip(skips, times, SkipReason.MISSED, reached, last)
-        return _settle(schedule, times, [], skips, reached)
-    if room < 1:
-        reached = _skip(skips, times, SkipReason.OVERLAP, reached, last)
-        return _settle(schedule, times, [], skips, reached)
-    return _settle(schedule, times, [last], skips, last)
+    A run that somebody asked for is never a reason to lose a fire time: it is waited for, and never cancelled.
+    """
+    limit = overlap_limit(schedule)
+    if live.live + live.requested < limit:
+        return Meeting.RUN
+    if live.live < limit or (schedule.overlap == "queue" and live.live <= limit):
+        return Meeting.WAIT
+    return Meeting.REPLACE if schedule.overlap == "cancel" else Meeting.SKIP
 
 
-def _before_resume(schedule: Schedule, first: datetime, until: datetime) -> list[tuple[SkipReason, datetime]]:
-    """The stretches up to the last resume: what lay before the pause was missed, the rest was paused."""
-    if schedule.resumed_at is None or schedule.resumed_at < first:
-        return []
-    stretches = [(SkipReason.PAUSED, min(schedule.resumed_at, until))]
-    if schedule.paused_at is not None and first < schedule.paused_at:
-        stretches.insert(0, (SkipReason.MISSED, min(schedule.paused_at, until)))
-    return stretches
-
-
-def _tolerance(schedule: Schedule) -> timedelta:
+def _due(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
+    """At least one fire time has come."""
     if schedule.grace is not None:
-        return schedule.grace
-    return NONE_GRACE if schedule.catch_up == "none" else timedelta(days=36500)
+        account.skip(
+            SkipReason.MISSED, now - schedule.grace - TICK, f"older than its grace of {format_duration(schedule.grace)}"
+        )
+    if schedule.catch_up == "all":
+        return _all(schedule, account, live, now)
+    if schedule.catch_up == "none" and schedule.grace is None:
+        account.skip(SkipReason.MISSED, now - LATENESS - TICK, "no worker claimed it in time; catch_up is none")
+    last = account.times.latest(account.reached, now if schedule.ends_at is None else min(now, schedule.ends_at))
+    if last is None:
+        return _settle(schedule, account, [])
+    account.skip(SkipReason.MISSED, last - TICK, f"no worker claimed it in time; catch_up is {schedule.catch_up}")
+    return _meet(schedule, account, live, last)
 
 
-def _skip(skips: list[Skip], times: FireTimes, reason: SkipReason, reached: datetime, through: datetime) -> datetime:
-    """Records the fire times in (reached, through] as skipped; returns how far the plan has come."""
-    if through <= reached:
-        return reached
-    first, last = times.next(reached), times.latest(reached, through)
-    if first is None or last is None:
-        return reached
-    count = times.count(reached, last)
-    if skips and skips[-1].reason is reason:
-        before = skips.pop()
-        first, count = before.fire_time, before.count + count
-    skips.append(Skip(reason, first, last, count))
-    return last
+def _all(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
+    """Each missed fire time runs, oldest first, as far as the overlap lets them."""
+    until = now if schedule.ends_at is None else min(now, schedule.ends_at)
+    pending = account.times.count(account.reached, until)
+    if pending > schedule.catch_up_limit:
+        limit = schedule.catch_up_limit
+        through = _before_last(account.times, account.reached, until, limit)
+        account.skip(SkipReason.MISSED, through, f"more than its catch_up_limit of {limit} were missed")
+    room = min(overlap_limit(schedule) - live.live - live.requested, ALL_AT_ONCE)
+    runs: list[datetime] = []
+    reached = account.reached
+    while len(runs) < room and (coming := account.times.next(reached)) and coming <= until:
+        runs.append(coming)
+        reached = coming
+    if runs or (coming := account.next()) is None or coming > until:
+        return _settle(schedule, account, runs)
+    if pending > 1 or coming < now - LATENESS:
+        # They were missed, and run one after the other: none of them is skipped because the one before is live.
+        return _settle(schedule, account, [])
+    return _meet(schedule, account, live, coming)
 
 
-def _settle(schedule: Schedule, times: FireTimes, runs: list[datetime], skips: list[Skip], reached: datetime) -> Plan:
+def _before_last(times: FireTimes, after: datetime, until: datetime, keep: int) -> datetime:
+    """The latest instant after which, up to `until`, the newest `keep` fire times are all there are."""
+    low, high = 0, (until - after) // TICK
+    while low < high:
+        middle = (low + high) // 2
+        if times.count(after + middle * TICK, until) > keep:
+            low = middle + 1
+        else:
+            high = middle
+    return after + low * TICK
+
+
+def _meet(schedule: Schedule, account: Account, live: Occupancy, fire_time: datetime) -> Plan:
+    """One fire time, under the overlap policy."""
+    meeting = meet(schedule, live)
+    if meeting is Meeting.SKIP:
+        account.skip(SkipReason.OVERLAP, fire_time, _blamed(live))
+        return _settle(schedule, account, [])
+    made = _settle(schedule, account, [fire_time], waits=meeting is not Meeting.RUN)
+    return replace(made, replaces=meeting is Meeting.REPLACE and bool(made.runs))
+
+
+def _blamed(live: Occupancy) -> str:
+    if not live.ids:
+        return "an earlier run was live"
+    if len(live.ids) == 1:
+        return f"run {live.ids[0]} was live"
+    return f"runs {', '.join(map(str, live.ids))}{', …' if live.live > len(live.ids) else ''} were live"
+
+
+def _settle(schedule: Schedule, account: Account, runs: list[datetime], *, waits: bool = False) -> Plan:
     planned: list[PlannedRun] = []
     previous = schedule.last_run
     for fire_time in runs:
-        planned.append(PlannedRun(fire_time, fire_time + jitter(schedule, times, fire_time), previous))
-        previous = fire_time
+        before = previous if previous is not None and previous < fire_time else None  # next_run may be set back
+        due_at = fire_time + jitter(schedule, account.times, fire_time)
+        planned.append(PlannedRun(fire_time, due_at, before, waits))
+        previous = account.reached = fire_time
+    accounted = account.reached if runs or account.skips else None
     if schedule.max_runs is not None:
         planned = planned[: max(0, schedule.max_runs - schedule.run_count)]
-        if schedule.run_count + len(planned) >= schedule.max_runs:
-            return _finished(schedule, None, planned, skips)
-    upcoming = times.next(reached)
-    if upcoming is None or (schedule.ends_at is not None and upcoming > schedule.ends_at):
-        return _finished(schedule, upcoming, planned, skips)
-    if upcoming <= reached:
-        raise AssertionError(f"fire times must grow: {upcoming} after {reached}")
-    return Plan(upcoming, tuple(planned), tuple(skips))
-
-
-def _finished(
-    schedule: Schedule,
-    upcoming: datetime | None,
-    runs: list[PlannedRun] | None = None,
-    skips: list[Skip] | None = None,
-) -> Plan:
-    if schedule.max_runs is not None and schedule.run_count + len(runs or ()) >= schedule.max_runs:
-        note = f"all of its {schedule.max_runs} runs are made"
-    elif upcoming is not None:
-        note = "its ends_at has passed"
+    upcoming = account.next()
+    used_up = schedule.max_runs is not None and schedule.run_count + len(planned) >= schedule.max_runs
+    if used_up or upcoming is None:
+        status, upcoming, note = ScheduleStatus.FINISHED, None, _why_finished(schedule, account, used_up)
     else:
-        note = "its expression names no further fire time"
-    return Plan(None, tuple(runs or ()), tuple(skips or ()), ScheduleStatus.FINISHED, note)
+        status, note = ScheduleStatus.ACTIVE, None
+        if upcoming <= account.reached:
+            raise AssertionError(f"fire times must grow: {upcoming} after {account.reached}")
+    return Plan(upcoming, tuple(planned), tuple(account.skips), status, note, accounted)
+
+
+def _why_finished(schedule: Schedule, account: Account, used_up: bool) -> str:
+    if used_up:
+        return f"all of its {schedule.max_runs} runs are made"
+    if account.times.next(account.reached) is not None:
+        return "its ends_at has passed"
+    return "its expression names no further fire time"
 
 
 def overlap_limit(schedule: Schedule) -> int:
@@ -233,7 +233,7 @@ def jitter(schedule: Schedule, times: FireTimes, fire_time: datetime) -> timedel
     if not schedule.jitter:
         return timedelta(0)
     following = times.next(fire_time)
-    most = schedule.jitter if following is None else min(schedule.jitter, following - fire_time - _TICK)
+    most = schedule.jitter if following is None else min(schedule.jitter, following - fire_time - TICK)
     digest = hashlib.blake2b(f"{schedule.name}\0{fire_time.isoformat()}".encode(), digest_size=8).digest()
     return most * (int.from_bytes(digest) / 2**64)
 

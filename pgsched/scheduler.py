@@ -79,6 +79,7 @@ class Scheduler:
         args: Mapping[str, Any] | None = None,
         overlap: str | int = "skip",
         catch_up: str = "latest",
+        catch_up_limit: int = 1000,
         grace: timedelta | None = None,
         timeout: timedelta | None = None,
         retry: Retry | None = None,
@@ -93,11 +94,12 @@ class Scheduler:
 
         expression: a cron expression, every(...), at(...) or a macro, read on the wall clock of `timezone`.
         name: default the entrypoint and the expression. args: JSON, given to the function by name.
-        overlap: what to do while an earlier run is live: "skip", "allow", or at most N at once.
-        catch_up: which of several missed fire times run: "latest", "all", "none". grace: a fire time older
-        than this is missed. timeout, retry: default as the entrypoint says. jitter: put starts off by up to this.
-        starts_at, ends_at: aware instants between which it fires. max_runs: then it is finished.
-        priority: -100 to 100, higher first. executor: how its runs are executed.
+        overlap: what a fire time does while an earlier run is live: "skip" (it does not run), "queue" (it waits; at
+        most one does), "cancel" (the earlier run is cancelled, and it runs after that), "allow", or at most N at once.
+        catch_up: which of several missed fire times run: "latest", "all" (the newest catch_up_limit of them, oldest
+        first), "none". grace: a fire time older than this is missed. timeout, retry: default as the entrypoint says.
+        jitter: put starts off by up to this. starts_at, ends_at: aware instants between which it fires. max_runs: then
+        it is finished. priority: -100 to 100, higher first. executor: how its runs are executed.
 
         Raises RegistrationError or InvalidExpression, both ValueErrors.
         """
@@ -110,8 +112,9 @@ class Scheduler:
         title = name if name is not None else f"{entrypoint} {expression}"
         given = {
             "entrypoint": entrypoint, "expression": expression, "timezone": timezone, "args": args,
-            "overlap": overlap, "catch_up": catch_up, "grace": grace, "timeout": timeout, "retry": retry,
-            "jitter": jitter, "starts_at": starts_at, "ends_at": ends_at, "max_runs": max_runs, "priority": priority,
+            "overlap": overlap, "catch_up": catch_up, "catch_up_limit": catch_up_limit, "grace": grace,
+            "timeout": timeout, "retry": retry, "jitter": jitter, "starts_at": starts_at, "ends_at": ends_at,
+            "max_runs": max_runs, "priority": priority,
         }  # fmt: skip
         row = _checked(where, lambda: {"name": definition.name_of("name", title), **definition.columns(given)})
         if title in self.declared:

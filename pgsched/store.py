@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from pgsched.db import Connection
 from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus, Schedule, Silent
-from pgsched.policy import Plan
+from pgsched.policy import Occupancy, Plan
 
 _FILES = {
     entry.name.removesuffix(".sql"): entry.read_bytes()
@@ -44,6 +44,7 @@ class Outlook:
     now: datetime
     next_ahead: datetime | None  # the first fire time or due job beyond the horizon
     next_near: datetime | None  # the first within it that this pass did not take
+    gated_near: bool  # whether a run within it waits for its schedule's overlap
     next_resume: datetime | None  # when the first pause ends
     running_elsewhere: bool
 
@@ -79,12 +80,22 @@ class Store:
 
     async def count_live_runs(
         self, connection: Connection, schedule_ids: Sequence[int]
-    ) -> tuple[datetime, dict[int, int]]:
-        """The transaction's now, and how many runs of each schedule are queued or running; those without any
-        are left out."""
+    ) -> tuple[datetime, dict[int, Occupancy]]:
+        """The transaction's now, and what is live of each schedule; those without anything are left out."""
         cursor = await connection.execute(self.query("count_live_runs"), {"schedule_ids": list(schedule_ids)})
         rows = await cursor.fetchall()
-        return rows[0][2], {row[0]: row[1] for row in rows if row[0] is not None}
+        return rows[0][5], {
+            schedule_id: Occupancy(running, waiting, requested, tuple(ids or ()))
+            for schedule_id, running, waiting, requested, ids, _ in rows
+            if schedule_id is not None
+        }
+
+    async def replace_runs(self, connection: Connection, schedule_ids: Sequence[int]) -> set[int]:
+        """Cancels what is live of locked schedules, but for what somebody asked for. Returns the ids of schedules of
+        which a row is locked by somebody else, so that they have to be asked again."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("replace_runs"), {"schedule_ids": list(schedule_ids)})
+        return set(await cursor.fetchall())
 
     async def write_plans(
         self, connection: Connection, worker: uuid.UUID, plans: Sequence[Planned], horizon: datetime
@@ -106,10 +117,12 @@ class Store:
                 "run_counts": [len(p.plan.runs) for p in plans],
                 "statuses": [str(p.plan.status) for p in plans],
                 "notes": [p.plan.note for p in plans],
+                "accounted": [p.plan.accounted_through for p in plans],
                 "run_schedule_ids": [p.schedule.id for p, _ in runs],
                 "fire_times": [r.fire_time for _, r in runs],
                 "due_ats": [r.due_at for _, r in runs],
                 "previous": [r.previous for _, r in runs],
+                "waits": [r.waits for _, r in runs],
                 "max_attempts": [p.max_attempts for p, _ in runs],
                 "backoffs": [p.backoff for p, _ in runs],
                 "max_backoffs": [p.max_backoff for p, _ in runs],
@@ -120,6 +133,7 @@ class Store:
                 "skip_throughs": [s.through for _, s in skips],
                 "skip_counts": [s.count for _, s in skips],
                 "skip_reasons": [str(s.reason) for _, s in skips],
+                "skip_details": [s.detail for _, s in skips],
             },
         )
         return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
@@ -132,22 +146,33 @@ class Store:
         lookahead: timedelta,
         limit: int,
     ) -> list[ClaimedRun]:
-        """Claims queued runs that are due, or will be within the lookahead."""
+        """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap."""
         cursor = connection.cursor(row_factory=class_row(ClaimedRun))
         await cursor.execute(
-            self.query("claim_due_runs"),
-            {
-                "worker": worker,
-                "entrypoints": [d.entrypoint for d in defaults],
-                "max_attempts": [d.max_attempts for d in defaults],
-                "backoffs": [d.backoff for d in defaults],
-                "max_backoffs": [d.max_backoff for d in defaults],
-                "timeouts": [d.timeout for d in defaults],
-                "lookahead": lookahead,
-                "limit": limit,
-            },
+            self.query("claim_due_runs"), _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit}
         )
         return await cursor.fetchall()
+
+    async def claim_gated_runs(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        defaults: Sequence[EntrypointDefaults],
+        lookahead: timedelta,
+        limit: int,
+    ) -> list[ClaimedRun]:
+        """Claims queued runs that wait for their schedule's overlap, as far as it leaves room; locks the schedules."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        params = _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit}
+        await cursor.execute(
+            self.query("lock_gated_schedules"), {name: params[name] for name in ("entrypoints", "lookahead", "limit")}
+        )
+        ids = await cursor.fetchall()
+        if not ids:
+            return []
+        claims = connection.cursor(row_factory=class_row(ClaimedRun))
+        await claims.execute(self.query("claim_gated_runs"), params | {"schedule_ids": ids})
+        return await claims.fetchall()
 
     async def resume_paused(self, connection: Connection) -> int:
         """Resumes schedules whose pause is over."""
@@ -373,6 +398,17 @@ class Planned:
             timeout=self.timeout,
             schedule=self.schedule,
         )
+
+
+def _claim_params(worker: uuid.UUID, defaults: Sequence[EntrypointDefaults]) -> dict[str, Any]:
+    return {
+        "worker": worker,
+        "entrypoints": [d.entrypoint for d in defaults],
+        "max_attempts": [d.max_attempts for d in defaults],
+        "backoffs": [d.backoff for d in defaults],
+        "max_backoffs": [d.max_backoff for d in defaults],
+        "timeouts": [d.timeout for d in defaults],
+    }
 
 
 def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:

@@ -60,7 +60,7 @@ name = with_schedule(name="two\\nlines")
 retry = lambda: with_schedule(retry=Retry(attempts=0))()
 every_zero = lambda: with_schedule(every(timedelta(0)))()
 at_naive = lambda: with_schedule(at(datetime(2027, 1, 1)))()
-overlap = with_schedule(overlap="queue")
+overlap = with_schedule(overlap="wait")
 setting = lambda: Scheduler(max_runing=5)
 both = lambda: Scheduler(stall_timeout="2s", heartbeat_interval="1s")
 def twice():
@@ -109,7 +109,7 @@ TABLE = [
     ([*RUN, "app.retry"], 78, "Retry(attempts=0) is out of range: use 1 to 1000."),
     ([*RUN, "app.every_zero"], 78, "every"),
     ([*RUN, "app.at_naive"], 78, "zone"),
-    ([*RUN, "app.overlap"], 78, "overlap 'queue' is not available in this version"),
+    ([*RUN, "app.overlap"], 78, "'queue', 'allow', 'cancel' or a number from 1 to 100000, not 'wait'"),
     ([*RUN, "app.twice"], 78, "is declared twice: give the second one a name of its own, name='…'."),
     ([*RUN, "app.setting"], 78, "there is no setting 'max_runing'"),
     ([*RUN, "app.both"], 78, "heartbeat_interval (1s) must be at most a quarter of stall_timeout (2s)"),

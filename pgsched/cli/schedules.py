@@ -103,9 +103,14 @@ def show(settings: Settings, name: str, as_json: bool) -> None:
 @click.option(
     "--args", type=a_json_object, metavar="JSON", help='The function\'s arguments, such as {"format": "pdf"}.'
 )
-@click.option("--overlap", default="skip", metavar="POLICY", help="skip, allow, or a number of runs at once.  [skip]")
+@click.option(
+    "--overlap", default="skip", metavar="POLICY", help="skip, queue, cancel, allow, or a number at once.  [skip]"
+)
 @click.option(
     "--catch-up", type=click.Choice(["latest", "all", "none"]), default="latest", help="Which missed ones run."
+)
+@click.option(
+    "--catch-up-limit", type=click.IntRange(1, 1_000_000), default=1000, help="Of all: at most so many.  [1000]"
 )
 @click.option("--grace", type=a_duration, metavar="DURATION", help="A fire time older than this is missed.")
 @click.option("--jitter", type=a_duration, metavar="DURATION", help="Put starts off by up to this.")
@@ -158,13 +163,14 @@ def _retry(attempts: int | None, backoff: timedelta | None, max_backoff: timedel
 @click.argument("name")
 @click.option("--note", help="Why, for those who look.")
 @click.option("--until", type=an_instant, metavar="INSTANT", help="Resume at this instant.")
+@click.option("--backlog", is_flag=True, help="Afterwards treat what fell into the pause as missed, by its catch-up.")
 @database_options
-def pause(settings: Settings, name: str, note: str | None, until: datetime | None) -> None:
-    """Pause a schedule, until an instant or until it is resumed."""
+def pause(settings: Settings, name: str, note: str | None, until: datetime | None, backlog: bool) -> None:
+    """Pause a schedule, until an instant or until it is resumed. What falls into the pause is skipped."""
 
     async def work(client: Client) -> str:
         title = str((await found(client, name))["name"])
-        await client.pause(title, note, until)
+        await client.pause(title, note, until, backlog=backlog)
         return title
 
     title = with_client(settings, work)
@@ -173,13 +179,16 @@ def pause(settings: Settings, name: str, note: str | None, until: datetime | Non
 
 @schedules.command()
 @click.argument("name")
+@click.option(
+    "--backlog/--no-backlog", default=None, help="Treat what fell into the pause as missed, or skip it.  [as paused]"
+)
 @database_options
-def resume(settings: Settings, name: str) -> None:
-    """Let a paused schedule go on. What it missed is recorded as skipped, not run."""
+def resume(settings: Settings, name: str, backlog: bool | None) -> None:
+    """Let a paused schedule go on. What fell into the pause is recorded as skipped, unless a backlog is asked for."""
 
     async def work(client: Client) -> str:
         title = str((await found(client, name))["name"])
-        await client.resume(title)
+        await client.resume(title, backlog=backlog)
         return title
 
     say(f'Resumed "{with_client(settings, work)}".')

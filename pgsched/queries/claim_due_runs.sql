@@ -1,12 +1,13 @@
--- Claims queued runs that are due or will be within the lookahead: enqueued jobs, retries, what was given back.
+-- Claims queued runs that are due or will be within the lookahead: enqueued jobs, their retries, what was given back.
+-- Those of schedules whose overlap has to be looked at are gated, and claim_gated_runs'.
 -- Priorities are walked one by one, so that within each the index gives the due ones in order and the far-future
 -- ones are never read; the lock lies inside, so that workers do not queue up for the same rows.
 with recursive levels (priority) as (
-    (select priority from pgsched.runs where status = 'queued' order by priority desc limit 1)
+    (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
     select (
         select r.priority from pgsched.runs r
-        where r.status = 'queued' and r.priority < l.priority
+        where r.status = 'queued' and not r.gated and r.priority < l.priority
         order by r.priority desc limit 1
     )
     from levels l
@@ -18,7 +19,7 @@ due as materialized (
     cross join lateral (
         select r.id
         from pgsched.runs r
-        where r.status = 'queued' and r.priority = l.priority
+        where r.status = 'queued' and not r.gated and r.priority = l.priority
             and r.due_at <= now() + %(lookahead)s
             and r.entrypoint = any(%(entrypoints)s)
         order by r.due_at, r.id

@@ -1,7 +1,7 @@
 -- One run, all of it. JSON is read as text, so that no value of it can break the page.
 select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.args::text as args, r.fire_time,
-    r.previous_fire_time, r.due_at, r.priority, r.status, r.reason, r.skipped_count, r.skipped_through, r.attempt,
-    r.max_attempts, r.backoff, r.max_backoff, r.timeout, r.worker, r.claimed_at, r.started_at, r.heartbeat_at,
+    r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason, r.detail,
+    r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout, r.worker, r.claimed_at, r.started_at, r.heartbeat_at,
     r.cancel_requested_at, r.finished_at, r.result::text as result, r.errors::text as errors, r.unique_key,
     r.created_at
 from pgsched.runs r

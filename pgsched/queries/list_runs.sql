@@ -1,6 +1,7 @@
 -- The newest runs for people, skips among them, without their payloads; of each only how its last error reads.
-select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due_at, r.priority, r.status, r.reason,
-    r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.worker, r.started_at, r.finished_at,
+select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due_at, r.priority, r.origin, r.again,
+    r.status, r.reason, r.detail, r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.worker,
+    r.started_at, r.finished_at,
     left(r.errors -> -1 ->> 'message', 500) as error, r.unique_key, r.created_at
 from pgsched.runs r
 left join pgsched.schedules s on s.id = r.schedule_id

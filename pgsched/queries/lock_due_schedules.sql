@@ -1,9 +1,12 @@
 -- Locks the schedules a claim pass shall plan: never planned, due, or due within the lookahead.
 -- Ahead of its instant a schedule is only taken while nothing of it is live, since its overlap cannot be judged
--- earlier. That look is a filter, on this statement's snapshot; the plan counts again under the lock.
-select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, grace, jitter,
-    timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count, priority, status, note,
-    paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status, created_at, updated_at
+-- earlier. One whose backlog (catch_up all) waits for its own runs to end can do nothing but wait, and would take the
+-- place of others: policy.plan() decides the same. Both looks are filters, on this statement's snapshot; the plan
+-- counts again under the lock.
+select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, catch_up_limit,
+    grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count, priority,
+    status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status, accounted_through,
+    timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at
 from pgsched.schedules s
 where s.status = 'active'
     and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
@@ -11,6 +14,14 @@ where s.status = 'active'
     and (
         s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
         or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+    )
+    and not (
+        s.catch_up = 'all' and s.overlap <> 'allow' and s.next_run < now() - interval '10 seconds'
+        and (
+            (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+            + (select count(*) from pgsched.runs r
+               where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
+        ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
     )
 order by coalesce(s.next_run, '-infinity'::timestamptz)
 limit %(limit)s

@@ -1,2 +1,2 @@
 -- Pauses a schedule.
-select pgsched.pause(%(name)s::text, %(note)s::text, %(until)s::timestamptz)
+select pgsched.pause(%(name)s::text, %(note)s::text, %(until)s::timestamptz, %(backlog)s::boolean)

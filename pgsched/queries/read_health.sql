@@ -11,7 +11,7 @@ overdue as (
         and coalesce(s.next_run, '-infinity'::timestamptz) < now() - interval '2 minutes'
         and (s.next_run is not null or s.updated_at < now() - interval '2 minutes')
         and exists (select from live where s.entrypoint = any(live.entrypoints))
-        and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued')
+        and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued' and r.gated)
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
 ),
 silent as (

@@ -2,11 +2,11 @@
 -- (blocked by its overlap, locked by another worker, no free slot), and whether anybody else has runs going.
 -- As the resync it also says that this worker is still here: one statement a minute does both.
 with recursive levels (priority) as (
-    (select priority from pgsched.runs where status = 'queued' order by priority desc limit 1)
+    (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
     select (
         select r.priority from pgsched.runs r
-        where r.status = 'queued' and r.priority < l.priority
+        where r.status = 'queued' and not r.gated and r.priority < l.priority
         order by r.priority desc limit 1
     )
     from levels l
@@ -16,7 +16,17 @@ seen as (
     update pgsched.workers set seen_at = clock_timestamp(), state = %(state)s, running = %(running)s
     where id = %(worker)s and %(touch)s
 ),
-bound as (select now() + %(lookahead)s as horizon)
+bound as (select now() + %(lookahead)s as horizon),
+-- The first run that waits for its schedule's overlap; a pause holds back what had not begun.
+waiting as materialized (
+    select r.due_at from pgsched.runs r
+    where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
+        and r.due_at <= (select horizon from bound)
+        and (r.attempt > 0 or r.origin is not null or not exists (
+            select from pgsched.schedules s where s.id = r.schedule_id and s.status = 'paused'
+        ))
+    order by r.due_at limit 1
+)
 select
     clock_timestamp() as now,
     least(
@@ -26,10 +36,14 @@ select
          order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
-            where r.status = 'queued' and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
+            where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
                 and r.due_at > (select horizon from bound)
             order by r.due_at limit 1
-        ) d where l.priority is not null)
+        ) d where l.priority is not null),
+        (select r.due_at from pgsched.runs r
+         where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
+            and r.due_at > (select horizon from bound)
+         order by r.due_at limit 1)
     ) as next_ahead,
     least(
         (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
@@ -38,11 +52,13 @@ select
          order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
-            where r.status = 'queued' and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
+            where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
                 and r.due_at <= (select horizon from bound)
             order by r.due_at limit 1
-        ) d where l.priority is not null)
+        ) d where l.priority is not null),
+        (select min(w.due_at) from waiting w)
     ) as next_near,
+    exists (select from waiting) as gated_near,
     (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null) as next_resume,
     exists (select from pgsched.runs where status = 'running'
         and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere

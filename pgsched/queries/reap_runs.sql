@@ -17,7 +17,7 @@ stalled as materialized (
 reaped as (
     update pgsched.runs r
     set status = stalled.status,
-        reason = case when stalled.status = 'cancelled' then 'cancelled on request' else r.reason end,
+        reason = case when stalled.status = 'cancelled' then coalesce(r.reason, 'cancelled on request') else r.reason end,
         worker = null,
         -- A run that was claimed ahead of its instant is not due before it, whoever died meanwhile.
         due_at = case when stalled.status = 'queued'

@@ -1,2 +1,2 @@
 -- Lets a paused schedule go on.
-select pgsched.resume(%(name)s::text)
+select pgsched.resume(%(name)s::text, %(backlog)s::boolean)

@@ -1,5 +1,6 @@
 -- Advances locked schedules and makes their runs and skips, all or nothing. Runs due by the horizon are claimed
--- at once, later ones (jitter) are queued. A fire time that has a row already keeps it and gets no second one.
+-- at once; later ones (jitter) and those that wait for others of their schedule are queued. A fire time that has a run
+-- already keeps it and gets no second one.
 with advanced as (
     update pgsched.schedules s
     set next_run = p.next_run,
@@ -7,42 +8,49 @@ with advanced as (
         run_count = s.run_count + p.run_count,
         status = p.status,
         note = coalesce(p.note, s.note),
+        accounted_through = coalesce(p.accounted_through, s.accounted_through),
+        interruptions = '[]',
         planned_at = clock_timestamp()
     from unnest(
         %(schedule_ids)s::bigint[], %(next_runs)s::timestamptz[], %(last_runs)s::timestamptz[],
-        %(run_counts)s::int[], %(statuses)s::text[], %(notes)s::text[]
-    ) as p (id, next_run, last_run, run_count, status, note)
+        %(run_counts)s::int[], %(statuses)s::text[], %(notes)s::text[], %(accounted)s::timestamptz[]
+    ) as p (id, next_run, last_run, run_count, status, note, accounted_through)
     where s.id = p.id
 ),
 skipped as (
-    insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, due_at, status, reason,
+    insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, due_at, status, reason, detail,
                               skipped_count, skipped_through, finished_at)
-    select s.id, s.entrypoint, s.args, p.fire_time, p.fire_time, 'skipped', p.reason,
+    select s.id, s.entrypoint, s.args, p.fire_time, p.fire_time, 'skipped', p.reason, p.detail,
            p.skipped_count, p.through, clock_timestamp()
     from unnest(
         %(skip_schedule_ids)s::bigint[], %(skip_fire_times)s::timestamptz[], %(skip_throughs)s::timestamptz[],
-        %(skip_counts)s::bigint[], %(skip_reasons)s::text[]
-    ) as p (schedule_id, fire_time, through, skipped_count, reason)
+        %(skip_counts)s::bigint[], %(skip_reasons)s::text[], %(skip_details)s::text[]
+    ) as p (schedule_id, fire_time, through, skipped_count, reason, detail)
     join pgsched.schedules s on s.id = p.schedule_id
-    on conflict (schedule_id, fire_time) do nothing
+    -- A client that set next_run back has it told once more only where more is told.
+    where not exists (
+        select from pgsched.runs k
+        where k.schedule_id = p.schedule_id and k.fire_time = p.fire_time and k.status = 'skipped'
+            and k.skipped_through >= p.through
+    )
 ),
 made as (
     insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
-                              max_attempts, backoff, max_backoff, timeout,
+                              max_attempts, backoff, max_backoff, timeout, gated,
                               status, attempt, worker, claimed_at, heartbeat_at)
     select s.id, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
-           p.max_attempts, p.backoff, p.max_backoff, p.timeout,
+           p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow',
            case when c.claimed then 'running' else 'queued' end, c.claimed::int,
            case when c.claimed then %(worker)s::uuid end,
            case when c.claimed then clock_timestamp() end, case when c.claimed then clock_timestamp() end
     from unnest(
         %(run_schedule_ids)s::bigint[], %(fire_times)s::timestamptz[], %(due_ats)s::timestamptz[],
-        %(previous)s::timestamptz[], %(max_attempts)s::int[], %(backoffs)s::interval[],
+        %(previous)s::timestamptz[], %(waits)s::boolean[], %(max_attempts)s::int[], %(backoffs)s::interval[],
         %(max_backoffs)s::interval[], %(timeouts)s::interval[]
-    ) as p (schedule_id, fire_time, due_at, previous, max_attempts, backoff, max_backoff, timeout)
-    cross join lateral (select p.due_at <= %(horizon)s::timestamptz as claimed) c
+    ) as p (schedule_id, fire_time, due_at, previous, waits, max_attempts, backoff, max_backoff, timeout)
+    cross join lateral (select not p.waits and p.due_at <= %(horizon)s::timestamptz as claimed) c
     join pgsched.schedules s on s.id = p.schedule_id
-    on conflict (schedule_id, fire_time) do nothing
+    on conflict (schedule_id, fire_time, again) where status <> 'skipped' do nothing
     returning id, schedule_id, fire_time, status
 )
 select id, schedule_id, fire_time from made where status = 'running'

@@ -82,8 +82,6 @@ async def test_rows_that_cannot_be_planned_are_marked_and_stop_nothing(daemons, 
         "no-zone": ("* * * * *", "", "skip"),
         "path": ("* * * * *", "../../../../etc/passwd", "skip"),
         "absolute": ("* * * * *", "/etc/localtime", "skip"),
-        "queue": ("* * * * *", "UTC", "queue"),
-        "cancel": ("* * * * *", "UTC", "cancel"),
         "long": ("*/7," * 249, "UTC", "skip"),
         "control": ("* * *\x1b[31m * *", "U\x07TC", "skip"),
         "year": ("@at 999999-01-01T00:00:00Z", "UTC", "skip"),
@@ -109,7 +107,6 @@ async def test_rows_that_cannot_be_planned_are_marked_and_stop_nothing(daemons, 
         assert (status, next_run) == ("invalid", None), (name, status, note)
         assert note and len(note) > 10, name
     assert "Mars/Olympus" in rows["zone"][1]
-    assert "queue" in rows["queue"][1]
     assert len(daemon.events("schedule_invalid")) == len(broken)
 
     # Put right, it goes on.

@@ -1,0 +1,204 @@
+"""Keeps the account of one schedule's fire times: how far they are decided, and what was skipped on the way.
+
+Settles what lay before the last start, pause, retirement or change; what is due after that is policy's to decide.
+Pure: nothing here knows a clock or a database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from pgsched.errors import InvalidExpression
+from pgsched.expression import parse
+from pgsched.model import Schedule, SkipReason
+
+TICK = timedelta(microseconds=1)
+_BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
+
+
+class FireTimes(Protocol):
+    """The fire times of one schedule, as an expression or an executor gives them. All instants are aware."""
+
+    def next(self, after: datetime) -> datetime | None:
+        """The first fire time strictly after `after`, None when there is none."""
+
+    def latest(self, after: datetime, until: datetime) -> datetime | None:
+        """The last fire time in (after, until], None when there is none."""
+
+    def count(self, after: datetime, until: datetime) -> int:
+        """How many fire times lie in (after, until]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Fire times that do not become runs: `count` of them, from `fire_time` through `through`.
+
+    detail: how it came to that, for people.
+    """
+
+    reason: SkipReason
+    fire_time: datetime
+    through: datetime
+    count: int
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """A stretch that the next plan has to settle, as schedule_changed() in SQL noted it.
+
+    kind: "paused" or "retired" from `since` through `through`; or "changed", when `through` ended the timing that had
+    held since `since`, and the rest says what that timing was.
+    """
+
+    kind: str
+    since: datetime
+    through: datetime
+    note: str | None = None
+    accounted_through: datetime | None = None
+    next_run: datetime | None = None
+    expression: str = ""
+    timezone: str = "UTC"
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+
+_INSTANTS = ("since", "through", "accounted_through", "next_run", "starts_at", "ends_at")
+
+
+def interruptions(schedule: Schedule) -> list[Interruption]:
+    """What is to be settled, oldest first."""
+    entries: list[dict[str, Any]] = json.loads(schedule.interruptions_json or "[]")
+    for entry in entries:
+        for name in _INSTANTS:
+            if entry.get(name) is not None:
+                entry[name] = datetime.fromisoformat(entry[name]).astimezone(UTC)
+    return [Interruption(**entry) for entry in entries]
+
+
+@dataclass(frozen=True, slots=True)
+class _From:
+    """Fire times from the stored next_run on, which is one whatever the expression says: a client may have set it."""
+
+    times: FireTimes
+    first: datetime
+
+    def next(self, after: datetime) -> datetime | None:
+        return self.first if after < self.first else self.times.next(after)
+
+    def latest(self, after: datetime, until: datetime) -> datetime | None:
+        last = self.times.latest(max(after, self.first), until) if until > self.first else None
+        return self.first if last is None and after < self.first <= until else last
+
+    def count(self, after: datetime, until: datetime) -> int:
+        rest = self.times.count(max(after, self.first), until) if until > self.first else 0
+        return rest + (after < self.first <= until)
+
+
+class Account:
+    """One schedule's account, on its way from the last fire time that is decided to the next that is not.
+
+    times: the fire times that count from here on. reached: all before, and this instant, are decided.
+    """
+
+    times: FireTimes
+    reached: datetime
+
+    def __init__(self) -> None:
+        self.skips: list[Skip] = []
+        self._ends_at: datetime | None = None
+
+    def next(self) -> datetime | None:
+        """The first fire time that is not decided, None where there is none any more."""
+        coming = self.times.next(self.reached)
+        return None if coming is None or (self._ends_at is not None and coming > self._ends_at) else coming
+
+    def skip(self, reason: SkipReason, through: datetime, detail: str | None = None) -> None:
+        """Decides that the fire times up to `through` (inclusive) do not become runs."""
+        if self._ends_at is not None:
+            through = min(through, self._ends_at)
+        if through <= self.reached:
+            return
+        first, last = self.times.next(self.reached), self.times.latest(self.reached, through)
+        if first is None or last is None:
+            return
+        count = self.times.count(self.reached, last)
+        if self.skips and (self.skips[-1].reason, self.skips[-1].detail) == (reason, detail):
+            before = self.skips.pop()
+            first, count = before.fire_time, before.count + count
+        self.skips.append(Skip(reason, first, last, count, detail))
+        self.reached = last
+
+    def follow(
+        self,
+        times: FireTimes,
+        opening: datetime,
+        now: datetime,
+        *,
+        starts_at: datetime | None,
+        ends_at: datetime | None,
+        next_run: datetime | None,
+    ) -> None:
+        """Goes over to a timing whose fire times count from `opening` on; those before its start are skipped, once
+        that has come."""
+        self.times, self.reached, self._ends_at = times, opening, ends_at
+        if starts_at is not None:
+            if starts_at <= now:
+                self.skip(SkipReason.BOUNDS, starts_at - TICK, "before its starts_at")
+            self.reached = max(self.reached, starts_at - TICK)
+        if next_run is not None:
+            self.times, self.reached = _From(times, next_run), next_run - TICK
+
+    def pass_over(self, stretches: Sequence[Interruption]) -> None:
+        """Skips what lay in pauses and retirements, and what nobody had run before them: a resume begins afresh."""
+        for stretch in stretches:
+            self.skip(SkipReason.MISSED, stretch.since, f"no worker claimed it before the schedule was {stretch.kind}")
+            if stretch.kind == "retired":
+                self.skip(SkipReason.RETIRED, stretch.through, "its application did not declare the schedule then")
+            else:
+                self.skip(SkipReason.PAUSED, stretch.through, stretch.note)
+
+
+def open_account(schedule: Schedule, times: FireTimes, now: datetime) -> Account:
+    """The account with all settled that lies before the present timing, and before the last pause ended.
+
+    now: the database's clock, or up to when fire times are looked at.
+    """
+    account = Account()
+    entries = interruptions(schedule)
+    pending: list[Interruption] = []
+    for entry in entries:
+        if entry.kind != "changed":
+            pending.append(entry)
+            continue
+        # An expression that cannot be read had no fire times, and so nothing to account for.
+        with contextlib.suppress(InvalidExpression):
+            account.follow(
+                parse(
+                    entry.expression, entry.timezone, name=schedule.name,
+                    anchor=entry.starts_at or schedule.created_at,
+                ),
+                _opening(entry.expression, entry.accounted_through, entry.since), entry.through,
+                starts_at=entry.starts_at, ends_at=entry.ends_at, next_run=entry.next_run,
+            )  # fmt: skip
+            account.pass_over(pending)
+            account.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
+        pending = []
+    account.follow(
+        times, _opening(schedule.expression, schedule.accounted_through, schedule.timed_at), now,
+        starts_at=schedule.starts_at, ends_at=schedule.ends_at, next_run=schedule.next_run,
+    )  # fmt: skip
+    account.pass_over(pending)
+    return account
+
+
+def _opening(expression: str, accounted_through: datetime | None, since: datetime) -> datetime:
+    """The instant after which fire times count. A single one that nobody has decided yet counts though it be past."""
+    if accounted_through is not None:
+        return accounted_through
+    return _BEGINNING if expression.lstrip()[:3].lower() == "@at" else since

@@ -1,0 +1,51 @@
+-- Claims waiting runs of locked schedules, as many as the overlap of each leaves room for. A statement of its own, after
+-- the lock, so that what another worker claimed meanwhile is counted. A run between two attempts holds its place
+-- before those that never started. Of a paused schedule only what had begun, or was asked for, goes on.
+with gates as materialized (
+    select s.id, s.status,
+        case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+            - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id) as room
+    from pgsched.schedules s
+    where s.id = any(%(schedule_ids)s)
+),
+due as materialized (
+    select c.id
+    from gates g
+    cross join lateral (
+        select r.id, r.due_at, r.entrypoint, r.priority
+        from pgsched.runs r
+        where r.status = 'queued' and r.gated and r.schedule_id = g.id
+            and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
+            and not (g.status = 'paused' and r.attempt = 0 and r.origin is null)
+        order by (r.attempt > 0) desc, r.priority desc, r.due_at, r.id
+        limit greatest(g.room, 0)
+    ) c
+    where c.due_at <= now() + %(lookahead)s and c.entrypoint = any(%(entrypoints)s)
+    order by c.priority desc, c.due_at, c.id
+    limit %(limit)s
+),
+held as materialized (
+    select r.id from pgsched.runs r
+    where r.id in (select id from due) and r.status = 'queued'
+    order by r.id
+    for no key update skip locked
+)
+update pgsched.runs r
+set status = 'running',
+    attempt = r.attempt + 1,
+    worker = %(worker)s,
+    claimed_at = clock_timestamp(),
+    heartbeat_at = clock_timestamp(),
+    started_at = null,
+    cancel_requested_at = null,
+    max_attempts = coalesce(r.max_attempts, e.max_attempts),
+    backoff = coalesce(r.backoff, e.backoff),
+    max_backoff = coalesce(r.max_backoff, e.max_backoff),
+    timeout = coalesce(r.timeout, e.timeout)
+from held, unnest(
+    %(entrypoints)s::text[], %(max_attempts)s::int[], %(backoffs)s::interval[], %(max_backoffs)s::interval[],
+    %(timeouts)s::interval[]
+) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
+where r.id = held.id and e.entrypoint = r.entrypoint
+returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
+    r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout

@@ -1,0 +1,31 @@
+-- Locks the schedules of which a run waits that could be claimed: due, known here, and fewer are running than the
+-- overlap allows. That look is a filter, on this statement's snapshot; claim_gated_runs counts again under the lock.
+-- Schedules are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single one.
+with recursive waiting (schedule_id) as (
+    (select schedule_id from pgsched.runs where status = 'queued' and gated order by schedule_id limit 1)
+    union all
+    select (
+        select r.schedule_id from pgsched.runs r
+        where r.status = 'queued' and r.gated and r.schedule_id > w.schedule_id
+        order by r.schedule_id limit 1
+    )
+    from waiting w
+    where w.schedule_id is not null
+)
+select s.id
+from waiting w
+join pgsched.schedules s on s.id = w.schedule_id
+where exists (
+        select from pgsched.runs r
+        where r.status = 'queued' and r.gated and r.schedule_id = s.id and r.due_at <= now() + %(lookahead)s
+            and r.entrypoint = any(%(entrypoints)s)
+            and not (s.status = 'paused' and r.attempt = 0 and r.origin is null)
+    )
+    and (
+        s.overlap = 'allow'
+        or (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)
+            < case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+    )
+order by s.id
+limit %(limit)s
+for no key update of s skip locked
