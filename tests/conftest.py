@@ -100,7 +100,8 @@ class Database:
                 return rows[0][0]
             if asyncio.get_running_loop().time() > deadline:
                 runs = await self.all(
-                    "select id, entrypoint, status, attempt, reason, errors from pgsched.runs limit 20"
+                    "select id, entrypoint, status, attempt, reason, started_at::text, finished_at::text"
+                    " from pgsched.runs order by id limit 200"
                 )
                 raise AssertionError(f"within {limit} s it was never true: {statement} {params}; runs: {runs}")
             await asyncio.sleep(0.02)

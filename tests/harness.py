@@ -3,11 +3,16 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 from pgsched import Scheduler
 from pgsched.config import Settings
+from pgsched.dispatcher import Dispatcher
+from pgsched.finisher import Finisher
+from pgsched.machine import Machine
+from pgsched.runner import Runner
 from pgsched.worker import Worker
 
 # Quick enough for tests, and in the proportions of the defaults.
@@ -44,3 +49,27 @@ async def until(true: Callable[[], object], limit: float = 10.0) -> None:
     async with asyncio.timeout(limit):
         while not true():
             await asyncio.sleep(0.005)
+
+
+class Parts:
+    """A dispatcher whose passes a test calls, and whose claims nobody starts."""
+
+    def __init__(self, settings, **changes):
+        scheduler = Scheduler()
+
+        @scheduler.entrypoint("job")
+        async def job(): ...
+
+        self.machine = Machine.build(scheduler, settings.merged(changes, "test"))
+        self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))
+        self.taken = []
+        self.runner.take = lambda runs: self.taken.extend(runs)
+        self.dispatcher = Dispatcher(self.machine, self.runner)
+        self.dispatcher.listening = True
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.machine.control.discard()
+        await self.machine.writes.discard()

@@ -2,19 +2,13 @@
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psycopg
 import pytest
-from harness import until
+from harness import Parts, until
 
-from pgsched import Scheduler
 from pgsched import dispatcher as dispatcher_module
-from pgsched.dispatcher import Dispatcher
-from pgsched.finisher import Finisher
-from pgsched.machine import Machine
-from pgsched.runner import Runner
 from pgsched.store import Store, in_schema
 
 DUE = (
@@ -23,31 +17,9 @@ DUE = (
 )
 
 
-class Parts:
-    """A dispatcher whose passes a test calls, and whose claims nobody starts."""
-
-    def __init__(self, settings, **changes):
-        scheduler = Scheduler()
-
-        @scheduler.entrypoint("job")
-        async def job(): ...
-
-        self.machine = Machine.build(scheduler, settings.merged(changes, "test"))
-        self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))
-        self.taken = []
-        self.runner.take = lambda runs: self.taken.extend(runs)
-        self.dispatcher = Dispatcher(self.machine, self.runner)
-        self.dispatcher.listening = True
-
-    async def __aenter__(self):
-        return self
-
-    async def __aexit__(self, *_):
-        await self.machine.control.discard()
-        await self.machine.writes.discard()
-
-
-STATEMENTS = ["lock_due_schedules", "count_live_runs", "write_plans", "claim_due_runs", "read_outlook"]
+STATEMENTS = [
+    "lock_due_schedules", "count_live_runs", "write_plans", "claim_gated_runs", "claim_due_runs", "read_outlook",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
