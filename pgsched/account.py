@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -71,14 +71,13 @@ class Interruption:
 _INSTANTS = ("since", "through", "accounted_through", "next_run", "starts_at", "ends_at")
 
 
-def interruptions(schedule: Schedule) -> list[Interruption]:
-    """What is to be settled, oldest first."""
-    entries: list[dict[str, Any]] = json.loads(schedule.interruptions_json or "[]")
-    for entry in entries:
-        for name in _INSTANTS:
-            if entry.get(name) is not None:
-                entry[name] = datetime.fromisoformat(entry[name]).astimezone(UTC)
-    return [Interruption(**entry) for entry in entries]
+def interruptions_of(entries: Sequence[Mapping[str, Any]]) -> list[Interruption]:
+    """What is to be settled, oldest first, from the column's JSON."""
+
+    def read(name: str, value: Any) -> Any:
+        return datetime.fromisoformat(value).astimezone(UTC) if name in _INSTANTS and value is not None else value
+
+    return [Interruption(**{name: read(name, value) for name, value in entry.items()}) for entry in entries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ def open_account(schedule: Schedule, times: FireTimes, now: datetime) -> Account
     now: the database's clock, or up to when fire times are looked at.
     """
     account = Account()
-    entries = interruptions(schedule)
+    entries = interruptions_of(json.loads(schedule.interruptions_json or "[]"))
     pending: list[Interruption] = []
     for entry in entries:
         if entry.kind != "changed":

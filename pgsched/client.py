@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from psycopg_pool import AsyncConnectionPool
 
-from pgsched import db, definition
+from pgsched import backfill, db, definition
+from pgsched.backfill import Backfill
 from pgsched.config import Settings
 from pgsched.db import Connection
-from pgsched.errors import NotFound
+from pgsched.errors import InvalidArguments, NotFound
 from pgsched.expression import parse
+from pgsched.fate import Situation
 from pgsched.model import Retry, RunStatus, ScheduleStatus
 from pgsched.refusals import reach, told
 from pgsched.store import Store
@@ -26,7 +28,8 @@ from pgsched.store import Store
 Row: TypeAlias = dict[str, Any]
 
 NAME = "pgsched client"
-_GREATEST_ID = 2**63 - 1
+_ENDED = frozenset({"succeeded", "failed", "cancelled"})
+_BATCH = 500  # fire times that a backfill writes in one statement
 
 
 @contextlib.asynccontextmanager
@@ -175,6 +178,60 @@ class Client:
         """Runs a schedule now, whatever its status. Returns the run's id. Raises NotFound."""
         return int(await self._call("trigger_schedule", {"name": name}, connection))
 
+    async def backfill(
+        self,
+        name: str,
+        start: datetime,
+        end: datetime,
+        *,
+        again: bool = False,
+        dry_run: bool = False,
+        limit: int = 10_000,
+        priority: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        connection: Connection | None = None,
+    ) -> Backfill:
+        """Queues the schedule's fire times from `start` through `end` (aware, past) as runs of their own.
+
+        Whatever its status is, and whether they were skipped or it did not exist then. A fire time that has a run is
+        left alone, so that a second call does nothing; with `again` one more run is made where none is live.
+        Each run stands for the window from the fire time before (`previous_fire_time`). They keep to the schedule's
+        overlap, and let its own fire times go first: priority is -100 to 100, default ten less than the schedule's.
+
+        dry_run: only tells what would be queued. limit: refuses a range with more fire times (1 to 1,000,000).
+        progress: called with how many fire times are done, and how many there are.
+        Raises NotFound, InvalidArguments, InvalidExpression.
+        """
+        start, end = _given("start", start), _given("end", end)
+        definition.whole("limit", limit, 1, backfill.MOST)
+        if priority is not None:
+            definition.whole("priority", priority, -100, 100)
+        row = await self.get_schedule(name, connection=connection)
+        times = backfill.fire_times(row, start, end, await self.now(connection=connection), limit)
+        found = Backfill()
+        for first in range(0, len(times), _BATCH):
+            batch = times[first : first + _BATCH]
+            params: Row = {"name": name, "fire_times": [time for time, _ in batch]}
+            made: dict[datetime, int | None] = {}
+            if not dry_run:
+                more = {"previous": [before for _, before in batch], "again": again, "priority": priority}
+                made = {r["fire_time"]: r["id"] for r in await self._rows("backfill_runs", params | more, connection)}
+            # Afterwards, so that a run that somebody made meanwhile is told too.
+            had = {r["fire_time"]: r for r in await self._rows("list_fire_times", params, connection)}
+            if dry_run:
+                free = {time for time in params["fire_times"] if time not in had}
+                made = dict.fromkeys(free | {time for time, row in had.items() if again and row["status"] in _ENDED})
+            found.queued.update({time: made[time] for time in params["fire_times"] if time in made})
+            found.left_alone.update({time: row["id"] for time, row in had.items() if time not in made})
+            if progress is not None:
+                progress(first + len(batch), len(times))
+        return found
+
+    async def now(self, *, connection: Connection | None = None) -> datetime:
+        """The database's clock: the one that decides."""
+        found: datetime = await self._call("read_clock", {}, connection)
+        return found.astimezone(UTC)
+
     async def remove(self, name: str, *, connection: Connection | None = None) -> None:
         """Removes a schedule and what it has queued; its history stays. Raises NotFound."""
         await self._call("remove_schedule", {"name": name}, connection)
@@ -272,6 +329,34 @@ class Client:
             await self.get_schedule(schedule, connection=connection)
         return rows
 
+    async def list_runs_between(
+        self,
+        schedule: str,
+        start: datetime,
+        through: datetime,
+        limit: int = 1000,
+        *,
+        connection: Connection | None = None,
+    ) -> list[Row]:
+        """What is recorded of a schedule's fire times from `start` through `through`, oldest first, at most `limit`:
+        runs, and skips that reach into it; without args, result and errors."""
+        params = {"name": schedule, "start": _given("start", start), "through": _given("through", through)}
+        params |= {"limit": definition.whole("limit", limit, 1, 1_000_000)}
+        return await self._rows("list_runs_between", params, connection)
+
+    async def situation(self, schedule: str, *, connection: Connection | None = None) -> Situation:
+        """What a due fire time of a schedule may be waiting for. Raises NotFound."""
+        rows = await self._rows("read_situation", {"name": schedule}, connection)
+        if not rows:
+            raise _no_schedule(schedule)
+        row = rows[0]
+        return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]))
+
+    async def count_runs(self, ids: Sequence[int], *, connection: Connection | None = None) -> dict[str, int]:
+        """How many of these runs are in which status; those that are deleted are in none."""
+        rows = await self._rows("count_runs_by_status", {"ids": list(ids)}, connection)
+        return {row["status"]: row["count"] for row in rows}
+
     async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
         """A run with its args, its result and the errors of its attempts. Raises NotFound."""
         rows = await self._rows("get_run", {"run_id": definition.run_id(run_id)}, connection)
@@ -304,7 +389,14 @@ class Client:
         return [{key: definition.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
 
 
-_JSON = frozenset({"args", "result", "errors"})
+_JSON = frozenset({"args", "result", "errors", "interruptions"})
+
+
+def _given(what: str, value: Any) -> datetime:
+    found = definition.instant(what, value)
+    if found is None:
+        raise InvalidArguments(f"{what} is a datetime with a time zone, not None.")
+    return found
 
 
 def _json(value: Any) -> str:

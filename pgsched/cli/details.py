@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pgsched.cli.output import (
@@ -18,37 +18,46 @@ from pgsched.cli.output import (
 )
 from pgsched.client import Row
 from pgsched.errors import InvalidExpression
-from pgsched.expression import parse
+from pgsched.explain import mark
+from pgsched.fate import Situation, expression_of
 
-_NEXT = 5
+_NEXT = 10
 _TICK = timedelta(microseconds=1)
 
 
-def show_schedule(row: Row, runs: list[Row], as_json: bool) -> None:
-    """A schedule, its next fire times, and its newest runs."""
-    times, why_none = fire_times(row, datetime.now(UTC))
+def show_schedule(row: Row, runs: list[Row], situation: Situation, as_json: bool) -> None:
+    """A schedule, its next fire times with what daylight saving does to them, and its newest runs."""
+    times, why_none = fire_times(row, situation.now)
     if as_json:
-        print_json({**row, "next_fire_times": times, "runs": runs})
+        marks = [{"fire_time": time, "local": local(time, row["timezone"]), "mark": mark} for time, mark in times]
+        print_json({**row, "next_fire_times": marks, "runs": runs})
         return
     print_fields({name.replace("_", " "): value for name, value in row.items()})
     heading("Next fire times" + (f": none, {why_none}" if why_none else ""))
     if times:
-        print_table(
-            ["UTC", row["timezone"]],
-            [[instant(time, exact=True), local(time, row["timezone"])] for time in times],
-        )
+        print_fire_times(row["timezone"], times)
     heading("Last runs" if runs else "Last runs: none")
     if runs:
         print_runs(runs)
 
 
-def fire_times(row: Row, now: datetime) -> tuple[list[datetime], str | None]:
-    """The next fire times of a schedule, or why there are none. An executor that computes its own is not asked."""
+def print_fire_times(timezone: str, times: list[tuple[datetime, str | None]]) -> None:
+    """Fire times in UTC and on the zone's clock, and what daylight saving does to them where it does."""
+    heads = ["UTC", timezone]
+    rows = [[instant(time, exact=True), local(time, timezone)] for time, _ in times]
+    if any(mark for _, mark in times):
+        heads.append("daylight saving")
+        rows = [[*row, mark or ""] for row, (_, mark) in zip(rows, times, strict=True)]
+    print_table(heads, rows)
+
+
+def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None]], str | None]:
+    """The next fire times of a schedule with their marks, or why there are none. An executor that computes its own
+    is not asked."""
     if row["status"] in ("finished", "invalid"):
         return [], f"it is {row['status']}"
-    start = row["starts_at"] or row["created_at"]
     try:
-        expression = parse(row["expression"], row["timezone"], name=row["name"], anchor=start)
+        expression = expression_of(row)
     except InvalidExpression as error:
         return [], str(error)
     after = now if row["next_run"] is None else row["next_run"] - _TICK
@@ -56,11 +65,11 @@ def fire_times(row: Row, now: datetime) -> tuple[list[datetime], str | None]:
         after = max(after, now, row["paused_until"] or now)
     after = max(after, row["starts_at"] - _TICK) if row["starts_at"] else after
     most = _NEXT if row["max_runs"] is None else min(_NEXT, max(0, row["max_runs"] - row["run_count"]))
-    times: list[datetime] = []
+    times: list[tuple[datetime, str | None]] = []
     while len(times) < most and (coming := expression.next(after)) is not None:
         if row["ends_at"] is not None and coming > row["ends_at"]:
             break
-        times.append(coming)
+        times.append((coming, mark(expression, coming)))
         after = coming
     return times, None if times else "nothing more fires"
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import click
 
 from pgsched import config
-from pgsched.client import Client, connect
+from pgsched.client import Client, Row, connect
 from pgsched.config import Settings
-from pgsched.errors import ConfigurationError, DatabaseUnavailable, InvalidExpression
+from pgsched.errors import ConfigurationError, DatabaseUnavailable, InvalidExpression, NotFound
 from pgsched.expression import parse_duration
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def database(settings: Settings) -> Iterator[str | None]:
         yield dsn
 
 
-def run_async(work: Coroutine[Any, Any, T], limit: float = _LIMIT) -> T:
+def run_async(work: Coroutine[Any, Any, T], limit: float | None = _LIMIT) -> T:
     """Runs a coroutine to its end. Raises DatabaseUnavailable where that takes more than `limit` seconds."""
 
     async def bounded() -> T:
@@ -125,12 +125,28 @@ def run_async(work: Coroutine[Any, Any, T], limit: float = _LIMIT) -> T:
         return runner.run(bounded())
 
 
-def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]]) -> T:
-    """What `work` returns, given a client of the database that the settings name."""
+def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]], limit: float | None = _LIMIT) -> T:
+    """What `work` returns, given a client of the database that the settings name; limit as in run_async()."""
 
     async def go(dsn: str | None) -> T:
         async with connect(dsn, schema=settings.schema) as client:
             return await work(client)
 
     with database(settings) as dsn:
-        return run_async(go(dsn))
+        return run_async(go(dsn), limit)
+
+
+async def found(client: Client, name: str) -> Row:
+    """The schedule of that name, or the only one of that entrypoint. Raises NotFound."""
+    try:
+        return await client.get_schedule(name)
+    except NotFound:
+        rows = await client.list_schedules(entrypoint=name)
+        if len(rows) > 1:
+            names = ", ".join(f'"{row["name"]}"' for row in rows[:10])
+            raise NotFound(
+                f'There is no schedule "{name}", and the entrypoint "{name}" has {len(rows)}: name one of {names}.'
+            ) from None
+        if not rows:
+            raise
+        return rows[0]

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from pgsched.cli.details import print_runs, show_run
-from pgsched.cli.options import database_options, json_option, with_client
+from pgsched.cli.options import database_options, found, json_option, with_client
 from pgsched.cli.output import complain, print_json, say, write
-from pgsched.cli.schedules import found
 from pgsched.client import Client, Row
 from pgsched.config import Settings
 from pgsched.errors import PgschedError

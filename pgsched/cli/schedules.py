@@ -8,19 +8,25 @@ from typing import Any
 
 import click
 
+from pgsched.backfill import MOST
+from pgsched.cli.answer import Answer, show_answer
+from pgsched.cli.backfill import run_backfill
 from pgsched.cli.details import show_schedule
+from pgsched.cli.moments import Moment, a_moment
 from pgsched.cli.options import (
     a_duration,
     a_json_object,
     an_instant,
     database_options,
+    found,
     json_option,
     with_client,
 )
 from pgsched.cli.output import instant, print_json, print_table, say, write
 from pgsched.client import Client, Row
 from pgsched.config import Settings
-from pgsched.errors import NotFound, PgschedError
+from pgsched.errors import PgschedError
+from pgsched.fate import Situation
 from pgsched.model import Retry, ScheduleStatus
 
 _COLUMNS = {
@@ -41,22 +47,6 @@ def schedules() -> None:
 
     Wherever a NAME is asked for, the name of an entrypoint that has exactly one schedule does as well.
     """
-
-
-async def found(client: Client, name: str) -> Row:
-    """The schedule of that name, or the only one of that entrypoint. Raises NotFound."""
-    try:
-        return await client.get_schedule(name)
-    except NotFound:
-        rows = await client.list_schedules(entrypoint=name)
-        if len(rows) > 1:
-            names = ", ".join(f'"{row["name"]}"' for row in rows[:10])
-            raise NotFound(
-                f'There is no schedule "{name}", and the entrypoint "{name}" has {len(rows)}: name one of {names}.'
-            ) from None
-        if not rows:
-            raise
-        return rows[0]
 
 
 @schedules.command("list")
@@ -83,16 +73,33 @@ def _cell(value: Any) -> Any:
 
 @schedules.command()
 @click.argument("name")
+@click.option(
+    "--at", "moment", type=a_moment, metavar="MOMENT", help="Tell what became of its fire times then, or will, and why."
+)
 @json_option
 @database_options
-def show(settings: Settings, name: str, as_json: bool) -> None:
-    """Show all of a schedule, its next fire times, and its last runs with the skipped fire times among them."""
+def show(settings: Settings, name: str, moment: Moment | None, as_json: bool) -> None:
+    """Show all of a schedule, its next fire times, and its last runs with the skipped fire times among them.
 
-    async def read(client: Client) -> tuple[Row, list[Row]]:
+    With --at: why it did or did not run then. A MOMENT is a date, a time on the schedule's own clock
+    (2027-03-28T02:30), or an instant with its offset.
+    """
+
+    async def read(client: Client) -> tuple[Row, list[Row], Situation]:
         row = await found(client, name)
-        return row, await client.list_runs(row["name"], limit=10)
+        return row, await client.list_runs(row["name"], limit=10), await client.situation(row["name"])
 
-    show_schedule(*with_client(settings, read), as_json)
+    async def look(client: Client) -> Answer:
+        row = await found(client, name)
+        assert moment is not None
+        start, through = moment.start(row["timezone"]), moment.through(row["timezone"])
+        records = await client.list_runs_between(row["name"], start, through)
+        return Answer(row, moment, start, through, records, await client.situation(row["name"]))
+
+    if moment is None:
+        show_schedule(*with_client(settings, read), as_json)
+    else:
+        show_answer(with_client(settings, look), as_json)
 
 
 @schedules.command()
@@ -209,6 +216,33 @@ def trigger(settings: Settings, name: str, as_json: bool) -> None:
         print_json({"run_id": run_id})
     else:
         write(str(run_id))
+
+
+@schedules.command()
+@click.argument("name")
+@click.option(
+    "--from", "start", type=a_moment, required=True, metavar="MOMENT", help="The first fire time, or earlier."
+)
+@click.option(
+    "--to", "end", type=a_moment, required=True, metavar="MOMENT", help="The last one, or later; a date is meant whole."
+)
+@click.option("--again", is_flag=True, help="Also run what has run already, where nothing of it is live.")
+@click.option("--limit", type=click.IntRange(1, MOST), default=10_000, help="Refuse a range with more.  [10000]")
+@click.option("--priority", type=click.IntRange(-100, 100), help="Higher first.  [ten less than the schedule's]")
+@click.option("--dry-run", is_flag=True, help="Only show what would be queued.")
+@click.option("--wait", is_flag=True, help="Wait until all of it has ended; exit with 1 where a run did not succeed.")
+@json_option
+@database_options
+def backfill(
+    *, settings: Settings, name: str, start: Moment, end: Moment, wait: bool, as_json: bool, **options: Any
+) -> int:
+    """Run the fire times of a past range, as runs of their own.
+
+    A MOMENT is a date, a time on the schedule's own clock (2027-03-28T02:30), or an instant with its offset. A fire
+    time that has a run is left alone, so the same command again does nothing. The runs keep to the schedule's
+    overlap and let its own fire times go first.
+    """
+    return run_backfill(settings, name, start, end, wait=wait, as_json=as_json, **options)
 
 
 @schedules.command()

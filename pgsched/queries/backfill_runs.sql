@@ -1,0 +1,31 @@
+-- Queues runs of past fire times. One that has a run is left alone, unless it shall run again and none of its runs is
+-- live. Returns what was made. The schedule is locked first: a worker passes over a locked one, but would wait for a
+-- run of the same fire time that is not committed yet, and all that is due with it.
+with schedule as materialized (
+    select id, entrypoint, args, priority, max_attempts, backoff, max_backoff, timeout, overlap
+    from pgsched.schedules
+    where name = %(name)s::text
+    for no key update
+),
+wanted as (
+    select f.fire_time, f.previous, had.last
+    from schedule s
+    cross join unnest(%(fire_times)s::timestamptz[], %(previous)s::timestamptz[]) as f (fire_time, previous)
+    cross join lateral (
+        select max(r.again) as last, coalesce(bool_or(r.status in ('queued', 'running')), false) as live
+        from pgsched.runs r
+        where r.schedule_id = s.id and r.fire_time = f.fire_time and r.status <> 'skipped'
+    ) had
+    where had.last is null or (%(again)s::boolean and not had.live)
+)
+insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, previous_fire_time, due_at, priority, max_attempts,
+                          backoff, max_backoff, timeout, origin, gated, again)
+select s.id, s.entrypoint, s.args, w.fire_time, w.previous, clock_timestamp(),
+    coalesce(%(priority)s::int, greatest(-100, s.priority - 10)), s.max_attempts, s.backoff, s.max_backoff, s.timeout,
+    'backfill', s.overlap <> 'allow', coalesce(w.last + 1, 0)
+from wanted w
+cross join schedule s
+order by w.fire_time
+-- A run that was made since this statement's snapshot: left alone like any other.
+on conflict (schedule_id, fire_time, again) where status <> 'skipped' do nothing
+returning id, fire_time

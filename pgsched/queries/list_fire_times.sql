@@ -1,0 +1,6 @@
+-- The fire times of a schedule, of these, that have a run (skips are none), each with its newest run.
+select distinct on (r.fire_time) r.fire_time, r.id, r.status
+from pgsched.runs r
+where r.schedule_id = (select id from pgsched.schedules where name = %(name)s::text)
+    and r.fire_time = any(%(fire_times)s::timestamptz[]) and r.status <> 'skipped'
+order by r.fire_time, r.again desc

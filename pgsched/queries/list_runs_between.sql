@@ -1,0 +1,14 @@
+-- What is recorded of a schedule's fire times in a stretch of time: runs in it, skips that reach into it. Without
+-- payloads; of each run only how its last error reads.
+select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due_at, r.priority, r.origin, r.again,
+    r.status, r.reason, r.detail, r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.worker,
+    r.started_at, r.finished_at, left(r.errors -> -1 ->> 'message', 500) as error, r.unique_key, r.created_at
+from pgsched.schedules s
+join pgsched.runs r on r.schedule_id = s.id
+where s.name = %(name)s::text
+    and (
+        (r.status <> 'skipped' and r.fire_time between %(start)s::timestamptz and %(through)s::timestamptz)
+        or (r.status = 'skipped' and r.fire_time <= %(through)s and coalesce(r.skipped_through, r.fire_time) >= %(start)s)
+    )
+order by r.fire_time, r.again, r.id
+limit %(limit)s::int
