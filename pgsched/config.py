@@ -15,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pgsched.duration import format_duration, parse_duration
 from pgsched.errors import ConfigurationError, InvalidExpression
-from pgsched.expression import format_duration, parse_duration
 
 FILE = "pgsched.toml"
 LIBPQ = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGPORT", "PGDATABASE", "PGUSER")

@@ -13,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgsched.errors import InvalidArguments, NotFound
-from pgsched.expression import check_timezone, parse
+from pgsched.expression import parse
 from pgsched.model import Retry, RunStatus, ScheduleStatus
+from pgsched.zones import check_timezone
 
 _LONGEST = timedelta(days=36500)
 _GREATEST_ID = 2**63 - 1

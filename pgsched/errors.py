@@ -58,3 +58,15 @@ class DatabaseUnavailable(PgschedError):
 
 class ClaimLost(PgschedError):
     """The run is no longer this worker's: it was reaped, cancelled or given away."""
+
+
+def quote(text: str) -> str:
+    """Foreign text, safe and short enough for one line of a log."""
+    return ascii(text) if len(text) <= 60 else f"{text[:40]!a}..."
+
+
+def exact(value: str, what: str) -> str:
+    """A plain str, whatever a subclass does with comparison and hash. `what` opens the refusal of anything else."""
+    if not isinstance(value, str):
+        raise InvalidExpression(f"{what}, not {type(value).__name__}")
+    return str.__str__(value)

@@ -11,9 +11,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgsched.account import TICK, interruptions_of
+from pgsched.duration import format_duration
 from pgsched.errors import InvalidExpression
 from pgsched.explain import mark
-from pgsched.expression import Expression, format_duration, parse
+from pgsched.expression import Expression, parse
 
 Row = Mapping[str, Any]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pgsched.account import TICK, Account, FireTimes, Interruption, Skip, open_account
-from pgsched.expression import format_duration, parse
+from pgsched.duration import format_duration
+from pgsched.expression import parse
 from pgsched.model import RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
 
 # How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime. A backlog

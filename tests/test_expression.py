@@ -21,18 +21,11 @@ from cronsim import CronSim
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pgsched import expression
+from pgsched import zones
+from pgsched.duration import format_duration, parse_duration
 from pgsched.errors import InvalidExpression
-from pgsched.expression import (
-    Expression,
-    at,
-    check_timezone,
-    every,
-    format_duration,
-    parse,
-    parse_duration,
-    upcoming,
-)
+from pgsched.expression import Expression, at, every, parse, upcoming
+from pgsched.zones import check_timezone
 
 SCALE = int(os.environ.get("PGSCHED_EXAMPLES", "1"))  # times as many cases, for a campaign
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -111,8 +104,8 @@ def test_worked_example(text: str, zone: str, after: str, expected: str) -> None
 
 def test_where_a_zone_is_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zones are looked at in windows; with small ones, windows begin in the middle of a repeated hour."""
-    monkeypatch.setattr(expression, "_WINDOW_BITS", 10)
-    expression._stretches.cache_clear()
+    monkeypatch.setattr(zones, "_WINDOW_BITS", 10)
+    zones._stretches.cache_clear()
     try:
         for text in ("30 2 * * *", "0-59 0-3 * * *", "*/20 1-3 * * *"):
             parsed = parse(text, PARIS)
@@ -127,7 +120,7 @@ def test_where_a_zone_is_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) ->
                         # By its rule, nothing of this runs in the second pass, from 01:00Z to 02:00Z.
                         assert not any(0 <= (each - change) / HOUR < 1 for each in found if each.month == 10)
     finally:
-        expression._stretches.cache_clear()
+        zones._stretches.cache_clear()
 
 
 def test_leap_days_are_years_apart() -> None:

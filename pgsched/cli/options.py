@@ -17,8 +17,8 @@ import click
 from pgsched import config
 from pgsched.client import Client, Row, connect
 from pgsched.config import Settings
+from pgsched.duration import parse_duration
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, InvalidExpression, NotFound
-from pgsched.expression import parse_duration
 
 T = TypeVar("T")
 Command = Callable[..., Any]

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
-from pgsched.expression import format_duration
+from pgsched.duration import format_duration
 
 _NARROWEST = 8
 _GAP = "  "

@@ -19,8 +19,8 @@ import click
 
 from pgsched import config, log
 from pgsched.config import Settings
+from pgsched.duration import format_duration
 from pgsched.errors import ConfigurationError, PgschedError
-from pgsched.expression import format_duration
 from pgsched.scheduler import Scheduler
 from pgsched.worker import GIVEN_BACK, serve
 
