@@ -32,7 +32,7 @@ def show_schedule(row: Row, runs: list[Row], situation: Situation, as_json: bool
         marks = [{"fire_time": time, "local": local(time, row["timezone"]), "mark": mark} for time, mark in times]
         print_json({**row, "next_fire_times": marks, "runs": runs})
         return
-    print_fields({name.replace("_", " "): value for name, value in row.items()})
+    print_fields({name.replace("_", " "): value for name, value in row.items() if name != "interruptions"})
     heading("Next fire times" + (f": none, {why_none}" if why_none else ""))
     if times:
         print_fire_times(row["timezone"], times)
@@ -115,7 +115,7 @@ def why(row: Row) -> str | None:
     if row["status"] == "skipped":
         count = row["skipped_count"] or 1
         through = f", {count} fire times through {instant(row['skipped_through'], exact=True)}" if count > 1 else ""
-        return f"{row['reason']}{through}"
+        return f"{row['reason']}{through}" + (f": {row['detail']}" if row["detail"] else "")
     error = row["error"]
     return row["reason"] or (str(error).strip().split("\n")[0] if error else None)
 
