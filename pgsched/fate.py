@@ -144,9 +144,7 @@ def _paused(row: Row, time: datetime) -> str | None:
         return f"The schedule is paused since {since}{note}: once it is resumed, this is {then}"
     for stretch in interruptions_of(row["interruptions"]):
         if stretch.kind == "paused" and stretch.since <= time <= stretch.through:
-            return (
-                f"The schedule was paused then{_noted(stretch.note)}: the next worker that looks records it as skipped"
-            )
+            return f"The schedule was paused then{_noted(stretch.note)}: the next worker records it as skipped"
     return None
 
 

@@ -26,9 +26,9 @@ class Moment:
 
     def through(self, timezone: str) -> datetime:
         """The last instant of what it names."""
-        if self.written.tzinfo is not None:
-            return self.start(timezone) + self.width - _TICK
-        return _instant(self.written + self.width, timezone) - _TICK
+        if self.written.tzinfo is None and self.whole_day:  # which may have 23 hours, or 25
+            return _instant(self.written + _DAY, timezone) - _TICK
+        return self.start(timezone) + self.width - _TICK
 
     @property
     def whole_day(self) -> bool:
