@@ -182,6 +182,15 @@ class Scheduler:
         main = getattr(sys.modules.get("__main__"), "__file__", None)
         return self.app or (Path(main).name if main else "python")
 
+    @property
+    def owner(self) -> str:
+        """The owner of what it declares, as the schedules have it."""
+        return f"code:{self.app_name}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What it declares, as rows of schedules."""
+        return [{**declared.row, "owner": self.owner} for declared in self.declared.values()]
+
     async def run(self, **settings: Any) -> int:
         """Runs until a signal or shutdown(), then drains.
 
