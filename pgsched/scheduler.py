@@ -48,7 +48,8 @@ class Scheduler:
     """Collects entrypoints and schedules, and runs them.
 
     dsn: the database, default as `pgsched run` finds it. app: the name under which declared schedules are kept
-    apart from those of other applications, default the factory's import path. resources: anything that runs
+    apart from those of other applications, default the factory's import path; whoever has it declares the same
+    schedules, or is another version. resources: anything that runs
     shall reach as `run.resources`. settings: any setting, as a keyword; flags, environment and pgsched.toml win.
 
     Raises ConfigurationError for settings that are unknown or out of range.
