@@ -220,10 +220,8 @@ def test_a_terminal_obeys_no_name(deployed):
 def everything(shell: Shell) -> list:
     """All rows of all tables, with what tells that one was written or locked."""
     tables = ("schedules", "runs", "workers", "declarations", "migrations")
-    rows = [
-        shell.sql(f"select '{table}', to_jsonb(t), xmin::text, xmax::text, ctid::text from pgsched.{table} t order by ctid")
-        for table in tables
-    ]  # fmt: skip
+    columns = "to_jsonb(t), xmin::text, xmax::text, ctid::text"
+    rows = [shell.sql(f"select {columns} from pgsched.{table} t order by ctid") for table in tables]
     return [rows, shell.sql("select last_value, is_called from pgsched.schedules_id_seq")]
 
 

@@ -14,6 +14,8 @@ from structlog.testing import capture_logs
 from pgsched import Retry, Scheduler
 from pgsched.declaration import fingerprint
 from pgsched.errors import DatabaseUnavailable
+from pgsched.machine import Machine
+from pgsched.reconciler import Reconciler
 from pgsched.store import in_schema
 from pgsched.worker import Worker
 
@@ -383,16 +385,29 @@ async def test_a_version_that_never_stopped_takes_over_again_when_the_newer_one_
 
 
 async def test_a_restart_of_the_newer_versions_only_worker_costs_it_nothing(settings, db):
-    async with impatient(declares(V1), settings, restart=2.0) as old:
+    async with impatient(declares(V1), settings, restart=60) as old:
         await start(declares(V2), settings)
         async with asyncio.timeout(10):
             while old.reconciler._orphaned_since is None:
                 await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # a few more looks, all of which find nobody
         async with working(declares(V2), settings):  # back in time
             async with asyncio.timeout(10):
                 while old.reconciler._orphaned_since is not None:
                     await asyncio.sleep(0.01)
             assert (await stored(db))["dropped"][1] == "finished"
+
+
+async def test_only_an_absence_without_a_break_counts(settings, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("pgsched.reconciler.time.monotonic", lambda: now)
+    reconciler = Reconciler(Machine.build(declares(V1), settings))
+    told = []
+    for seconds, orphaned in [(0, True), (40, True), (60, False), (65, True), (105, True), (115, True)]:
+        now = 1000.0 + seconds
+        reconciler.saw_orphaned(orphaned)
+        told.append(reconciler._due.is_set())
+    assert told == [False, False, False, False, False, True]
 
 
 @pytest.mark.parametrize(("seen", "deferred"), [("2 minutes", True), ("4 minutes", False)])
