@@ -180,6 +180,15 @@ async def prepare(connection: Connection) -> bool:
     return direct
 
 
+@contextlib.asynccontextmanager
+async def snapshot(connection: Connection) -> AsyncIterator[None]:
+    """A transaction whose statements all see the same moment, and that cannot write. It ends with the block."""
+    await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+    await connection.set_read_only(True)
+    async with connection.transaction():
+        yield
+
+
 class _InUtc(TimestamptzLoader):
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)

@@ -253,15 +253,8 @@ class Dispatcher:
 
     def _planned(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Planned:
         entrypoint = self._scheduler.entrypoints[schedule.entrypoint]
-        retry = entrypoint.retry
-        return Planned(
-            schedule=schedule,
-            plan=self._decide(schedule, live, now, horizon),
-            max_attempts=schedule.max_attempts or retry.attempts,
-            backoff=retry.backoff if schedule.backoff is None else schedule.backoff,
-            max_backoff=retry.max_backoff if schedule.max_backoff is None else schedule.max_backoff,
-            timeout=schedule.timeout or entrypoint.timeout,
-        )
+        decided = self._decide(schedule, live, now, horizon)
+        return Planned.of(schedule, decided, entrypoint.retry, entrypoint.timeout)
 
     def _decide(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Plan:
         """The plan; whatever is wrong with one schedule makes that one invalid and stops no other."""

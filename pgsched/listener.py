@@ -29,6 +29,7 @@ class Listener:
     def __init__(self, machine: Machine, dispatcher: Dispatcher, runner: Runner) -> None:
         self.listening = asyncio.Event()
         self.woken: list[Callable[[], None]] = [dispatcher.wake]
+        self.saw_orphaned: Callable[[bool], None] = lambda orphaned: None  # the reconciler hears of it
         self.state = "running"
         self._store = machine.store
         self._session = machine.session("listen", machine.settings.listen_dsn)
@@ -131,3 +132,5 @@ class Listener:
             self._clock.observe(outlook.now, before, time.monotonic())
         self._outage.answered()
         self._dispatcher.review(outlook)
+        if self.state == "running":  # who drains takes nothing over
+            self.saw_orphaned(outlook.orphaned)

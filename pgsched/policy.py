@@ -99,14 +99,15 @@ def plan(schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, h
 
 
 def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
-    """The last plan of a schedule that its application declares no more: nothing runs, what was due is recorded."""
+    """The last plan of a schedule that its application declares no more: nothing runs, what was due is recorded.
+
+    schedule: as it was before it was retired.
+    """
     account = open_account(schedule, times, now)
-    if schedule.paused_at is not None and schedule.resumed_at is None:
+    if schedule.status == ScheduleStatus.PAUSED and schedule.paused_at is not None:
         account.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
     account.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
-    return Plan(
-        None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, note=schedule.note, accounted_through=now
-    )
+    return Plan(None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, accounted_through=now)
 
 
 def meet(schedule: Schedule, live: Occupancy) -> Meeting:

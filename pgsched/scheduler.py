@@ -48,7 +48,8 @@ class Scheduler:
     """Collects entrypoints and schedules, and runs them.
 
     dsn: the database, default as `pgsched run` finds it. app: the name under which declared schedules are kept
-    apart from those of other applications, default the factory's import path. resources: anything that runs
+    apart from those of other applications, default the factory's import path; whoever has it declares the same
+    schedules, or is another version. resources: anything that runs
     shall reach as `run.resources`. settings: any setting, as a keyword; flags, environment and pgsched.toml win.
 
     Raises ConfigurationError for settings that are unknown or out of range.
@@ -184,6 +185,15 @@ class Scheduler:
         """The application's name: as given, or by the program that runs."""
         main = getattr(sys.modules.get("__main__"), "__file__", None)
         return self.app or (Path(main).name if main else "python")
+
+    @property
+    def owner(self) -> str:
+        """The owner of what it declares, as the schedules have it."""
+        return f"code:{self.app_name}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What it declares, as rows of schedules."""
+        return [{**declared.row, "owner": self.owner} for declared in self.declared.values()]
 
     async def run(self, **settings: Any) -> int:
         """Runs until a signal or shutdown(), then drains.

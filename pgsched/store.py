@@ -17,8 +17,10 @@ from psycopg import sql
 from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
+from pgsched import definition
 from pgsched.db import Connection
-from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus, Schedule, Silent
+from pgsched.declaration import Compared, Standing
+from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Schedule, Silent
 from pgsched.policy import Occupancy, Plan
 
 _FILES = {
@@ -26,6 +28,7 @@ _FILES = {
     for entry in files("pgsched").joinpath("queries").iterdir()
     if entry.name.endswith(".sql")
 }
+_DEFAULT = Retry()
 _QUALIFIER = re.compile(rb"\bpgsched\.(?=[a-z])")
 
 
@@ -47,6 +50,7 @@ class Outlook:
     gated_near: bool  # whether a run within it waits for its schedule's overlap
     next_resume: datetime | None  # when the first pause ends
     running_elsewhere: bool
+    orphaned: bool  # the application's declarations in force are not ours, and those of no live worker; resync only
 
 
 class Store:
@@ -331,15 +335,40 @@ class Store:
         """Says that this worker is gone, and forgets others that must be."""
         await connection.execute(self.query("delete_worker"), {"worker": worker})
 
+    async def lock_declarations(self, connection: Connection, app: str) -> None:
+        """Waits until no other transaction is at work on the application's declarations, and keeps others out
+        until this one ends."""
+        await connection.execute(self.query("lock_declarations"), {"key": f"pgsched {self.schema} declarations {app}"})
+
+    async def read_declarations(self, connection: Connection, app: str, fingerprint: str) -> Standing:
+        """Where the application's declarations stand, seen by a worker whose own have this fingerprint."""
+        cursor = connection.cursor(row_factory=class_row(Standing))
+        await cursor.execute(self.query("read_declarations"), {"app": app, "fingerprint": fingerprint})
+        row = await cursor.fetchone()
+        assert row is not None
+        return row
+
+    async def record_declarations(self, connection: Connection, app: str, fingerprint: str) -> None:
+        """Puts a fingerprint in force for the application."""
+        await connection.execute(self.query("record_declarations"), {"app": app, "fingerprint": fingerprint})
+
+    async def compare_schedules(
+        self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
+    ) -> list[Compared]:
+        """The schedules that the owner declares, and those it owns and does not declare, by name. Locks nothing."""
+        cursor = connection.cursor(row_factory=dict_row)
+        await cursor.execute(self.query("compare_schedules"), {"owner": owner, "declared": Jsonb(list(declared))})
+        return [_compared(row) for row in await cursor.fetchall()]
+
     async def upsert_schedules(self, connection: Connection, declared: Sequence[dict[str, Any]]) -> list[str]:
-        """Makes or changes declared schedules. Returns the names that belong to somebody else and were left alone."""
+        """Makes or changes declared schedules. Returns the names it wrote; the others belong to somebody else."""
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(self.query("upsert_schedules"), {"declared": Jsonb(list(declared))})
         return await cursor.fetchall()
 
-    async def retire_schedules(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[str]:
-        """Finishes the owner's schedules that it does not declare any more. Returns their names."""
-        cursor = connection.cursor(row_factory=scalar_row)
+    async def retire_schedules(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[Schedule]:
+        """Finishes the owner's schedules that it does not declare any more. Returns them as they were before."""
+        cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(self.query("retire_schedules"), {"owner": owner, "declared": list(declared)})
         return await cursor.fetchall()
 
@@ -380,6 +409,21 @@ class Planned:
     max_backoff: timedelta
     timeout: timedelta | None
 
+    @classmethod
+    def of(
+        cls, schedule: Schedule, plan: Plan, retry: Retry | None = None, timeout: timedelta | None = None
+    ) -> Planned:
+        """With the schedule's own rules, and where it has none those of its entrypoint."""
+        retry = retry or Retry()
+        return cls(
+            schedule=schedule,
+            plan=plan,
+            max_attempts=schedule.max_attempts or retry.attempts,
+            backoff=retry.backoff if schedule.backoff is None else schedule.backoff,
+            max_backoff=retry.max_backoff if schedule.max_backoff is None else schedule.max_backoff,
+            timeout=schedule.timeout or timeout,
+        )
+
     def claimed(self, run_id: int, fire_time: datetime) -> ClaimedRun:
         """The run as it was just made and claimed."""
         run = next(r for r in self.plan.runs if r.fire_time == fire_time)
@@ -414,3 +458,23 @@ def _claim_params(worker: uuid.UUID, defaults: Sequence[EntrypointDefaults]) -> 
 def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:
     """The claim under which a run is held."""
     return Claim(run.id, run.attempt, worker)
+
+
+_DURATIONS = frozenset({"grace", "jitter", "timeout", "backoff", "max_backoff"})
+_INSTANTS = frozenset({"starts_at", "ends_at"})
+
+
+def _compared(row: dict[str, Any]) -> Compared:
+    options, were, become = row.pop("options"), row.pop("were"), row.pop("become")
+    values = zip(options, were, become, strict=True)
+    row["run_count"] = row["run_count"] or 0
+    row["retired"], row["paused"] = bool(row["retired"]), bool(row["paused"])
+    return Compared(**row, changes={name: (_value(name, old), _value(name, new)) for name, old, new in values})
+
+
+def _value(option: str, text: str | None) -> Any:
+    """An option's value out of its JSON text."""
+    value = definition.parsed(text)
+    if value is not None and option in _DURATIONS:
+        return timedelta(seconds=value)
+    return datetime.fromisoformat(value) if value is not None and option in _INSTANTS else value

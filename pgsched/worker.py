@@ -1,5 +1,6 @@
 """Builds the parts of a daemon, runs them in one task group, and ends them in order. READ THIS FIRST.
 
+    reconciler  at the start brings the schedules to what the code declares; goes on where that has to wait
     listener    LISTEN on its own connection; wakes the others; the once-a-minute resync
     dispatcher  sleeps until something is due; the claim pass; hands claims to
     runner      starts each run at its instant; one claim, one outcome; hands outcomes to
@@ -41,6 +42,7 @@ from pgsched.heartbeat import Guard, Heartbeat
 from pgsched.listener import Listener
 from pgsched.machine import Machine
 from pgsched.reaper import Reaper
+from pgsched.reconciler import Reconciler
 from pgsched.runner import Live, Runner, Stop
 from pgsched.scheduler import Scheduler
 
@@ -68,7 +70,9 @@ class Worker:
         self.heartbeat = Heartbeat(machine, self.runner)
         self.guard = Guard(machine, self.runner)
         self.reaper = Reaper(machine, self.runner)
+        self.reconciler = Reconciler(machine)
         self.listener = Listener(machine, self.dispatcher, self.runner)
+        self.listener.saw_orphaned = self.reconciler.saw_orphaned
         self.listener.woken.append(self.heartbeat.ask_now)
         self.dispatcher.saw_running = self.reaper.saw_running
         self.runner.changed = self.dispatcher.slot_freed
@@ -124,9 +128,9 @@ class Worker:
         try:
             async with self.machine.control.use() as connection:
                 await migrate.check(connection, self.machine.settings.schema)
+                # Registered first: whoever starts beside us and is older must find us alive.
                 await self._register()
-                async with connection.transaction():
-                    await self._reconcile()
+                await self.reconciler.start(connection)
         except PgschedError:
             raise
         except Failures as error:
@@ -145,17 +149,8 @@ class Worker:
             direct=self.machine.control.direct,
             heartbeat_interval=self.machine.settings.heartbeat_interval,
             stall_timeout=self.machine.settings.stall_timeout,
+            fingerprint=self.reconciler.fingerprint,
         )
-
-    async def _reconcile(self) -> None:
-        """Brings the schedules table to what the code declares; other owners' schedules are never touched."""
-        connection = await self.machine.control.connect()
-        owner = f"code:{self.machine.scheduler.app_name}"
-        rows = [{**declared.row, "owner": owner} for declared in self.machine.scheduler.declared.values()]
-        for name in await self.machine.store.upsert_schedules(connection, rows):
-            self._log.warning("schedule_not_ours", schedule=name, advice="another application owns that name")
-        for name in await self.machine.store.retire_schedules(connection, owner, list(self.machine.scheduler.declared)):
-            self._log.info("schedule_retired", schedule=name)
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as runs:
@@ -189,6 +184,7 @@ class Worker:
             "finisher": self.finisher.run(),
             "heartbeat": self.heartbeat.run(),
             "reaper": self.reaper.run(),
+            "reconciler": self.reconciler.run(),
             "announce": self._announce(),
             "pulse": self._pulse(),
             "retention": self._retention(),

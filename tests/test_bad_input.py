@@ -73,6 +73,7 @@ def good():
     return Scheduler()
 """
 RUN = ["run", "--dsn", "{dsn}", "--schema", "{schema}"]
+CHECK = ["check", "--dsn", "{dsn}", "--schema", "{schema}"]
 
 TABLE = [
     # import paths and factories
@@ -136,6 +137,25 @@ TABLE = [
     (["migrate", "--check", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "Run `pgsched migrate`"),
     (["run", "app.good", "--dsn", "{dsn}", "--schema", "pg_mine"], 78, "not start with pg_"),
     (["schedules", "list", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "pgsched migrate"),
+    # a look before a deploy
+    (["check"], 2, "Missing argument 'APP'"),
+    ([*CHECK, "app"], 78, "'app' is not the import path of a factory: write module.function or module:function."),
+    ([*CHECK, "app.goood"], 78, "The module 'app' has no 'goood'"),
+    ([*CHECK, "raises:good"], 78, "Importing raises failed: ZeroDivisionError: division by zero"),
+    ([*CHECK, "app.fails"], 78, "The factory app.fails failed: ValueError: the vault is closed ("),
+    ([*CHECK, "app.nothing"], 78, "gave nothing (None), not a Scheduler"),
+    ([*CHECK, "app.exits"], 78, "The factory app.exits failed: SystemExit: bye"),
+    ([*CHECK, "app.never"], 78, "never"),
+    ([*CHECK, "app.twice"], 78, "is declared twice: give the second one a name of its own, name='…'."),
+    ([*CHECK, "app.setting"], 78, "there is no setting 'max_runing'"),
+    ([*CHECK, "app.good", "--config", "wrong.toml"], 78, "wrong.toml: there is no setting 'drain'"),
+    ([*CHECK, "app.good", "--exit-zreo"], 2, "No such option"),
+    (["check", "app.good", "--exit-zero", "--dsn", "postgresql://u:canary@127.0.0.1:1/db"], 69, "cannot be reached"),
+    (["check", "app.good", "--dsn", "nonsense"], 78, "The DSN cannot be read"),
+    (["check", "app.good", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "Run `pgsched migrate`"),
+    (["check", "app.good", "--dsn", "{dsn}", "--schema", "{newer}", "--exit-zero"], 78, "newer than this pgsched"),
+    (["check", "app.good", "--dsn", "{dsn}", "--schema", "{edited}", "--json"], 78, "migrations are never edited"),
+    (["check", "app.good", "--data-dir", "afile"], 78, "afile"),
     # commands
     (["next", "* * * *"], 2, "field"),
     (["next", "* * * * *", "--tz", "Mars/Base"], 2, "Mars/Base"),

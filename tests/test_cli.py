@@ -43,7 +43,7 @@ def fresh(dsn):
 
 def test_version_and_help():
     assert invoke("--version").stdout.startswith("pgsched 0.")
-    for name in ("run", "migrate", "schedules", "runs", "workers", "next", "health"):
+    for name in ("run", "migrate", "check", "schedules", "runs", "workers", "next", "health"):
         assert f"  {name} " in invoke("--help").stdout
         assert invoke(name, "--help").exit_code == 0
 

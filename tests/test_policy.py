@@ -273,7 +273,7 @@ def test_pass_after_pass_every_fire_time_is_accounted_for_once(changes, past):
 
 
 def test_retirement_accounts_for_what_was_due():
-    schedule = replace(BASE, paused_at=at(2.5), note="audit")
+    schedule = replace(BASE, status="paused", paused_at=at(2.5), note="audit")
     result = retire(schedule, parse("* * * * *"), at(5.5))
     assert [(str(s.reason), s.count, s.detail) for s in result.skips] == [
         ("missed", 3, "no worker claimed it before the schedule was paused"), ("paused", 3, "audit"),

@@ -25,6 +25,7 @@ from pgsched.errors import PgschedError
 _COMMANDS = {
     "run": "Run the scheduler that a factory builds.",
     "migrate": "Bring the database's schema to this version.",
+    "check": "Show what a deploy would change.",
     "schedules": "Look at schedules and change them.",
     "runs": "Look at runs, cancel them, retry them.",
     "workers": "Show the workers that are alive.",

@@ -30,13 +30,26 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
 
     Raises, in the command's stead, ConfigurationError with all that is wrong.
     """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def resolved(flags: dict[str, Any], file: str | None, **given: Any) -> Any:
+            return command(settings=config.load(flags, file=file), **given)
+
+        return setting_flags(*names)(resolved)
+
+    return decorate
+
+
+def setting_flags(*names: str) -> Callable[[Command], Command]:
+    """The same flags, for a command that has to see the factory's settings too before any can be checked. It gets
+    what was given as `flags`, and --config as `file`."""
     known = {field.name: field for field in fields(Settings)}
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def resolved(file: str | None, **given: Any) -> Any:
-            flags = {name: given.pop(name) for name in names}
-            return command(settings=config.load(flags, file=file), **given)
+        def gathered(file: str | None, **given: Any) -> Any:
+            return command(flags={name: given.pop(name) for name in names}, file=file, **given)
 
         options = [
             click.option(
@@ -51,7 +64,7 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
             click.option("--config", "file", metavar="FILE", help="Read settings from FILE instead of pgsched.toml.")
         )
         # Decorators apply from the inside out; the first name shall stand first in the help.
-        return functools.reduce(lambda made, option: option(made), reversed(options), resolved)
+        return functools.reduce(lambda made, option: option(made), reversed(options), gathered)
 
     return decorate
 
@@ -109,20 +122,21 @@ def database(settings: Settings) -> Iterator[str | None]:
         yield dsn
 
 
+async def bounded(work: Awaitable[T], limit: float | None = _LIMIT) -> T:
+    """What the work returns. Raises DatabaseUnavailable where it takes more than `limit` seconds (None: any time)."""
+    try:
+        async with asyncio.timeout(limit):
+            return await work
+    except TimeoutError:
+        raise DatabaseUnavailable(f"The database did not answer within {limit:g} s.") from None
+
+
 def run_async(work: Coroutine[Any, Any, T], limit: float | None = _LIMIT) -> T:
-    """Runs a coroutine to its end. Raises DatabaseUnavailable where that takes more than `limit` seconds."""
-
-    async def bounded() -> T:
-        try:
-            async with asyncio.timeout(limit):
-                return await work
-        except TimeoutError:
-            raise DatabaseUnavailable(f"The database did not answer within {limit:g} s.") from None
-
+    """Runs a coroutine to its end, in an event loop of its own. Raises DatabaseUnavailable like bounded()."""
     # psycopg cannot use the event loop that Windows has by default.
     factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(bounded())
+        return runner.run(bounded(work, limit))
 
 
 def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]], limit: float | None = _LIMIT) -> T:

@@ -1,6 +1,6 @@
 -- The workers that say they live, and whether the server sees a session of theirs.
 select w.id, w.app, w.host, w.pid, w.version, w.entrypoints, w.state, w.running, w.direct, w.heartbeat_interval,
-    w.stall_timeout, w.started_at, w.seen_at,
+    w.stall_timeout, w.fingerprint, w.started_at, w.seen_at,
     exists (
         select from pg_catalog.pg_stat_activity a where a.application_name = 'pgsched ' || w.id
     ) as connected

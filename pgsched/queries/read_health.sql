@@ -1,10 +1,6 @@
--- What `pgsched health` looks at, in one row. A worker is live that was seen within three minutes or is connected;
--- a schedule with a live run may wait for it and is not overdue.
-with live as materialized (
-    select w.entrypoints from pgsched.workers w
-    where w.seen_at > now() - interval '3 minutes'
-        or exists (select from pg_catalog.pg_stat_activity a where a.application_name = 'pgsched ' || w.id)
-),
+-- What `pgsched health` looks at, in one row.
+-- A schedule with a live run may wait for it and is not overdue.
+with live as materialized (select entrypoints from pgsched.live_workers),
 overdue as (
     select s.name from pgsched.schedules s
     where s.status = 'active'

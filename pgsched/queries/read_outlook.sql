@@ -1,6 +1,7 @@
 -- What a pass left: the clock, the next thing beyond the horizon, the next one within it that was not taken
 -- (blocked by its overlap, locked by another worker, no free slot), and whether anybody else has runs going.
--- As the resync it also says that this worker is still here: one statement a minute does both.
+-- As the resync it also says that this worker is still here, and looks whether its application's declarations are
+-- orphaned: not this worker's, and those of no live one. One statement a minute does it all.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -61,4 +62,11 @@ select
     exists (select from waiting) as gated_near,
     (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null) as next_resume,
     exists (select from pgsched.runs where status = 'running'
-        and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere
+        and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere,
+    case when %(touch)s then exists (
+        select from pgsched.workers me
+        join pgsched.declarations d on d.app = me.app and d.fingerprint <> me.fingerprint
+        where me.id = %(worker)s and not exists (
+            select from pgsched.live_workers w where w.app = d.app and w.fingerprint = d.fingerprint
+        )
+    ) else false end as orphaned

@@ -1,6 +1,6 @@
--- Makes or changes the schedules that an application declares. One that has another owner is left alone and
--- returned. What is unchanged is not written, so that a restart wakes nobody; a change goes through the trigger,
--- like any client's.
+-- Makes or changes schedules that an application declares: those that compare_schedules found to differ, so that a
+-- restart writes nothing and wakes nobody. A change goes through the trigger, like any client's. Returns the names
+-- it wrote: one that has another owner is left alone, unless that other application has retired it.
 with declared as (
     select * from jsonb_to_recordset(%(declared)s) as d (
         name text, entrypoint text, expression text, timezone text, args jsonb, overlap text, catch_up text,
@@ -26,20 +26,17 @@ written as (
         jitter = excluded.jitter, timeout = excluded.timeout, max_attempts = excluded.max_attempts,
         backoff = excluded.backoff, max_backoff = excluded.max_backoff, starts_at = excluded.starts_at,
         ends_at = excluded.ends_at, max_runs = excluded.max_runs, priority = excluded.priority,
-        status = case when s.retired_at is not null or s.status = 'invalid' then 'active' else s.status end,
-        note = case when s.retired_at is not null or s.status = 'invalid' then null else s.note end,
+        owner = excluded.owner,
+        -- An invalid one is planned again: what was wrong may have been the code, and this may be newer code.
+        status = case when s.retired_at is not null and s.paused_at is not null and s.resumed_at is null
+                      then 'paused'  -- as it was when it was retired
+                      when s.retired_at is not null or s.status = 'invalid' then 'active' else s.status end,
+        note = case when s.retired_at is not null then s.paused_note
+                    when s.status = 'invalid' then null else s.note end,
+        paused_note = null,
         next_run = case when s.retired_at is not null or s.status = 'invalid' then null else s.next_run end,
         retired_at = null
-    where s.owner = excluded.owner and (
-        s.retired_at is not null
-        or s.status = 'invalid'  -- what was wrong may have been the code, and this may be newer code
-        or (s.entrypoint, s.expression, s.timezone, s.args, s.overlap, s.catch_up, s.catch_up_limit, s.grace,
-            s.jitter, s.timeout, s.max_attempts, s.backoff, s.max_backoff, s.starts_at, s.ends_at, s.max_runs, s.priority)
-        is distinct from
-        (excluded.entrypoint, excluded.expression, excluded.timezone, excluded.args, excluded.overlap,
-            excluded.catch_up, excluded.catch_up_limit, excluded.grace, excluded.jitter, excluded.timeout,
-            excluded.max_attempts, excluded.backoff, excluded.max_backoff, excluded.starts_at, excluded.ends_at, excluded.max_runs,
-            excluded.priority)
-    )
+    where s.owner = excluded.owner or (s.retired_at is not null and starts_with(s.owner, 'code:'))
+    returning s.name
 )
-select d.name from declared d join pgsched.schedules s on s.name = d.name and s.owner <> d.owner
+select name from written

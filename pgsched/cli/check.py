@@ -1,0 +1,207 @@
+"""`pgsched check APP`: how the schedules that the code declares differ from those in the database. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import click
+
+from pgsched import config, db, declaration, log, migrate
+from pgsched.cli.options import bounded, database, json_option, run_async, setting_flags
+from pgsched.cli.output import heading, instant, local, plain, print_json, visible, write
+from pgsched.cli.run import built
+from pgsched.config import Settings
+from pgsched.db import Connection
+from pgsched.declaration import Difference, Kind, Next, Standing, Verdict
+from pgsched.executors import Executor
+from pgsched.expression import parse
+from pgsched.model import ScheduleStatus
+from pgsched.refusals import reach, told
+from pgsched.scheduler import Scheduler
+from pgsched.store import Store
+
+Look = tuple[Standing, list[Difference]]
+
+
+@click.command()
+@click.argument("app")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 although something differs: only look.")
+@json_option
+@setting_flags("dsn", "schema", "data_dir")
+def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], file: str | None) -> int:
+    """Show how the schedules that the factory APP declares differ from those in the database, and what a start of
+    this code would make of their next runs. Changes nothing, and locks nothing.
+
+    APP is what `pgsched run` takes. Next runs are given as of now: those of a changed expression are planned when
+    the change is made.
+
+    Exit codes: 0 nothing differs; 1 something does; 69 no database; 78 wrong configuration, or a database that
+    `pgsched migrate` has not brought to this version.
+    """
+    early = config.load(flags, file=file)
+    log.configure(early.log_level, early.log_format)
+    scheduler, (standing, differences) = run_async(_check(app, flags, file), limit=None)
+    verdict = declaration.verdict(declaration.fingerprint(d.row for d in scheduler.declared.values()), standing)
+    different = any(found.kind is not Kind.UNCHANGED for found in differences)
+    if as_json:
+        print_json(_as_json(scheduler, standing, verdict, different, differences))
+    else:
+        _print(scheduler.app_name, standing, verdict, differences)
+    return 1 if different and not exit_zero else 0
+
+
+async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Scheduler, Look]:
+    async with built(app) as scheduler:  # may take its time; only the database's is bounded
+        settings = config.load(flags, scheduler.settings, file=file)
+        with database(settings) as dsn:
+            return scheduler, await bounded(_look(scheduler, settings, dsn))
+
+
+async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Look:
+    async with await reach(db.conninfo_for(dsn, "pgsched check")) as connection:
+        with told(settings.schema):
+            await db.prepare(connection)
+            async with db.snapshot(connection):
+                await migrate.check(connection, settings.schema)
+                return await look(connection, Store(settings.schema), scheduler)
+
+
+async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Look:
+    """Where the application's declarations stand, and what a start of this code would make of each schedule."""
+    rows = {name: declared.row for name, declared in scheduler.declared.items()}
+    ours = declaration.fingerprint(rows.values())
+    standing = await store.read_declarations(connection, scheduler.app_name, ours)
+    compared = await store.compare_schedules(connection, scheduler.owner, scheduler.rows())
+
+    def times_of(row: Mapping[str, Any], anchor: datetime) -> Next | None:
+        executor = scheduler.executor_for(row["entrypoint"], row["name"])
+        if executor is not None and type(executor).next_fire_time is not Executor.next_fire_time:
+            return None
+        return parse(row["expression"], row["timezone"], name=row["name"], anchor=anchor)
+
+    differences = [
+        declaration.difference(each, rows.get(each.name), scheduler.owner, standing.now, times_of) for each in compared
+    ]
+    return standing, differences
+
+
+# --- for programs ---------------------------------------------------------------------------------------
+
+
+def _as_json(
+    scheduler: Scheduler, standing: Standing, verdict: Verdict, different: bool, differences: list[Difference]
+) -> dict[str, Any]:
+    return {
+        "app": scheduler.app_name,
+        "now": standing.now,
+        "different": different,
+        "version": str(verdict),
+        "in_force_since": standing.applied_at,
+        "workers_in_force": standing.alive,
+        "schedules": [
+            {
+                "name": found.name,
+                "difference": str(found.kind),
+                "owner": found.owner,
+                "changes": {option: {"from": old, "to": new} for option, (old, new) in found.changes.items()},
+                "status": {"before": found.status_before, "after": found.status_after},
+                "timezone": {"before": found.timezone_before, "after": found.timezone_after},
+                "next_run": {"before": found.next_run_before, "after": found.next_run_after},
+                "paused_until": found.paused_until,
+            }
+            for found in differences
+        ],
+    }
+
+
+# --- for people -----------------------------------------------------------------------------------------
+
+
+def _print(app: str, standing: Standing, verdict: Verdict, differences: list[Difference]) -> None:
+    differing = [found for found in differences if found.kind is not Kind.UNCHANGED]
+    unchanged = len(differences) - len(differing)
+    if differing:
+        write(f"{_many(len(differing))} of {visible(app)} differ{'s' * (len(differing) == 1)}, {unchanged} unchanged.")
+    else:
+        write(f"Nothing differs: the database has {_many(unchanged)} of {visible(app)} as the code declares.")
+    if differing and (told := _told(standing, verdict)):
+        write(told)
+    for found in differing:
+        heading(f"{visible(found.name)}: {_what(found)}")
+        for option, (old, new) in found.changes.items():
+            write(f"  {option.replace('_', ' ')}: {visible(plain(old))} -> {visible(plain(new))}")
+        if found.kind is Kind.CHANGED and found.status_before != found.status_after:
+            write(f"  status: {found.status_before} -> {found.status_after}")
+        if found.kind is not Kind.FOREIGN:
+            write(f"  next run before: {_before(found)}")
+            write(f"  next run after:  {_after(found)}")
+
+
+def _told(standing: Standing, verdict: Verdict) -> str | None:
+    """Where a start would not simply apply a new version."""
+    since = instant(standing.applied_at)
+    if verdict is Verdict.DEFERRED:
+        workers = f"{standing.alive} live worker{'s have' if standing.alive > 1 else ' has'} the version"
+        return (
+            f"A start would leave them as they are for now: the database has had this version before, and {workers} "
+            f"that is in force since {since}. When none is left, these changes are made."
+        )
+    if verdict is Verdict.BACK:
+        return (
+            f"The database has had this version before, and no live worker has the one in force since {since}: "
+            "a start rolls back to it."
+        )
+    return None
+
+
+def _what(found: Difference) -> str:
+    owner = (found.owner or "").removeprefix("code:")
+    whose = "the API" if owner == "api" else f"the application {visible(owner)}"
+    return {
+        Kind.NEW: "new",
+        Kind.CHANGED: "changed",
+        Kind.RETURNING: "returns (it was retired, its history goes on)",
+        Kind.RETIRED: "will be retired (the code does not declare it any more; its history stays)",
+        Kind.FOREIGN: f"not ours (the name belongs to {whose}, and is left alone)",
+        Kind.UNCHANGED: "unchanged",
+    }[found.kind]
+
+
+def _before(found: Difference) -> str:
+    if found.status_before is None:
+        return "-"
+    if found.status_before == ScheduleStatus.PAUSED:
+        return _paused(found)
+    if found.next_run_before is None:
+        active = found.status_before == ScheduleStatus.ACTIVE
+        return "not planned yet" if active else f"none, it is {found.status_before}"
+    return _time(found.next_run_before, found.timezone_before)
+
+
+def _after(found: Difference) -> str:
+    if found.kind is Kind.RETIRED:
+        return "-"
+    if found.status_after == ScheduleStatus.PAUSED:
+        return _paused(found)
+    if found.own_times:
+        return "as its executor says"
+    if found.next_run_after is None:
+        active = found.status_after == ScheduleStatus.ACTIVE
+        return "not planned yet" if active else "none, nothing more fires"
+    return _time(found.next_run_after, found.timezone_after)
+
+
+def _paused(found: Difference) -> str:
+    return f"paused until {instant(found.paused_until)}" if found.paused_until else "paused"
+
+
+def _time(time: datetime, timezone: str | None) -> str:
+    if timezone in (None, "UTC"):
+        return instant(time, exact=True)
+    return f"{instant(time, exact=True)}, {local(time, timezone)} in {visible(timezone)}"
+
+
+def _many(count: int) -> str:
+    return f"{count} schedule{'' if count == 1 else 's'}"

@@ -1,0 +1,6 @@
+-- Puts a fingerprint in force for an application, and remembers those that were before: the newest twenty.
+insert into pgsched.declarations as d (app, fingerprint)
+values (%(app)s, %(fingerprint)s)
+on conflict (app) do update set
+    fingerprint = excluded.fingerprint, applied_at = clock_timestamp(),
+    former = (d.fingerprint || array_remove(d.former, excluded.fingerprint))[1:20]

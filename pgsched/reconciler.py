@@ -1,0 +1,134 @@
+"""Brings the schedules to what the code declares: at the start, and later where the start had to leave them alone.
+
+Which version of an application counts is declaration's rule; what a retired schedule leaves behind, its query's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import datetime
+
+from pgsched import declaration, log
+from pgsched.db import Connection, Failures
+from pgsched.declaration import Compared, Kind, Standing, Verdict
+from pgsched.errors import InvalidExpression
+from pgsched.machine import Machine
+from pgsched.model import Schedule
+from pgsched.policy import fire_times, retire
+from pgsched.store import Planned
+
+# Seconds for which nobody may be left who has the declarations in force, before a worker that runs puts its own in
+# their place: a restart of the newer version's only worker takes less, and must not cost it its schedules.
+RESTART = 45.0
+
+
+class Reconciler:
+    """One transaction: whose word counts, what differs, write only that. Other owners' schedules are never touched."""
+
+    def __init__(self, machine: Machine) -> None:
+        scheduler = machine.scheduler
+        self.fingerprint = declaration.fingerprint(d.row for d in scheduler.declared.values())
+        self.restart = RESTART
+        self._app, self._owner, self._rows = scheduler.app_name, scheduler.owner, scheduler.rows()
+        self._worker = machine.worker
+        self._store = machine.store
+        self._session = machine.control
+        self._outage = machine.outage
+        self._orphaned_since: float | None = None
+        self._due = asyncio.Event()
+        self._log = log.get()
+
+    async def start(self, connection: Connection) -> Verdict:
+        """Applies what the code declares, unless the worker is an old one beside newer ones."""
+        async with connection.transaction():
+            standing = await self._turn(connection)
+            found = declaration.verdict(self.fingerprint, standing)
+            if found is not Verdict.DEFERRED:
+                await self._apply(connection, found, standing.now)
+        if found is Verdict.DEFERRED:
+            self._log.warning(
+                "declarations_deferred",
+                app=self._app,
+                in_force=standing.in_force,
+                ours=self.fingerprint,
+                workers=standing.alive,
+                advice="workers of another version are alive, and the schedules stay as that one declares them until "
+                "they are gone; `pgsched check` shows the difference",
+            )
+        return found
+
+    def saw_orphaned(self, orphaned: bool) -> None:
+        """Takes in what a resync saw: whether the declarations in force are another version's that nobody has now."""
+        now = time.monotonic()
+        if not orphaned:
+            self._orphaned_since = None
+        elif self._orphaned_since is None:
+            self._orphaned_since = now
+        elif now - self._orphaned_since >= self.restart:
+            self._due.set()
+
+    async def run(self) -> None:
+        """Takes over from a version that is gone for good, whenever there is one."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                async with self._session.use() as connection:
+                    await self._take_over(connection)
+            except Failures as error:  # the next resync asks again
+                self._outage.lost(error, "declare")
+            else:
+                self._orphaned_since = None
+                self._outage.answered()
+
+    async def _take_over(self, connection: Connection) -> None:
+        async with connection.transaction():
+            standing = await self._turn(connection)
+            # Since the look somebody may have come back, or an equal of ours may have been quicker.
+            if not standing.alive and standing.in_force != self.fingerprint:
+                await self._apply(connection, Verdict.BACK, standing.now)
+
+    async def _turn(self, connection: Connection) -> Standing:
+        # Lock first and then a look, in a statement of its own: it must see what the one before us committed.
+        await self._store.lock_declarations(connection, self._app)
+        return await self._store.read_declarations(connection, self._app, self.fingerprint)
+
+    async def _settle(self, connection: Connection, gone: list[Schedule], now: datetime) -> None:
+        """Records what was due of retired schedules and not claimed: no claim pass looks at them any more."""
+        plans = []
+        for schedule in gone:
+            behind = schedule.next_run is None or schedule.next_run <= now or schedule.interruptions_json
+            if behind and schedule.status in ("active", "paused"):
+                with contextlib.suppress(InvalidExpression):  # then it had no fire times
+                    plans.append(Planned.of(schedule, retire(schedule, fire_times(schedule), now)))
+        if plans:
+            await self._store.write_plans(connection, self._worker, plans, now)
+
+    async def _apply(self, connection: Connection, found: Verdict, now: datetime) -> None:
+        """Writes what differs, and nothing else: a start that changes nothing neither locks a schedule nor wakes
+        anybody."""
+        kinds: dict[Kind, list[Compared]] = {each: [] for each in Kind}
+        for compared in await self._store.compare_schedules(connection, self._owner, self._rows):
+            kinds[declaration.kind(compared, self._owner)].append(compared)
+        foreign = {compared.name for compared in kinds[Kind.FOREIGN]}
+        wanted = {c.name for each in (Kind.NEW, Kind.CHANGED, Kind.RETURNING) for c in kinds[each]}
+        if wanted:
+            written = await self._store.upsert_schedules(connection, [r for r in self._rows if r["name"] in wanted])
+            # Another application may have taken a name since the comparison.
+            foreign |= wanted.difference(written)
+        for compared in kinds[Kind.CHANGED]:
+            self._log.info("schedule_changed", schedule=compared.name, options=sorted(compared.changes))
+        for name in sorted(foreign):
+            self._log.warning("schedule_not_ours", schedule=name, advice="another application owns that name")
+        if kinds[Kind.RETIRED]:
+            names = [row["name"] for row in self._rows]
+            gone = await self._store.retire_schedules(connection, self._owner, names)
+            await self._settle(connection, gone, now)
+            for retired in gone:
+                self._log.info("schedule_retired", schedule=retired.name)
+        if found is not Verdict.CURRENT:
+            await self._store.record_declarations(connection, self._app, self.fingerprint)
+            counts = {each.name.lower(): len(rows) for each, rows in kinds.items() if rows}
+            self._log.info("declarations_applied", app=self._app, version=str(found), **counts)
