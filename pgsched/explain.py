@@ -119,7 +119,7 @@ def _keeps_pace(cron: Cron, change: Stretch) -> bool:
         return False
     period = 3600 if len(fields.minutes) < 60 else 60 if len(fields.seconds) < 60 else 1
     low, high = sorted((change.shown, change.clock))
-    first, last = low // DAY, high // DAY + 1
+    first, last = (low - 1) // DAY, high // DAY + 1  # the days before and after too, where it is at midnight
     a_day = len(fields.hours) * len(fields.minutes) * len(fields.seconds)
     all_days = cron.before(last * DAY) - cron.before(first * DAY) == (last - first) * a_day
     return all_days and (high - low) % period == 0

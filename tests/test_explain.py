@@ -284,6 +284,11 @@ TOUCHED = [
         "The clock skips 02:00 to 02:30 on 2027-10-03 and 2028-10-01 in Australia/Lord_Howe: 1 time is not run",
     ]),
     ("*/15 * 28 3 *", PARIS, []),
+    ("* * * * *", "Australia/Lord_Howe", []),
+    ("0 * 28 3 *", "Atlantic/Azores", [
+        "The clock skips 00:00 to 01:00 on 2027-03-28 in Atlantic/Azores: 1 time is not run",
+    ]),
+    ("0 * * * *", "Atlantic/Azores", []),
     ("0 12 * * *", PARIS, []),
     ("30 2 * * *", "UTC", []),
     ("@daily", "Atlantic/Azores", [
