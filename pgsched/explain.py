@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pgsched.cron import Cron
 from pgsched.errors import InvalidExpression
 from pgsched.expression import Expression
-from pgsched.instants import DAY, END, FIRST_YEAR, LAST_YEAR, NEVER, as_utc, moment, seconds
+from pgsched.instants import DAY, END, EPOCH, FIRST_YEAR, LAST_YEAR, NEVER, as_utc, moment, seconds
 from pgsched.traps import traps
 from pgsched.words import in_words, join
 from pgsched.zones import Stretch, changes, check_timezone, stretch
@@ -47,12 +47,13 @@ def at_local(naive: datetime, timezone: str) -> tuple[datetime, str | None]:
     """The instant, in UTC, at which the clock of a zone shows `naive`, and a remark where there is not just one.
 
     Where the clock skips it, the instant is the end of the skip; where it comes twice, the first. Raises
-    InvalidExpression for an aware datetime, for an unknown zone, and outside the years 1970 to 2099.
+    InvalidExpression for an aware datetime, for an unknown zone, and outside the years 1970 to 2099, of which the
+    last ends where 2100 begins.
     """
     zone = check_timezone(timezone)
     if not isinstance(naive, datetime) or naive.tzinfo is not None:
         raise InvalidExpression("a wall-clock time is a datetime without a time zone or offset")
-    if not FIRST_YEAR <= naive.year <= LAST_YEAR:
+    if not EPOCH.replace(tzinfo=None) <= naive <= END.replace(tzinfo=None):
         raise InvalidExpression(f"a wall-clock time lies in the years {FIRST_YEAR} to {LAST_YEAR}, not at {naive}")
     first, second = (naive.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     shown = f"{_clock(seconds(naive.replace(tzinfo=UTC)))} {{}} on {naive.date()} in {timezone}"

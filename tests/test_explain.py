@@ -448,6 +448,7 @@ def test_dense_and_rare_schedules_are_explained_in_milliseconds() -> None:
          "12:00 does not exist on 2011-12-30 in Pacific/Apia: "
          "the clock goes from 2011-12-30 00:00 to 2011-12-31 00:00"),
         ("2027-06-01T00:00:00.25", "UTC", "2027-06-01T00:00:00.25Z", None),
+        ("2100-01-01T00:00", PARIS, "2099-12-31T23:00Z", None),
     ],
 )  # fmt: skip
 def test_at_local(naive: str, zone: str, instant: str, remark: str | None) -> None:
