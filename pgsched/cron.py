@@ -9,7 +9,7 @@ import zoneinfo
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 from croniter import CroniterBadDateError, croniter
@@ -94,6 +94,12 @@ class Cron:
         wall = max(wall, -1)
         if wall >= NEVER - 1:
             return NEVER
+        if self.fields.written.year != "*":  # croniter would walk to a far year month by month
+            years = self.fields.years
+            coming = bisect_left(years, moment(wall + 1).year)
+            if coming == len(years):
+                return NEVER
+            wall = max(wall, seconds(datetime(years[coming], 1, 1, tzinfo=UTC)) - 1)
         first = NEVER
         with self._lock:  # get_next() sets the start and then reads it; parse() shares us between threads
             for engine in self.engines:

@@ -111,13 +111,32 @@ def read(text: str, name: str) -> Fields | timedelta | datetime:
             f"the expression {quote(text)} has {len(texts)} fields: write 5 (minute, hour, day of month, "
             "month, day of week), 6 (second last) or 7 (then year)"
         )
-    fields = _fields([*texts, *["0", "*"][len(texts) - 5 :]], name)
+    try:
+        fields = _fields(texts, name)
+    except InvalidExpression as error:
+        raise InvalidExpression(f"{error}{_seconds_first(texts, name)}") from None
     if not fields.days:
         raise InvalidExpression(
             f"the expression {quote(text)} never fires: no date from {FIRST_YEAR} to {LAST_YEAR} fits its "
             "day, month and year; change one of them"
         )
     return fields
+
+
+def _seconds_first(texts: list[str], name: str) -> str:
+    """What to write instead, where fields make sense with the seconds in front, as Quartz and Spring have them."""
+    meant = [*texts[1:6], texts[0], *texts[6:]]
+    written = " ".join(meant)
+    if len(texts) < 6 or len(written) > 60:
+        return ""
+    try:
+        if not _fields(meant, name).days:
+            return ""
+    except InvalidExpression:
+        return ""
+    day = texts[5]
+    sunday = " (where Quartz counts Sunday as 1, here it is 0)" if "?" in texts and day[0].isdigit() else ""
+    return f". Seconds stand last: if the first field is meant as the seconds, write {written!r}{sunday}"
 
 
 def is_rate(interval: timedelta) -> bool:
@@ -151,7 +170,7 @@ def _instant(text: str) -> datetime:
 
 
 def _fields(texts: list[str], name: str) -> Fields:
-    minute, hour, date, month, weekday, second, year = texts
+    minute, hour, date, month, weekday, second, year = [*texts, *["0", "*"][len(texts) - 5 :]]
     date, weekday = ("*" if day == "?" else day for day in (date, weekday))
 
     def read(of: _Field, source: str) -> tuple[int, ...]:

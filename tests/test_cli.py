@@ -111,7 +111,7 @@ def test_flag_wins_over_environment_and_that_over_the_file(dsn, schema, tmp_path
 
 def test_a_reader_that_goes_away_is_no_failure():
     process = spawn("next", "* * * * *", "--count", "10000")
-    assert process.stdout.readline().startswith(b"UTC")
+    assert process.stdout.readline() == b"Every minute, UTC.\n"
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
@@ -220,23 +220,58 @@ def test_next_shows_utc_and_the_zone_and_needs_no_database():
         "next", "30 2 * * *", "--tz", "Europe/Paris", "--after", "2027-03-27T12:00:00+01:00", "--count", "2"
     )
     assert result.stdout.splitlines() == [
-        "UTC                   Europe/Paris",
-        "2027-03-28 01:00:00Z  2027-03-28 03:00:00 +02:00 (Sun)",
-        "2027-03-29 00:30:00Z  2027-03-29 02:30:00 +02:00 (Mon)",
+        "At 02:30 on every day, Europe/Paris.",
+        "UTC                   Europe/Paris                      daylight saving",
+        "2027-03-28 01:00:00Z  2027-03-28 03:00:00 +02:00 (Sun)  02:30 does not exist on 2027-03-28, runs at 03:00",
+        "2027-03-29 00:30:00Z  2027-03-29 02:30:00 +02:00 (Mon)  -",
+    ]
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "Warning: 02:30 does not exist on 2027-03-28, 2028-03-26 and 2029-03-25 in Europe/Paris: runs at 03:00"
+        " instead.",
+        "Warning: 02:30 comes twice on 2027-10-31 and 2028-10-29 in Europe/Paris: runs the first time only.",
+    ]
+
+
+def test_next_has_no_marks_and_no_warnings_where_nothing_surprises():
+    result = invoke("next", "0 9 * * MON-FRI", "--after", "2027-01-01T00:00:00Z", "--count", "1")
+    assert result.stdout.splitlines() == [
+        "At 09:00 on Monday to Friday, UTC.",
+        "UTC                   UTC",
+        "2027-01-01 09:00:00Z  2027-01-01 09:00:00 +00:00 (Fri)",
     ]
     assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_next_as_json():
     result = invoke("next", "@every 1500ms", "--after", "2027-01-01T00:00:00Z", "--count", "1", "--json")
-    assert json.loads(result.stdout) == [
-        {"fire_time": "2027-01-01T00:00:01.500000Z", "local": "2027-01-01 00:00:01.500 +00:00 (Fri)"}
+    assert json.loads(result.stdout) == {
+        "expression": "@every 1500ms",
+        "timezone": "UTC",
+        "in_words": "Every 1s500ms, counted from 2027-01-01 00:00:00 UTC",
+        "fire_times": [
+            {"fire_time": "2027-01-01T00:00:01.500000Z", "local": "2027-01-01 00:00:01.500 +00:00 (Fri)", "mark": None}
+        ],
+        "warnings": [],
+    }
+
+
+def test_next_as_json_has_the_marks_and_the_warnings_too():
+    result = invoke("next", "*/30 2 * 10 *", "--tz", "Europe/Paris", "--after", "2027-10-31T00:29:00Z", "--json")
+    answer = json.loads(result.stdout)
+    assert [each["mark"] for each in answer["fire_times"]][:4] == [
+        "02:30 comes for the first of two times",
+        "02:00 comes for the second time",
+        "02:30 comes for the second time",
+        None,
     ]
+    assert answer["warnings"]
+    assert result.stderr.splitlines() == [f"Warning: {each}." for each in answer["warnings"]]
 
 
 def test_next_says_where_it_ends():
     result = invoke("next", "@at 2020-01-01T00:00:00Z", "--json")
-    assert (result.exit_code, json.loads(result.stdout)) == (0, [])
+    assert (result.exit_code, json.loads(result.stdout)["fire_times"]) == (0, [])
     assert "no fire time" in result.stderr
 
 

@@ -1,4 +1,4 @@
-"""`pgsched next EXPRESSION`: when an expression fires. Asks no database."""
+"""`pgsched next EXPRESSION`: what an expression says, when it fires, and its traps. Asks no database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import click
 
 from pgsched.cli.options import an_instant, json_option
-from pgsched.cli.output import instant, local, print_json, print_table, say
+from pgsched.cli.output import instant, local, print_json, print_table, say, warn, write
+from pgsched.explain import in_words, mark, warnings
 from pgsched.expression import parse
 
 
@@ -24,21 +25,48 @@ from pgsched.expression import parse
 @click.option("--name", default="", help="The schedule's name, from which H draws.")
 @json_option
 def next(*, expression: str, timezone: str, after: datetime | None, count: int, name: str, as_json: bool) -> None:
-    """Show when EXPRESSION fires next, in UTC and in its time zone.
+    """Show what EXPRESSION says, when it fires next, in UTC and in its time zone, and its traps.
 
     EXPRESSION is a cron expression of five fields (six with seconds last, seven with the year), "@every 30s",
     "@at 2027-01-01T00:00:00Z", or a macro such as @daily. "@every" counts from --after.
+
+    Fire times that daylight saving moves or repeats are marked. Warnings go to standard error, and tell what is
+    easily meant otherwise and what daylight saving will do in the next two years.
     """
-    found: datetime | None = after or datetime.now(UTC)
-    parsed = parse(expression, timezone, name=name, anchor=found)
+    start = after or datetime.now(UTC)
+    parsed = parse(expression, timezone, name=name, anchor=start)
     times: list[datetime] = []
+    found: datetime | None = start
     while found is not None and len(times) < count:
         found = parsed.next(found)
         if found is not None:
             times.append(found)
+    sentence, traps = in_words(parsed), warnings(parsed, start)
+    rows = [(time, local(time, timezone), mark(parsed, time)) for time in times]
     if as_json:
-        print_json([{"fire_time": time, "local": local(time, timezone)} for time in times])
-    elif times:
-        print_table(["UTC", timezone], [[instant(time, exact=True), local(time, timezone)] for time in times])
+        print_json(
+            {
+                "expression": parsed.text,
+                "timezone": timezone,
+                "in_words": sentence,
+                "fire_times": [{"fire_time": time, "local": there, "mark": told} for time, there, told in rows],
+                "warnings": traps,
+            }
+        )
+    else:
+        write(f"{sentence}.")
+        _print(rows, timezone)
+    for trap in traps:
+        warn(f"{trap}.")
     if len(times) < count:
         say("There is no further fire time." if times else "There is no fire time any more.")
+
+
+def _print(rows: list[tuple[datetime, str, str | None]], timezone: str) -> None:
+    """A fire time a line, and a column for marks where there are any."""
+    marked = any(told for _, _, told in rows)
+    if rows:
+        print_table(
+            ["UTC", timezone, *["daylight saving"] * marked],
+            [[instant(time, exact=True), there, *[told or ""] * marked] for time, there, told in rows],
+        )

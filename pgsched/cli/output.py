@@ -50,6 +50,11 @@ def say(message: str) -> None:
     click.echo(visible(message), err=True)
 
 
+def warn(message: str) -> None:
+    """What may go otherwise than people expect, on standard error."""
+    click.echo(f"Warning: {visible(message)}", err=True)
+
+
 def visible(value: Any) -> str:
     """Text in one line: what a terminal would obey rather than show is written as an escape."""
     text = str(value)
