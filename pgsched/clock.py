@@ -1,15 +1,30 @@
-"""The database's clock, as seen from here: how its instants lie on this process's monotonic clock.
+"""Clocks: the database's, as seen from here, and this machine's own, which only measure sleeps and give hints.
 
-Nothing is decided by it but for how long to sleep, and it errs towards late: a run never starts early.
+DatabaseClock says how the database's instants lie on this process's monotonic clock. Nothing is decided by it but
+for how long to sleep, and it errs towards late: a run never starts early.
+
+The monotonic clock stands still while the machine is suspended, so whatever sleeps until an instant sleeps in turns,
+in Watch.wait(), and at each turn Watch compares the clocks. What it sees is a hint to look at once, never a
+decision. Limits on how long something may take (a statement, a drain, a function's timeout) count the time that
+this machine is awake, and may.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
+TURN = 10.0  # seconds that anything sleeps at most before the clocks are compared
+JUMP = 0.05  # seconds; less is the noise of reading two clocks, or a clock being slewed
+STEP = 0.1  # seconds between bounds of the database's clock that no drift explains
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DRIFT = 500e-6  # by how much two disciplined clocks may part, in seconds a second
+_Bounds: TypeAlias = tuple[float, float]
 
 
 class DatabaseClock:
@@ -21,28 +36,130 @@ class DatabaseClock:
     """
 
     def __init__(self) -> None:
+        self.stepped: Callable[[float], None] = lambda seconds: None  # worker has everybody look again
         self._low = 0.0
         self._high = 0.0
         self._at: float | None = None
+        self._forgotten = float("-inf")
+
+    @property
+    def known(self) -> bool:
+        """Whether an answer has come since the start, or since the last forget()."""
+        return self._at is not None
+
+    def forget(self) -> None:
+        """What was known is stale: this machine slept. Answers to what was asked before count no more either."""
+        self._at = None
+        self._forgotten = time.monotonic()
 
     def observe(self, stamp: datetime, before: float, after: float) -> None:
         """Takes in one answer. before, after: time.monotonic() around the round trip, in seconds."""
+        if before < self._forgotten:
+            return
         seconds = (stamp - _EPOCH) / timedelta(seconds=1)
         low, high = seconds - after, seconds + 1e-6 - before  # the stamp is cut to a microsecond
+        step = 0.0
         if self._at is not None:
             drift = (after - self._at) * _DRIFT
             if low <= self._high + drift and high >= self._low - drift:
                 low, high = max(low, self._low - drift), min(high, self._high + drift)
+            else:
+                step = _apart((self._low - drift, self._high + drift), (low, high))
         self._low, self._high, self._at = low, max(low, high), after
+        if abs(step) > STEP:
+            self.stepped(step)
 
     def monotonic(self, instant: datetime) -> float:
-        """When, on the monotonic clock, the database's clock has certainly reached the instant."""
+        """When, on the monotonic clock, the database's clock has certainly reached the instant; infinity where
+        nothing is known of it."""
+        if not self.known:
+            return float("inf")
         return (instant - _EPOCH) / timedelta(seconds=1) - self._low + 1e-6  # more than a float loses here
 
-    def at(self, monotonic: float) -> datetime:
-        """The database's time at a monotonic moment, by the middle of the bounds."""
-        return _EPOCH + timedelta(seconds=monotonic + (self._low + self._high) / 2)
+    def at(self, monotonic: float) -> datetime | None:
+        """The database's time at a monotonic moment, by the middle of the bounds; None where nothing is known."""
+        return _EPOCH + timedelta(seconds=monotonic + (self._low + self._high) / 2) if self.known else None
 
-    def now(self) -> datetime:
-        """The database's time now, by the middle of the bounds."""
+    def now(self) -> datetime | None:
+        """The database's time now, by the middle of the bounds; None where nothing is known."""
         return self.at(time.monotonic())
+
+
+class Clocks:
+    """This machine's own clocks, in seconds. Tests hand out others; monotonic has to be the event loop's."""
+
+    def monotonic(self) -> float:
+        """Stands still while the machine is suspended, and is never set."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """May be wrong, and may be set at any time."""
+        return time.time()
+
+    def boottime(self) -> float | None:
+        """Goes on while the machine is suspended, and is never set. None where the system has no such clock."""
+        try:
+            return time.clock_gettime(time.CLOCK_BOOTTIME)
+        except (AttributeError, OSError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """By how many seconds clocks have moved against the monotonic one since the last look.
+
+    slept: the one that counts suspension; 0 where there is none. wall: the wall clock, which moves by a suspension
+    as well, and by whoever sets it.
+    """
+
+    slept: float
+    wall: float
+
+
+class Watch:
+    """Notices that this machine slept, or that its wall clock was set. Used from the event loop's thread only."""
+
+    def __init__(self, clocks: Clocks | None = None, turn: float = TURN) -> None:
+        self.jumped: Callable[[Jump], None] = lambda jump: None  # worker has everybody look at once
+        self._clocks = clocks or Clocks()
+        self._turn = turn
+        self._boot, self._wall = self._read()
+
+    def look(self) -> bool:
+        """Compares the clocks with the last time. Returns whether they jumped, once jumped() has been told."""
+        before, (self._boot, self._wall) = (self._boot, self._wall), self._read()
+        jump = Jump(_apart(before[0], self._boot), _apart(before[1], self._wall))
+        if max(abs(jump.slept), abs(jump.wall)) <= JUMP:
+            return False
+        self.jumped(jump)
+        return True
+
+    async def wait(self, event: asyncio.Event, until: float | None = None) -> bool:
+        """Waits for the event, at most until a monotonic moment, and no longer than until the clocks are seen to
+        have jumped. Returns whether the event is set."""
+        while not event.is_set() and not self.look():
+            left = self._turn if until is None else min(self._turn, until - time.monotonic())
+            if left <= 0:
+                break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await event.wait()
+        return event.is_set()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps so long, or until the clocks are seen to have jumped."""
+        await self.wait(asyncio.Event(), time.monotonic() + seconds)
+
+    def _read(self) -> tuple[_Bounds, _Bounds]:
+        """Bounds on the other clocks' distance from the monotonic one: the process may be interrupted in between."""
+        first = self._clocks.monotonic()
+        boot = self._clocks.boottime()
+        second = self._clocks.monotonic()
+        wall = self._clocks.wall()
+        third = self._clocks.monotonic()
+        return (0.0, 0.0) if boot is None else (boot - second, boot - first), (wall - third, wall - second)
+
+
+def _apart(old: _Bounds, new: _Bounds) -> float:
+    """By how much a distance has certainly grown (or shrunk, below 0); 0 where the bounds overlap."""
+    return max(0.0, new[0] - old[1]) + min(0.0, new[1] - old[0])

@@ -7,7 +7,6 @@ look ahead. Nothing is started before the commit.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +52,7 @@ class Dispatcher:
         self._scheduler = machine.scheduler
         self._settings = machine.settings
         self._clock = machine.clock
+        self._watch = machine.watch
         self._outage = machine.outage
         self._runner = runner
         self._woken = False
@@ -125,12 +125,9 @@ class Dispatcher:
         """Sleeps until it is time, or somebody wakes us; a resync may move the time meanwhile."""
         while not self._woken and not self._stopping:
             self._stir.clear()
-            left = None if self._next is None else self._next - time.monotonic()
-            if left is not None and left <= 0:
+            if self._next is not None and self._next <= time.monotonic():
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._stir.wait()
+            await self._watch.wait(self._stir, self._next)
 
     def _arrange(self, outlook: Outlook, claimed: int, cut: bool) -> None:
         """Decides when the next pass is due, from what the last look saw, and from what the pass claimed and

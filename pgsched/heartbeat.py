@@ -4,7 +4,6 @@ does the same while a function blocks the event loop."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import sys
 import threading
@@ -32,6 +31,8 @@ class Heartbeat:
         self._worker = machine.worker
         self._interval = machine.settings.heartbeat_interval.total_seconds()
         self._outage = machine.outage
+        self._clock = machine.clock
+        self._watch = machine.watch
         self._runner = runner
         self._wake = asyncio.Event()
         self._soon = asyncio.Event()
@@ -80,9 +81,7 @@ class Heartbeat:
 
     async def _until(self, due: float) -> None:
         """Sleeps until the deadline, or until somebody asks for a beat sooner."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                await self._soon.wait()
+        await self._watch.wait(self._soon, due)
         self._soon.clear()
 
     async def beat(self) -> None:
@@ -91,6 +90,9 @@ class Heartbeat:
         if not claims:
             return
         async with self._session.use() as connection:
+            if not self._clock.known:  # and without it no held run can be started
+                before = time.monotonic()
+                self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
             held = await self._store.beat(connection, self._worker, claims)
         self._answers = {(run_id, attempt): held.get((run_id, attempt)) for run_id, attempt, _ in claims}
         answered, self._answered = self._answered, asyncio.get_running_loop().create_future()

@@ -37,6 +37,7 @@ class Listener:
         self._entrypoints = list(machine.scheduler.entrypoints)
         self._settings = machine.settings
         self._clock = machine.clock
+        self._watch = machine.watch
         self._outage = machine.outage
         self._dispatcher = dispatcher
         self._runner = runner
@@ -44,6 +45,8 @@ class Listener:
         self._log = log.get()
         self._told_pooled = False
         self._heard = asyncio.Event()
+        self._ready = asyncio.Event()  # something to read, or to ask
+        self._due = float("inf")
 
     async def run(self) -> None:
         """Connects, listens, looks; again and again, whatever happens to the connection."""
@@ -71,6 +74,11 @@ class Listener:
             finally:
                 self._set_listening(False)
 
+    def ask_now(self) -> None:
+        """The connection may have died without our hearing of it: the resync comes at once."""
+        self._due = float("-inf")
+        self._ready.set()
+
     async def close(self) -> None:
         """Lets go of the connection."""
         await self._session.discard()
@@ -92,14 +100,12 @@ class Listener:
         if not self._session.direct:
             interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
         seconds = interval.total_seconds() or float("inf")
-        due = time.monotonic() + seconds
+        self._due = time.monotonic() + seconds
         while True:
-            try:
-                async with asyncio.timeout(max(0.0, due - time.monotonic()) if due < float("inf") else None):
-                    await self._readable(connection)
-            except TimeoutError:
+            await self._readable(connection)
+            if time.monotonic() >= self._due:
                 await self.resync()
-                due = time.monotonic() + seconds
+                self._due = time.monotonic() + seconds
             while connection.pgconn.notifies() is not None:
                 self._heard.set()
             if self._heard.is_set():
@@ -108,12 +114,13 @@ class Listener:
                 self._call()
 
     async def _readable(self, connection: Connection) -> None:
+        """Waits until something has come, or a resync is due."""
         loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
+        self._ready.clear()
         descriptor = connection.fileno()
-        loop.add_reader(descriptor, ready.set)
+        loop.add_reader(descriptor, self._ready.set)
         try:
-            await ready.wait()
+            await self._watch.wait(self._ready, self._due)
         finally:
             loop.remove_reader(descriptor)
         connection.pgconn.consume_input()  # raises OperationalError where the server has gone

@@ -1,4 +1,4 @@
-"""What all parts of one worker share: who it is, what it serves, its clock, its statements and connections."""
+"""What all parts of one worker share: who it is, what it serves, its clocks, its statements and connections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from pgsched.clock import DatabaseClock
+from pgsched.clock import DatabaseClock, Watch
 from pgsched.config import Settings
 from pgsched.db import STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
 from pgsched.scheduler import Scheduler
@@ -24,17 +24,19 @@ class Machine:
     control: Session
     writes: Session
     clock: DatabaseClock = field(default_factory=DatabaseClock)
+    watch: Watch = field(default_factory=Watch)
     outage: Outage = field(default_factory=Outage)
 
     @classmethod
-    def build(cls, scheduler: Scheduler, settings: Settings) -> Machine:
+    def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Machine:
         """A worker's, with an identity of its own. Raises ConfigurationError for a DSN that cannot be read."""
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))
         store = Store(settings.schema)
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
-        return cls(worker, scheduler, settings, store, Session(info, "control"), Session(info, "writes", limit))
+        control, writes = Session(info, "control"), Session(info, "writes", limit)
+        return cls(worker, scheduler, settings, store, control, writes, watch=watch or Watch())
 
     def session(self, purpose: str, dsn: str | None = None) -> Session:
         """One more connection, to the same database or to another address of it."""

@@ -27,6 +27,7 @@ class Reaper:
         self._worker = machine.worker
         self._settings = machine.settings
         self._outage = machine.outage
+        self._watch = machine.watch
         self._runner = runner
         self._distrust_until = 0.0
         self._interval = machine.settings.heartbeat_interval.total_seconds()
@@ -56,7 +57,7 @@ class Reaper:
                 wait = self._backoff.delay()
             else:
                 self._outage.answered()
-            await asyncio.sleep(wait)
+            await self._watch.sleep(wait)
 
     async def reap_pass(self) -> float:
         """One look, and what follows from it. Returns the seconds until the next look is worth while."""
@@ -64,10 +65,11 @@ class Reaper:
             return await self._look()
         except Failures:
             # Whatever kept this look from the database may have kept others' beats from it.
-            self._distrust()
+            self.distrust()
             raise
 
     async def _look(self) -> float:
+        self._watch.look()  # it may have been asleep until now, as other workers on this machine were
         async with self._session.use() as connection:
             now, server_up, elsewhere, silent = await self._store.find_silent_runs(
                 connection, self._worker, self._settings.heartbeat_interval
@@ -108,10 +110,11 @@ class Reaper:
     def _note_gap(self, now: datetime) -> None:
         """A long gap between looks on the database's clock is an outage too: it, or this machine, stood still."""
         if self._looked_at is not None and now - self._looked_at > timedelta(seconds=5 * self._interval + 5):
-            self._distrust()
+            self.distrust()
         self._looked_at = now
 
-    def _distrust(self) -> None:
+    def distrust(self) -> None:
+        """Time went by that others may have had no part in: their silence means nothing for a while."""
         self._distrust_until = time.monotonic() + self._settings.stall_timeout.total_seconds()
 
     def _in_grace(self, server_up: timedelta) -> bool:

@@ -92,6 +92,7 @@ class Runner:
         self._scheduler = machine.scheduler
         self._settings = machine.settings
         self._clock = machine.clock
+        self._watch = machine.watch
         self._finisher = finisher
         self._threads = threads
         self._log = log.get()
@@ -100,8 +101,7 @@ class Runner:
 
     def take(self, runs: Iterable[ClaimedRun]) -> None:
         """Accepts claims that are committed, and starts each run as soon as its instant has certainly come."""
-        now = time.monotonic()
-        loop = asyncio.get_running_loop()
+        self._watch.look()  # the machine may have slept since the pass saw the database's clock
         for run in runs:
             name = run.schedule.name if run.schedule is not None else None
             executor = self._scheduler.executor_for(run.entrypoint, name)
@@ -109,30 +109,50 @@ class Runner:
             self.live[run.id, run.attempt] = live
             self.slots_used += 1
             self.threads_used += live.threaded
-            instant = self._clock.monotonic(run.due_at)
-            if instant <= now:
-                self._start(live)
-            else:
-                live.timer = loop.call_at(instant, self._start_held, live, instant)
+            self._start_in_time(live)
         if self.live:
             self.started()
 
-    def _start_held(self, live: Live, instant: float) -> None:
-        """The instant of a held run has come. Where it is long gone, because the loop was blocked or too much was
-        due at once, its claim may have been taken back without our hearing of it: a beat is asked first."""
-        live.timer = None
-        if time.monotonic() - instant < SURE:
+    def _start_in_time(self, live: Live) -> None:
+        """Starts a run whose claim is sure, or sets its timer."""
+        instant = self._clock.monotonic(live.run.due_at)
+        if instant <= time.monotonic():
             self._start(live)
+        elif self._clock.known:
+            live.timer = asyncio.get_running_loop().call_at(instant, self._start_held, live, instant)
         else:
-            live.unsure = True
-            self.doubted()
+            self._doubt(live)
+
+    def _start_held(self, live: Live, instant: float) -> None:
+        """The instant of a held run has come. Where it is long gone, because the loop was blocked, too much was
+        due at once or the machine slept, its claim may have been taken back without our hearing of it: a beat is
+        asked first."""
+        live.timer = None
+        if self._watch.look() or time.monotonic() - instant >= SURE:
+            self._doubt(live)
+        else:
+            self._start_in_time(live)  # the database's clock may have been set back since
+
+    def _doubt(self, live: Live) -> None:
+        live.unsure = True
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        self.doubted()
+
+    def doubt(self) -> None:
+        """Time went by unseen, or the database's clock was set: no held run starts before its claim was asked
+        about, and its instant is looked for anew."""
+        for live in self.live.values():
+            if live.state is State.HELD:
+                self._doubt(live)
 
     def _start(self, live: Live) -> None:
         live.timer = None
         live.state = State.RUNNING
         live.started = time.monotonic()
-        # The clock's bounds may have moved since the timer was set, by less than it was set too late.
-        live.started_at = max(self._clock.at(live.started), live.run.due_at)
+        # The middle of the clock's bounds may be a little before what is certain.
+        live.started_at = max(self._clock.at(live.started) or live.run.due_at, live.run.due_at)
         live.task = self.group.create_task(self._attempt(live))
         if live.run.timeout is not None:
             live.timer = asyncio.get_running_loop().call_later(
@@ -190,6 +210,7 @@ class Runner:
         )
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
+        self._watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
         finished_at = self._clock.now()
         if error is None and not (live.stop is not None and live.cancellation.noticed):
             text, reason = encode(result)
@@ -341,7 +362,8 @@ class Runner:
         elif cancel and live.stop is None:
             self.stop(live, Stop.REQUESTED)
         elif live.unsure and live.state is State.HELD:
-            self._start(live)
+            live.unsure = False
+            self._start_in_time(live)
 
     def release_held(self) -> int:
         """Gives back what is claimed and not started; returns how many."""

@@ -283,6 +283,13 @@ class Store:
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
+    async def read_clock(self, connection: Connection) -> datetime:
+        """The database's clock."""
+        row = await (await connection.execute(self.query("read_clock"))).fetchone()
+        assert row is not None
+        now: datetime = row[0]
+        return now
+
     # --- the reaper -------------------------------------------------------------------------------------
 
     async def find_silent_runs(

@@ -33,6 +33,7 @@ from typing import Any
 import structlog
 
 from pgsched import config, log, migrate, systemd
+from pgsched.clock import Jump, Watch
 from pgsched.config import Settings
 from pgsched.db import Failures, Session, conninfo_for, unreachable
 from pgsched.dispatcher import Dispatcher
@@ -43,6 +44,7 @@ from pgsched.listener import Listener
 from pgsched.machine import Machine
 from pgsched.reaper import Reaper
 from pgsched.reconciler import Reconciler
+from pgsched.replanner import notice_zones
 from pgsched.runner import Live, Runner, Stop
 from pgsched.scheduler import Scheduler
 
@@ -56,9 +58,13 @@ class Worker:
     """One daemon: a worker id, its parts, and their life."""
 
     def __init__(
-        self, scheduler: Scheduler, settings: Settings, hard_exit: Callable[[int], object] | None = None
+        self,
+        scheduler: Scheduler,
+        settings: Settings,
+        hard_exit: Callable[[int], object] | None = None,
+        watch: Watch | None = None,
     ) -> None:
-        machine = self.machine = Machine.build(scheduler, settings)
+        machine = self.machine = Machine.build(scheduler, settings, watch)
         self.given_back = 0
         self._hard_exit = hard_exit
         self._stop = asyncio.Event()
@@ -78,10 +84,30 @@ class Worker:
         self.runner.changed = self.dispatcher.slot_freed
         self.runner.started = self._runs_started
         self.runner.doubted = self.heartbeat.ask_now
+        machine.watch.jumped = self._clocks_jumped
+        machine.clock.stepped = self._database_stepped
 
     def _runs_started(self) -> None:
         self.heartbeat.wake()
         self.guard.wake()
+
+    def _clocks_jumped(self, jump: Jump) -> None:
+        """This machine slept, or its wall clock was set, which is all that one sees of a virtual machine that was
+        paused. Either way nobody here knows how late it is."""
+        self._log.warning("clocks_jumped", slept_s=round(jump.slept, 3), wall_s=round(jump.wall, 3))
+        self.machine.clock.forget()
+        self._look_again()
+
+    def _database_stepped(self, seconds: float) -> None:
+        self._log.warning("database_clock_stepped", by_s=round(seconds, 3))
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.reaper.distrust()
+        self.runner.doubt()
+        self.dispatcher.wake()
+        self.heartbeat.ask_now()
+        self.listener.ask_now()
 
     # --- life -------------------------------------------------------------------------------------------
 
@@ -131,6 +157,7 @@ class Worker:
                 # Registered first: whoever starts beside us and is older must find us alive.
                 await self._register()
                 await self.reconciler.start(connection)
+                await notice_zones(connection, self.machine.store)
         except PgschedError:
             raise
         except Failures as error:
@@ -236,7 +263,7 @@ class Worker:
                 while gone == _RETENTION_BATCH:
                     async with self.machine.control.use() as connection:
                         gone = await store.prune_runs(connection, age, _RETENTION_BATCH)
-            await asyncio.sleep(_RETENTION_PAUSE)
+            await self.machine.watch.sleep(_RETENTION_PAUSE)
 
     # --- the end ----------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ alone; what a schedule makes of a cut belongs to cron.
 """
 
 import difflib
+import hashlib
 import importlib.resources
 import zoneinfo
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from pgsched.errors import InvalidExpression, exact, quote
 from pgsched.instants import DAY, SECOND, moment
 
+_FROM, _UNTIL = 1_577_836_800, 2_524_608_000  # 2020 and 2050: what digest() looks at
 _WINDOW_BITS = 25  # zones are cut up in windows of 2**25 s, some 388 days
 
 
@@ -74,6 +76,14 @@ def changes(zone: zoneinfo.ZoneInfo, after: int, until: int) -> Iterator[Stretch
         if found.start == end and found.shown != found.clock:
             yield found
         end = found.end
+
+
+def digest(name: str) -> str:
+    """A hash over the zone's changes of UTC offset from 2020 to 2050: the same for the same rules, whatever file or
+    Python they come from. Raises InvalidExpression for an unknown zone."""
+    zone = check_timezone(name)
+    rules = [(_offset(zone, _FROM)), *((cut.start, cut.offset) for cut in changes(zone, _FROM, _UNTIL))]
+    return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 
 
 @lru_cache(maxsize=8192)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from pgsched import Scheduler
+from pgsched.clock import Watch
 from pgsched.config import Settings
 from pgsched.dispatcher import Dispatcher
 from pgsched.finisher import Finisher
@@ -25,9 +26,11 @@ QUICK: dict[str, Any] = {
 
 
 @contextlib.asynccontextmanager
-async def working(scheduler: Scheduler, settings: Settings, **changes: Any) -> AsyncIterator[Worker]:
+async def working(
+    scheduler: Scheduler, settings: Settings, *, watch: Watch | None = None, **changes: Any
+) -> AsyncIterator[Worker]:
     """A worker that is ready; drained when the block ends, killed when that takes too long."""
-    worker = Worker(scheduler, settings.merged({**QUICK, **changes}, "test").check())
+    worker = Worker(scheduler, settings.merged({**QUICK, **changes}, "test").check(), watch=watch)
     task = asyncio.create_task(worker.run())
     ready = asyncio.create_task(scheduler.ready.wait())
     try:
