@@ -146,8 +146,9 @@ def _prepare(data_dir: str | None, package: ModuleType) -> Path:
             path.mkdir(mode=0o700)
         if not path.is_dir():
             raise ConfigurationError(f"The data directory {path} is a file. {ELSEWHERE}")
-        _check_owner(path)
-        _check_content(path, package)
+        with _locked(path):  # another process may be in the middle of making its content
+            _check_owner(path)
+            _check_content(path, package)
     except (OSError, RuntimeError, ValueError) as error:  # the latter two: no home, a loop of links, a NUL
         named = data_dir or "of the embedded PostgreSQL"
         raise ConfigurationError(f"The data directory {named} cannot be used: {_why(error)}. {ELSEWHERE}") from error
