@@ -66,6 +66,8 @@ async def test_of_two_workers_that_claim_waiting_runs_at_once_one_gets_one(setti
         monkeypatch.setattr(Store, "read_outlook", held)
         first = asyncio.create_task(one.dispatcher.claim_pass())
         await claimed.wait()
+        # The second would choose another run than the one that is locked: only the schedule's lock keeps it from it.
+        await db.all("update pgsched.runs set priority = 9 where id = (select max(id) from pgsched.runs)")
         assert await two.dispatcher.claim_pass() == 0, "the schedule is locked"
         commit.set()
         assert await first == 1
