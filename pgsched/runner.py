@@ -10,7 +10,6 @@ import asyncio
 import enum
 import json
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -24,10 +23,8 @@ from pgsched.executors import THREADS, Executor, Threads
 from pgsched.finisher import Finisher
 from pgsched.machine import Machine
 from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
-from pgsched.policy import retry_delay
+from pgsched.outcome import End, Stop, decide, where
 
-ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
-RESULT_LIMIT = 262_144  # characters of a result's JSON
 SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
@@ -38,15 +35,6 @@ class State(enum.Enum):
     HELD = "held"  # claimed ahead of its instant, not started
     RUNNING = "running"
     ENDED = "ended"  # has an outcome that is not written yet
-
-
-class Stop(enum.Enum):
-    """Why a run is stopped from outside."""
-
-    LOST = "lost"
-    REQUESTED = "requested"
-    TIMEOUT = "timeout"
-    DRAIN = "drain"
 
 
 class Live:
@@ -211,33 +199,22 @@ class Runner:
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
         self._watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
-        finished_at = self._clock.now()
-        if error is None and not (live.stop is not None and live.cancellation.noticed):
-            text, reason = encode(result)
-            if reason is not None:
-                self._log.warning("result_not_stored", reason=reason)
-            return Outcome(
-                live.claim, RunStatus.SUCCEEDED, live.started_at, finished_at, result_json=text, reason=reason
-            )
-        if live.stop is Stop.DRAIN:
-            return Outcome(live.claim, RunStatus.QUEUED, live.started_at, refund=True)
-        if live.stop is Stop.REQUESTED:
-            return Outcome(live.claim, RunStatus.CANCELLED, live.started_at, finished_at, reason="cancelled on request")
-        final = isinstance(error, InvalidArguments)  # the same arguments will not fit next time either
-        if live.stop is Stop.TIMEOUT:
-            assert live.run.timeout is not None
-            limit = live.run.timeout.total_seconds()
-            error_told = RunError("Timeout", f"ran longer than its timeout of {limit:g} s")
-            if live.threaded and isinstance(error, asyncio.CancelledError):
-                final = True  # the thread is still at it, and a second attempt would run beside it
-                error_told = RunError("Timeout", f"{error_told.message}, and its thread did not stop")
-        else:
-            assert error is not None
-            error_told = describe(error)
-        if final or live.run.attempt >= live.run.max_attempts:
-            return Outcome(live.claim, RunStatus.FAILED, live.started_at, finished_at, error=error_told)
-        delay = retry_delay(live.run.backoff, live.run.max_backoff, live.run.attempt)
-        return Outcome(live.claim, RunStatus.QUEUED, live.started_at, finished_at, error=error_told, delay=delay)
+        outcome = decide(
+            live.run,
+            live.claim,
+            End(
+                started_at=live.started_at,
+                finished_at=self._clock.now(),
+                result=result,
+                error=error,
+                stop=live.stop,
+                noticed=live.cancellation.noticed,
+                threaded=live.threaded,
+            ),
+        )
+        if outcome.status is RunStatus.SUCCEEDED and outcome.reason is not None:
+            self._log.warning("result_not_stored", reason=outcome.reason)
+        return outcome
 
     def _ended(self, live: Live, outcome: Outcome | None) -> None:
         """The run is over here. Without an outcome nothing is written: its claim is another worker's."""
@@ -393,58 +370,3 @@ class Runner:
             if tasks:
                 await asyncio.wait(tasks, timeout=left)
         return True
-
-
-def encode(result: Any) -> tuple[str | None, str | None]:
-    """A function's result as JSON, or why it is not stored. The work is done either way."""
-    if result is None:
-        return None, None
-    try:
-        text = json.dumps(result, allow_nan=False)
-    except Exception as error:  # a dict of one's own may raise anything
-        return None, f"the result is not JSON: {clean(str(error))[:200]}"
-    if len(text) > RESULT_LIMIT:
-        return None, f"the result is longer than {RESULT_LIMIT} characters of JSON"
-    # Every escape is looked at only where there may be one: a NUL or a lone surrogate is legal JSON to Python,
-    # and nothing that PostgreSQL can store.
-    if "\\u0000" in text or "\\ud" in text:
-        raw = json.dumps(result, allow_nan=False, ensure_ascii=False)
-        if clean(raw) != raw or "\\u0000" in raw.replace("\\\\", ""):
-            return None, "the result holds a NUL or a lone surrogate, which PostgreSQL cannot store"
-    return text, None
-
-
-def describe(error: BaseException) -> RunError:
-    """An error, fit to be stored: without local variables, without what PostgreSQL cannot hold, cut to size."""
-    if isinstance(error, asyncio.CancelledError):
-        return RunError("CancelledError", "the function cancelled itself")
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        message = str(error)
-    except Exception:  # a __str__ may fail too
-        message = "(its message cannot be shown)"
-    try:
-        frames = error.__traceback__
-        while frames is not None and "pgsched" in frames.tb_frame.f_globals.get("__name__", "").split("."):
-            frames = frames.tb_next  # the daemon's own frames say nothing about the job
-        told = traceback.TracebackException(kind, error, frames, limit=-30, capture_locals=False)
-        text = "".join(told.format())
-    except Exception:
-        text = ""
-    return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], clean(text)[-ERROR_LIMIT:])
-
-
-def clean(text: str) -> str:
-    """The text without NUL and lone surrogates, which PostgreSQL cannot store."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
-
-
-def where(error: RunError) -> str | None:
-    """The innermost place in an error's traceback, as file:line, in which the job's code was."""
-    for line in map(str.strip, reversed(error.traceback.splitlines())):
-        if line.startswith('File "') and '", line ' in line:
-            path, rest = line[6:].split('", line ', 1)
-            number, _, function = rest.partition(", in ")
-            return f"{path.rsplit('/', 1)[-1]}:{number} {function}".strip()
-    return None

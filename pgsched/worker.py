@@ -42,10 +42,11 @@ from pgsched.finisher import Finisher
 from pgsched.heartbeat import Guard, Heartbeat
 from pgsched.listener import Listener
 from pgsched.machine import Machine
+from pgsched.outcome import Stop
 from pgsched.reaper import Reaper
 from pgsched.reconciler import Reconciler
 from pgsched.replanner import notice_zones
-from pgsched.runner import Live, Runner, Stop
+from pgsched.runner import Live, Runner
 from pgsched.scheduler import Scheduler
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back

@@ -12,7 +12,7 @@ import pytest
 from harness import until, working
 
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
-from pgsched.runner import Stop
+from pgsched.outcome import Stop
 from pgsched.store import in_schema
 
 SECOND = timedelta(seconds=1)

@@ -1,0 +1,128 @@
+"""Decides what becomes of an attempt that ended, and how its result and its error are told.
+
+Asks nothing of the database; runner calls a function, and finisher writes what is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import traceback
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pgsched.errors import InvalidArguments
+from pgsched.model import Claim, ClaimedRun, Outcome, RunError, RunStatus
+from pgsched.policy import retry_delay
+
+ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
+RESULT_LIMIT = 262_144  # characters of a result's JSON
+
+
+class Stop(enum.Enum):
+    """Why a run is stopped from outside."""
+
+    LOST = "lost"
+    REQUESTED = "requested"
+    TIMEOUT = "timeout"
+    DRAIN = "drain"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an attempt came to its end. noticed: its function saw `run.cancelled`. threaded: it ran in a thread."""
+
+    started_at: datetime | None
+    finished_at: datetime | None
+    result: Any
+    error: BaseException | None
+    stop: Stop | None
+    noticed: bool
+    threaded: bool
+
+
+def decide(run: ClaimedRun, claim: Claim, end: End) -> Outcome:
+    """The outcome of an attempt whose claim is not known to be lost."""
+    if end.error is None and not (end.stop is not None and end.noticed):
+        text, reason = encode(end.result)
+        return Outcome(claim, RunStatus.SUCCEEDED, end.started_at, end.finished_at, result_json=text, reason=reason)
+    if end.stop is Stop.DRAIN:
+        return Outcome(claim, RunStatus.QUEUED, end.started_at, refund=True)
+    if end.stop is Stop.REQUESTED:
+        return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason="cancelled on request")
+    told, final = _failure(run, end)
+    if final or run.attempt >= run.max_attempts:
+        return Outcome(claim, RunStatus.FAILED, end.started_at, end.finished_at, error=told)
+    delay = retry_delay(run.backoff, run.max_backoff, run.attempt)
+    return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=told, delay=delay)
+
+
+def _failure(run: ClaimedRun, end: End) -> tuple[RunError, bool]:
+    """The error of a failed attempt, and whether no other attempt shall follow."""
+    if end.stop is Stop.TIMEOUT:
+        assert run.timeout is not None
+        told = RunError("Timeout", f"ran longer than its timeout of {run.timeout.total_seconds():g} s")
+        if end.threaded and isinstance(end.error, asyncio.CancelledError):
+            # The thread is still at it, and a second attempt would run beside it.
+            return RunError("Timeout", f"{told.message}, and its thread did not stop"), True
+        return told, False
+    assert end.error is not None
+    # The same arguments will not fit next time either.
+    return describe(end.error), isinstance(end.error, InvalidArguments)
+
+
+def encode(result: Any) -> tuple[str | None, str | None]:
+    """A function's result as JSON, or why it is not stored. The work is done either way."""
+    if result is None:
+        return None, None
+    try:
+        text = json.dumps(result, allow_nan=False)
+    except Exception as error:  # a dict of one's own may raise anything
+        return None, f"the result is not JSON: {clean(str(error))[:200]}"
+    if len(text) > RESULT_LIMIT:
+        return None, f"the result is longer than {RESULT_LIMIT} characters of JSON"
+    # Every escape is looked at only where there may be one: a NUL or a lone surrogate is legal JSON to Python,
+    # and nothing that PostgreSQL can store.
+    if "\\u0000" in text or "\\ud" in text:
+        raw = json.dumps(result, allow_nan=False, ensure_ascii=False)
+        if clean(raw) != raw or "\\u0000" in raw.replace("\\\\", ""):
+            return None, "the result holds a NUL or a lone surrogate, which PostgreSQL cannot store"
+    return text, None
+
+
+def describe(error: BaseException) -> RunError:
+    """An error, fit to be stored: without local variables, without what PostgreSQL cannot hold, cut to size."""
+    if isinstance(error, asyncio.CancelledError):
+        return RunError("CancelledError", "the function cancelled itself")
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = str(error)
+    except Exception:  # a __str__ may fail too
+        message = "(its message cannot be shown)"
+    try:
+        frames = error.__traceback__
+        while frames is not None and "pgsched" in frames.tb_frame.f_globals.get("__name__", "").split("."):
+            frames = frames.tb_next  # the daemon's own frames say nothing about the job
+        told = traceback.TracebackException(kind, error, frames, limit=-30, capture_locals=False)
+        text = "".join(told.format())
+    except Exception:
+        text = ""
+    return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], clean(text)[-ERROR_LIMIT:])
+
+
+def clean(text: str) -> str:
+    """The text without NUL and lone surrogates, which PostgreSQL cannot store."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def where(error: RunError) -> str | None:
+    """The innermost place in an error's traceback, as file:line, in which the job's code was."""
+    for line in map(str.strip, reversed(error.traceback.splitlines())):
+        if line.startswith('File "') and '", line ' in line:
+            path, rest = line[6:].split('", line ', 1)
+            number, _, function = rest.partition(", in ")
+            return f"{path.rsplit('/', 1)[-1]}:{number} {function}".strip()
+    return None
