@@ -21,7 +21,7 @@ from pgsched.errors import (
 )
 from pgsched.executors import Executor
 from pgsched.expression import at, every, upcoming
-from pgsched.model import Retry, Run, Schedule
+from pgsched.model import Limits, Retry, Run, Schedule
 from pgsched.scheduler import Scheduler
 
 __version__ = _version("pgsched")
@@ -34,6 +34,7 @@ __all__ = [
     "Executor",
     "InvalidArguments",
     "InvalidExpression",
+    "Limits",
     "NotFound",
     "PgschedError",
     "RegistrationError",

@@ -49,9 +49,10 @@ class Standing:
     alive: int
 
 
-def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
-    """A hash over declared schedules that is the same on every machine, in whatever order they are declared."""
+def fingerprint(rows: Iterable[Mapping[str, Any]], limits: Iterable[Mapping[str, Any]] = ()) -> str:
+    """A hash over declared schedules and limits, the same on every machine, in whatever order they are declared."""
     ordered = sorted(rows, key=lambda row: str(row["name"]))
+    ordered += sorted(limits, key=lambda row: str(row["entrypoint"]))
     text = json.dumps(ordered, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -19,6 +19,7 @@ from pgsched.account import FireTimes
 from pgsched.db import Backoff, Connection, Failures, describe
 from pgsched.errors import InvalidExpression
 from pgsched.executors import Executor, OverriddenTimes
+from pgsched.limiter import Limiter
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
 from pgsched.policy import Occupancy, Plan, fire_times, plan
@@ -31,12 +32,18 @@ MOST = 1000
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
 
 
+# With fewer free slots than this a pass looks first whether more is due than it can take, and goes by priority.
+_SCARCE = 50
+
+
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Entrypoints that share a limit: those that run in the loop, and those that need a thread each."""
+    """Entrypoints that share this worker's limits: those that run in the loop, those that need a thread each, and
+    each one that has a limit of its own on this worker."""
 
     entrypoints: tuple[Entrypoint, ...]
     free: int
+    threaded: bool
 
 
 class Dispatcher:
@@ -55,6 +62,7 @@ class Dispatcher:
         self._watch = machine.watch
         self._outage = machine.outage
         self._runner = runner
+        self._limiter = Limiter(machine)
         self._woken = False
         self._stir = asyncio.Event()
         self._stopping = False
@@ -64,6 +72,7 @@ class Dispatcher:
         self._gated = True  # whether a run may wait for its schedule's overlap
         self._full = False  # no lane has room: nothing to look for until a run ends
         self._lane_full = False
+        self._scarce = True  # whether more may be due than there is room for
         self._next: float | None = None
         self._resume = float("inf")
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
@@ -87,7 +96,9 @@ class Dispatcher:
 
         A pass that is under way may have seen it live still, and does not know yet what it leaves behind.
         """
-        if self._lane_full or (live.run.schedule_id is not None and (self._near or self._passing)):
+        known = self._scheduler.entrypoints.get(live.run.entrypoint)
+        gate = live.run.schedule_id is not None or (known is not None and bool(known.limits.row()))
+        if self._lane_full or (self._near and self._gated) or (gate and (self._near or self._passing)):
             self.wake()
 
     def review(self, outlook: Outlook) -> None:
@@ -139,6 +150,7 @@ class Dispatcher:
         self._gated = outlook.gated_near
         room = [lane.free > 0 for lane in self._lanes()]
         self._lane_full = self._near and not all(room)
+        self._scarce = cut or self._lane_full
         self._full = self._near and not any(room)
         self._resume = float("inf")
         if outlook.next_resume is not None:
@@ -146,6 +158,8 @@ class Dispatcher:
             times.append(self._resume if self._resume > now else now + self._taken.delay())
         if outlook.next_ahead is not None:
             times.append(max(now, self._clock.monotonic(outlook.next_ahead) - lookahead))
+        if self._limiter.opens is not None:
+            times.append(self._clock.monotonic(self._limiter.opens))
         if outlook.next_near is not None and not self._full:
             # Not due yet: blocked by its overlap until then, or more than one pass takes. Due: likewise, or another
             # worker holds it just now, and nobody will tell should that one fail.
@@ -164,28 +178,43 @@ class Dispatcher:
         return self._settings.lookahead if self.listening else timedelta(0)
 
     def _lanes(self) -> list[Lane]:
-        known = self._scheduler.entrypoints.values()
-        slots = self._settings.max_running - self._runner.slots_used
-        threads = self._settings.max_threads - self._runner.threads_used
-        inline = tuple(e for e in known if not e.executor.threaded)
-        threaded = tuple(e for e in known if e.executor.threaded)
-        lanes = [Lane(inline, max(0, slots)), Lane(threaded, max(0, min(slots, threads)))]
-        return [lane for lane in lanes if lane.entrypoints]
+        slots = max(0, self._settings.max_running - self._runner.slots_used)
+        threads = max(0, self._settings.max_threads - self._runner.threads_used)
+        shared: dict[bool, list[Entrypoint]] = {False: [], True: []}
+        lanes = []
+        for known in self._scheduler.entrypoints.values():
+            threaded, own = known.executor.threaded, known.limits.per_worker
+            if own is None:
+                shared[threaded].append(known)
+            else:
+                free = min(slots, own - self._runner.count(known.name), threads if threaded else slots)
+                lanes.append(Lane((known,), max(0, free), threaded))
+        lanes += [
+            Lane(tuple(entrypoints), min(slots, threads) if threaded else slots, threaded)
+            for threaded, entrypoints in shared.items()
+            if entrypoints
+        ]
+        return lanes
 
     async def claim_pass(self) -> int:
         """One pass. Returns how many runs it claimed; they are with the runner then."""
         names = list(self._scheduler.entrypoints)
         claimed: list[ClaimedRun] = []
         cut = False
+        self._limiter.opens = None
         async with self._session.use() as connection:
             async with connection.transaction():
                 if time.monotonic() >= self._resume:
                     await self._store.resume_paused(connection)
+                slots = self._settings.max_running - self._runner.slots_used
+                threads = self._settings.max_threads - self._runner.threads_used
                 for lane in self._lanes():
-                    room = min(lane.free, MOST, self._settings.max_running - self._runner.slots_used - len(claimed))
+                    room = min(lane.free, MOST, slots, threads if lane.threaded else slots)
                     if room > 0:
                         taken = await self._claim_lane(connection, lane, room)
                         cut = cut or len(taken) >= room
+                        slots -= len(taken)
+                        threads -= len(taken) * lane.threaded
                         claimed += taken
                 before = time.monotonic()
                 outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
@@ -198,17 +227,33 @@ class Dispatcher:
         return len(claimed)
 
     async def _claim_lane(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
+        """Claims what is due of a lane. Where there may be more than there is room for, what has the highest priority
+        goes first, be it a fire time, a run that waits at a gate, or a queued one."""
+        levels: list[int | None] = [None]
+        if self._scarce or room < _SCARCE:
+            levels = [*await self._store.read_levels(connection, [e.name for e in lane.entrypoints], self._lookahead)]
+        claimed: list[ClaimedRun] = []
+        for level in levels:
+            if len(claimed) < room:
+                claimed += await self._claim_level(connection, lane, room - len(claimed), level)
+        return claimed
+
+    async def _claim_level(
+        self, connection: Connection, lane: Lane, room: int, priority: int | None
+    ) -> list[ClaimedRun]:
         names = [e.name for e in lane.entrypoints]
-        schedules = await self._store.lock_due_schedules(connection, names, self._lookahead, room)
+        schedules = await self._store.lock_due_schedules(connection, names, self._lookahead, room, priority=priority)
         claimed = await self._plan(connection, schedules) if schedules else []
         defaults = [
             EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
             for e in lane.entrypoints
         ]
         queued: list[ClaimedRun] = []
+        if self._gated and (left := room - len(claimed)) > 0:
+            queued += await self._limiter.claim(connection, defaults, left, priority)
         for claim in (self._store.claim_gated_runs, self._store.claim_due_runs)[0 if self._gated else 1 :]:
             if (left := room - len(claimed) - len(queued)) > 0:
-                queued += await claim(connection, self._worker, defaults, self._lookahead, left)
+                queued += await claim(connection, self._worker, defaults, self._lookahead, left, priority=priority)
         return claimed + await self._with_schedules(connection, queued)
 
     async def _plan(self, connection: Connection, schedules: Sequence[Schedule]) -> list[ClaimedRun]:
@@ -229,6 +274,8 @@ class Dispatcher:
             return []
         by_id = {p.schedule.id: p for p in changed}
         made = await self._write(connection, changed, horizon)
+        if len(made) < sum(len(p.plan.runs) for p in changed):
+            self._gated = True  # some stand in line, at the limits of their entrypoint, and may be claimed by this pass
         return [by_id[schedule_id].claimed(run_id, fire_time) for run_id, schedule_id, fire_time in made]
 
     async def _write(

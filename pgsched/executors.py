@@ -174,6 +174,12 @@ class Signature:
             return f"{self.name}() has no parameter {extra[0]!r}, which args gives."
         return None
 
+    def unknown(self, names: Iterable[str]) -> str | None:
+        """The first of these names that is no argument of the function, or None."""
+        if self.any_name:
+            return None
+        return next((name for name in names if name not in self.required | self.optional), None)
+
     def bind(self, run: Run) -> dict[str, Any]:
         """The keyword arguments for a run. Raises InvalidArguments where they do not fit."""
         if (problem := self.problem(run.args)) is not None:

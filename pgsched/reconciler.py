@@ -29,9 +29,10 @@ class Reconciler:
 
     def __init__(self, machine: Machine) -> None:
         scheduler = machine.scheduler
-        self.fingerprint = declaration.fingerprint(d.row for d in scheduler.declared.values())
+        self.fingerprint = scheduler.fingerprint
         self.restart = RESTART
         self._app, self._owner, self._rows = scheduler.app_name, scheduler.owner, scheduler.rows()
+        self._limits = scheduler.limit_rows()
         self._worker = machine.worker
         self._store = machine.store
         self._session = machine.control
@@ -128,6 +129,8 @@ class Reconciler:
             await self._settle(connection, gone, now)
             for retired in gone:
                 self._log.info("schedule_retired", schedule=retired.name)
+        for entrypoint in await self._store.declare_limits(connection, self._owner, self._limits):
+            self._log.info("limits_changed", entrypoint=entrypoint)
         if found is not Verdict.CURRENT:
             await self._store.record_declarations(connection, self._app, self.fingerprint)
             counts = {each.name.lower(): len(rows) for each, rows in kinds.items() if rows}

@@ -351,6 +351,10 @@ class Runner:
             self.stop(live, Stop.DRAIN)
         return len(held)
 
+    def count(self, entrypoint: str) -> int:
+        """How many runs of an entrypoint have a place here."""
+        return sum(live.state is not State.ENDED for live in self.live.values() if live.run.entrypoint == entrypoint)
+
     def running(self) -> list[Live]:
         """What runs now."""
         return [live for live in self.live.values() if live.state is State.RUNNING]

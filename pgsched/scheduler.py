@@ -13,12 +13,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pgsched import definition, executors
+from pgsched import declaration, definition, executors
 from pgsched.config import Settings
 from pgsched.errors import InvalidArguments, RegistrationError
 from pgsched.executors import Executor, Function, Signature
 from pgsched.expression import parse
-from pgsched.model import Retry
+from pgsched.model import Limits, Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -33,6 +33,7 @@ class Entrypoint:
     executor: Executor
     retry: Retry = field(default_factory=Retry)
     timeout: timedelta | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +139,20 @@ class Scheduler:
         *,
         retry: Retry | None = None,
         timeout: timedelta | None = None,
+        limits: Limits | None = None,
         executor: type[Executor] | Executor | None = None,
     ) -> Callable[[F], F]:
         """Registers the decorated function for enqueued jobs and for schedules that are made at run time.
 
         retry, timeout, executor: for its runs that say nothing themselves; default Retry(), none, and the
-        executor that calls the function. Raises RegistrationError.
+        executor that calls the function. limits: how many of its runs may be running, and start in a period, whatever
+        schedule or client they come from; default any number. Raises RegistrationError.
         """
         where = f"entrypoint({name!r})"
         _checked(where, lambda: definition.name_of("name", name))
         _checked(where, lambda: definition.columns({"retry": retry, "timeout": timeout}))
+        if limits is not None and not isinstance(limits, Limits):
+            raise RegistrationError(f"{where}: limits is a Limits(...), not {limits!r}.")
 
         def register(function: F) -> F:
             known = self._register(name, function, where)
@@ -155,6 +160,9 @@ class Scheduler:
                 known.executor = executors.make(executor, function)
             known.retry = retry or known.retry
             known.timeout = timeout or known.timeout
+            known.limits = limits or known.limits
+            if (strange := Signature.of(function).unknown(known.limits.keys)) is not None:
+                raise RegistrationError(f"{where}: concurrency_key names {strange!r}, which is no argument of it.")
             self.entrypoints[name] = known
             return function
 
@@ -194,6 +202,15 @@ class Scheduler:
     def rows(self) -> list[dict[str, Any]]:
         """What it declares, as rows of schedules."""
         return [{**declared.row, "owner": self.owner} for declared in self.declared.values()]
+
+    def limit_rows(self) -> list[dict[str, Any]]:
+        """The limits that all workers keep together, as rows."""
+        return [{"entrypoint": e.name, **row} for e in self.entrypoints.values() if (row := e.limits.row())]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over all that it declares, the same on every machine."""
+        return declaration.fingerprint((d.row for d in self.declared.values()), self.limit_rows())
 
     async def run(self, **settings: Any) -> int:
         """Runs until a signal or shutdown(), then drains.

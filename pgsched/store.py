@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from importlib.resources import files
@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 from pgsched import definition
 from pgsched.db import Connection
 from pgsched.declaration import Compared, Standing
+from pgsched.limits import Candidate, Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Schedule, Silent
 from pgsched.policy import Occupancy, Plan
 
@@ -72,13 +73,20 @@ class Store:
     # --- the claim pass ---------------------------------------------------------------------------------
 
     async def lock_due_schedules(
-        self, connection: Connection, entrypoints: Sequence[str], lookahead: timedelta, limit: int
+        self,
+        connection: Connection,
+        entrypoints: Sequence[str],
+        lookahead: timedelta,
+        limit: int,
+        *,
+        priority: int | None = None,
     ) -> list[Schedule]:
-        """Locks schedules to be planned: not planned yet, due, or due within the lookahead."""
+        """Locks schedules to be planned: not planned yet, due, or due within the lookahead; of one priority where it
+        is given."""
         cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(
             self.query("lock_due_schedules"),
-            {"entrypoints": list(entrypoints), "lookahead": lookahead, "limit": limit},
+            {"entrypoints": list(entrypoints), "lookahead": lookahead, "limit": limit, "priority": priority},
         )
         return await cursor.fetchall()
 
@@ -149,11 +157,14 @@ class Store:
         defaults: Sequence[EntrypointDefaults],
         lookahead: timedelta,
         limit: int,
+        *,
+        priority: int | None = None,
     ) -> list[ClaimedRun]:
         """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap."""
         cursor = connection.cursor(row_factory=class_row(ClaimedRun))
         await cursor.execute(
-            self.query("claim_due_runs"), _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit}
+            self.query("claim_due_runs"),
+            _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit, "priority": priority},
         )
         return await cursor.fetchall()
 
@@ -164,19 +175,73 @@ class Store:
         defaults: Sequence[EntrypointDefaults],
         lookahead: timedelta,
         limit: int,
+        *,
+        priority: int | None = None,
     ) -> list[ClaimedRun]:
         """Claims queued runs that wait for their schedule's overlap, as far as it leaves room; locks the schedules."""
         cursor = connection.cursor(row_factory=scalar_row)
-        params = _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit}
-        await cursor.execute(
-            self.query("lock_gated_schedules"), {name: params[name] for name in ("entrypoints", "lookahead", "limit")}
-        )
+        look = {"lookahead": lookahead, "limit": limit, "priority": priority}
+        params = _claim_params(worker, defaults) | look
+        await cursor.execute(self.query("lock_gated_schedules"), {**look, "entrypoints": params["entrypoints"]})
         ids = await cursor.fetchall()
         if not ids:
             return []
         claims = connection.cursor(row_factory=class_row(ClaimedRun))
         await claims.execute(self.query("claim_gated_runs"), params | {"schedule_ids": ids})
         return await claims.fetchall()
+
+    async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
+        """Locks the limits of these entrypoints at which something may be claimed; others' locks are passed over."""
+        cursor = connection.cursor(row_factory=class_row(Gate))
+        await cursor.execute(self.query("lock_limits"), {"entrypoints": list(entrypoints)})
+        return await cursor.fetchall()
+
+    async def read_lines(
+        self, connection: Connection, rooms: Mapping[str, int], limit: int, priority: int | None
+    ) -> list[Candidate]:
+        """The runs that stand first in the lines of locked limits, at most so many of each entrypoint."""
+        cursor = connection.cursor(row_factory=class_row(Candidate))
+        await cursor.execute(
+            self.query("read_lines"),
+            {"entrypoints": list(rooms), "rooms": list(rooms.values()), "limit": limit, "priority": priority},
+        )
+        return await cursor.fetchall()
+
+    async def lock_schedules(self, connection: Connection, ids: Sequence[int]) -> set[int]:
+        """Locks schedules whose overlap has to be looked at. Returns the ids of those that nobody else has locked."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("lock_schedules"), {"ids": list(ids)})
+        return set(await cursor.fetchall())
+
+    async def read_rooms(self, connection: Connection, ids: Sequence[int]) -> dict[int, int]:
+        """How many more runs of each schedule its overlap lets run; those that allow it are left out."""
+        cursor = await connection.execute(self.query("read_rooms"), {"ids": list(ids)})
+        return {row[0]: row[1] for row in await cursor.fetchall()}
+
+    async def claim_runs(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        defaults: Sequence[EntrypointDefaults],
+        ids: Sequence[int],
+        notes: Sequence[tuple[str, datetime, int]],
+    ) -> list[ClaimedRun]:
+        """Claims these runs, and writes down when runs of their entrypoints were claimed: (entrypoint, at, count)."""
+        cursor = connection.cursor(row_factory=class_row(ClaimedRun))
+        params = _claim_params(worker, defaults) | {
+            "ids": list(ids),
+            "noted": [entrypoint for entrypoint, _, _ in notes],
+            "started_at": [at for _, at, _ in notes],
+            "started": [count for _, _, count in notes],
+        }
+        await cursor.execute(self.query("claim_runs"), params)
+        return await cursor.fetchall()
+
+    async def read_levels(self, connection: Connection, entrypoints: Sequence[str], lookahead: timedelta) -> list[int]:
+        """The priorities of what is due, highest first."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("read_levels"), {"entrypoints": list(entrypoints), "lookahead": lookahead})
+        return await cursor.fetchall()
 
     async def resume_paused(self, connection: Connection) -> int:
         """Resumes schedules whose pause is over."""
@@ -377,6 +442,13 @@ class Store:
         """Finishes the owner's schedules that it does not declare any more. Returns them as they were before."""
         cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(self.query("retire_schedules"), {"owner": owner, "declared": list(declared)})
+        return await cursor.fetchall()
+
+    async def declare_limits(self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]) -> list[str]:
+        """Puts an owner's limits in force, and lifts those that it declares no more. Returns the entrypoints of which
+        something changed."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("declare_limits"), {"owner": owner, "declared": Jsonb(list(declared))})
         return await cursor.fetchall()
 
     # --- people -----------------------------------------------------------------------------------------

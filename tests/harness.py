@@ -57,11 +57,12 @@ async def until(true: Callable[[], object], limit: float = 10.0) -> None:
 class Parts:
     """A dispatcher whose passes a test calls, and whose claims nobody starts."""
 
-    def __init__(self, settings, **changes):
-        scheduler = Scheduler()
+    def __init__(self, settings, scheduler=None, **changes):
+        if scheduler is None:
+            scheduler = Scheduler()
 
-        @scheduler.entrypoint("job")
-        async def job(): ...
+            @scheduler.entrypoint("job")
+            async def job(): ...
 
         self.machine = Machine.build(scheduler, settings.merged(changes, "test"))
         self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))

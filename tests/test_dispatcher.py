@@ -74,8 +74,8 @@ async def test_a_run_that_another_worker_committed_after_the_lock_statements_sna
     await db.all(DUE, 1)
     real = Store.lock_due_schedules
 
-    async def overtaken(self, connection, *args):
-        locked = await real(self, connection, *args)
+    async def overtaken(self, connection, *args, **kwargs):
+        locked = await real(self, connection, *args, **kwargs)
         await db.all(
             "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, heartbeat_at)"
             " select id, 'job', now() - interval '1 day', 'running', now() from pgsched.schedules"

@@ -43,7 +43,7 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     early = config.load(flags, file=file)
     log.configure(early.log_level, early.log_format)
     scheduler, (standing, differences) = run_async(_check(app, flags, file), limit=None)
-    verdict = declaration.verdict(declaration.fingerprint(d.row for d in scheduler.declared.values()), standing)
+    verdict = declaration.verdict(scheduler.fingerprint, standing)
     different = any(found.kind is not Kind.UNCHANGED for found in differences)
     if as_json:
         print_json(_as_json(scheduler, standing, verdict, different, differences))
@@ -71,8 +71,7 @@ async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Lo
 async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Look:
     """Where the application's declarations stand, and what a start of this code would make of each schedule."""
     rows = {name: declared.row for name, declared in scheduler.declared.items()}
-    ours = declaration.fingerprint(rows.values())
-    standing = await store.read_declarations(connection, scheduler.app_name, ours)
+    standing = await store.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
     compared = await store.compare_schedules(connection, scheduler.owner, scheduler.rows())
 
     def times_of(row: Mapping[str, Any], anchor: datetime) -> Next | None:

@@ -22,12 +22,20 @@ due as materialized (
         where r.status = 'queued' and not r.gated and r.priority = l.priority
             and r.due_at <= now() + %(lookahead)s
             and r.entrypoint = any(%(entrypoints)s)
+            and (%(priority)s::int is null or r.priority = %(priority)s)
         order by r.due_at, r.id
         limit %(limit)s
         for no key update skip locked
     ) d
     where l.priority is not null
     limit %(limit)s
+),
+-- Queued while its entrypoint had no limits yet: it goes and stands in line.
+strays as (
+    update pgsched.runs r
+    set gated = true, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, null)
+    from due, pgsched.limits l
+    where r.id = due.id and l.entrypoint = r.entrypoint and l.limited
 )
 update pgsched.runs r
 set status = 'running',
@@ -46,5 +54,6 @@ from due, unnest(
     %(timeouts)s::interval[]
 ) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
 where r.id = due.id and e.entrypoint = r.entrypoint
+    and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
 returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
     r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout

@@ -14,13 +14,14 @@ due as materialized (
     cross join lateral (
         select r.id, r.due_at, r.entrypoint, r.priority
         from pgsched.runs r
-        where r.status = 'queued' and r.gated and r.schedule_id = g.id
+        where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
             and not (g.status = 'paused' and r.attempt = 0 and r.origin is null)
         order by (r.attempt > 0) desc, r.priority desc, r.due_at, r.id
         limit greatest(g.room, 0)
     ) c
     where c.due_at <= now() + %(lookahead)s and c.entrypoint = any(%(entrypoints)s)
+        and (%(priority)s::int is null or c.priority = %(priority)s)
     order by c.priority desc, c.due_at, c.id
     limit %(limit)s
 ),
@@ -29,6 +30,13 @@ held as materialized (
     where r.id in (select id from due) and r.status = 'queued'
     order by r.id
     for no key update skip locked
+),
+-- Queued while its entrypoint had no limits yet: it goes and stands in line.
+strays as (
+    update pgsched.runs r
+    set gated = true, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, (select s.overlap from pgsched.schedules s where s.id = r.schedule_id))
+    from held, pgsched.limits l
+    where r.id = held.id and l.entrypoint = r.entrypoint and l.limited
 )
 update pgsched.runs r
 set status = 'running',
@@ -47,5 +55,6 @@ from held, unnest(
     %(timeouts)s::interval[]
 ) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
 where r.id = held.id and e.entrypoint = r.entrypoint
+    and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
 returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
     r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout

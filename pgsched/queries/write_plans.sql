@@ -1,6 +1,6 @@
 -- Advances locked schedules and makes their runs and skips, all or nothing. Runs due by the horizon are claimed
--- at once; later ones (jitter) and those that wait for others of their schedule are queued. A fire time that has a run
--- already keeps it and gets no second one.
+-- at once; later ones (jitter) and those that wait, for others of their schedule or at the limits of their entrypoint,
+-- are queued. A fire time that has a run already keeps it and gets no second one.
 with advanced as (
     update pgsched.schedules s
     set next_run = p.next_run,
@@ -36,10 +36,12 @@ skipped as (
 ),
 made as (
     insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
-                              max_attempts, backoff, max_backoff, timeout, gated,
+                              max_attempts, backoff, max_backoff, timeout, gated, line,
                               status, attempt, worker, claimed_at, heartbeat_at)
     select s.id, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
-           p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow',
+           p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow' or l.entrypoint is not null,
+           case when l.entrypoint is null then null when s.overlap <> 'allow' then 's' || s.id
+                else 'k' || pgsched.key_of(s.args, l.concurrency_key) end,
            case when c.claimed then 'running' else 'queued' end, c.claimed::int,
            case when c.claimed then %(worker)s::uuid end,
            case when c.claimed then clock_timestamp() end, case when c.claimed then clock_timestamp() end
@@ -48,8 +50,11 @@ made as (
         %(previous)s::timestamptz[], %(waits)s::boolean[], %(max_attempts)s::int[], %(backoffs)s::interval[],
         %(max_backoffs)s::interval[], %(timeouts)s::interval[]
     ) as p (schedule_id, fire_time, due_at, previous, waits, max_attempts, backoff, max_backoff, timeout)
-    cross join lateral (select not p.waits and p.due_at <= %(horizon)s::timestamptz as claimed) c
     join pgsched.schedules s on s.id = p.schedule_id
+    left join pgsched.limits l on l.entrypoint = s.entrypoint and l.limited
+    cross join lateral (
+        select not p.waits and l.entrypoint is null and p.due_at <= %(horizon)s::timestamptz as claimed
+    ) c
     on conflict (schedule_id, fire_time, again) where status <> 'skipped' do nothing
     returning id, schedule_id, fire_time, status
 )

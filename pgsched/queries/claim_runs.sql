@@ -1,0 +1,39 @@
+-- Claims these queued runs, as far as nobody has them locked, and notes when runs of their entrypoints were claimed:
+-- the whole list anew, under the lock of the limits.
+with held as materialized (
+    select r.id from pgsched.runs r
+    where r.id = any(%(ids)s) and r.status = 'queued'
+    order by r.id
+    for no key update skip locked
+),
+noted as (
+    update pgsched.limits l
+    set started_at = n.started_at, started = n.started
+    from (
+        select n.entrypoint, array_agg(n.started_at order by n.started_at) as started_at,
+            array_agg(n.started order by n.started_at) as started
+        from unnest(%(noted)s::text[], %(started_at)s::timestamptz[], %(started)s::int[])
+            as n (entrypoint, started_at, started)
+        group by 1
+    ) n
+    where l.entrypoint = n.entrypoint
+)
+update pgsched.runs r
+set status = 'running',
+    attempt = r.attempt + 1,
+    worker = %(worker)s,
+    claimed_at = clock_timestamp(),
+    heartbeat_at = clock_timestamp(),
+    started_at = null,
+    cancel_requested_at = null,
+    max_attempts = coalesce(r.max_attempts, e.max_attempts),
+    backoff = coalesce(r.backoff, e.backoff),
+    max_backoff = coalesce(r.max_backoff, e.max_backoff),
+    timeout = coalesce(r.timeout, e.timeout)
+from held, unnest(
+    %(entrypoints)s::text[], %(max_attempts)s::int[], %(backoffs)s::interval[], %(max_backoffs)s::interval[],
+    %(timeouts)s::interval[]
+) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
+where r.id = held.id and e.entrypoint = r.entrypoint
+returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
+    r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout
