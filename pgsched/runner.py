@@ -22,7 +22,7 @@ from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Threads
 from pgsched.finisher import Finisher
 from pgsched.machine import Machine
-from pgsched.model import Cancellation, Claim, ClaimedRun, Journal, Outcome, Run, RunError, RunStatus
+from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
 from pgsched.outcome import End, Stop, decide, where
 
 SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
@@ -41,7 +41,7 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "cancellation", "claim", "entered", "executor", "journal", "keeper", "run", "started", "started_at",
+        "cancellation", "claim", "entered", "executor", "keeper", "run", "started", "started_at",
         "state", "stop", "task", "threaded", "threads", "timer", "unsure",
     )  # fmt: skip
 
@@ -58,7 +58,6 @@ class Live:
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
         self.cancellation = Cancellation()
-        self.journal = Journal()
         self.task: asyncio.Task[None] | None = None
         self.keeper: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -195,7 +194,6 @@ class Runner:
                 worker=self.worker,
                 resources=self._scheduler.resources,
                 cancellation=live.cancellation,
-                journal=live.journal,
             )
         )
 
