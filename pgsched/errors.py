@@ -3,6 +3,7 @@
 Imports nothing of pgsched, so that every other module may use it.
 """
 
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -58,6 +59,29 @@ class DatabaseUnavailable(PgschedError):
 
 class ClaimLost(PgschedError):
     """The run is no longer this worker's: it was reaped, cancelled or given away."""
+
+
+class RetryLater(Exception):  # not a PgschedError: a function says it, and it is no fault
+    """Raised by a run's function: fails this attempt, and has the next one wait for as long as the function says.
+
+    delay: a timedelta or a number of seconds, from 0 s to 366 days. reason: why, for people. It counts as an attempt
+    like any other; with none left the run has failed. Raises ValueError for a delay out of range.
+    """
+
+    def __init__(self, delay: timedelta | float, reason: str | None = None) -> None:
+        wait = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+        if not timedelta(0) <= wait <= timedelta(days=366):
+            raise ValueError(f"RetryLater(delay) is from 0 s to 366 days, not {wait!s}.")
+        super().__init__(reason or f"asked to be tried again in {wait.total_seconds():g} s")
+        self.delay = wait
+
+
+class Discard(Exception):  # likewise
+    """Raised by a run's function: there is nothing to do any more. The run ends as cancelled, with the reason, and is
+    not tried again."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
 
 
 def quote(text: str) -> str:

@@ -11,14 +11,15 @@ import json
 import traceback
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from pgsched.errors import InvalidArguments
+from pgsched.errors import Discard, InvalidArguments, RetryLater
 from pgsched.model import Claim, ClaimedRun, Outcome, RunError, RunStatus
 from pgsched.policy import retry_delay
 
 ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
 RESULT_LIMIT = 262_144  # characters of a result's JSON
+T = TypeVar("T", bound=BaseException)
 
 
 class Stop(enum.Enum):
@@ -52,11 +53,28 @@ def decide(run: ClaimedRun, claim: Claim, end: End) -> Outcome:
         return Outcome(claim, RunStatus.QUEUED, end.started_at, refund=True)
     if end.stop is Stop.REQUESTED:
         return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason="cancelled on request")
+    if end.stop is None and (discarded := _only(end.error, Discard)):
+        reason = clean(str(discarded[0]))[:ERROR_LIMIT]
+        return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
     told, final = _failure(run, end)
     if final or run.attempt >= run.max_attempts:
         return Outcome(claim, RunStatus.FAILED, end.started_at, end.finished_at, error=told)
-    delay = retry_delay(run.backoff, run.max_backoff, run.attempt)
+    if end.stop is None and (later := _only(end.error, RetryLater)):
+        delay = max(each.delay for each in later)
+    else:
+        delay = retry_delay(run.backoff, run.max_backoff, run.attempt)
     return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=told, delay=delay)
+
+
+def _only(error: BaseException | None, kind: type[T]) -> list[T]:
+    """The errors of a kind, where there are no others: a group of tasks may have raised several at once."""
+    leaves: list[BaseException | None] = [error]
+    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
+        leaves = [
+            each for leaf in leaves for each in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
+        ]
+    found = [leaf for leaf in leaves if isinstance(leaf, kind)]
+    return found if len(found) == len(leaves) else []
 
 
 def _failure(run: ClaimedRun, end: End) -> tuple[RunError, bool]:

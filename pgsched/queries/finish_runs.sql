@@ -14,7 +14,8 @@ held as materialized (
     select g.id, g.attempt, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
         g.refund, c.cancelled,
         case when c.cancelled then 'cancelled' else g.status end as status,
-        case when c.cancelled or g.status = 'cancelled' then coalesce(r.reason, 'cancelled on request') else g.reason end
+        case when c.cancelled or g.status = 'cancelled' 
+            then coalesce(r.reason, g.reason, 'cancelled on request') else g.reason end
             as reason
     from given g
     join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
