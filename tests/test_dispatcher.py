@@ -209,7 +209,7 @@ async def test_a_run_that_ends_while_a_pass_is_under_way_is_looked_at_again(sett
     passes: list[int] = []
     monkeypatch.setattr(Store, "read_outlook", overtaken)
     async with Parts(settings, lookahead="10s") as parts:
-        ended = SimpleNamespace(run=SimpleNamespace(schedule_id=1))
+        ended = SimpleNamespace(run=SimpleNamespace(entrypoint="job", schedule_id=1))
         parts.dispatcher.wake()
         async with asyncio.timeout(4):
             await parts.dispatcher.run()
