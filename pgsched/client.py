@@ -115,6 +115,7 @@ class Client:
         Raises InvalidExpression, InvalidArguments (both ValueErrors), PgschedError where the name is taken.
         """
         definition.name_of("name", name)
+        definition.check_stored({"retry": retry})
         parse(expression, timezone, name=name)
         columns = definition.columns(
             {
@@ -145,6 +146,7 @@ class Client:
         A change of the expression, the zone or the bounds has it planned anew. One that the code declares is
         set back when its application starts again. Raises NotFound, InvalidExpression, InvalidArguments.
         """
+        definition.check_stored(changes)
         params = {"name": name, "changes": _json(definition.columns(changes))}
         if await self._call("alter_schedule", params, connection) is None:
             raise _no_schedule(name)

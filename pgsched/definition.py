@@ -38,6 +38,15 @@ def columns(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def check_stored(given: Mapping[str, Any]) -> None:
+    """Raises InvalidArguments where a retry says what only code can keep: the database names no code."""
+    retry = given.get("retry")
+    if isinstance(retry, Retry) and (lost := retry.only_in_code):
+        raise InvalidArguments(
+            f"Retry({lost[0]}=…) cannot be stored with a schedule: say it where the function is registered."
+        )
+
+
 def name_of(what: str, value: Any) -> str:
     """A name: 1 to 200 printable characters. Raises InvalidArguments."""
     if not isinstance(value, str) or not value.strip():

@@ -48,14 +48,23 @@ class Retry:
     attempts: tries in all, the first included (1 to 1000). Default 3.
     backoff: the wait before the second attempt; it doubles with each further one. Default 1 second.
     max_backoff: the longest wait. Default 1 hour.
+    jitter: by which share waits are cut, each run's by another part of it, so that what failed together does not come
+    back together. 0 to 1, default 0.25: a wait of 8 s becomes one of 6 to 8 s.
+    on: the errors after which there is another attempt, a class or a tuple of them; default any. never: the errors
+    after which there is none; it wins over `on`. A run that hits its timeout counts as TimeoutError; of a group of
+    errors each one has to allow it. Neither has a say in RetryLater, Discard and lost workers.
 
-    Every attempt counts, whether it raised, ran into its timeout or lost its worker. Raises ValueError for
-    values out of range.
+    Every attempt counts, whether it raised, ran into its timeout or lost its worker. The first three numbers are
+    stored with each schedule and run; the rest stays in the code, and holds for what the code declares. Raises
+    ValueError for values out of range.
     """
 
     attempts: int = 3
     backoff: timedelta = timedelta(seconds=1)
     max_backoff: timedelta = timedelta(hours=1)
+    jitter: float = 0.25
+    on: type[BaseException] | tuple[type[BaseException], ...] | None = None
+    never: type[BaseException] | tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
@@ -68,6 +77,25 @@ class Retry:
                 raise ValueError(f"Retry({name}=…) is a timedelta, not {value!r}.")
             if not timedelta(0) <= value <= timedelta(days=36500):
                 raise ValueError(f"Retry({name}=…) is negative or longer than a hundred years: {value!s}.")
+        if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter <= 1:
+            raise ValueError(f"Retry(jitter=…) is a number from 0 to 1, not {self.jitter!r}.")
+        for name in ("on", "never"):
+            value = getattr(self, name)
+            kinds = value if isinstance(value, tuple) else () if value is None else (value,)
+            if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
+                raise ValueError(f"Retry({name}=…) is an exception class or a tuple of them, not {value!r}.")
+        if self.on == ():
+            raise ValueError("Retry(on=()) would never try again: say attempts=1.")
+
+    @property
+    def only_in_code(self) -> list[str]:
+        """The names of what it says beyond the numbers that the database keeps."""
+        usual = Retry()
+        return [name for name in ("jitter", "on", "never") if getattr(self, name) != getattr(usual, name)]
+
+    def allows(self, kind: type[BaseException]) -> bool:
+        """Whether there may be another attempt after an error of a class."""
+        return (self.on is None or issubclass(kind, self.on)) and not issubclass(kind, self.never)
 
 
 @dataclass(frozen=True, slots=True)

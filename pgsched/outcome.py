@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from pgsched.errors import Discard, InvalidArguments, RetryLater
-from pgsched.model import Claim, ClaimedRun, Outcome, RunError, RunStatus
-from pgsched.policy import retry_delay
+from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunError, RunStatus
+from pgsched.policy import retry_delay, spread
 
 ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
 RESULT_LIMIT = 262_144  # characters of a result's JSON
@@ -33,7 +33,11 @@ class Stop(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How an attempt came to its end. noticed: its function saw `run.cancelled`. threaded: it ran in a thread."""
+    """How an attempt came to its end.
+
+    noticed: its function saw `run.cancelled`. threaded: it has a thread that is still at it. ignored: how often it was
+    cancelled again because it went on all the same.
+    """
 
     started_at: datetime | None
     finished_at: datetime | None
@@ -42,50 +46,86 @@ class End:
     stop: Stop | None
     noticed: bool
     threaded: bool
+    ignored: int = 0
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether its thread is still at it."""
+        return self.threaded and self.stop is not None and isinstance(self.error, asyncio.CancelledError)
 
 
-def decide(run: ClaimedRun, claim: Claim, end: End) -> Outcome:
-    """The outcome of an attempt whose claim is not known to be lost."""
+def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) -> Outcome:
+    """The outcome of an attempt whose claim is not known to be lost.
+
+    retry: what the code says of the run. Its numbers do not count: the run has its own.
+    """
+    retry = retry or Retry()
     if end.error is None and not (end.stop is not None and end.noticed):
         text, reason = encode(end.result)
+        if end.ignored and reason is None:
+            reason = f"finished{_swallowed(end)}"
         return Outcome(claim, RunStatus.SUCCEEDED, end.started_at, end.finished_at, result_json=text, reason=reason)
     if end.stop is Stop.DRAIN:
         return Outcome(claim, RunStatus.QUEUED, end.started_at, refund=True)
     if end.stop is Stop.REQUESTED:
-        return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason="cancelled on request")
+        reason = f"cancelled on request{_swallowed(end)}"
+        return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
     if end.stop is None and (discarded := _only(end.error, Discard)):
         reason = clean(str(discarded[0]))[:ERROR_LIMIT]
         return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
     told, final = _failure(run, end)
-    if final or run.attempt >= run.max_attempts:
+    later = _only(end.error, RetryLater) if end.stop is None else []
+    if final or run.attempt >= run.max_attempts or not (later or _allowed(retry, end)):
         return Outcome(claim, RunStatus.FAILED, end.started_at, end.finished_at, error=told)
-    if end.stop is None and (later := _only(end.error, RetryLater)):
+    if later:
         delay = max(each.delay for each in later)
     else:
         delay = retry_delay(run.backoff, run.max_backoff, run.attempt)
+        delay = spread(delay, retry.jitter, run.id, run.attempt)
     return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=told, delay=delay)
 
 
-def _only(error: BaseException | None, kind: type[T]) -> list[T]:
-    """The errors of a kind, where there are no others: a group of tasks may have raised several at once."""
-    leaves: list[BaseException | None] = [error]
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, however deep, or the one: tasks of a function may have raised several at once."""
+    leaves = [error]
     while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
         leaves = [
             each for leaf in leaves for each in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
         ]
+    return leaves
+
+
+def _only(error: BaseException | None, kind: type[T]) -> list[T]:
+    """The errors of a kind, where there are no others."""
+    leaves = _leaves(error) if error is not None else []
     found = [leaf for leaf in leaves if isinstance(leaf, kind)]
     return found if len(found) == len(leaves) else []
+
+
+def _allowed(retry: Retry, end: End) -> bool:
+    """Whether the code wants another attempt after this end. What was asked for in passing has no say beside it."""
+    if end.stop is Stop.TIMEOUT or end.error is None:
+        return retry.allows(TimeoutError)
+    real = [type(leaf) for leaf in _leaves(end.error) if not isinstance(leaf, RetryLater | Discard)]
+    return all(retry.allows(kind) for kind in real)
+
+
+def _swallowed(end: End) -> str:
+    """What is to be said of a function that did not stop when it was told to; nothing of one that did."""
+    if end.left_behind:
+        return ", but its thread goes on"
+    return f", having swallowed its cancellation {end.ignored} times" if end.ignored else ""
 
 
 def _failure(run: ClaimedRun, end: End) -> tuple[RunError, bool]:
     """The error of a failed attempt, and whether no other attempt shall follow."""
     if end.stop is Stop.TIMEOUT:
         assert run.timeout is not None
-        told = RunError("Timeout", f"ran longer than its timeout of {run.timeout.total_seconds():g} s")
-        if end.threaded and isinstance(end.error, asyncio.CancelledError):
+        told = f"ran longer than its timeout of {run.timeout.total_seconds():g} s"
+        if end.left_behind:
             # The thread is still at it, and a second attempt would run beside it.
-            return RunError("Timeout", f"{told.message}, and its thread did not stop"), True
-        return told, False
+            return RunError("Timeout", f"{told}, and its thread did not stop"), True
+        return RunError("Timeout", f"{told}{_swallowed(end)}"), False
     assert end.error is not None
     # The same arguments will not fit next time either.
     return describe(end.error), isinstance(end.error, InvalidArguments)

@@ -41,7 +41,7 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "cancellation", "claim", "entered", "executor", "keeper", "run", "started", "started_at",
+        "cancellation", "claim", "entered", "executor", "ignored", "keeper", "run", "started", "started_at",
         "state", "stop", "task", "threaded", "threads", "timer", "unsure",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class Live:
         self.state = State.HELD
         self.entered = False
         self.unsure = False
+        self.ignored = 0
         self.started = 0.0
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
@@ -209,10 +210,12 @@ class Runner:
                 error=error,
                 stop=live.stop,
                 noticed=live.cancellation.noticed,
-                threaded=live.threaded,
+                threaded=live.threads.busy,
+                ignored=live.ignored,
             ),
+            self._scheduler.retry_for(live.run.entrypoint, live.run.schedule.name if live.run.schedule else None),
         )
-        if outcome.status is RunStatus.SUCCEEDED and outcome.reason is not None:
+        if outcome.status is RunStatus.SUCCEEDED and result is not None and outcome.result_json is None:
             self._log.warning("result_not_stored", reason=outcome.reason)
         return outcome
 
@@ -266,6 +269,8 @@ class Runner:
             self._log.warning("claim_lost", **fields)
         elif outcome.status is RunStatus.SUCCEEDED:
             self._log.info("run_finished", **fields)
+        elif outcome.status is RunStatus.CANCELLED and live.stop is None:
+            self._log.info("run_discarded", **fields)
         elif outcome.status is RunStatus.CANCELLED:
             self._log.warning("run_cancelled", **fields)
         elif outcome.refund:
@@ -310,7 +315,11 @@ class Runner:
             asyncio.get_running_loop().call_soon(self._interrupt, live, again)
             return
         if again:
-            self._log.warning("run_ignores_cancellation", run=live.run.id, entrypoint=live.run.entrypoint)
+            live.ignored += 1
+            if live.ignored & (live.ignored - 1) == 0:  # told at the 1st, 2nd, 4th, 8th time, not once a second
+                self._log.warning(
+                    "run_ignores_cancellation", run=live.run.id, entrypoint=live.run.entrypoint, times=live.ignored
+                )
         live.task.cancel()
         live.timer = asyncio.get_running_loop().call_later(_AGAIN, self._interrupt, live, True)
 

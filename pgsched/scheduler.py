@@ -43,6 +43,7 @@ class Declared:
     name: str
     row: dict[str, Any]
     executor: Executor | None
+    retry: Retry | None = None
 
 
 class Scheduler:
@@ -127,7 +128,7 @@ class Scheduler:
             if (problem := Signature.of(function).problem(row["args"])) is not None:
                 raise RegistrationError(f"{where}: {problem}")
             own = executors.make(executor, function) if executor is not None else None
-            self.declared[title] = Declared(title, row, own)
+            self.declared[title] = Declared(title, row, own, retry)
             self.entrypoints.setdefault(entrypoint, known)
             return function
 
@@ -187,6 +188,14 @@ class Scheduler:
             return declared.executor
         known = self.entrypoints.get(entrypoint)
         return known.executor if known is not None else None
+
+    def retry_for(self, entrypoint: str, schedule_name: str | None) -> Retry:
+        """What the code says of a run's retries: its schedule's own, or the entrypoint's."""
+        declared = self.declared.get(schedule_name) if schedule_name is not None else None
+        if declared is not None and declared.retry is not None and declared.row["entrypoint"] == entrypoint:
+            return declared.retry
+        known = self.entrypoints.get(entrypoint)
+        return known.retry if known is not None else Retry()
 
     @property
     def app_name(self) -> str:

@@ -39,7 +39,7 @@ def checked(shell) -> tuple[int, dict[str, str]]:
     return result.exit_code, {check["name"]: check["status"] for check in report["checks"]}
 
 
-ALL_OK = dict.fromkeys(["database", "schema", "workers", "runs", "schedules", "expressions"], "ok")
+ALL_OK = dict.fromkeys(["database", "schema", "workers", "runs", "cancellation", "schedules", "expressions"], "ok")
 
 
 def test_a_system_that_works_is_healthy(shell, worker):
@@ -47,7 +47,7 @@ def test_a_system_that_works_is_healthy(shell, worker):
     shell.sql("insert into pgsched.runs (entrypoint, status, heartbeat_at) values ('e', 'running', now())")
     assert checked(shell) == (0, ALL_OK)
     lines = shell.ok("health").splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(line.startswith("ok       ") for line in lines)
 
 
@@ -65,6 +65,23 @@ def test_a_run_without_a_sign_of_life_is_unhealthy(shell, worker):
     )
     assert checked(shell) == (4, {**ALL_OK, "runs": "failed"})
     assert "1 run without" in shell("health").stdout
+
+
+def test_runs_that_do_not_stop_are_told_in_health_and_where_the_run_is_shown(shell, worker):
+    shell.sql(
+        "insert into pgsched.runs (id, entrypoint, status, heartbeat_at, cancel_requested_at, started_at, timeout)"
+        " overriding system value values"
+        " (1, 'e', 'running', now(), now() - interval '2 minutes', now(), null),"
+        " (2, 'e', 'running', now(), null, now() - interval '5 minutes', '4 minutes'),"
+        " (3, 'e', 'running', now(), now() - interval '5 seconds', now() - interval '5 minutes', '5 minutes'),"
+        " (4, 'e', 'running', now(), null, now() - interval '5 minutes', null)"
+    )
+    assert checked(shell) == (0, {**ALL_OK, "cancellation": "warning"})
+    assert "2 runs going on a minute after the time to stop: 1, 2" in shell("health").stdout
+    details = [json.loads(shell.ok("runs", "show", str(n), "--json"))["detail"] for n in (1, 2, 3, 4)]
+    assert details == [
+        "still running 00:02:00 after it was asked to stop", "still running 00:01:00 after its timeout", None, None,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

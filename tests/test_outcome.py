@@ -8,17 +8,21 @@ import pytest
 from harness import working
 
 from pgsched import Discard, InvalidArguments, RetryLater, Scheduler, connect
-from pgsched.model import Claim, ClaimedRun, RunStatus
+from pgsched.model import Claim, ClaimedRun, Retry, RunStatus
 from pgsched.outcome import End, Stop, decide
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-def end(error: BaseException | None = None, *, stop: Stop | None = None, attempt: int = 1, **more):
-    run = ClaimedRun(1, None, "e", "{}", None, None, NOW, attempt, 3, 10 * SECOND, 3600 * SECOND, 60 * SECOND)
+def end(
+    error: BaseException | None = None, *, stop: Stop | None = None, attempt: int = 1, retry: Retry | None = None,
+    run_id: int = 1, **more,
+):  # fmt: skip
+    run = ClaimedRun(run_id, None, "e", "{}", None, None, NOW, attempt, 3, 10 * SECOND, 3600 * SECOND, 60 * SECOND)
     told = {"result": None, "noticed": False, "threaded": False, **more}
-    return decide(run, Claim(1, attempt, uuid.uuid4()), End(NOW, NOW + SECOND, error=error, stop=stop, **told))
+    how = End(NOW, NOW + SECOND, error=error, stop=stop, **told)
+    return decide(run, Claim(run_id, attempt, uuid.uuid4()), how, retry or Retry(jitter=0))
 
 
 class Mine(RetryLater):
@@ -67,6 +71,18 @@ CASES = {
     "saw that it was cancelled": (
         end(stop=Stop.REQUESTED, noticed=True), "cancelled", 0, None, "cancelled on request", False,
     ),
+    "swallowed its cancellation, and stopped at last": (
+        end(asyncio.CancelledError(), stop=Stop.REQUESTED, ignored=2), "cancelled", 0, None,
+        "cancelled on request, having swallowed its cancellation 2 times", False,
+    ),
+    "swallowed its cancellation, and did its work": (
+        end(stop=Stop.REQUESTED, ignored=2), "succeeded", 0, None,
+        "finished, having swallowed its cancellation 2 times", False,
+    ),
+    "its thread does not stop": (
+        end(asyncio.CancelledError(), stop=Stop.REQUESTED, threaded=True), "cancelled", 0, None,
+        "cancelled on request, but its thread goes on", False,
+    ),
     "drained": (end(asyncio.CancelledError(), stop=Stop.DRAIN), "queued", 0, None, None, True),
 }  # fmt: skip
 
@@ -76,6 +92,68 @@ def test_becomes(case: str) -> None:
     found, status, wait, error, reason, refund = CASES[case]
     assert (str(found.status), found.delay.total_seconds(), found.error and found.error.type) == (status, wait, error)
     assert (found.reason, found.refund) == (reason, refund)
+
+
+PICKY = Retry(jitter=0, on=(TimeoutError, ConnectionError), never=ConnectionRefusedError)
+
+# What happened under PICKY -> whether there is another attempt.
+PICKED = {
+    "one of them": (end(TimeoutError(), retry=PICKY), True),
+    "a kind of one of them": (end(ConnectionResetError(), retry=PICKY), True),
+    "another one": (end(ValueError(), retry=PICKY), False),
+    "one of never, although it is a kind of one of them": (end(ConnectionRefusedError(), retry=PICKY), False),
+    "its timeout counts as TimeoutError": (end(asyncio.CancelledError(), stop=Stop.TIMEOUT, retry=PICKY), True),
+    "its timeout, where only others count": (
+        end(asyncio.CancelledError(), stop=Stop.TIMEOUT, retry=Retry(on=ValueError)), False,
+    ),
+    "its timeout, where it never counts": (
+        end(stop=Stop.TIMEOUT, noticed=True, retry=Retry(never=TimeoutError)), False,
+    ),
+    "a group of them": (end(group(TimeoutError(), group(ConnectionResetError())), retry=PICKY), True),
+    "a group with another one": (end(group(TimeoutError(), ValueError()), retry=PICKY), False),
+    "a group with one of never": (end(group(ConnectionRefusedError(), TimeoutError()), retry=PICKY), False),
+    "later, whatever the rules": (end(RetryLater(1), retry=PICKY), True),
+    "a group of one of them and later": (end(group(RetryLater(1), TimeoutError()), retry=PICKY), True),
+    "later at the last attempt": (end(RetryLater(1), retry=PICKY, attempt=3), False),
+    "one of them at the last attempt": (end(TimeoutError(), retry=PICKY, attempt=3), False),
+    "cancelled by itself": (end(asyncio.CancelledError(), retry=PICKY), False),
+    "SystemExit by default": (end(SystemExit(3), retry=Retry()), True),
+    "any error but never": (end(KeyError(), retry=Retry(never=(KeyError, ValueError))), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PICKED)
+def test_is_tried_again(case: str) -> None:
+    found, again = PICKED[case]
+    assert found.status is (RunStatus.QUEUED if again else RunStatus.FAILED)
+    assert found.error is not None
+
+
+def test_waits_are_spread_below_what_doubles_and_each_run_always_waits_the_same() -> None:
+    waits = [end(OSError(), run_id=n, attempt=2, retry=Retry(jitter=0.5)).delay.total_seconds() for n in range(1, 200)]
+    assert all(10 <= wait <= 20 for wait in waits)
+    assert min(waits) < 11
+    assert max(waits) > 19
+    assert len(set(waits)) == len(waits)
+    assert waits[0] == end(OSError(), attempt=2, retry=Retry(jitter=0.5)).delay.total_seconds()
+    assert end(OSError(), attempt=2, retry=Retry(jitter=0)).delay == 20 * SECOND
+    # What a function asks for is not spread.
+    assert end(RetryLater(90), retry=Retry(jitter=1)).delay == 90 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"jitter": 1.5}, r"Retry\(jitter=…\) is a number from 0 to 1, not 1.5"),
+        ({"jitter": True}, "from 0 to 1"),
+        ({"on": "TimeoutError"}, r"Retry\(on=…\) is an exception class or a tuple of them"),
+        ({"never": (TimeoutError, 3)}, r"Retry\(never=…\) is an exception class"),
+        ({"on": ()}, "would never try again: say attempts=1"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(wrong, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Retry(**wrong)
 
 
 @pytest.mark.parametrize("delay", [-1, timedelta(days=400)])
@@ -104,3 +182,41 @@ async def test_both_are_written(settings, db) -> None:
         assert run["errors"][0]["message"] == "the bank is closed"
         run = await client.get_run(second)
         assert (run["reason"], run["errors"], run["status"]) == ("no such customer", [], RunStatus.CANCELLED)
+
+
+async def test_the_codes_rules_meet_the_rows_numbers(settings, db) -> None:
+    """on= and never= of the declared schedule win over those of its entrypoint; the numbers are the row's."""
+    scheduler = Scheduler()
+
+    @scheduler.entrypoint("job", retry=Retry(attempts=2, backoff=timedelta(0), never=LookupError))
+    async def job(kind: str) -> None:
+        # As a group of tasks raises it, and out of a thread.
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.to_thread(fail, kind))
+
+    def fail(kind: str) -> None:
+        raise {"lookup": KeyError, "value": ValueError, "later": Mine}[kind](0)
+
+    own = Retry(attempts=4, backoff=timedelta(0), on=KeyError)
+    scheduler.schedule("job", "@yearly", name="own", args={"kind": "lookup"}, retry=own)(job)
+    async with connect(settings.dsn, schema=settings.schema) as client, working(scheduler, settings):
+        await db.until("select count(*) = 1 from pgsched.schedules")
+        await db.all("update pgsched.schedules set max_attempts = 3")
+        ids = [await client.enqueue("job", {"kind": kind}) for kind in ("lookup", "value", "later")]
+        ids.append(await client.trigger("own"))
+        await db.until("select count(*) = 4 from pgsched.runs where status = 'failed'")
+        runs = [await client.get_run(run_id) for run_id in ids]
+    assert [run["attempt"] for run in runs] == [1, 2, 2, 3]
+    assert [[error["type"] for error in run["errors"]] for run in runs[:3]] == [
+        ["ExceptionGroup"], ["ExceptionGroup"] * 2, ["ExceptionGroup"] * 2,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [{"on": OSError}, {"never": OSError}, {"jitter": 0}])
+async def test_what_only_code_can_keep_is_not_stored(settings, db, rule) -> None:
+    async with connect(settings.dsn, schema=settings.schema) as client:
+        with pytest.raises(InvalidArguments, match=r"cannot be stored with a schedule: say it where"):
+            await client.create_schedule("s", "job", "@daily", retry=Retry(**rule))
+        await client.create_schedule("s", "job", "@daily")
+        with pytest.raises(InvalidArguments, match=f"{next(iter(rule))}=…"):
+            await client.alter("s", retry=Retry(**rule))

@@ -90,6 +90,13 @@ def judged(row: dict[str, Any]) -> list[Check]:
         if silent
         else Check("runs", "ok", "all that run show signs of life"),
         Check(
+            "cancellation",
+            "warning",
+            f"{_many(row['stubborn'], 'run')} going on a minute after the time to stop: {_some(row['stubborn_ids'])}",
+        )
+        if row["stubborn"]
+        else Check("cancellation", "ok", "all that were to stop have stopped"),
+        Check(
             "schedules", "failed", f"{_many(overdue, 'schedule')} overdue by 2 minutes: {_some(row['overdue_names'])}"
         )
         if overdue

@@ -159,9 +159,13 @@ def _retry(attempts: int | None, backoff: timedelta | None, max_backoff: timedel
         if backoff is not None or max_backoff is not None:
             raise click.UsageError("--backoff and --max-backoff go with --attempts.")
         return None
-    given = {"backoff": backoff, "max_backoff": max_backoff}
     try:
-        return Retry(attempts, **{key: value for key, value in given.items() if value is not None})
+        usual = Retry(attempts)
+        return Retry(
+            attempts,
+            usual.backoff if backoff is None else backoff,
+            usual.max_backoff if max_backoff is None else max_backoff,
+        )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

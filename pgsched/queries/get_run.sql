@@ -1,8 +1,15 @@
--- One run, all of it. JSON is read as text, so that no value of it can break the page.
+-- One run, all of it. JSON is read as text, so that no value of it can break the page. Of one that goes on although it
+-- was to stop, detail tells so: its worker can only ask it again.
 select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.args::text as args, r.fire_time,
-    r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason, r.detail,
-    r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout, r.worker, r.claimed_at, r.started_at, r.heartbeat_at,
-    r.cancel_requested_at, r.finished_at, r.result::text as result, r.errors::text as errors, r.unique_key,
+    r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason,
+    case when r.status <> 'running' then r.detail
+        when r.cancel_requested_at < now() - interval '10 seconds'
+            then 'still running ' || date_trunc('second', now() - r.cancel_requested_at) || ' after it was asked to stop'
+        when r.started_at + r.timeout < now() - interval '10 seconds'
+            then 'still running ' || date_trunc('second', now() - r.started_at - r.timeout) || ' after its timeout'
+    end as detail,
+    r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout, r.worker,
+    r.claimed_at, r.started_at, r.heartbeat_at, r.cancel_requested_at, r.finished_at, r.result::text as result, r.errors::text as errors, r.unique_key,
     r.created_at
 from pgsched.runs r
 left join pgsched.schedules s on s.id = r.schedule_id

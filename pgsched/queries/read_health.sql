@@ -13,11 +13,19 @@ overdue as (
 silent as (
     select id from pgsched.runs where status = 'running' and heartbeat_at < now() - interval '2 minutes'
 ),
+-- Their workers ask them again and again, and can do no more.
+stubborn as (
+    select id from pgsched.runs
+    where status = 'running' and (cancel_requested_at < now() - interval '1 minute'
+        or started_at + timeout < now() - interval '1 minute')
+),
 invalid as (select name from pgsched.schedules where status = 'invalid')
 select
     (select count(*) from live) as workers,
     (select count(*) from silent) as silent,
     array(select id from silent order by id limit 5) as silent_ids,
+    (select count(*) from stubborn) as stubborn,
+    array(select id from stubborn order by id limit 5) as stubborn_ids,
     (select count(*) from overdue) as overdue,
     array(select name from overdue order by name limit 5) as overdue_names,
     (select count(*) from invalid) as invalid,
