@@ -7,6 +7,7 @@ database. A factory builds a `Scheduler`, registers functions and schedules with
 
 from importlib.metadata import version as _version
 
+from pgsched.account import Skip
 from pgsched.client import Client, connect
 from pgsched.errors import (
     ClaimLost,
@@ -23,6 +24,7 @@ from pgsched.errors import (
 )
 from pgsched.executors import Executor
 from pgsched.expression import at, every, upcoming
+from pgsched.hooks import RunEnd, RunFailure
 from pgsched.model import Limits, Retry, Run, Schedule
 from pgsched.scheduler import Scheduler
 
@@ -44,9 +46,12 @@ __all__ = [
     "Retry",
     "RetryLater",
     "Run",
+    "RunEnd",
+    "RunFailure",
     "Schedule",
     "Scheduler",
     "SchemaError",
+    "Skip",
     "at",
     "connect",
     "every",

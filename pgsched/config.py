@@ -106,6 +106,9 @@ class Settings:
         _duration(0, 3600),
         "How long a cancelled run has to end before it is left behind.",
     )
+    hook_timeout: timedelta = _setting(
+        timedelta(seconds=5), _duration(0.05, 300), "How long a hook may take before it is cancelled."
+    )
     resync_interval: timedelta = _setting(
         timedelta(seconds=60),
         _duration(0, 3600),

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import psycopg
 
 from pgsched import log
-from pgsched.account import FireTimes
+from pgsched.account import FireTimes, Skip
 from pgsched.db import Backoff, Connection, Failures, describe
 from pgsched.errors import InvalidExpression
 from pgsched.executors import Executor, OverriddenTimes
@@ -52,6 +52,7 @@ class Dispatcher:
     def __init__(self, machine: Machine, runner: Runner) -> None:
         self.passed = asyncio.Event()
         self.saw_running: Callable[[bool], None] = lambda elsewhere: None  # the reaper hears of it
+        self.skipped: Callable[[Schedule, Skip], None] = lambda schedule, skip: None  # once it is committed
         self.listening = False  # only then may a claim be made ahead: a change must be heard of in time
         self._store = machine.store
         self._session = machine.control
@@ -201,6 +202,7 @@ class Dispatcher:
         names = list(self._scheduler.entrypoints)
         claimed: list[ClaimedRun] = []
         cut = False
+        self._skips: list[tuple[Schedule, Skip]] = []
         self._limiter.opens = None
         async with self._session.use() as connection:
             async with connection.transaction():
@@ -221,6 +223,8 @@ class Dispatcher:
             self._clock.observe(outlook.now, before, time.monotonic())
         # The claims are committed: only now may anything start.
         self._runner.take(claimed)
+        for schedule, skip in self._skips:
+            self.skipped(schedule, skip)
         self._arrange(outlook, len(claimed), cut)
         if claimed:
             self._log.debug("runs_claimed", count=len(claimed))
@@ -284,12 +288,14 @@ class Dispatcher:
         """Writes plans, after a pass that the database refused one by one: what is wrong with one schedule makes
         that one invalid and stops no other."""
         if not self._careful:
+            self._skips += [(p.schedule, skip) for p in planned for skip in p.plan.skips]
             return await self._store.write_plans(connection, self._worker, planned, horizon)
         made = []
         for each in planned:
             try:
                 async with connection.transaction():
                     made += await self._store.write_plans(connection, self._worker, [each], horizon)
+                    self._skips += [(each.schedule, skip) for skip in each.plan.skips]
             except (psycopg.DataError, psycopg.IntegrityError) as error:
                 refused = replace(each, plan=self._invalid(each.schedule, f"its plan was refused: {describe(error)}"))
                 await self._store.write_plans(connection, self._worker, [refused], horizon)

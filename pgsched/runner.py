@@ -7,6 +7,7 @@ as its run's outcome: nothing of it ever reaches the task group.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import enum
 import json
 import time
@@ -21,6 +22,7 @@ from pgsched import log
 from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Threads
 from pgsched.finisher import Finisher
+from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
 from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
 from pgsched.outcome import End, Stop, decide, where
@@ -41,8 +43,8 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "cancellation", "claim", "entered", "executor", "ignored", "keeper", "run", "started", "started_at",
-        "state", "stop", "task", "threaded", "threads", "timer", "unsure",
+        "answer", "began", "cancellation", "claim", "context", "entered", "executor", "ignored", "keeper", "outcome",
+        "run", "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure",
     )  # fmt: skip
 
     def __init__(self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads) -> None:
@@ -55,7 +57,10 @@ class Live:
         self.entered = False
         self.unsure = False
         self.ignored = 0
-        self.started = 0.0
+        self.context: contextvars.Context | None = None  # its own, where there are hooks
+        self.outcome: Outcome | None = None
+        self.answer: asyncio.Future[bool] | None = None  # whether the outcome landed, for the hooks
+        self.started = self.began = 0.0  # on the monotonic clock: the attempt, and its function
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
         self.cancellation = Cancellation()
@@ -84,6 +89,9 @@ class Runner:
         self._watch = machine.watch
         self._finisher = finisher
         self._threads = threads
+        self._hooks = machine.scheduler.hooks
+        self.caller = Caller(machine.settings.hook_timeout)
+        self._reporting: set[asyncio.Task[None]] = set()
         self._log = log.get()
 
     # --- taking and starting ----------------------------------------------------------------------------
@@ -142,7 +150,15 @@ class Runner:
         live.started = time.monotonic()
         # The middle of the clock's bounds may be a little before what is certain.
         live.started_at = max(self._clock.at(live.started) or live.run.due_at, live.run.due_at)
-        live.task = self.group.create_task(self._attempt(live))
+        if self._hooks.around_runs:
+            live.context = contextvars.copy_context()
+        live.task = self.group.create_task(self._attempt(live), context=live.context)
+        if live.context is None or not self._hooks.before_run:
+            self._limit(live)
+
+    def _limit(self, live: Live) -> None:
+        """The function's time begins."""
+        live.began = time.monotonic()
         if live.run.timeout is not None:
             live.timer = asyncio.get_running_loop().call_later(
                 live.run.timeout.total_seconds(), self.stop, live, Stop.TIMEOUT
@@ -152,15 +168,35 @@ class Runner:
 
     async def _attempt(self, live: Live) -> None:
         live.entered = True
-        run = live.run
-        structlog.contextvars.bind_contextvars(run=run.id, entrypoint=run.entrypoint, attempt=run.attempt)
+        structlog.contextvars.bind_contextvars(
+            run=live.run.id, entrypoint=live.run.entrypoint, attempt=live.run.attempt
+        )
+        THREADS.set(live.threads)
+        run, problem = self._view(live)
         result: Any = None
         error: BaseException | None = None
         try:
-            result = await self._call(live)
+            if not live.began:
+                await self._before(live, run)
+            if problem is not None or live.executor is None:
+                raise problem or InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
+            result = await live.executor.execute(run)
         except BaseException as raised:
             error = raised
-        # From here to the end nothing is awaited, so nothing can interrupt the bookkeeping.
+        took = timedelta(seconds=time.monotonic() - live.began) if live.began else timedelta(0)
+        self._conclude(live, result, error)
+        if live.context is not None:
+            await self._report(live, run, result, error, took)
+
+    async def _before(self, live: Live, run: Run) -> None:
+        assert live.context is not None
+        await self.caller.call(self._hooks.before_run, live.context, run)
+        if live.stop is not None:  # one in a thread is not interrupted, so it has not heard of it
+            raise asyncio.CancelledError
+        self._limit(live)
+
+    def _conclude(self, live: Live, result: Any, error: BaseException | None) -> None:
+        """Nothing is awaited here, so nothing can interrupt the bookkeeping."""
         if live.timer is not None:
             live.timer.cancel()
             live.timer = None
@@ -170,33 +206,58 @@ class Runner:
         try:
             outcome = self._outcome(live, result, error)
         except BaseException as odd:  # a fault of ours, or an object that misbehaves when it is looked at
-            told = RunError(type(odd).__name__, "its end could not be understood")
-            outcome = Outcome(live.claim, RunStatus.FAILED, live.started_at, self._clock.now(), error=told)
+            unknown = RunError(type(odd).__name__, "its end could not be understood")
+            outcome = Outcome(live.claim, RunStatus.FAILED, live.started_at, self._clock.now(), error=unknown)
         self._ended(live, outcome)
 
-    async def _call(self, live: Live) -> Any:
-        run = live.run
-        THREADS.set(live.threads)
+    async def _report(self, live: Live, run: Run, result: Any, error: BaseException | None, took: timedelta) -> None:
+        """Tells the hooks how it ended, once the database has answered: what is not recorded is not told as if it
+        were. The run itself is over, so that it holds neither a slot nor a claim meanwhile."""
+        task, outcome = asyncio.current_task(), live.outcome
+        assert task is not None and live.context is not None
+        self._reporting.add(task)
+        try:
+            landed = outcome is not None and live.answer is not None and await live.answer
+            failure, end = told(outcome if landed else None, live.stop, result, error, took)
+            if failure is not None:
+                await self.caller.call(self._hooks.on_failure, live.context, run, failure)
+            await self.caller.call(self._hooks.after_run, live.context, run, end)
+        except asyncio.CancelledError:  # the worker ends, and waits for hooks no longer
+            pass
+        except Exception as odd:  # a fault of ours must not reach the task group
+            self._log.error("hook_failed", kind="after_run", hook="(all)", error=type(odd).__name__)
+        finally:
+            self._reporting.discard(task)
+
+    async def settle(self, seconds: float) -> None:
+        """Waits for the hooks of runs that have ended, at most so long, and cancels what is left of them."""
+        if self._reporting:
+            await asyncio.wait(list(self._reporting), timeout=seconds)
+        if left := list(self._reporting):
+            self._log.warning("hooks_cancelled", runs=len(left))
+            for task in left:
+                task.cancel()
+
+    def _view(self, live: Live) -> tuple[Run, InvalidArguments | None]:
+        """The run as its function sees it, and what is wrong with its arguments."""
+        run, problem, args = live.run, None, {}
         try:
             args = json.loads(run.args_json)
         except (ValueError, RecursionError) as error:
-            raise InvalidArguments(f"the arguments cannot be read: {error}") from None
-        if live.executor is None:
-            raise InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
-        return await live.executor.execute(
-            Run(
-                id=run.id,
-                entrypoint=run.entrypoint,
-                schedule=run.schedule,
-                fire_time=run.fire_time,
-                previous_fire_time=run.previous_fire_time,
-                attempt=run.attempt,
-                args=args,
-                worker=self.worker,
-                resources=self._scheduler.resources,
-                cancellation=live.cancellation,
-            )
+            problem = InvalidArguments(f"the arguments cannot be read: {error}")
+        view = Run(
+            id=run.id,
+            entrypoint=run.entrypoint,
+            schedule=run.schedule,
+            fire_time=run.fire_time,
+            previous_fire_time=run.previous_fire_time,
+            attempt=run.attempt,
+            args=args,
+            worker=self.worker,
+            resources=self._scheduler.resources,
+            cancellation=live.cancellation,
         )
+        return view, problem
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
         self._watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
@@ -224,6 +285,9 @@ class Runner:
         if live.state is State.ENDED:
             return
         live.state = State.ENDED
+        live.outcome = outcome
+        if live.context is not None and outcome is not None:
+            live.answer = asyncio.get_running_loop().create_future()
         if live.keeper is not None:
             live.keeper.cancel()
         self._free(live)
@@ -238,6 +302,8 @@ class Runner:
         if live is None:
             return
         self._forget(live)
+        if live.answer is not None and not live.answer.done():
+            live.answer.set_result(landed)
         self._tell(live, outcome, landed)
         self.changed(live)
 
@@ -291,15 +357,18 @@ class Runner:
         """Stops a run. The first reason counts, except that a lost claim overrules: then nothing is written."""
         if live.state is State.ENDED:
             return
+        asked = live.stop is not None
         if live.stop is None or why is Stop.LOST:
             live.stop = why
         if live.state is State.HELD:
             self._drop(live)
             return
+        if asked:
+            return  # and its time runs already: each further beat that finds its claim lost must not give it more
         live.cancellation.requested.set()
         if live.timer is not None:
             live.timer.cancel()
-        if live.threaded:
+        if live.threaded and live.began:
             # A thread cannot be interrupted: it is asked, and given time, before its run is left behind.
             grace = self._settings.cancel_timeout.total_seconds()
             live.timer = asyncio.get_running_loop().call_later(grace, self._interrupt, live, False)
@@ -342,7 +411,7 @@ class Runner:
         if live is None or live.state is State.ENDED:
             return
         if cancel is None:
-            if live.state is State.RUNNING:
+            if live.state is State.RUNNING and live.stop is not Stop.LOST:
                 self._log.warning("claim_lost", run=run_id, entrypoint=live.run.entrypoint, attempt=attempt)
             self.stop(live, Stop.LOST)
         elif cancel and live.stop is None:
@@ -367,10 +436,11 @@ class Runner:
         return [live for live in self.live.values() if live.state is State.RUNNING]
 
     def abandon(self, live: Live) -> None:
-        """Gives back a run whose function will not end, before the process does."""
+        """Lets go of a run whose function will not end, before the process does: gives it back, unless it was to stop
+        for another reason, which counts then."""
         live.stop = live.stop or Stop.DRAIN
         self._log.warning("run_left_behind", run=live.run.id, entrypoint=live.run.entrypoint)
-        self._ended(live, Outcome(live.claim, RunStatus.QUEUED, live.started_at, refund=True))
+        self._conclude(live, None, asyncio.CancelledError())
 
     async def until_empty(self, of: Callable[[], Iterable[Live]], seconds: float) -> bool:
         """Waits until there is none of these left, at most so long. Returns whether there is none."""

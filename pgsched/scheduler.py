@@ -18,6 +18,7 @@ from pgsched.config import Settings
 from pgsched.errors import InvalidArguments, RegistrationError
 from pgsched.executors import Executor, Function, Signature
 from pgsched.expression import parse
+from pgsched.hooks import Hooks
 from pgsched.model import Limits, Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -68,6 +69,7 @@ class Scheduler:
         self.resources = resources
         self.entrypoints: dict[str, Entrypoint] = {}
         self.declared: dict[str, Declared] = {}
+        self.hooks = Hooks()
         self.ready = asyncio.Event()
         self._stop: Callable[[], None] | None = None
         self._stopped = False
@@ -168,6 +170,36 @@ class Scheduler:
             return function
 
         return register
+
+    # Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
+    # What they can and cannot do to a run is told in hooks.py: nothing.
+
+    def before_run(self, function: F) -> F:
+        """Has the function called as `function(run)` before each attempt, for as long as setting hook_timeout at most.
+
+        An `async def` one runs in the run's own context, so that context variables it sets are seen by the run's
+        function; those that a plain one sets are carried over. Raises RegistrationError.
+        """
+        self.hooks.add("before_run", function)
+        return function
+
+    def after_run(self, function: F) -> F:
+        """Has the function called as `function(run, end)` after each attempt, once it is certain whether its end is
+        recorded: `end` is a RunEnd. Raises RegistrationError."""
+        self.hooks.add("after_run", function)
+        return function
+
+    def on_failure(self, function: F) -> F:
+        """Has the function called as `function(run, failure)` after each attempt that failed and is recorded, before
+        the after_run hooks: `failure` is a RunFailure. Raises RegistrationError."""
+        self.hooks.add("on_failure", function)
+        return function
+
+    def on_skip(self, function: F) -> F:
+        """Has the function called as `function(schedule, skip)` after this worker has recorded that fire times do not
+        run: `skip` is a Skip. Raises RegistrationError."""
+        self.hooks.add("on_skip", function)
+        return function
 
     def _register(self, name: str, function: Any, where: str) -> Entrypoint:
         try:

@@ -8,6 +8,7 @@
     heartbeat   renews the claims of what runs; hears of lost and cancelled ones
     guard       a thread that does so while a function blocks the loop
     reaper      takes away claims whose worker is dead
+    skip_hooks  tells the application of fire times that do not run; other hooks are called by runner
 
 Two task groups: services, any of whose deaths ends the process; and runs, from which nothing escapes.
 Three connections: one listens, one claims and reaps, one writes beats and outcomes; runs get none of them.
@@ -40,6 +41,7 @@ from pgsched.dispatcher import Dispatcher
 from pgsched.errors import PgschedError
 from pgsched.finisher import Finisher
 from pgsched.heartbeat import Guard, Heartbeat
+from pgsched.hooks import SkipHooks
 from pgsched.listener import Listener
 from pgsched.machine import Machine
 from pgsched.outcome import Stop
@@ -74,6 +76,7 @@ class Worker:
         self.finisher = Finisher(machine)
         self.runner = Runner(machine, self.finisher, self._threads)
         self.dispatcher = Dispatcher(machine, self.runner)
+        self.skip_hooks = SkipHooks(scheduler.hooks, self.runner.caller)
         self.heartbeat = Heartbeat(machine, self.runner)
         self.guard = Guard(machine, self.runner)
         self.reaper = Reaper(machine, self.runner)
@@ -82,6 +85,7 @@ class Worker:
         self.listener.saw_orphaned = self.reconciler.saw_orphaned
         self.listener.woken.append(self.heartbeat.ask_now)
         self.dispatcher.saw_running = self.reaper.saw_running
+        self.dispatcher.skipped = self.skip_hooks.put
         self.runner.changed = self.dispatcher.slot_freed
         self.runner.started = self._runs_started
         self.runner.doubted = self.heartbeat.ask_now
@@ -216,6 +220,7 @@ class Worker:
             "announce": self._announce(),
             "pulse": self._pulse(),
             "retention": self._retention(),
+            "skip_hooks": self.skip_hooks.run(),
         }
 
     async def _announce(self) -> None:
@@ -272,7 +277,9 @@ class Worker:
         """Stops claiming, lets runs finish with their heartbeats going on, gives the rest back, says goodbye."""
         settings = self.machine.settings
         systemd.stopping()
-        systemd.extend_timeout(2 * (settings.drain_timeout + settings.cancel_timeout) + timedelta(seconds=15))
+        systemd.extend_timeout(
+            2 * (settings.drain_timeout + settings.cancel_timeout) + timedelta(seconds=15) + settings.hook_timeout
+        )
         self.listener.state = "draining"
         running = len(self.runner.running())
         grace, cancel = settings.drain_timeout.total_seconds(), settings.cancel_timeout.total_seconds()
@@ -295,10 +302,13 @@ class Worker:
                 self.runner.abandon(live)
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
+        limit = settings.hook_timeout.total_seconds()
+        await asyncio.gather(self.runner.settle(limit), self.skip_hooks.flush(limit))
         await self._say_goodbye()
         self._log.info("drain_finished", given_back=self.given_back)
-        if stuck and self._hard_exit is not None:
-            self._hard_exit(GIVEN_BACK)  # nothing else ends a coroutine that swallows its cancellation
+        if (stuck or self.runner.caller.stuck) and self._hard_exit is not None:
+            # Nothing else ends a coroutine that swallows its cancellation.
+            self._hard_exit(GIVEN_BACK if self.given_back else 0)
 
     async def _say_goodbye(self) -> None:
         with contextlib.suppress(*Failures):  # others forget us in a day
