@@ -79,6 +79,10 @@ class Client:
         self._pool = pool
         self._store = Store(schema)
 
+    def use(self, store: Store) -> None:
+        """Has it send other statements: tests have some that go by another clock."""
+        self._store = store
+
     # --- schedules --------------------------------------------------------------------------------------
 
     async def create_schedule(

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -87,11 +88,14 @@ async def check(connection: Connection, schema: str) -> None:
         )
 
 
-async def migrate(connection: Connection, schema: str) -> list[Migration]:
+async def migrate(
+    connection: Connection, schema: str, *, rewrite: Callable[[bytes], bytes] = lambda text: text
+) -> list[Migration]:
     """Applies what is missing, each migration in a transaction of its own. Returns what it applied.
 
     Two that migrate at once take turns. A lock that is not to be had within seconds is let go of and tried
-    again, so that a waiting migration never makes everybody else wait behind it.
+    again, so that a waiting migration never makes everybody else wait behind it. rewrite: what becomes of each text
+    before it is applied, for tests that want another clock.
     Raises SchemaError where the database is newer than this version, or a migration was edited.
     """
     done: list[Migration] = []
@@ -99,7 +103,7 @@ async def migrate(connection: Connection, schema: str) -> list[Migration]:
     failures = 0
     while True:
         try:
-            applied = await _next(connection, schema)
+            applied = await _next(connection, schema, rewrite)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             failures += 1
             if failures >= TRIES:
@@ -114,7 +118,7 @@ async def migrate(connection: Connection, schema: str) -> list[Migration]:
         done.append(applied)
 
 
-async def _next(connection: Connection, schema: str) -> Migration | None:
+async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], bytes]) -> Migration | None:
     """Applies the first migration that is missing, None when none is."""
     async with connection.transaction():
         await connection.execute("select set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
@@ -128,7 +132,7 @@ async def _next(connection: Connection, schema: str) -> Migration | None:
         coming = shipped[len(applied)]
         if not applied:
             await _create_schema(connection, schema)
-        await connection.execute(in_schema(coming.text, schema, parametrised=False))
+        await connection.execute(in_schema(rewrite(coming.text), schema, parametrised=False))
         insert = in_schema(b"insert into pgsched.migrations (version, name, checksum) values (%s, %s, %s)", schema)
         await connection.execute(insert, (coming.version, coming.name, coming.checksum))
         return coming

@@ -61,6 +61,11 @@ class Store:
         self.schema = schema
         self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
 
+    @staticmethod
+    def texts() -> dict[str, bytes]:
+        """The statements as they are written, for the schema pgsched."""
+        return dict(_FILES)
+
     def query(self, name: str) -> bytes:
         """The text of a query file, for this schema."""
         return self._queries[name]

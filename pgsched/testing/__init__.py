@@ -1,0 +1,14 @@
+"""For an application's own tests: runs its schedules and jobs without waiting, on a clock that the test moves.
+
+    async with Harness(create_scheduler(), now=datetime(2027, 3, 28, 0, tzinfo=UTC)) as t:
+        runs = await t.run_until(datetime(2027, 3, 29, 0, tzinfo=UTC))
+
+Everything is the daemon's own code and SQL, on a real PostgreSQL: only the clock is another one. See docs/testing.md.
+"""
+
+from pgsched.testing.blocking import SyncHarness
+from pgsched.testing.clock import Clock
+from pgsched.testing.harness import Harness
+from pgsched.testing.server import embedded_dsn
+
+__all__ = ["Clock", "Harness", "SyncHarness", "embedded_dsn"]

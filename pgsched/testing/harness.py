@@ -1,0 +1,339 @@
+"""A worker whose passes the test calls, in a schema of its own, on a clock that the test moves.
+
+The parts are the daemon's own. What is left out is what only a daemon needs: the listener, the reaper, the claim ahead
+of an instant; a test calls a pass when it wants one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any
+
+from pgsched import definition
+from pgsched.account import TICK
+from pgsched.client import Client, Row, connect
+from pgsched.config import Settings
+from pgsched.dispatcher import Dispatcher
+from pgsched.errors import InvalidArguments, PgschedError, RetryLater
+from pgsched.finisher import Finisher
+from pgsched.heartbeat import Heartbeat
+from pgsched.hooks import SkipHooks
+from pgsched.machine import Machine
+from pgsched.model import ClaimedRun, Outcome, Schedule
+from pgsched.outcome import Stop
+from pgsched.reconciler import Reconciler
+from pgsched.runner import Live, Runner
+from pgsched.scheduler import Scheduler
+from pgsched.store import EntrypointDefaults, Outlook
+from pgsched.testing.clock import Clock, StandingClock, TestStore, make_schema
+from pgsched.testing.server import embedded_dsn
+
+_MOST = 10_000  # runs that one call starts before it is taken for an endless loop
+_BEGINNING = datetime.fromisoformat("1900-01-01T00:00:00+00:00")
+
+
+class _Dispatcher(Dispatcher):
+    """A dispatcher whose passes take nothing for granted that an earlier one saw: the clock may have been moved."""
+
+    outlook: Outlook | None = None
+
+    async def claim_pass(self) -> int:
+        self._gated, self._resume = True, 0.0
+        return await super().claim_pass()
+
+    def _arrange(self, outlook: Outlook, claimed: int, cut: bool) -> None:
+        self.outlook = outlook
+        super()._arrange(outlook, claimed, cut)
+
+    @property
+    def coming(self) -> datetime | None:
+        """When there will be something to do that there is not now."""
+        assert self.outlook is not None
+        instants = (self.outlook.next_ahead, self.outlook.next_resume, self._limiter.opens)
+        return min((each for each in instants if each is not None and each > self.outlook.now), default=None)
+
+    async def fire(self, schedule: Schedule, at: datetime) -> int:
+        """Makes the run of a fire time, whenever that is. Returns its id."""
+        times = self._times(schedule)
+        if times.next(at - TICK) != at:
+            before, after = times.latest(_BEGINNING, at), times.next(at)
+            raise InvalidArguments(f"{at} is no fire time of {schedule.name!r}: there are {before} and {after}.")
+        params = {"name": schedule.name, "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)]}
+        async with self._session.use() as connection:
+            made = await self._store.rows(connection, "backfill_runs", params | {"again": True, "priority": None})
+        if not made:
+            raise PgschedError(f"A run of {schedule.name!r} at {at} is live already.")
+        return int(made[0]["id"])
+
+    async def claim(self, run_id: int, entrypoint: str) -> None:
+        """Claims a queued run and starts it, whatever else is due, or live."""
+        known = self._scheduler.entrypoints.get(entrypoint)
+        if known is None:
+            raise InvalidArguments(
+                f"This scheduler has no entrypoint {entrypoint!r}: there are {_names(self._scheduler)}."
+            )
+        retry = known.retry
+        rules = EntrypointDefaults(entrypoint, retry.attempts, retry.backoff, retry.max_backoff, known.timeout)
+        async with self._session.use() as connection, connection.transaction():
+            claimed = await self._store.claim_runs(connection, self._worker, [rules], [run_id], [])
+            claimed = await self._with_schedules(connection, claimed)
+        self._runner.take(claimed)
+
+
+class _Runner(Runner):
+    """A runner that keeps what it took, and what was raised."""
+
+    def __init__(self, machine: Machine, finisher: Finisher, threads: ThreadPoolExecutor) -> None:
+        super().__init__(machine, finisher, threads)
+        self.taken: list[Live] = []
+        self.raised: dict[tuple[int, int], Exception] = {}
+
+    def take(self, runs: Iterable[ClaimedRun]) -> None:
+        runs = list(runs)
+        super().take(runs)
+        self.taken += [self.live[run.id, run.attempt] for run in runs]
+
+    def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
+        outcome = super()._outcome(live, result, error)
+        if outcome.error is not None and not isinstance(error, RetryLater):
+            if live.stop is Stop.TIMEOUT:
+                error = TimeoutError(outcome.error.message)
+            elif not isinstance(error, Exception):  # a SystemExit must not end the test's process
+                error = RuntimeError(f"{live.run.entrypoint} raised {outcome.error.type}: {outcome.error.message}")
+            self.raised[live.claim.run_id, live.claim.attempt] = error
+        return outcome
+
+
+class Harness:
+    """Runs what a scheduler has registered, in a schema of its own that is dropped at the end. Use it in `async with`.
+
+    scheduler: as the application's factory returns it; its settings count, but for the database and the schema.
+    dsn: a database in which a schema may be made; default an embedded server, which the tests of a process share.
+    now: where the clock starts, aware; default the database's own time. It stands still until it is moved.
+    raise_errors: have what a run's function raises raised by the calls that run it (several as a group), but for
+    RetryLater and Discard; by default they return the run with its errors.
+    limit: how much real time a call may take; default one minute. Raises TimeoutError beyond it.
+
+    Runs are dicts as the client returns them (`status`, `attempt`, `result`, `errors`, `reason`, `fire_time`, …).
+    """
+
+    clock: Clock
+    client: Client
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        dsn: str | None = None,
+        *,
+        now: datetime | None = None,
+        raise_errors: bool = False,
+        limit: timedelta = timedelta(minutes=1),
+    ) -> None:
+        if not isinstance(scheduler, Scheduler):
+            raise InvalidArguments(f"Harness takes the Scheduler that the factory returns, not {scheduler!r}.")
+        self.schema = f"pgsched_test_{os.getpid()}_{uuid.uuid4().hex[:12]}"
+        self.dsn = dsn or ""
+        self._scheduler = scheduler
+        self._now = definition.instant("now", now)
+        self._raise_errors = raise_errors
+        self._limit = limit.total_seconds()
+        self._over = asyncio.Event()
+        self._main: asyncio.Task[None] | None = None
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Harness:
+        self.dsn = self.dsn or await asyncio.to_thread(embedded_dsn)
+        ready = asyncio.get_running_loop().create_future()
+        # A task of its own: a fixture may be left in another task than the one that has entered it.
+        self._main = asyncio.create_task(self._live(ready))
+        await asyncio.wait([self._main, ready], return_when=asyncio.FIRST_COMPLETED)
+        if self._main.done():
+            await self._main
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._main is not None
+        self._over.set()
+        await self._main
+
+    async def _live(self, ready: asyncio.Future[None]) -> None:
+        given = {**self._scheduler.settings, "dsn": self.dsn, "schema": self.schema}
+        settings = Settings().merged(given, "Harness").check()
+        machine = Machine.build(self._scheduler, settings)
+        threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
+        try:
+            connection = await machine.control.connect()
+            start = await make_schema(connection, self.schema, self._now)
+            try:
+                await self._serve(machine, start, threads, ready)
+            finally:
+                await self._drop(machine)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for session in (machine.control, machine.writes):
+                await session.discard()
+
+    async def _serve(
+        self, built: Machine, start: datetime, threads: ThreadPoolExecutor, ready: asyncio.Future[None]
+    ) -> None:
+        standing = StandingClock(start)
+        machine = replace(built, store=TestStore(self.schema), clock=standing)
+        self.clock = Clock(machine.control, self.schema, standing)
+        self._finisher = Finisher(machine)
+        self._runner = _Runner(machine, self._finisher, threads)
+        self._dispatcher = _Dispatcher(machine, self._runner)
+        self._machine = machine
+        self._heartbeat = Heartbeat(machine, self._runner)
+        self._runner.started = self._heartbeat.wake
+        self._skips = SkipHooks(self._scheduler.hooks, self._runner.caller)
+        self._dispatcher.skipped = self._skips.put
+        async with machine.control.use() as connection:
+            await Reconciler(machine).start(connection)
+        async with connect(self.dsn, schema=self.schema) as client, asyncio.TaskGroup() as runs:
+            client.use(machine.store)
+            self.client, self._runner.group = client, runs
+            async with asyncio.TaskGroup() as services:
+                tasks = [services.create_task(part.run()) for part in (self._finisher, self._heartbeat)]
+                ready.set_result(None)
+                await self._over.wait()
+                await self._end_runs(settings=machine.settings)
+                for task in tasks:
+                    task.cancel()
+
+    async def _end_runs(self, settings: Settings) -> None:
+        """What still runs is given back, as by a daemon that is stopped."""
+        for live in self._runner.running():
+            self._runner.stop(live, Stop.DRAIN)
+        await self._runner.until_empty(self._runner.running, settings.cancel_timeout.total_seconds() + 0.5)
+        await self._finisher.flush(10.0)
+        await self._runner.settle(settings.hook_timeout.total_seconds())
+
+    async def _drop(self, machine: Machine) -> None:
+        with contextlib.suppress(PgschedError):
+            async with machine.control.use() as connection:
+                name = machine.store.channel.as_string(connection)
+                await connection.execute(f"drop schema if exists {name} cascade")
+
+    # --- what a test calls ------------------------------------------------------------------------------
+
+    async def run_due(self, *, raise_errors: bool | None = None) -> list[Row]:
+        """Runs all that is due, to its end: fire times, enqueued jobs, retries, and what comes due by these.
+
+        The clock stands still meanwhile. Returns the runs, each once, in the order in which they started.
+        """
+        first = len(self._runner.taken)
+        async with self._limited():
+            while mine := await self._start():
+                await self._until_over(mine)
+                if len(self._runner.taken) - first > _MOST:
+                    raise RuntimeError(
+                        f"More than {_MOST} runs fell due at {self.clock.now}: does a job enqueue itself?"
+                    )
+        return await self._told(self._runner.taken[first:], raise_errors)
+
+    async def run_until(self, instant: datetime, *, raise_errors: bool | None = None) -> list[Row]:
+        """Runs what is due now, and moves the clock from one due time to the next through an instant, as a daemon
+        lives through them: nothing is missed. Returns the runs, as run_due(); the clock then stands at that instant."""
+        until = definition.instant("run_until()'s instant", instant)
+        if until is None or until < self.clock.now:
+            raise InvalidArguments(f"run_until() takes an instant from {self.clock.now} on, not {instant!r}.")
+        runs = {run["id"]: run for run in await self.run_due(raise_errors=raise_errors)}
+        while (coming := self._dispatcher.coming) is not None and coming <= until:
+            await self.clock.move_to(coming)
+            for run in await self.run_due(raise_errors=raise_errors):
+                runs[run["id"]] = run
+        await self.clock.move_to(until)
+        return list(runs.values())
+
+    async def start_due(self) -> list[Row]:
+        """Starts what is due and does not wait for it, so that a test can look at what happens beside it. Returns the
+        runs as they are now; settle() waits for their ends."""
+        async with self._limited():
+            started = await self._start()
+        return await self._told(started, False)
+
+    async def settle(self, *, raise_errors: bool | None = None) -> list[Row]:
+        """Waits for all that runs. Returns these runs."""
+        running = self._runner.running()
+        async with self._limited():
+            await self._until_over(running)
+        return await self._told(running, raise_errors)
+
+    async def fire(self, name: str, at: datetime | None = None, *, raise_errors: bool | None = None) -> Row:
+        """Runs a schedule once, to the end of this attempt, whatever its status and whatever else is due or live.
+
+        at: the fire time whose run it is, past or to come; default none of its own, as a trigger. The clock stays
+        where it is, and a fire time to come that has run does not run again. Returns the run. Raises NotFound,
+        and InvalidArguments for an instant that is no fire time.
+        """
+        row = await self.client.get_schedule(name)
+        at = definition.instant("at", at)
+        if at is None:
+            run_id = await self.client.trigger(name)
+        else:
+            async with self._machine.control.use() as connection:
+                [schedule] = await self._machine.store.get_schedules(connection, [row["id"]])
+            run_id = await self._dispatcher.fire(schedule, at)
+        first = len(self._runner.taken)
+        async with self._limited():
+            await self._dispatcher.claim(run_id, row["entrypoint"])
+            mine = [live for live in self._runner.taken[first:] if live.claim.run_id == run_id]
+            await self._until_over(mine)
+        return (await self._told(mine, raise_errors))[0]
+
+    # --- how --------------------------------------------------------------------------------------------
+
+    async def _start(self) -> list[Live]:
+        """One pass. Returns what it started."""
+        first = len(self._runner.taken)
+        await self._dispatcher.claim_pass()
+        await self._heartbeat.beat()  # brings what the pass cancelled (overlap cancel) to those that run
+        await self._skips.deliver()
+        return self._runner.taken[first:]
+
+    async def _until_over(self, runs: Sequence[Live]) -> None:
+        """Waits until runs have ended, their ends are written and their hooks are through."""
+        tasks = [live.task for live in runs if live.task is not None and not live.task.done()]
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._finisher.flush(self._limit)
+
+    async def _told(self, runs: Sequence[Live], raise_errors: bool | None) -> list[Row]:
+        """The rows of runs. What their functions raised is raised, where that is wanted."""
+        raised = [self._runner.raised.pop(key) for live in runs if (key := _key(live)) in self._runner.raised]
+        if raised and (self._raise_errors if raise_errors is None else raise_errors):
+            raise raised[0] if len(raised) == 1 else ExceptionGroup("Several runs failed", raised)
+        ids = dict.fromkeys(live.claim.run_id for live in runs)
+        return [await self.client.get_run(run_id) for run_id in ids]
+
+    @contextlib.asynccontextmanager
+    async def _limited(self) -> Any:
+        """Ends what takes too much real time, with the names of what runs, and what a service of ours dies of."""
+        assert self._main is not None
+        if self._main.done():
+            await self._main
+        try:
+            async with asyncio.timeout(self._limit):
+                yield
+        except TimeoutError:
+            names = ", ".join(sorted({live.run.entrypoint for live in self._runner.running()})) or "nothing"
+            raise TimeoutError(f"after {self._limit:g} s of real time this still runs: {names}") from None
+
+
+def _key(live: Live) -> tuple[int, int]:
+    return live.claim.run_id, live.claim.attempt
+
+
+def _names(scheduler: Scheduler) -> str:
+    return ", ".join(scheduler.entrypoints) or "none"
