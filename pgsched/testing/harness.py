@@ -17,6 +17,8 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
+from psycopg import sql
+
 from pgsched import definition
 from pgsched.account import TICK
 from pgsched.client import Client, Row, connect
@@ -174,8 +176,8 @@ class Harness:
         threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
         try:
             connection = await machine.control.connect()
-            start = await make_schema(connection, self.schema, self._now)
             try:
+                start = await make_schema(connection, self.schema, self._now)
                 await self._serve(machine, start, threads, ready)
             finally:
                 await self._drop(machine)
@@ -220,10 +222,8 @@ class Harness:
         await self._runner.settle(settings.hook_timeout.total_seconds())
 
     async def _drop(self, machine: Machine) -> None:
-        with contextlib.suppress(PgschedError):
-            async with machine.control.use() as connection:
-                name = machine.store.channel.as_string(connection)
-                await connection.execute(f"drop schema if exists {name} cascade")
+        async with machine.control.use() as connection:
+            await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(self.schema)))
 
     # --- what a test calls ------------------------------------------------------------------------------
 
