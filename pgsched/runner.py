@@ -191,8 +191,6 @@ class Runner:
     async def _before(self, live: Live, run: Run) -> None:
         assert live.context is not None
         await self.caller.call(self._hooks.before_run, live.context, run)
-        if live.stop is not None:  # one in a thread is not interrupted, so it has not heard of it
-            raise asyncio.CancelledError
         self._limit(live)
 
     def _conclude(self, live: Live, result: Any, error: BaseException | None) -> None:

@@ -196,6 +196,17 @@ async def test_a_pause_that_ended_while_the_clock_was_moved_is_over(dsn):
         assert [run["fire_time"] for run in await t.run_due()] == hours(2)
 
 
+async def test_two_passes_at_one_instant_are_still_a_workers_and_no_clients_writes(dsn):
+    """What waits for its jitter would be dropped, as what was claimed ahead is when a client changes a schedule."""
+    sc = make(catch_up="all", overlap="allow", jitter=timedelta(minutes=30))
+    async with Harness(sc, dsn, now=MIDNIGHT) as t:
+        await t.run_due()
+        await t.clock.advance(150 * HOUR)
+        assert len(await t.run_due()) == 149  # a hundred a pass
+        [waiting] = await t.client.list_runs("s", "queued")
+        assert MIDNIGHT + 150 * HOUR == waiting["fire_time"] < waiting["due_at"]
+
+
 async def test_fire_runs_one_fire_time_and_nothing_else(dsn):
     sc = make("30 9 * * mon-fri", timezone="Europe/Berlin")
     others = []
