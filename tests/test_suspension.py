@@ -243,6 +243,39 @@ async def test_a_reaper_that_slept_does_not_take_silence_for_death(settings, db,
         await machine.writes.discard()
 
 
+@pytest.mark.parametrize("silent", ["dispatcher.wake", "listener.ask_now"])
+async def test_one_that_notices_has_the_dispatcher_and_the_listener_look_at_once(settings, db, world, silent):
+    """Nobody else compares the clocks. Each of the two is enough to find what came due, should the other fail."""
+    sc = app()
+    await db.all(IN_AN_HOUR)
+    async with working(sc, settings, watch=Watch(world, NO_TURN), **SLOW_BEAT) as worker:
+        await until(lambda: worker.dispatcher._next is not None)
+        part, method = silent.split(".")
+        setattr(getattr(worker, part), method, lambda: None)
+        world.suspend()
+        assert worker.machine.watch.look()
+        await until(lambda: sc.started)
+
+
+async def test_one_that_notices_has_the_reaper_distrust_silence(settings, db, world):
+    sc = app()
+    async with working(
+        sc, settings, watch=Watch(world, NO_TURN), heartbeat_interval="2s", stall_timeout="8s"
+    ) as worker:
+        world.step_database(HOUR)  # so that the server has been up for long
+        await db.all(skewed(
+            "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at)"
+            " values ('other', 'running', 1, 3, gen_random_uuid(), now(), now())"
+        ))  # fmt: skip
+        world.suspend(9)  # longer than the stall timeout, and shorter than the gap between looks that is an outage
+        assert worker.machine.watch.look()
+        await worker.reaper.reap_pass()
+        assert await db.value("select status from pgsched.runs") == "running"
+        worker.reaper._distrust_until = 0.0
+        await worker.reaper.reap_pass()
+        assert await db.value("select status from pgsched.runs") == "queued"
+
+
 async def test_no_sleep_of_an_idle_worker_is_longer_than_a_turn(settings, db, world):
     sc = app()
     await db.all(IN_AN_HOUR)
