@@ -3,9 +3,11 @@
 import zoneinfo
 from datetime import UTC, datetime
 
+import psycopg
 from harness import working
+from psycopg import sql
 
-from pgsched import Scheduler
+from pgsched import Scheduler, replanner
 from pgsched.zones import digest
 
 
@@ -40,6 +42,32 @@ async def test_new_rules_have_the_zones_schedules_planned_anew_and_no_others(set
     async with working(scheduler(), settings):
         pass
     assert await db.all("select xmin::text from pgsched.zones") == before, "nothing changed, nothing is written"
+
+
+async def test_a_zone_that_is_noted_first_leaves_its_schedules_alone(settings, db):
+    await db.all("select pgsched.create_schedule('paris', 'job', '0 9 1 1 *', timezone => 'Europe/Paris')")
+    await db.all("update pgsched.schedules set next_run = '2030-01-01', planned_at = clock_timestamp()")
+    async with working(scheduler(), settings):
+        assert await db.value("select digest from pgsched.zones") == digest("Europe/Paris")
+    assert await db.value("select next_run = '2030-01-01' from pgsched.schedules")
+
+
+async def test_all_schedules_of_the_zone_are_planned_anew_and_other_workers_hear_of_it(settings, db, monkeypatch):
+    """In batches of one; no worker of the entrypoint is there, so that what the look at the zones did can be seen."""
+    monkeypatch.setattr(replanner, "_BATCH", 1)
+    for name in ("a", "b", "c"):
+        await db.all("select pgsched.create_schedule(%s, 'other', '0 9 1 1 *', timezone => 'Europe/Paris')", name)
+    await db.all("update pgsched.schedules set next_run = '2030-01-01', planned_at = clock_timestamp()")
+    await db.all("insert into pgsched.zones (name, digest) values ('Europe/Paris', 'old')")
+    written = await db.all("select updated_at, interruptions from pgsched.schedules order by id")
+    async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as other:
+        await other.execute(sql.SQL("listen {}").format(sql.Identifier(settings.schema)))
+        async with working(scheduler(), settings):
+            assert await db.value("select count(*) from pgsched.schedules where next_run is null") == 3
+        assert [told async for told in other.notifies(timeout=5, stop_after=1)], "somebody may have one of them due"
+    assert await db.all("select updated_at, interruptions from pgsched.schedules order by id") == written, (
+        "it counts as no client's change"
+    )
 
 
 def test_a_digest_tells_rules_apart_and_not_names():
