@@ -456,6 +456,19 @@ class Store:
         await cursor.execute(self.query("declare_limits"), {"owner": owner, "declared": Jsonb(list(declared))})
         return await cursor.fetchall()
 
+    async def compare_limits(
+        self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
+    ) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """Of each entrypoint whose limits differ from the declared ones, what does: the value stored, and declared."""
+        rows = await self.rows(connection, "compare_limits", {"owner": owner, "declared": Jsonb(list(declared))})
+        return {
+            row["entrypoint"]: {
+                name: (_limit(name, was), _limit(name, will))
+                for name, was, will in zip(row["names"], row["were"], row["become"], strict=True)
+            }
+            for row in rows
+        }
+
     # --- people -----------------------------------------------------------------------------------------
 
     async def rows(self, connection: Connection, name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
@@ -554,6 +567,12 @@ def _compared(row: dict[str, Any]) -> Compared:
     row["run_count"] = row["run_count"] or 0
     row["retired"], row["paused"] = bool(row["retired"]), bool(row["paused"])
     return Compared(**row, changes={name: (_value(name, old), _value(name, new)) for name, old, new in values})
+
+
+def _limit(name: str, text: str | None) -> Any:
+    """A limit's value out of its JSON text."""
+    value = definition.parsed(text)
+    return timedelta(seconds=float(value)) if name == "period" and value is not None else value
 
 
 def _value(option: str, text: str | None) -> Any:

@@ -21,7 +21,7 @@ from pgsched.store import in_schema
 
 APP = """
 from datetime import timedelta
-from pgsched import Executor, Retry, Scheduler
+from pgsched import Executor, Limits, Retry, Scheduler
 
 class Own(Executor):
     async def execute(self, run): ...
@@ -52,6 +52,21 @@ def two():
 
 async def nothing():
     return scheduler()
+
+def limited(**limits):
+    sc = Scheduler(app="shop")
+    for name, each in limits.items():
+        @sc.entrypoint(name, limits=each)
+        async def job(tenant: str = ""): ...
+    return sc
+
+def few():
+    minute = timedelta(minutes=1)
+    return limited(a=Limits(concurrency=5), b=Limits(concurrency_key="tenant"), c=Limits(starts=3, period=minute))
+
+def more():
+    half = timedelta(seconds=30)
+    return limited(a=Limits(concurrency=5), c=Limits(starts=3, period=half, per_worker=1), d=Limits(concurrency=1))
 """
 
 
@@ -116,6 +131,25 @@ def test_after_a_start_nothing_differs(deployed):
     assert told["version"] == "current"
     out = deployed.ok("check", "shop.one")
     assert out == "Nothing differs: the database has 5 schedules of shop as the code declares.\n"
+
+
+def test_limits_that_differ(settings, shell):
+    assert [each["entrypoint"] for each in looked(shell, "shop.few")[0]["limits"]] == ["a", "b", "c"]
+    started(settings, "few")
+    assert looked(shell, "shop.few", 0)[0]["limits"] == []
+    assert looked(shell, "shop.more")[0]["limits"] == [
+        {"entrypoint": "b", "changes": {
+            "concurrency_key": {"from": ["tenant"], "to": None}, "per_key": {"from": 1, "to": None},
+        }},
+        {"entrypoint": "c", "changes": {"period": {"from": "1m", "to": "30s"}}},
+        {"entrypoint": "d", "changes": {"concurrency": {"from": None, "to": 1}}},
+    ]  # fmt: skip
+    result = shell("check", "shop.more")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("No schedule of shop differs, 0 unchanged; limits do.\n")
+    assert "limits of c\n  period: 1m -> 30s\n" in result.stdout.replace("Limits", "limits")
+    started(settings, "more")
+    looked(shell, "shop.more", 0)
 
 
 def test_every_kind_of_difference(deployed):

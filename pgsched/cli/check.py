@@ -1,4 +1,4 @@
-"""`pgsched check APP`: how the schedules that the code declares differ from those in the database. Changes nothing."""
+"""`pgsched check APP`: how what the code declares differs from what the database has. Changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from pgsched.refusals import reach, told
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
 
-Look = tuple[Standing, list[Difference]]
+Limits = dict[str, dict[str, tuple[Any, Any]]]
+Look = tuple[Standing, list[Difference], Limits]
 
 
 @click.command()
@@ -31,8 +32,8 @@ Look = tuple[Standing, list[Difference]]
 @json_option
 @setting_flags("dsn", "schema", "data_dir")
 def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], file: str | None) -> int:
-    """Show how the schedules that the factory APP declares differ from those in the database, and what a start of
-    this code would make of their next runs. Changes nothing, and locks nothing.
+    """Show how the schedules and limits that the factory APP declares differ from those in the database, and what a
+    start of this code would make of the next runs. Changes nothing, and locks nothing.
 
     APP is what `pgsched run` takes. Next runs are given as of now: those of a changed expression are planned when
     the change is made.
@@ -42,13 +43,13 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     """
     early = config.load(flags, file=file)
     log.configure(early.log_level, early.log_format)
-    scheduler, (standing, differences) = run_async(_check(app, flags, file), limit=None)
+    scheduler, (standing, differences, limits) = run_async(_check(app, flags, file), limit=None)
     verdict = declaration.verdict(scheduler.fingerprint, standing)
-    different = any(found.kind is not Kind.UNCHANGED for found in differences)
+    different = bool(limits) or any(found.kind is not Kind.UNCHANGED for found in differences)
     if as_json:
-        print_json(_as_json(scheduler, standing, verdict, different, differences))
+        print_json(_as_json(scheduler, standing, verdict, different, (differences, limits)))
     else:
-        _print(scheduler.app_name, standing, verdict, differences)
+        _print(scheduler.app_name, standing, verdict, (differences, limits))
     return 1 if different and not exit_zero else 0
 
 
@@ -83,15 +84,20 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
     differences = [
         declaration.difference(each, rows.get(each.name), scheduler.owner, standing.now, times_of) for each in compared
     ]
-    return standing, differences
+    return standing, differences, await store.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
 
 
 # --- for programs ---------------------------------------------------------------------------------------
 
 
 def _as_json(
-    scheduler: Scheduler, standing: Standing, verdict: Verdict, different: bool, differences: list[Difference]
+    scheduler: Scheduler,
+    standing: Standing,
+    verdict: Verdict,
+    different: bool,
+    differing: tuple[list[Difference], Limits],
 ) -> dict[str, Any]:
+    differences, limits = differing
     return {
         "app": scheduler.app_name,
         "now": standing.now,
@@ -112,30 +118,41 @@ def _as_json(
             }
             for found in differences
         ],
+        "limits": [
+            {"entrypoint": entrypoint, "changes": {name: {"from": old, "to": new} for name, (old, new) in each.items()}}
+            for entrypoint, each in limits.items()
+        ],
     }
 
 
 # --- for people -----------------------------------------------------------------------------------------
 
 
-def _print(app: str, standing: Standing, verdict: Verdict, differences: list[Difference]) -> None:
-    differing = [found for found in differences if found.kind is not Kind.UNCHANGED]
+def _print(app: str, standing: Standing, verdict: Verdict, found: tuple[list[Difference], Limits]) -> None:
+    differences, limits = found
+    differing = [each for each in differences if each.kind is not Kind.UNCHANGED]
     unchanged = len(differences) - len(differing)
     if differing:
         write(f"{_many(len(differing))} of {visible(app)} differ{'s' * (len(differing) == 1)}, {unchanged} unchanged.")
+    elif limits:
+        write(f"No schedule of {visible(app)} differs, {unchanged} unchanged; limits do.")
     else:
         write(f"Nothing differs: the database has {_many(unchanged)} of {visible(app)} as the code declares.")
-    if differing and (told := _told(standing, verdict)):
+    if (differing or limits) and (told := _told(standing, verdict)):
         write(told)
-    for found in differing:
-        heading(f"{visible(found.name)}: {_what(found)}")
-        for option, (old, new) in found.changes.items():
+    for each in differing:
+        heading(f"{visible(each.name)}: {_what(each)}")
+        for option, (old, new) in each.changes.items():
             write(f"  {option.replace('_', ' ')}: {visible(plain(old))} -> {visible(plain(new))}")
-        if found.kind is Kind.CHANGED and found.status_before != found.status_after:
-            write(f"  status: {found.status_before} -> {found.status_after}")
-        if found.kind is not Kind.FOREIGN:
-            write(f"  next run before: {_before(found)}")
-            write(f"  next run after:  {_after(found)}")
+        if each.kind is Kind.CHANGED and each.status_before != each.status_after:
+            write(f"  status: {each.status_before} -> {each.status_after}")
+        if each.kind is not Kind.FOREIGN:
+            write(f"  next run before: {_before(each)}")
+            write(f"  next run after:  {_after(each)}")
+    for entrypoint, changes in limits.items():
+        heading(f"limits of {visible(entrypoint)}")
+        for name, (old, new) in changes.items():
+            write(f"  {name.replace('_', ' ')}: {visible(plain(old))} -> {visible(plain(new))}")
 
 
 def _told(standing: Standing, verdict: Verdict) -> str | None:

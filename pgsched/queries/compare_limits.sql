@@ -1,0 +1,29 @@
+-- How the limits differ from what an application declares: one row for each entrypoint of which a limit does, with all
+-- values that differ, as JSON texts in the order of their names; a period in seconds. Reads only and locks nothing.
+with declared as (
+    select d.entrypoint, d.concurrency, d.concurrency_key, d.per_key, d.starts, d.period
+    from jsonb_to_recordset(%(declared)s) as d (
+        entrypoint text, concurrency int, concurrency_key text[], per_key int, starts int, period interval)
+),
+stored as (
+    select l.entrypoint, l.concurrency, l.concurrency_key, l.per_key, l.starts, l.period::interval as period
+    from pgsched.limits l
+    where l.limited and (l.owner = %(owner)s or l.entrypoint in (select entrypoint from declared))
+)
+select coalesce(s.entrypoint, d.entrypoint) as entrypoint, c.names, c.were, c.become
+from stored s
+full join declared d on d.entrypoint = s.entrypoint
+cross join lateral (
+    select array_agg(name order by name) as names, array_agg(was::text order by name) as were,
+        array_agg(will::text order by name) as become
+    from (values
+        ('concurrency', to_jsonb(s.concurrency), to_jsonb(d.concurrency)),
+        ('concurrency_key', to_jsonb(s.concurrency_key), to_jsonb(d.concurrency_key)),
+        ('per_key', to_jsonb(s.per_key), to_jsonb(d.per_key)),
+        ('starts', to_jsonb(s.starts), to_jsonb(d.starts)),
+        ('period', to_jsonb(extract(epoch from s.period)), to_jsonb(extract(epoch from d.period)))
+    ) v (name, was, will)
+    where v.was is distinct from v.will
+) c
+where c.names is not null
+order by 1
