@@ -39,6 +39,9 @@ comment on column pgsched.runs.gated is
 create index runs_lines on pgsched.runs (entrypoint, line, (-priority), due_at, id)
     where status = 'queued' and gated and line is not null;
 
+create index runs_urgent on pgsched.runs (entrypoint, (-priority), due_at, id)
+    where status = 'queued' and gated and line is not null;
+
 create function pgsched.key_of(args jsonb, names text[]) returns text
     language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
     select case when length(k.key) > 200 then md5(k.key) else k.key end
@@ -59,6 +62,18 @@ create function pgsched.line_for(entrypoint text, args jsonb, schedule_id bigint
 $$;
 comment on function pgsched.line_for(text, jsonb, bigint, text) is
     'The line in which a run queues, where its entrypoint has limits; null where it has none. overlap: its schedule''s.';
+
+create function pgsched.has_room(schedule_id bigint) returns boolean
+    language sql stable set search_path = pg_catalog, pg_temp as $$
+    select coalesce((
+        select s.overlap = 'allow' or (
+            select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id
+        ) < case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+        from pgsched.schedules s where s.id = has_room.schedule_id
+    ), true)
+$$;
+comment on function pgsched.has_room(bigint) is
+    'Whether the overlap of a schedule lets one more of its runs run; of one that is gone, nothing is in the way.';
 
 create or replace function pgsched.trigger(name text) returns bigint
     language plpgsql set search_path = pg_catalog, pg_temp as $$
