@@ -152,8 +152,7 @@ class Client:
         """
         definition.check_stored(changes)
         params = {"name": name, "changes": _json(definition.columns(changes))}
-        if await self._call("alter_schedule", params, connection) is None:
-            raise _no_schedule(name)
+        await self._call("alter_schedule", params, connection)
 
     async def pause(
         self,
@@ -290,12 +289,18 @@ class Client:
         *,
         due_at: datetime | None = None,
         priority: int = 0,
+        unique_keys: Sequence[str | None] | None = None,
         connection: Connection | None = None,
     ) -> list[int]:
-        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids, in order."""
+        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids, in order.
+
+        unique_keys: one for each of the arguments, or None. Where a live run of the entrypoint has it, one of an
+        earlier place included, that one's id stands in this place and nothing is queued for it.
+        """
         texts = [definition.json_object(f"args number {n}", args) for n, args in enumerate(list_of_args)]
         params = {**definition.job(entrypoint, due_at, priority), "args": texts}
-        return [row["id"] for row in await self._rows("enqueue_runs", params, connection)] if texts else []
+        params["unique_keys"] = definition.keys("unique_keys", unique_keys, len(texts))
+        return list(await self._call("enqueue_runs", params, connection)) if texts else []
 
     async def cancel(self, run_id: int, *, connection: Connection | None = None) -> str:
         """Cancels a queued run (returns "cancelled"), or asks the worker of a running one to ("requested").
@@ -377,8 +382,8 @@ class Client:
     # --- how --------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _on(self, connection: Connection | None, name: str | None) -> AsyncIterator[Connection]:
-        with told(self._store.schema, name):
+    async def _on(self, connection: Connection | None) -> AsyncIterator[Connection]:
+        with told(self._store.schema):
             if connection is not None:
                 yield connection
             else:
@@ -386,11 +391,11 @@ class Client:
                     yield own
 
     async def _call(self, query: str, params: Row, connection: Connection | None) -> Any:
-        async with self._on(connection, params.get("name")) as on:
+        async with self._on(connection) as on:
             return await self._store.call(on, query, params)
 
     async def _rows(self, query: str, params: Row, connection: Connection | None) -> list[Row]:
-        async with self._on(connection, None) as on:
+        async with self._on(connection) as on:
             rows = await self._store.rows(on, query, params)
         return [{key: definition.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
 

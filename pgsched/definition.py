@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -101,6 +101,20 @@ def job(entrypoint: str, due_at: datetime | None, priority: int) -> dict[str, An
         "due_at": instant("due_at", due_at),
         "priority": whole("priority", priority, -100, 100),
     }
+
+
+def keys(what: str, value: Any, count: int) -> list[str | None] | None:
+    """So many unique keys, texts or None, or none at all. Raises InvalidArguments."""
+    if value is None:
+        return None
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidArguments(f"{what} is a sequence of texts, not {type(value).__name__}.")
+    if len(value) != count:
+        raise InvalidArguments(f"{what} are as many as there are arguments, {count}, not {len(value)}.")
+    for n, key in enumerate(value):
+        if key is not None and not isinstance(key, str):
+            raise InvalidArguments(f"{what} number {n} is a text or None, not {key!r}.")
+    return list(value)
 
 
 def run_id(value: Any) -> int:

@@ -20,8 +20,8 @@ from pgsched.errors import (
 # Undefined table, schema, function, type, column: not this version's schema, or none.
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _NO_DATABASE = ("08", "57P", "53")
-# What the schema's own functions raise.
-_OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError}
+# What the schema's own functions raise, with a sentence of their own.
+_OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
 
 
 async def reach(info: str) -> Connection:
@@ -38,8 +38,8 @@ async def reach(info: str) -> Connection:
 
 
 @contextlib.contextmanager
-def told(schema: str, name: str | None = None) -> Iterator[None]:
-    """Turns what the database refuses into sentences. name: of the schedule that is written, if one is.
+def told(schema: str) -> Iterator[None]:
+    """Turns what the database refuses into sentences.
 
     What a caller's transaction must see as it is (a deadlock, a serialisation failure) passes unchanged. The
     sentences quote the server's primary message only: the details may hold rows.
@@ -51,18 +51,16 @@ def told(schema: str, name: str | None = None) -> Iterator[None]:
     except UnicodeEncodeError:
         raise InvalidArguments("A text holds a lone surrogate, which PostgreSQL cannot store.") from None
     except psycopg.Error as error:
-        sentence = _sentence(error, schema, name)
+        sentence = _sentence(error, schema)
         if sentence is None:
             raise
         raise sentence from None
 
 
-def _sentence(error: psycopg.Error, schema: str, name: str | None) -> PgschedError | None:
+def _sentence(error: psycopg.Error, schema: str) -> PgschedError | None:
     state = error.sqlstate or ""
     message = (error.diag.message_primary or str(error).strip() or type(error).__name__).rstrip(".")
     message = f"{message[0].upper()}{message[1:]}."
-    if state == "23505" and error.diag.constraint_name == "schedules_name_key":
-        return PgschedError(f'A schedule named "{name}" exists already.')
     if state in _OWN:
         return _OWN[state](message)
     if state[:2] in ("22", "23", "54") or (not state and isinstance(error, psycopg.DataError)):

@@ -268,7 +268,7 @@ async def test_enqueue_many_is_all_or_none(client, db):
         ({"entrypoint": ""}, "entrypoint"),
         ({"priority": 1000}, "priority"),
         ({"due_at": NAIVE}, "due_at"),
-        ({"unique_key": "x" * 501}, "runs_unique_key_check"),
+        ({"unique_key": "x" * 501}, "at most 500"),
         ({"unique_key": "a\0b"}, "NUL"),
         ({"unique_key": "\ud800"}, "surrogate"),
         ({"args": {"x": {"y": float("inf")}}}, "JSON"),
