@@ -8,6 +8,7 @@ database. A factory builds a `Scheduler`, registers functions and schedules with
 from importlib.metadata import version as _version
 
 from pgsched.account import Skip
+from pgsched.blocking import connect_sync
 from pgsched.client import Client, connect
 from pgsched.errors import (
     ClaimLost,
@@ -54,6 +55,7 @@ __all__ = [
     "Skip",
     "at",
     "connect",
+    "connect_sync",
     "every",
     "upcoming",
 ]

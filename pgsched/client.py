@@ -7,61 +7,42 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any
 
-from psycopg_pool import AsyncConnectionPool
-
-from pgsched import backfill, db, definition
+from pgsched import backfill, definition
 from pgsched.backfill import Backfill
-from pgsched.config import Settings
+from pgsched.connections import Connections, Pooled, Row, Statements, conninfo_of
 from pgsched.db import Connection
 from pgsched.errors import InvalidArguments, NotFound
 from pgsched.expression import parse
 from pgsched.fate import Situation
 from pgsched.model import Retry, RunStatus, ScheduleStatus
-from pgsched.refusals import reach, told
+from pgsched.refusals import reach
+from pgsched.runs import ENDED, Runs
 from pgsched.store import Store
 
-Row: TypeAlias = dict[str, Any]
+__all__ = ["Client", "Row", "connect"]
 
-NAME = "pgsched client"
-_ENDED = frozenset({"succeeded", "failed", "cancelled"})
 _BATCH = 500  # fire times that a backfill writes in one statement
 
 
 @contextlib.asynccontextmanager
 async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIterator[Client]:
-    """A client of the database, to be used inside `async with`.
+    """A client of the database, to be used inside `async with`; connect_sync() makes one for synchronous code.
 
     dsn: a URI or libpq's key=value pairs; default PGSCHED_DSN, then libpq's own environment. schema: the one
     that `pgsched migrate` made. Opens at most four connections and closes them at the end of the block.
 
     Raises DatabaseUnavailable where nothing answers, ConfigurationError for a DSN that cannot be read.
     """
-    Settings().merged({"dsn": dsn, "schema": schema}, "connect()")
-    info = db.conninfo_for(dsn or os.environ.get("PGSCHED_DSN") or None, NAME)
+    info = conninfo_of(dsn, schema, "connect()")
     # A pool keeps trying and never says why; one connection by hand tells at once what is wrong.
     await (await reach(info)).close()
-    pool = AsyncConnectionPool(
-        info,
-        min_size=0,
-        max_size=4,
-        open=False,
-        timeout=15,
-        name=NAME,
-        kwargs={"autocommit": True},
-        configure=_configure,
-        check=AsyncConnectionPool.check_connection,
-    )
-    async with pool:
-        yield Client(pool, schema)
-
-
-async def _configure(connection: Connection) -> None:
-    await db.prepare(connection)
+    connections = Pooled(info)
+    async with connections.pool:
+        yield Client(connections, schema)
 
 
 class Client:
@@ -75,13 +56,15 @@ class Client:
     not been migrated, InvalidArguments for values it refuses.
     """
 
-    def __init__(self, pool: AsyncConnectionPool[Connection], schema: str = "pgsched") -> None:
-        self._pool = pool
-        self._store = Store(schema)
+    runs: Runs  # what takes more than one statement: wait(), retry_many()
+
+    def __init__(self, connections: Connections, schema: str = "pgsched") -> None:
+        self._sql = Statements(connections, Store(schema))
+        self.runs = Runs(self._sql)
 
     def use(self, store: Store) -> None:
         """Has it send other statements: tests have some that go by another clock."""
-        self._store = store
+        self._sql.store = store
 
     # --- schedules --------------------------------------------------------------------------------------
 
@@ -142,7 +125,7 @@ class Client:
         )
         params = {key: columns.pop(key) for key in ("entrypoint", "expression", "timezone", "args")}
         params |= {"name": name, "args": _json(params["args"]), "options": _json(columns)}
-        return int(await self._call("create_schedule", params, connection))
+        return int(await self._sql.call("create_schedule", params, connection))
 
     async def alter(self, name: str, /, *, connection: Connection | None = None, **changes: Any) -> None:
         """Changes options of a schedule, under the names that create_schedule() has for them.
@@ -152,7 +135,7 @@ class Client:
         """
         definition.check_stored(changes)
         params = {"name": name, "changes": _json(definition.columns(changes))}
-        await self._call("alter_schedule", params, connection)
+        await self._sql.call("alter_schedule", params, connection)
 
     async def pause(
         self,
@@ -169,7 +152,7 @@ class Client:
         skipped. Raises NotFound, and PgschedError where it is finished or invalid.
         """
         params = {"name": name, "note": note, "until": definition.instant("until", until), "backlog": backlog}
-        await self._call("pause_schedule", params, connection)
+        await self._sql.call("pause_schedule", params, connection)
 
     async def resume(self, name: str, *, backlog: bool | None = None, connection: Connection | None = None) -> None:
         """Lets a paused schedule go on.
@@ -177,11 +160,11 @@ class Client:
         backlog: False, its fire times meanwhile are recorded as skipped; True, they are treated as missed, by
         catch_up; None, as pause() said. Raises NotFound, and PgschedError where it is finished or invalid.
         """
-        await self._call("resume_schedule", {"name": name, "backlog": backlog}, connection)
+        await self._sql.call("resume_schedule", {"name": name, "backlog": backlog}, connection)
 
     async def trigger(self, name: str, *, connection: Connection | None = None) -> int:
         """Runs a schedule now, whatever its status. Returns the run's id. Raises NotFound."""
-        return int(await self._call("trigger_schedule", {"name": name}, connection))
+        return int(await self._sql.call("trigger_schedule", {"name": name}, connection))
 
     async def backfill(
         self,
@@ -220,12 +203,13 @@ class Client:
             made: dict[datetime, int | None] = {}
             if not dry_run:
                 more = {"previous": [before for _, before in batch], "again": again, "priority": priority}
-                made = {r["fire_time"]: r["id"] for r in await self._rows("backfill_runs", params | more, connection)}
+                rows = await self._sql.rows("backfill_runs", params | more, connection)
+                made = {row["fire_time"]: row["id"] for row in rows}
             # Afterwards, so that a run that somebody made meanwhile is told too.
-            had = {r["fire_time"]: r for r in await self._rows("list_fire_times", params, connection)}
+            had = {r["fire_time"]: r for r in await self._sql.rows("list_fire_times", params, connection)}
             if dry_run:
                 free = {time for time in params["fire_times"] if time not in had}
-                made = dict.fromkeys(free | {time for time, row in had.items() if again and row["status"] in _ENDED})
+                made = dict.fromkeys(free | {time for time, row in had.items() if again and row["status"] in ENDED})
             found.queued.update({time: made[time] for time in params["fire_times"] if time in made})
             found.left_alone.update({time: row["id"] for time, row in had.items() if time not in made})
             if progress is not None:
@@ -234,12 +218,12 @@ class Client:
 
     async def now(self, *, connection: Connection | None = None) -> datetime:
         """The database's clock: the one that decides."""
-        found: datetime = await self._call("read_clock", {}, connection)
+        found: datetime = await self._sql.call("read_clock", {}, connection)
         return found.astimezone(UTC)
 
     async def remove(self, name: str, *, connection: Connection | None = None) -> None:
         """Removes a schedule and what it has queued; its history stays. Raises NotFound."""
-        await self._call("remove_schedule", {"name": name}, connection)
+        await self._sql.call("remove_schedule", {"name": name}, connection)
 
     async def list_schedules(
         self,
@@ -251,12 +235,12 @@ class Client:
         """The schedules, by name; those of an entrypoint or a status where one is given."""
         status = definition.one_of(ScheduleStatus, status)
         params = {"name": None, "entrypoint": entrypoint, "status": status}
-        return await self._rows("list_schedules", params, connection)
+        return await self._sql.rows("list_schedules", params, connection)
 
     async def get_schedule(self, name: str, *, connection: Connection | None = None) -> Row:
         """A schedule. Raises NotFound."""
         params = {"name": name, "entrypoint": None, "status": None}
-        rows = await self._rows("list_schedules", params, connection)
+        rows = await self._sql.rows("list_schedules", params, connection)
         if not rows:
             raise _no_schedule(name)
         return rows[0]
@@ -280,7 +264,7 @@ class Client:
         returned and nothing is queued.
         """
         params = {**definition.job(entrypoint, due_at, priority), "args": definition.json_object("args", args)}
-        return int(await self._call("enqueue_run", {**params, "unique_key": unique_key}, connection))
+        return int(await self._sql.call("enqueue_run", {**params, "unique_key": unique_key}, connection))
 
     async def enqueue_many(
         self,
@@ -300,21 +284,21 @@ class Client:
         texts = [definition.json_object(f"args number {n}", args) for n, args in enumerate(list_of_args)]
         params = {**definition.job(entrypoint, due_at, priority), "args": texts}
         params["unique_keys"] = definition.keys("unique_keys", unique_keys, len(texts))
-        return list(await self._call("enqueue_runs", params, connection)) if texts else []
+        return list(await self._sql.call("enqueue_runs", params, connection)) if texts else []
 
     async def cancel(self, run_id: int, *, connection: Connection | None = None) -> str:
         """Cancels a queued run (returns "cancelled"), or asks the worker of a running one to ("requested").
 
         Raises NotFound, and PgschedError where it has ended.
         """
-        return str(await self._call("cancel_run", {"run_id": definition.run_id(run_id)}, connection))
+        return str(await self._sql.call("cancel_run", {"run_id": definition.run_id(run_id)}, connection))
 
     async def retry(self, run_id: int, *, connection: Connection | None = None) -> None:
         """Queues a failed or cancelled run again, with at least one more attempt.
 
         Raises NotFound, and PgschedError where it has neither failed nor been cancelled.
         """
-        await self._call("retry_run", {"run_id": definition.run_id(run_id)}, connection)
+        await self._sql.call("retry_run", {"run_id": definition.run_id(run_id)}, connection)
 
     async def list_runs(
         self,
@@ -335,7 +319,7 @@ class Client:
             "entrypoint": entrypoint,
             "limit": definition.whole("limit", limit, 1, 1_000_000),
         }
-        rows = await self._rows("list_runs", params, connection)
+        rows = await self._sql.rows("list_runs", params, connection)
         if not rows and schedule is not None:
             await self.get_schedule(schedule, connection=connection)
         return rows
@@ -353,54 +337,23 @@ class Client:
         runs, and skips that reach into it; without args, result and errors."""
         params = {"name": schedule, "start": _given("start", start), "through": _given("through", through)}
         params |= {"limit": definition.whole("limit", limit, 1, 1_000_000)}
-        return await self._rows("list_runs_between", params, connection)
+        return await self._sql.rows("list_runs_between", params, connection)
 
     async def situation(self, schedule: str, *, connection: Connection | None = None) -> Situation:
         """What a due fire time of a schedule may be waiting for. Raises NotFound."""
-        rows = await self._rows("read_situation", {"name": schedule}, connection)
+        rows = await self._sql.rows("read_situation", {"name": schedule}, connection)
         if not rows:
             raise _no_schedule(schedule)
         row = rows[0]
         return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]))
 
-    async def count_runs(self, ids: Sequence[int], *, connection: Connection | None = None) -> dict[str, int]:
-        """How many of these runs are in which status; those that are deleted are in none."""
-        rows = await self._rows("count_runs_by_status", {"ids": list(ids)}, connection)
-        return {row["status"]: row["count"] for row in rows}
-
     async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
         """A run with its args, its result and the errors of its attempts. Raises NotFound."""
-        rows = await self._rows("get_run", {"run_id": definition.run_id(run_id)}, connection)
-        if not rows:
-            raise NotFound(f"There is no run {run_id}.")
-        return rows[0]
+        return await self.runs.get(run_id, connection=connection)
 
     async def list_workers(self, *, connection: Connection | None = None) -> list[Row]:
         """The workers, oldest first; `connected` tells whether the server sees a session of theirs."""
-        return await self._rows("list_workers", {}, connection)
-
-    # --- how --------------------------------------------------------------------------------------------
-
-    @contextlib.asynccontextmanager
-    async def _on(self, connection: Connection | None) -> AsyncIterator[Connection]:
-        with told(self._store.schema):
-            if connection is not None:
-                yield connection
-            else:
-                async with self._pool.connection() as own:
-                    yield own
-
-    async def _call(self, query: str, params: Row, connection: Connection | None) -> Any:
-        async with self._on(connection) as on:
-            return await self._store.call(on, query, params)
-
-    async def _rows(self, query: str, params: Row, connection: Connection | None) -> list[Row]:
-        async with self._on(connection) as on:
-            rows = await self._store.rows(on, query, params)
-        return [{key: definition.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
-
-
-_JSON = frozenset({"args", "result", "errors", "interruptions"})
+        return await self._sql.rows("list_workers", {}, connection)
 
 
 def _given(what: str, value: Any) -> datetime:

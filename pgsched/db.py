@@ -176,7 +176,7 @@ async def prepare(connection: Connection) -> bool:
     else:
         connection.prepare_threshold = None
         # The session's zone is anybody's there, and a difference of two local times may be an hour off.
-        connection.adapters.register_loader("timestamptz", _InUtc)
+        connection.adapters.register_loader("timestamptz", InUtc)
     return direct
 
 
@@ -189,7 +189,9 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
         yield
 
 
-class _InUtc(TimestamptzLoader):
+class InUtc(TimestamptzLoader):
+    """Reads instants as UTC, whatever the session's time zone is."""
+
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
 

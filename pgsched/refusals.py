@@ -29,8 +29,15 @@ async def reach(info: str) -> Connection:
 
     Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses.
     """
-    try:
+    with reaching():
         return await psycopg.AsyncConnection.connect(info, autocommit=True)
+
+
+@contextlib.contextmanager
+def reaching() -> Iterator[None]:
+    """Tells why a connection cannot be made, as reach() does."""
+    try:
+        yield
     except psycopg.ProgrammingError as error:
         raise ConfigurationError(f"The DSN cannot be used: {describe(error)}.") from None
     except (psycopg.OperationalError, OSError) as error:
@@ -47,7 +54,7 @@ def told(schema: str) -> Iterator[None]:
     try:
         yield
     except PoolClosed:
-        raise PgschedError("This client is closed: use it inside `async with connect(...)`.") from None
+        raise PgschedError("This client is closed: use it inside the `with` block that made it.") from None
     except UnicodeEncodeError:
         raise InvalidArguments("A text holds a lone surrogate, which PostgreSQL cannot store.") from None
     except psycopg.Error as error:

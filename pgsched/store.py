@@ -18,7 +18,7 @@ from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from pgsched import definition
-from pgsched.db import Connection
+from pgsched.db import Connection, InUtc
 from pgsched.declaration import Compared, Standing
 from pgsched.limits import Candidate, Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Schedule, Silent
@@ -474,12 +474,14 @@ class Store:
     async def rows(self, connection: Connection, name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a query that is only shown to people."""
         cursor = connection.cursor(row_factory=dict_row)
+        cursor.adapters.register_loader("timestamptz", InUtc)  # the connection may be a caller's, in any time zone
         await cursor.execute(self.query(name), params)
         return await cursor.fetchall()
 
     async def call(self, connection: Connection, name: str, params: dict[str, Any]) -> Any:
         """The one value of a query that calls one of the schema's functions."""
         cursor = connection.cursor(row_factory=scalar_row)
+        cursor.adapters.register_loader("timestamptz", InUtc)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchone()
 

@@ -51,7 +51,7 @@ async def _until_ended(client: Client, ids: list[int]) -> dict[str, int]:
     """Waits for runs; returns how many are in which status. Ctrl-C ends the wait, not the runs."""
     with _bar("running") as progress:
         while True:
-            counts = await client.count_runs(ids)
+            counts = await client.runs.count(ids)
             ended = sum(counts.get(status, 0) for status in _ENDED)
             progress(ended, len(ids))
             if ended >= sum(counts.values()):  # a run whose row is gone has ended too

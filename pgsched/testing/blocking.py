@@ -8,6 +8,7 @@ import inspect
 from types import TracebackType
 from typing import Any
 
+from pgsched.runs import Runs
 from pgsched.testing.clock import Clock
 from pgsched.testing.harness import Harness
 
@@ -27,7 +28,7 @@ class _Blocking:
                 return self._loop.run(value(*args, **kwargs))
 
             return blocking
-        return value
+        return _Blocking(value, self._loop) if isinstance(value, Runs) else value
 
 
 class SyncHarness:
