@@ -51,7 +51,8 @@ def finished(work: Coroutine[Any, Any, T]) -> T:
     except StopIteration as end:
         return cast("T", end.value)
     work.close()
-    raise RuntimeError(f"{getattr(work, '__qualname__', work)} waits for an event loop: it cannot be called from synchronous code")
+    name = getattr(work, "__qualname__", work)
+    raise RuntimeError(f"{name} waits for an event loop: it cannot be called from synchronous code")
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -307,17 +307,20 @@ class Client:
         entrypoint: str | None = None,
         limit: int = 100,
         *,
+        since: datetime | None = None,
         connection: Connection | None = None,
     ) -> list[Row]:
         """The newest runs first, skips among them, at most `limit`; without args, result and errors.
 
-        schedule: a name; raises NotFound where there is none of it.
+        schedule: a name; raises NotFound where there is none of it. since: an aware instant; only what ended from then
+        on, or has not ended.
         """
         params = {
             "schedule": schedule,
             "status": definition.one_of(RunStatus, status),
             "entrypoint": entrypoint,
             "limit": definition.whole("limit", limit, 1, 1_000_000),
+            "since": definition.instant("since", since),
         }
         rows = await self._sql.rows("list_runs", params, connection)
         if not rows and schedule is not None:

@@ -1,4 +1,4 @@
-"""What a client can do about runs beyond one statement: `client.runs`. Waits for their ends, queues many again.
+"""What a client can do about runs beyond one statement, as `client.runs`: waits for their ends, queues many again.
 
 One run at a time, and lists of them, are methods of the client itself.
 """
@@ -6,8 +6,8 @@ One run at a time, and lists of them, are methods of the client itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from pgsched import definition
@@ -17,6 +17,8 @@ from pgsched.errors import InvalidArguments, NotFound
 # Seconds between two looks: soon at first, since most runs are short, then ever less often.
 _FIRST, _GROWTH, _MOST = 0.02, 1.5, 0.5
 ENDED = frozenset({"succeeded", "failed", "cancelled", "skipped"})
+DEAD = ("failed", "cancelled")
+_BATCH = 500  # runs that are queued again in one transaction
 
 
 class Runs:
@@ -46,6 +48,62 @@ class Runs:
                 raise TimeoutError(f"Run {run_id} is still {status} after {limit:g} s.")
             await self._sql.connections.sleep(min(pause, left))
             pause = min(pause * _GROWTH, _MOST)
+
+    async def list_dead(
+        self,
+        ids: Sequence[int] | None = None,
+        *,
+        status: str | None = None,
+        entrypoint: str | None = None,
+        schedule: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        connection: Any = None,
+    ) -> list[Row]:
+        """The runs that ended as failed or cancelled, in the order in which they ended: what retry_many() takes.
+
+        Of these ids, in this status ("failed" or "cancelled"), of this entrypoint, of the schedule with this name, that
+        ended from `since` through `until` (aware), where these are given. Raises NotFound for an unknown schedule.
+        """
+        if status is not None and status not in DEAD:
+            raise InvalidArguments(f"status is 'failed' or 'cancelled', not {status!r}.")
+        params = {
+            "ids": None if ids is None else [definition.run_id(run_id) for run_id in ids],
+            "statuses": list(DEAD) if status is None else [status],
+            "entrypoint": entrypoint,
+            "schedule": schedule,
+            "since": definition.instant("since", since),
+            "until": definition.instant("until", until),
+        }
+        rows = await self._sql.rows("list_dead_runs", params, connection)
+        if not rows and schedule is not None:
+            known = {"name": schedule, "entrypoint": None, "status": None}
+            if not await self._sql.rows("list_schedules", known, connection):
+                raise NotFound(f'There is no schedule "{schedule}".')
+        return rows
+
+    async def retry_many(
+        self,
+        ids: Sequence[int],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        connection: Any = None,
+    ) -> list[int]:
+        """Queues many runs again, as retry() does one, in batches with a transaction each. Returns the ids of those
+        that it queued.
+
+        Left alone is what is neither failed nor cancelled (any more), what somebody else is at just now, and what has a
+        unique_key that a live run has. So the same call again does no harm. progress: called with how many are done,
+        and how many there are. With connection= all of it is one transaction, the caller's.
+        """
+        wanted = [definition.run_id(run_id) for run_id in dict.fromkeys(ids)]
+        queued: list[int] = []
+        for first in range(0, len(wanted), _BATCH):
+            batch = wanted[first : first + _BATCH]
+            queued += [row["id"] for row in await self._sql.rows("retry_runs", {"ids": batch}, connection)]
+            if progress is not None:
+                progress(first + len(batch), len(wanted))
+        return queued
 
     async def get(self, run_id: int, *, connection: Any = None) -> Row:
         """A run with its args, its result and the errors of its attempts. Raises NotFound."""

@@ -33,7 +33,7 @@ def run_backfill(
         for moment in (start, end):
             if remark := moment.remark(zone):
                 say(f"{remark}.")
-        with _bar("queueing") as progress:
+        with bar("queueing") as progress:
             first, last = start.start(zone), end.through(zone) if end.whole_day else end.start(zone)
             return row, await client.backfill(row["name"], first, last, progress=progress, **options)
 
@@ -49,7 +49,7 @@ def run_backfill(
 
 async def _until_ended(client: Client, ids: list[int]) -> dict[str, int]:
     """Waits for runs; returns how many are in which status. Ctrl-C ends the wait, not the runs."""
-    with _bar("running") as progress:
+    with bar("running") as progress:
         while True:
             counts = await client.runs.count(ids)
             ended = sum(counts.get(status, 0) for status in _ENDED)
@@ -60,7 +60,7 @@ async def _until_ended(client: Client, ids: list[int]) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on standard error, where that is a terminal; elsewhere nothing."""
     if not (sys.stderr and sys.stderr.isatty()):
         yield lambda done, total: None

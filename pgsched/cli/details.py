@@ -120,6 +120,16 @@ def why(row: Row) -> str | None:
     return row["reason"] or (str(error).strip().split("\n")[0] if error else None)
 
 
+def print_end(row: Row) -> None:
+    """How a run has ended, in one line."""
+    errors = row["errors"]
+    last = errors[-1] if isinstance(errors, list) and errors and row["status"] != "succeeded" else None
+    told = f"{last.get('type')}: {last.get('message')}" if isinstance(last, dict) else None
+    because = str(row["reason"] or told or "").strip().split("\n")[0]
+    lasted = f" after {took(row)}" if took(row) else ""
+    write(visible(f"{row['id']} {row['status']}{lasted}" + (f": {because}" if because else "")))
+
+
 def show_run(row: Row, as_json: bool) -> None:
     """A run: its fields, its result, and the errors of its attempts with their tracebacks."""
     if as_json:

@@ -92,6 +92,25 @@ def a_duration(text: str) -> timedelta:
         raise click.BadParameter(f"{text!r} is not a duration such as 500ms, 30s, 5m, 2h.") from None
 
 
+def a_past(text: str) -> datetime | timedelta:
+    """For click: an instant, or how long ago it was. in_past() makes an instant of it."""
+    try:
+        return parse_duration(text)
+    except InvalidExpression:
+        pass
+    try:
+        return an_instant(text)
+    except click.BadParameter:
+        raise click.BadParameter(
+            f"{text!r} is neither an instant such as 2027-01-01T09:00:00Z, nor a time ago such as 2h or 30m."
+        ) from None
+
+
+async def in_past(client: Client, given: datetime | timedelta | None) -> datetime | None:
+    """The instant of what a_past() read, by the database's clock."""
+    return await client.now() - given if isinstance(given, timedelta) else given
+
+
 def a_json_object(text: str) -> dict[str, Any]:
     """For click: a JSON object."""
     try:

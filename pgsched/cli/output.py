@@ -31,10 +31,11 @@ class OutputLostError(Exception):
         self.reason = None if gone else error.strerror
 
 
-def write(text: str = "") -> None:
-    """One or more lines of data, on standard output, flushed: what cannot be written fails here."""
+def write(text: str = "", *, err: bool = False) -> None:
+    """One or more lines of data, on standard output, flushed: what cannot be written fails here. err: on standard
+    error, where it goes with a question."""
     try:
-        click.echo(text)
+        click.echo(text, err=err)
     except OSError as error:
         raise OutputLostError(error) from None
 
@@ -111,14 +112,14 @@ def _as_json(value: Any) -> Any:
     raise TypeError(f"no JSON for {type(value).__name__}")
 
 
-def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bool = False) -> None:
     """Aligned columns, numbers to the right. On a terminal the widest ones are cut so that a row is a line."""
     cells = [[visible(plain(value)) for value in row] for row in rows]
     right = [bool(rows) and all(_is_number(row[n]) for row in rows) for n in range(len(heads))]
     widths = [max(map(_width, column)) for column in zip(heads, *cells, strict=True)]
     if _is_terminal():
         _shrink(widths, shutil.get_terminal_size().columns - len(_GAP) * (len(heads) - 1))
-    write("\n".join([_bold(_line(heads, widths, right)), *(_line(row, widths, right) for row in cells)]))
+    write("\n".join([_bold(_line(heads, widths, right)), *(_line(row, widths, right) for row in cells)]), err=err)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

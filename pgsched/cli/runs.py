@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
 
 from pgsched.cli.details import print_runs, show_run
-from pgsched.cli.options import database_options, found, json_option, with_client
+from pgsched.cli.options import a_past, database_options, found, in_past, json_option, with_client
 from pgsched.cli.output import complain, print_json, say, write
+from pgsched.cli.retry import retry_many
 from pgsched.client import Client, Row
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
@@ -27,6 +29,7 @@ def runs() -> None:
 @click.option("--schedule", help="Only those of this schedule.")
 @click.option("--status", type=click.Choice([str(status) for status in RunStatus]), help="Only those in this status.")
 @click.option("--entrypoint", help="Only those of this entrypoint.")
+@click.option("--since", type=a_past, metavar="WHEN", help="Not what ended before: an instant, or 2h ago.")
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, help="At most so many.  [50]")
 @json_option
 @database_options
@@ -36,6 +39,7 @@ def list_(
     schedule: str | None,
     status: str | None,
     entrypoint: str | None,
+    since: datetime | timedelta | None,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -43,7 +47,7 @@ def list_(
 
     async def read(client: Client) -> list[Row]:
         name = schedule and (await found(client, schedule))["name"]
-        return await client.list_runs(name, status, entrypoint, limit)
+        return await client.list_runs(name, status, entrypoint, limit, since=await in_past(client, since))
 
     rows = with_client(settings, read)
     if as_json:
@@ -73,17 +77,55 @@ def cancel(settings: Settings, ids: tuple[int, ...], as_json: bool) -> int:
 
 
 @runs.command()
-@_ids
+@click.argument("ids", metavar="[ID...]", type=int, nargs=-1)
+@click.option("--failed", is_flag=True, help="All that have failed.")
+@click.option("--cancelled", is_flag=True, help="All that have been cancelled.")
+@click.option("--entrypoint", help="Of those, the ones of this entrypoint.")
+@click.option("--schedule", help="Of those, the ones of this schedule.")
+@click.option("--since", type=a_past, metavar="WHEN", help="Of those, what ended since then: an instant, or 2h ago.")
+@click.option("--until", type=a_past, metavar="WHEN", help="Of those, what ended until then.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be queued.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @database_options
-def retry(settings: Settings, ids: tuple[int, ...], as_json: bool) -> int:
-    """Queue failed or cancelled runs again, with at least one more attempt each."""
+def retry(
+    *,
+    settings: Settings,
+    ids: tuple[int, ...],
+    failed: bool,
+    cancelled: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    **which: Any,
+) -> int:
+    """Queue failed or cancelled runs again, with at least one more attempt each.
 
-    async def again(client: Client, run_id: int) -> str:
-        await client.retry(run_id)
-        return "queued"
+    Either runs by their IDs, or all --failed or --cancelled ones, narrowed down by the other options: these are shown
+    first, and queued after a question.
+    """
+    if ids and (failed or cancelled or any(value is not None for value in which.values())):
+        raise click.UsageError("Name runs by their IDs or by what they have in common, not both.")
+    if ids and dry_run:
+        return _each(settings, ids, _would_retry, as_json)
+    if ids:
+        return _each(settings, ids, _retry, as_json)
+    statuses = {name for name, wanted in (("failed", failed), ("cancelled", cancelled)) if wanted}
+    if not statuses:
+        raise click.UsageError("Say which: IDs, or --failed or --cancelled.")
+    return retry_many(settings, statuses=statuses, yes=yes, dry_run=dry_run, as_json=as_json, **which)
 
-    return _each(settings, ids, again, as_json)
+
+async def _retry(client: Client, run_id: int) -> str:
+    await client.retry(run_id)
+    return "queued"
+
+
+async def _would_retry(client: Client, run_id: int) -> str:
+    if not await client.runs.list_dead([run_id]):
+        status = (await client.get_run(run_id))["status"]
+        raise PgschedError(f"Run {run_id} is {status}: only a failed or cancelled one can be retried.")
+    return "would be queued"
 
 
 def _each(settings: Settings, ids: tuple[int, ...], act: Callable[[Client, int], Awaitable[str]], as_json: bool) -> int:

@@ -23,6 +23,7 @@ from pgsched.cli.options import (
     with_client,
 )
 from pgsched.cli.output import instant, print_json, print_table, say, write
+from pgsched.cli.wait import wait_for
 from pgsched.client import Client, Row
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
@@ -207,19 +208,29 @@ def resume(settings: Settings, name: str, backlog: bool | None) -> None:
 
 @schedules.command()
 @click.argument("name")
+@click.option("--wait", is_flag=True, help="Wait until it has ended; exit with 1 where it did not succeed.")
+@click.option("--timeout", type=a_duration, metavar="DURATION", help="With --wait: no longer than this.")
 @json_option
 @database_options
-def trigger(settings: Settings, name: str, as_json: bool) -> None:
-    """Run a schedule now, whatever its status. Prints the run's id."""
+def trigger(settings: Settings, name: str, wait: bool, timeout: timedelta | None, as_json: bool) -> int:
+    """Run a schedule now, whatever its status. Prints the run's id; with --wait, how it ended.
+
+    Ctrl-C ends the wait, not the run.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait.")
 
     async def work(client: Client) -> int:
         return await client.trigger((await found(client, name))["name"])
 
     run_id = with_client(settings, work)
+    if wait:
+        return wait_for(settings, run_id, timeout, as_json)
     if as_json:
         print_json({"run_id": run_id})
     else:
         write(str(run_id))
+    return 0
 
 
 @schedules.command()

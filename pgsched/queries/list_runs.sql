@@ -1,4 +1,5 @@
--- The newest runs for people, skips among them, without their payloads; of each only how its last error reads.
+-- The newest runs for people, skips among them, without their payloads; of each only how its last error reads. Since:
+-- those that ended from then on, and those that have not.
 select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due_at, r.priority, r.origin, r.again,
     r.status, r.reason, r.detail, r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.worker,
     r.started_at, r.finished_at,
@@ -9,5 +10,6 @@ where (%(schedule)s::text is null
        or r.schedule_id = (select id from pgsched.schedules where name = %(schedule)s))
     and (%(entrypoint)s::text is null or r.entrypoint = %(entrypoint)s)
     and (%(status)s::text is null or r.status = %(status)s)
+    and (%(since)s::timestamptz is null or r.finished_at is null or r.finished_at >= %(since)s)
 order by r.id desc
 limit %(limit)s::int
