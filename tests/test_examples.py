@@ -39,19 +39,21 @@ def environment(dsn: str) -> dict[str, str]:
 @contextlib.contextmanager
 def worker(database: str, factory: str) -> Iterator[None]:
     """`pgsched run` in the examples' folder; it has to end well."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pgsched", "run", factory], cwd=EXAMPLES, env=environment(database)
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+    command = [sys.executable, "-m", "pgsched", "run", factory]
+    with subprocess.Popen(command, cwd=EXAMPLES, env=environment(database)) as process:
+        try:
+            yield
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def output(database: str, example: str) -> list[str]:
-    command = [sys.executable, example]
-    done = subprocess.run(command, cwd=EXAMPLES, env=environment(database), capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        [sys.executable, example],
+        check=False, cwd=EXAMPLES, env=environment(database), capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.splitlines()
 
@@ -74,7 +76,7 @@ def test_the_synchronous_application(database):
         told = output(database, "sync_app.py")
     assert told[:2] == ["invoice 1 to bob@example.org", "['succeeded', 'succeeded']"]
     assert told[2].startswith("a pdf of 2") and len(told) == 3
-    waiting = "select due_at > now() + interval '23 hours' from pgsched.runs where status = 'queued' and entrypoint = 'remind'"
+    waiting = "select due_at > now() + interval '23 hours' from pgsched.runs where entrypoint = 'remind'"
     assert rows(database, waiting) == [(True,)]
     assert rows(database, "select status from pgsched.schedules where name = 'morning-report'") == [("active",)]
 
@@ -85,9 +87,6 @@ def test_plain_sql(database):
         with pytest.raises(psycopg.errors.UndefinedTable):  # as a whole or not at all
             connection.execute(script.replace("commit;", "select 1 from nowhere; commit;"))
         connection.execute("rollback")
-        assert connection.execute(
-            "select count(*) from pgsched.runs where entrypoint = 'invoice' and args ? 'x'"
-        ).fetchone()
         assert connection.execute("select to_regclass('orders')").fetchone() == (None,)
         first = connection.execute("select coalesce(max(id), 0) from pgsched.runs").fetchone()[0]
         with worker(database, "sync_app:create_scheduler"):
