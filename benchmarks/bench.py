@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from queueing import enqueue
 from rig import Fault, Figure, Rig, percentile, rig, spread, wait_for
 
 from pgsched import expression
@@ -40,11 +41,23 @@ class Sizes:
     herds: tuple[int, ...] = (100, 1_000, 10_000)
     drain: int = 10_000
     triggers: int = 500
+    enqueued: int = 2_000
+    batch: int = 10_000
     kills: int = 5
     fire_times: int = 20_000
 
 
-QUICK = Sizes(lag_seconds=5, idle_seconds=5, herds=(100,), drain=1_000, triggers=20, kills=1, fire_times=500)
+QUICK = Sizes(
+    lag_seconds=5,
+    idle_seconds=5,
+    herds=(100,),
+    drain=1_000,
+    triggers=20,
+    enqueued=50,
+    batch=500,
+    kills=1,
+    fire_times=500,
+)
 
 
 def lag(rig: Rig, sizes: Sizes) -> list[Figure]:
@@ -302,6 +315,7 @@ def rate(count: int, following: Callable[[datetime], datetime | None]) -> float:
 # Those that need a server, and those that need nothing.
 PARTS: dict[str, Callable[[Rig, Sizes], list[Figure]]] = {
     "lag": lag, "herd": herd, "idle": idle, "drain": drain, "trigger": trigger, "sigkill": sigkill,
+    "enqueue": lambda rig, sizes: enqueue(rig, sizes.enqueued, sizes.batch),
 }  # fmt: skip
 BARE_PARTS: dict[str, Callable[[Sizes], list[Figure]]] = {"expressions": expressions}
 
