@@ -262,6 +262,20 @@ async def test_enqueue_many_is_all_or_none(client, db):
     assert await db.value("select count(*) from pgsched.runs") == 0
 
 
+async def test_enqueue_many_gives_the_live_run_of_a_key_in_its_place(client, db):
+    live = await client.enqueue("send", unique_key="b")
+    ids = await client.enqueue_many("send", [{"n": n} for n in range(5)], unique_keys=["a", "b", None, "a", None])
+    assert ids[1] == live and ids[0] == ids[3] and len({*ids}) == 4
+    assert await db.value("select count(*) from pgsched.runs") == 4
+    assert await client.enqueue_many("send", [], unique_keys=[]) == []
+    for keys, says in ((["a"], "as many as there are arguments, 2, not 1"), ("ab", "a sequence of texts"),
+                       ([None, 3], "number 1 is a text or None, not 3"), (["x" * 501, None], "500"),
+                       (["a\0b", None], "NUL"), (["\ud800", None], "surrogate")):  # fmt: skip
+        with pytest.raises(InvalidArguments, match=says):
+            await client.enqueue_many("send", [{}, {}], unique_keys=keys)
+    assert await db.value("select count(*) from pgsched.runs") == 4
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -3,13 +3,15 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from pgsched import Scheduler
 from pgsched.store import in_schema
+from pgsched.testing import Harness
 
 LONG = "x" * 201
 
@@ -228,6 +230,22 @@ async def test_a_name_is_taken_by_whoever_commits_first(db, dsn, schema):
         with pytest.raises(psycopg.Error) as told:
             await waiting
     assert (told.value.sqlstate, told.value.diag.message_primary) == ("PS409", 'A schedule named "a" exists already.')
+
+
+async def test_a_trigger_at_anothers_microsecond_is_the_next(dsn):
+    """On a clock that stands, the second is made to read the instant of the first."""
+    scheduler = Scheduler()
+
+    @scheduler.schedule("job", "@daily", name="s")
+    async def job(): ...
+
+    async with Harness(scheduler, dsn) as t, await psycopg.AsyncConnection.connect(dsn, autocommit=True) as mine:
+        await mine.execute(in_schema(b"alter sequence pgsched.test_tick restart", t.schema, parametrised=False))
+        first = await t.client.trigger("s")
+        await mine.execute(in_schema(b"alter sequence pgsched.test_tick restart", t.schema, parametrised=False))
+        second = await t.client.trigger("s")
+        instants = [(await t.client.get_run(run_id))["fire_time"] for run_id in (first, second)]
+        assert instants[0] - instants[1] == timedelta(microseconds=1)
 
 
 # --- enqueue_many -----------------------------------------------------------------------------------------
