@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -204,6 +204,48 @@ class Cancellation:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """One line that a run logged. at: by the worker's clock, for people."""
+
+    at: datetime
+    level: str
+    text: str
+
+
+class Journal:
+    """What one attempt says while it runs: lines and progress. Any thread may write, the worker takes.
+
+    At most LIMIT characters are kept; what is said beyond them is counted.
+    """
+
+    LIMIT = 65_536
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lines: list[Line] = []
+        self._size = 0
+        self.dropped = 0
+        self.progress: tuple[float, float | None] | None = None
+
+    def add(self, text: str, level: str) -> None:
+        """Takes a text of one or more lines."""
+        at = datetime.now(UTC)
+        with self._lock:
+            for line in text.splitlines():
+                if self._size + len(line) > self.LIMIT:
+                    self.dropped += 1
+                else:
+                    self._size += len(line) + 1
+                    self._lines.append(Line(at, level, line))
+
+    def take(self) -> list[Line]:
+        """The lines since the last take."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One attempt at a run, as its function sees it. (id, attempt) is fit as an idempotency key and fencing token.
 
@@ -223,6 +265,18 @@ class Run:
     worker: uuid.UUID
     resources: Any = field(repr=False)
     cancellation: Cancellation = field(default_factory=Cancellation, repr=False, compare=False)
+    journal: Journal = field(default_factory=Journal, repr=False, compare=False)
+
+    def log(self, text: str, level: str = "info") -> None:
+        """Keeps a text with the run, for `pgsched runs show` and `runs logs`. level: debug, info, warning or error.
+
+        At most 64 KiB an attempt are kept.
+        """
+        self.journal.add(text, level)
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Says how far the run is, for `pgsched runs show`: done of total, in any unit. Total: None where unknown."""
+        self.journal.progress = (done, total)
 
     @property
     def cancelled(self) -> bool:

@@ -24,7 +24,7 @@ from pgsched.executors import THREADS, Executor, Threads
 from pgsched.finisher import Finisher
 from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
-from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
+from pgsched.model import Cancellation, Claim, ClaimedRun, Journal, Outcome, Run, RunError, RunStatus
 from pgsched.outcome import End, Stop, decide, where
 
 SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
@@ -43,8 +43,8 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "answer", "began", "cancellation", "claim", "context", "entered", "executor", "ignored", "keeper", "outcome",
-        "run", "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure",
+        "answer", "began", "cancellation", "claim", "context", "entered", "executor", "ignored", "journal", "keeper",
+        "outcome", "run", "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure",
     )  # fmt: skip
 
     def __init__(self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads) -> None:
@@ -64,6 +64,7 @@ class Live:
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
         self.cancellation = Cancellation()
+        self.journal = Journal()
         self.task: asyncio.Task[None] | None = None
         self.keeper: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -254,6 +255,7 @@ class Runner:
             worker=self.worker,
             resources=self._scheduler.resources,
             cancellation=live.cancellation,
+            journal=live.journal,
         )
         return view, problem
 
