@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 from pgsched.account import Skip
 from pgsched.blocking import connect_sync
 from pgsched.client import Client, connect
+from pgsched.commands import Command, CommandExecutor, CommandFailed
 from pgsched.errors import (
     ClaimLost,
     ConfigurationError,
@@ -34,6 +35,9 @@ __version__ = _version("pgsched")
 __all__ = [
     "ClaimLost",
     "Client",
+    "Command",
+    "CommandExecutor",
+    "CommandFailed",
     "ConfigurationError",
     "DatabaseUnavailable",
     "Discard",

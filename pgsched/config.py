@@ -90,6 +90,10 @@ class Settings:
     schema: str = _setting("pgsched", _schema, "The schema that holds pgsched's tables.")
     max_running: int = _setting(1000, _count, "How many runs one worker has at once.")
     max_threads: int = _setting(32, _count, "How many of them may be synchronous functions, in threads.")
+    max_processes: int | None = _setting(
+        None, _count, "How many of them may be in processes of their own; default: one for each processor."
+    )
+    max_commands: int = _setting(32, _count, "How many of them may be commands.")
     heartbeat_interval: timedelta = _setting(
         timedelta(seconds=1), _duration(0.05, 3600), "How often the claims of running runs are renewed."
     )
@@ -104,7 +108,7 @@ class Settings:
     cancel_timeout: timedelta = _setting(
         timedelta(seconds=5),
         _duration(0, 3600),
-        "How long a cancelled run has to end before it is left behind.",
+        "How long a cancelled run has to end before it is left behind, or its process killed.",
     )
     hook_timeout: timedelta = _setting(
         timedelta(seconds=5), _duration(0.05, 300), "How long a hook may take before it is cancelled."

@@ -18,7 +18,7 @@ from pgsched import log
 from pgsched.account import FireTimes, Skip
 from pgsched.db import Backoff, Connection, Failures, describe
 from pgsched.errors import InvalidExpression
-from pgsched.executors import Executor, OverriddenTimes
+from pgsched.executors import Executor, OverriddenTimes, Place
 from pgsched.limiter import Limiter
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
@@ -38,12 +38,12 @@ _SCARCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Entrypoints that share this worker's limits: those that run in the loop, those that need a thread each, and
-    each one that has a limit of its own on this worker."""
+    """Entrypoints that share this worker's limits: those whose runs take the same places (none, a thread each, a
+    process each), and each one that has a limit of its own on this worker."""
 
     entrypoints: tuple[Entrypoint, ...]
     free: int
-    threaded: bool
+    places: frozenset[Place]
 
 
 class Dispatcher:
@@ -180,19 +180,19 @@ class Dispatcher:
 
     def _lanes(self) -> list[Lane]:
         slots = max(0, self._settings.max_running - self._runner.slots_used)
-        threads = max(0, self._settings.max_threads - self._runner.threads_used)
-        shared: dict[bool, list[Entrypoint]] = {False: [], True: []}
+        free = self._runner.free()
+        shared: dict[frozenset[Place], list[Entrypoint]] = {frozenset(): []}
         lanes = []
         for known in self._scheduler.entrypoints.values():
-            threaded, own = known.executor.threaded, known.limits.per_worker
+            places, own = known.places, known.limits.per_worker
             if own is None:
-                shared[threaded].append(known)
+                shared.setdefault(places, []).append(known)
             else:
-                free = min(slots, own - self._runner.count(known.name), threads if threaded else slots)
-                lanes.append(Lane((known,), max(0, free), threaded))
+                room = min(slots, own - self._runner.count(known.name), *(free[place] for place in places))
+                lanes.append(Lane((known,), max(0, room), places))
         lanes += [
-            Lane(tuple(entrypoints), min(slots, threads) if threaded else slots, threaded)
-            for threaded, entrypoints in shared.items()
+            Lane(tuple(entrypoints), min([slots, *(free[place] for place in places)]), places)
+            for places, entrypoints in shared.items()
             if entrypoints
         ]
         return lanes
@@ -209,14 +209,15 @@ class Dispatcher:
                 if time.monotonic() >= self._resume:
                     await self._store.resume_paused(connection)
                 slots = self._settings.max_running - self._runner.slots_used
-                threads = self._settings.max_threads - self._runner.threads_used
+                free = self._runner.free()
                 for lane in self._lanes():
-                    room = min(lane.free, MOST, slots, threads if lane.threaded else slots)
+                    room = min(lane.free, MOST, slots, *(free[place] for place in lane.places))
                     if room > 0:
                         taken = await self._claim_lane(connection, lane, room)
                         cut = cut or len(taken) >= room
                         slots -= len(taken)
-                        threads -= len(taken) * lane.threaded
+                        for place in lane.places:
+                            free[place] -= len(taken)
                         claimed += taken
                 before = time.monotonic()
                 outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)

@@ -1,9 +1,13 @@
-"""How a run's function is called: awaited, or in a thread. What becomes of the result belongs to runner."""
+"""How a run's function is called: awaited, or in a thread. What becomes of the result belongs to runner.
+
+Other ways to execute a run have modules of their own: processes, commands, dask.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import functools
 import inspect
 import types
@@ -37,12 +41,25 @@ class Threads:
 THREADS: contextvars.ContextVar[Threads] = contextvars.ContextVar("pgsched_threads")
 
 
+class Place(enum.StrEnum):
+    """What a run takes of a worker besides a slot. The setting max_<value> says how many there are."""
+
+    THREAD = "threads"
+    PROCESS = "processes"
+    COMMAND = "commands"
+
+
 class Executor(ABC):
     """How runs are executed. Subclasses say so in `execute`; most do something around `await self.call(run)`.
 
     Give a subclass, or an instance of one, as `executor=` of a schedule or an entrypoint. function: what was
     registered; set at registration where the constructor was not given it.
+
+    asks_first: whether `execute`, when it is cancelled, may take cancel_timeout (`run.cancellation.grace`) to end,
+    because what it started is asked to stop before it is ended.
     """
+
+    asks_first = False
 
     def __init__(self, function: Function | None = None) -> None:
         self.function = function
@@ -71,6 +88,14 @@ class Executor(ABC):
     def threaded(self) -> bool:
         """Whether a run takes one of the worker's threads."""
         return self.function is not None and not is_async(self.function)
+
+    @property
+    def place(self) -> Place | None:
+        """What a run takes of the worker besides a slot."""
+        return Place.THREAD if self.threaded else None
+
+    def check(self, function: Function) -> None:  # noqa: B027 - most executors take any function
+        """Called at registration. Raises RegistrationError for a function that it cannot execute."""
 
 
 class FunctionExecutor(Executor):
@@ -251,6 +276,7 @@ def make(executor: Any, function: Function) -> Executor:
     if known is not None and known is not function:
         raise RegistrationError(f"one {type(executor).__name__} object cannot serve two functions: make one for each.")
     executor.function = function
+    executor.check(function)
     return executor
 
 

@@ -196,9 +196,13 @@ class Schedule:
 
 
 class Cancellation:
-    """Whether somebody wants a run to stop, for code in a thread, which cannot be interrupted."""
+    """Whether somebody wants a run to stop, for code in a thread, which cannot be interrupted.
 
-    def __init__(self) -> None:
+    grace: how many seconds whoever is asked to stop is given (cancel_timeout), before a process is killed.
+    """
+
+    def __init__(self, grace: float = 5.0) -> None:
+        self.grace = grace
         self.requested = threading.Event()
         self.noticed = False
 
@@ -237,6 +241,11 @@ class Journal:
                 else:
                     self._size += len(line) + 1
                     self._lines.append(Line(at, level, line))
+
+    def drop(self, lines: int) -> None:
+        """Counts lines that are not even handed over, because there are too many."""
+        with self._lock:
+            self.dropped += lines
 
     def take(self) -> list[Line]:
         """The lines since the last take."""

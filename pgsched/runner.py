@@ -10,7 +10,9 @@ import asyncio
 import contextvars
 import enum
 import json
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -20,7 +22,7 @@ import structlog
 
 from pgsched import log
 from pgsched.errors import InvalidArguments
-from pgsched.executors import THREADS, Executor, Threads
+from pgsched.executors import THREADS, Executor, Place, Threads
 from pgsched.finisher import Finisher
 from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
@@ -44,15 +46,19 @@ class Live:
 
     __slots__ = (
         "answer", "began", "cancellation", "claim", "context", "entered", "executor", "ignored", "journal", "keeper",
-        "outcome", "run", "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure",
+        "outcome", "place", "run", "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer",
+        "unsure",
     )  # fmt: skip
 
-    def __init__(self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads) -> None:
+    def __init__(
+        self, run: ClaimedRun, claim: Claim, executor: Executor | None, threads: Threads, grace: float
+    ) -> None:
         self.threads = threads
         self.run = run
         self.claim = claim
         self.executor = executor
-        self.threaded = executor is not None and executor.threaded
+        self.place = executor.place if executor is not None else None
+        self.threaded = self.place is Place.THREAD
         self.state = State.HELD
         self.entered = False
         self.unsure = False
@@ -63,7 +69,7 @@ class Live:
         self.started = self.began = 0.0  # on the monotonic clock: the attempt, and its function
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
-        self.cancellation = Cancellation()
+        self.cancellation = Cancellation(grace)
         self.journal = Journal()
         self.task: asyncio.Task[None] | None = None
         self.keeper: asyncio.Task[None] | None = None
@@ -82,7 +88,7 @@ class Runner:
         self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
         self.started: Callable[[], None] = lambda: None  # there is something to keep alive
         self.doubted: Callable[[], None] = lambda: None  # a claim must be asked about before its run starts
-        self.threads_used = 0
+        self.used: Counter[Place] = Counter()
         self.slots_used = 0
         self._scheduler = machine.scheduler
         self._settings = machine.settings
@@ -103,10 +109,12 @@ class Runner:
         for run in runs:
             name = run.schedule.name if run.schedule is not None else None
             executor = self._scheduler.executor_for(run.entrypoint, name)
-            live = Live(run, Claim(run.id, run.attempt, self.worker), executor, Threads(self._threads))
+            claim, grace = Claim(run.id, run.attempt, self.worker), self._settings.cancel_timeout.total_seconds()
+            live = Live(run, claim, executor, Threads(self._threads), grace)
             self.live[run.id, run.attempt] = live
             self.slots_used += 1
-            self.threads_used += live.threaded
+            if live.place is not None:
+                self.used[live.place] += 1
             self._start_in_time(live)
         if self.live:
             self.started()
@@ -314,14 +322,30 @@ class Runner:
         self.slots_used -= 1
         if live.threads.call is not None and live.threads.busy:
             # A thread may outlive its run; its place is free when it is.
-            live.threads.call.add_done_callback(lambda _: self._free_thread(live))
-        elif live.threaded:
-            self.threads_used -= 1
+            live.threads.call.add_done_callback(lambda _: self._free_place(live))
+        else:
+            self._free_place(live)
         self.changed(live)
 
-    def _free_thread(self, live: Live) -> None:
-        self.threads_used -= live.threaded
-        self.changed(live)
+    def _free_place(self, live: Live) -> None:
+        if live.place is not None:
+            self.used[live.place] -= 1
+            self.changed(live)
+
+    @property
+    def threads_used(self) -> int:
+        """How many threads are at work, be their runs ended or not."""
+        return self.used[Place.THREAD]
+
+    def free(self) -> dict[Place, int]:
+        """How many more runs of each kind of place there is room for."""
+        settings = self._settings
+        most = {
+            Place.THREAD: settings.max_threads,
+            Place.PROCESS: settings.max_processes or os.cpu_count() or 1,
+            Place.COMMAND: settings.max_commands,
+        }
+        return {place: max(0, number - self.used[place]) for place, number in most.items()}
 
     def _tell(self, live: Live, outcome: Outcome, landed: bool) -> None:
         run = live.run
@@ -390,7 +414,10 @@ class Runner:
                     "run_ignores_cancellation", run=live.run.id, entrypoint=live.run.entrypoint, times=live.ignored
                 )
         live.task.cancel()
-        live.timer = asyncio.get_running_loop().call_later(_AGAIN, self._interrupt, live, True)
+        wait = _AGAIN
+        if live.executor is not None and live.executor.asks_first and not again:
+            wait += live.cancellation.grace  # which is not ignoring it
+        live.timer = asyncio.get_running_loop().call_later(wait, self._interrupt, live, True)
 
     def _drop(self, live: Live) -> None:
         """Lets go of a run that has not started: gives it back, or forgets it where it is no longer ours."""

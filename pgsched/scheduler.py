@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pgsched import declaration, definition, executors
+from pgsched.commands import ENTRYPOINT, Command, CommandExecutor, FixedCommand, stored_command
 from pgsched.config import Settings
 from pgsched.errors import InvalidArguments, RegistrationError
-from pgsched.executors import Executor, Function, Signature
+from pgsched.executors import Executor, Function, Place, Signature
 from pgsched.expression import parse
 from pgsched.hooks import Hooks
 from pgsched.model import Limits, Retry
@@ -35,6 +36,12 @@ class Entrypoint:
     retry: Retry = field(default_factory=Retry)
     timeout: timedelta | None = None
     limits: Limits = field(default_factory=Limits)
+    own: list[Executor] = field(default_factory=list)  # those that schedules of it have
+
+    @property
+    def places(self) -> frozenset[Place]:
+        """What a run of it may take of a worker. It is claimed before it is known which executor it has."""
+        return frozenset(each.place for each in (self.executor, *self.own) if each.place is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,8 @@ class Scheduler:
             known = self._register(entrypoint, function, where)
             if (problem := Signature.of(function).problem(row["args"])) is not None:
                 raise RegistrationError(f"{where}: {problem}")
-            own = executors.make(executor, function) if executor is not None else None
+            own = _made(where, executor, function) if executor is not None else None
+            known.own += [own] if own is not None else []
             self.declared[title] = Declared(title, row, own, retry)
             self.entrypoints.setdefault(entrypoint, known)
             return function
@@ -160,7 +168,7 @@ class Scheduler:
         def register(function: F) -> F:
             known = self._register(name, function, where)
             if executor is not None:
-                known.executor = executors.make(executor, function)
+                known.executor = _made(where, executor, function)
             known.retry = retry or known.retry
             known.timeout = timeout or known.timeout
             known.limits = limits or known.limits
@@ -170,6 +178,46 @@ class Scheduler:
             return function
 
         return register
+
+    def command(
+        self,
+        name: str,
+        argv: Sequence[str] | str,
+        *,
+        env: Mapping[str, str | None] | None = None,
+        cwd: str | None = None,
+        shell: bool | str = False,
+        stdin: str | None = None,
+        retry: Retry | None = None,
+        timeout: timedelta | None = None,
+        limits: Limits | None = None,
+    ) -> FixedCommand:
+        """Registers a command as an entrypoint: `sc.command("backup", ["pg_dump", "app"]).schedule("0 3 * * *")`.
+
+        argv, env, cwd, shell, stdin: as Command has them. retry, timeout, limits: as entrypoint() has them.
+        Returns what declares schedules of it; it may be enqueued too. Raises RegistrationError.
+        """
+        where = f"command({name!r})"
+        command = _checked(where, lambda: Command(argv, env or {}, cwd, shell, stdin))
+        fixed = FixedCommand(self, name, command)
+        self.entrypoint(name, retry=retry, timeout=timeout, limits=limits, executor=CommandExecutor)(fixed)
+        return fixed
+
+    def allow_commands(
+        self,
+        name: str = ENTRYPOINT,
+        *,
+        retry: Retry | None = None,
+        timeout: timedelta | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        """Registers an entrypoint that runs what is in the arguments of its runs, in whose rows they may be:
+        {"argv": […], "env": {…}, "cwd": …, "shell": false, "stdin": …}, of which only argv must be given.
+
+        Only with this call does a row say what program is run: whoever may write schedules or runs may then run any,
+        as the worker's user. Raises RegistrationError.
+        """
+        self.entrypoint(name, retry=retry, timeout=timeout, limits=limits, executor=CommandExecutor)(stored_command)
 
     # Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
     # What they can and cannot do to a run is told in hooks.py: nothing.
@@ -278,6 +326,13 @@ class Scheduler:
         if stop is None:
             self._stopped = False
             self.ready.clear()
+
+
+def _made(where: str, executor: Any, function: Function) -> Executor:
+    try:
+        return executors.make(executor, function)
+    except RegistrationError as error:
+        raise RegistrationError(f"{where}: {error}") from None
 
 
 def _checked(where: str, check: Callable[[], T]) -> T:

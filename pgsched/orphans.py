@@ -1,0 +1,111 @@
+"""Ends the processes of runs when this process dies, whatever it dies of.
+
+Nothing here can run after a SIGKILL, so a process of its own waits for the end of a pipe that only we hold, and then
+ends the process groups that it was told of. It is started with the first group, and is this file, run as a program:
+nothing but the standard library may be imported here.
+
+Between the start of a process and the telling lie some microseconds in which nobody would end it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+GRACE = 1.0  # seconds between SIGTERM and SIGKILL, when nobody is left to ask how long they may take
+
+
+class Orphans:
+    """The process that waits. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: set[int] = set()
+        self._warden: subprocess.Popen[bytes] | None = None
+
+    def watch(self, group: int) -> None:
+        """Has a process group ended when this process ends."""
+        with self._lock:
+            self._groups.add(group)
+            self._tell(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        """A process group is gone."""
+        with self._lock:
+            if group in self._groups:
+                self._groups.remove(group)
+                self._tell(f"-{group}\n")
+
+    def _tell(self, line: str) -> None:
+        if self._warden is None or not self._sent(line):
+            # The first, or somebody ended it: a new one is told all of them.
+            self._start()
+            self._sent("".join(f"+{group}\n" for group in sorted(self._groups)))
+
+    def _sent(self, text: str) -> bool:
+        assert self._warden is not None and self._warden.stdin is not None
+        try:
+            self._warden.stdin.write(text.encode())
+            self._warden.stdin.flush()
+        except OSError:
+            return False
+        return True
+
+    def _start(self) -> None:
+        self.close()
+        # A session of its own, so that Ctrl-C does not reach it.
+        self._warden = subprocess.Popen(  # noqa: S603 - this file
+            [sys.executable, "-I", "-S", __file__],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Lets the waiting process end, and with it all that is still watched."""
+        warden, self._warden = self._warden, None
+        if warden is not None and warden.stdin is not None:
+            with contextlib.suppress(OSError):
+                warden.stdin.close()
+            warden.wait()
+
+
+ORPHANS = Orphans()
+atexit.register(ORPHANS.close)
+
+
+def signalled(group: int, number: int) -> bool:
+    """Sends a signal to a process group. Returns whether there is one left."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # macOS says so of a group of zombies; elsewhere it changed its user
+        return False
+    return True
+
+
+def wait_and_end(orders: BinaryIO) -> None:
+    """The program: keeps a list of groups as long as there is somebody to tell of them, then ends those on it."""
+    groups: set[int] = set()
+    for line in orders:
+        order, group = line[:1], int(line[1:])
+        (groups.add if order == b"+" else groups.discard)(group)
+    left = {group for group in groups if signalled(group, signal.SIGTERM)}
+    deadline = time.monotonic() + GRACE
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = {group for group in left if signalled(group, 0)}
+    for group in left:
+        signalled(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # who stops a service stops all of its processes
+        signal.signal(ignored, signal.SIG_IGN)
+    wait_and_end(sys.stdin.buffer)

@@ -1,0 +1,363 @@
+"""Commands: what they get, what is kept of them, and that nothing of them goes on when their run is over."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from harness import until, working
+
+from pgsched import (
+    Command,
+    CommandExecutor,
+    CommandFailed,
+    InvalidArguments,
+    RegistrationError,
+    Retry,
+    Run,
+    Scheduler,
+    at,
+    connect,
+)
+from pgsched.commands import create_scheduler
+from pgsched.model import Cancellation, Journal
+
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+# Only a notification can bring a request, and nobody takes the claim away.
+FAR = {"heartbeat_interval": "30s", "stall_timeout": "1h"}
+ONCE = Retry(attempts=1)
+
+
+@pytest.fixture
+async def client(settings):
+    async with connect(settings.dsn, schema=settings.schema) as client:
+        yield client
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
+
+
+def children_states() -> str:
+    """The states of this process's children, as ps has them."""
+    command = ["ps", "-o", "stat=", "--ppid", str(os.getpid())]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def numbers(path) -> list[int]:
+    """The process ids in a file, as soon as there are any."""
+    return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+
+class Attempt:
+    """A run as an executor sees it, without a worker."""
+
+    def __init__(self, command, **args):
+        self.executor = CommandExecutor()
+
+        async def function() -> object:
+            return command
+
+        self.executor.function = function
+        self.journal = Journal()
+        self.run = Run(
+            id=7, entrypoint="job", schedule=None, fire_time=None, previous_fire_time=None, attempt=2, args=args,
+            worker=None, resources=None, cancellation=Cancellation(30), journal=self.journal,
+        )  # fmt: skip
+
+    async def execute(self):
+        return await self.executor.execute(self.run)
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [(line.level, line.text) for line in self.journal.take()]
+
+
+async def test_a_command_gets_its_words_as_they_are_and_knows_its_run(settings, db, client):
+    sc = Scheduler()
+    show = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    words = [sys.executable, "-c", show, "a b", "$HOME", "*", ";", ""]
+    sc.command("show", words, env={"COLOUR": "blue", "HOME": None}).schedule(str(at(PAST)), name="once")
+    async with working(sc, settings):
+        await db.until("select status = 'succeeded' from pgsched.runs")
+    run = (await client.list_runs())[0]
+    result = (await client.get_run(run["id"]))["result"]
+    assert result["exit_code"] == 0
+    arguments, environment = json.loads(result["output"])
+    assert arguments == ["a b", "$HOME", "*", ";", ""]
+    expected = {
+        "COLOUR": "blue", "PGSCHED_RUN_ID": str(run["id"]), "PGSCHED_ATTEMPT": "1", "PGSCHED_ENTRYPOINT": "show",
+        "PGSCHED_SCHEDULE": "once", "PGSCHED_FIRE_TIME": "2020-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    assert expected.items() <= environment.items()
+    assert environment["PATH"] == os.environ["PATH"] and "HOME" not in environment
+
+
+async def test_an_enqueued_job_has_no_schedule_in_its_environment():
+    attempt = Attempt(Command("env | grep ^PGSCHED_ | sort", shell=True))
+    assert (await attempt.execute())["output"].splitlines() == [
+        "PGSCHED_ATTEMPT=2", "PGSCHED_ENTRYPOINT=job", "PGSCHED_RUN_ID=7",
+    ]  # fmt: skip
+
+
+async def test_what_systemd_tells_the_worker_is_not_told_to_a_command(monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/notify")
+    attempt = Attempt(["sh", "-c", "echo ${NOTIFY_SOCKET-none}"])
+    assert (await attempt.execute())["output"] == "none\n"
+
+
+async def test_an_exit_code_fails_the_attempt_with_the_last_words(settings, db, client):
+    sc = Scheduler()
+    sc.command("bad", ["sh", "-c", "echo first; echo 'no such table' >&2; exit 3"], retry=ONCE)
+    async with working(sc, settings):
+        run_id = await client.enqueue("bad")
+        await db.until("select status = 'failed' from pgsched.runs")
+    error = (await client.get_run(run_id))["errors"][0]
+    assert error["type"] == "pgsched.commands.CommandFailed"
+    assert error["message"].startswith("sh exited with code 3; its last lines:\n")
+    assert set(error["message"].splitlines()[1:]) == {"first", "no such table"}
+
+
+async def test_a_signal_is_named():
+    attempt = Attempt(Command("kill -SEGV $$", shell=True))
+    with pytest.raises(CommandFailed, match=r"^the command was killed by SIGSEGV, without a word"):
+        await attempt.execute()
+
+
+async def test_a_failed_command_can_be_tried_again_by_its_class(settings, db, client, tmp_path):
+    sc = Scheduler()
+    script = f"echo x >> {tmp_path}/tries; test $(wc -l < {tmp_path}/tries) -ge 2"
+    sc.command("flaky", script, shell=True, retry=Retry(3, timedelta(0), on=CommandFailed))
+    async with working(sc, settings):
+        await client.enqueue("flaky")
+        await db.until("select status = 'succeeded' and attempt = 2 from pgsched.runs")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["no-such-program-here"], "'no-such-program-here' cannot be started: No such file or directory"),
+        (["/etc/passwd"], "'/etc/passwd' cannot be started: Permission denied"),
+        (Command(["true"], cwd="/no/such/folder"), "'true' cannot be started: No such file or directory: '/no/such"),
+    ],
+)
+async def test_what_cannot_be_started_is_told_in_a_sentence(command, sentence):
+    with pytest.raises(CommandFailed) as raised:
+        await Attempt(command).execute()
+    assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"argv": "ls -l"}, r"argv is a list such as \['ls', '-l'\]"),
+        ({"argv": []}, "argv is a list"),
+        ({"argv": ["ls", 1]}, "argv is a list"),
+        ({"argv": ["ls"], "shell": True}, "argv is one text"),
+        ({"argv": ["ls"], "env": {"A=B": "c"}}, "env is a dict"),
+        ({"argv": ["ls"], "env": ["A"]}, "env is a dict"),
+        ({"argv": ["ls"], "cwd": 3}, "cwd is a text"),
+        ({"argv": ["ls"], "stdin": 3}, "stdin is a text"),
+        ({"argv": ["l\0s"]}, "NUL"),
+    ],
+)
+async def test_arguments_that_are_no_command_are_refused_once_and_for_all(values, sentence):
+    with pytest.raises(InvalidArguments, match=sentence):
+        Command(**values)
+    with pytest.raises(RegistrationError, match=sentence):
+        Scheduler().command("job", **values)
+
+
+async def test_lines_are_kept_as_they_come_with_their_stream_as_level(tmp_path):
+    gate = tmp_path / "gate"
+    attempt = Attempt(
+        Command(f"printf 'one\\ntw'; echo oops >&2; until test -e {gate}; do sleep 0.01; done", shell=True)
+    )
+    task = asyncio.create_task(attempt.execute())
+    seen: list[tuple[str, str]] = []
+
+    def more() -> bool:
+        seen.extend(attempt.lines())
+        return len(seen) >= 2
+
+    await until(more)
+    assert sorted(seen) == [("info", "one"), ("warning", "oops")]  # while it runs
+    gate.touch()
+    await task
+    assert attempt.lines() == [("info", "tw")]
+
+
+async def test_output_without_end_is_capped_and_counted():
+    attempt = Attempt(Command("yes some line or other | head -n 200000; echo last", shell=True))
+    result = await attempt.execute()
+    assert result["output"].endswith("\nlast\n") and len(result["output"]) == 8192
+    kept = attempt.lines()
+    assert sum(len(text) + 1 for _, text in kept) <= Journal.LIMIT
+    assert len(kept) + attempt.journal.dropped in (200_000, 200_001)  # a line that is cut by the limit counts once
+
+
+async def test_bytes_that_are_no_text_are_shown_and_can_be_stored():
+    attempt = Attempt(["printf", r"a\377\000b\n"])
+    assert (await attempt.execute())["output"] == "a\\xff\\x00b\n"
+
+
+async def test_a_command_reads_nothing_or_what_it_is_given():
+    assert (await Attempt(["cat"]).execute())["output"] == ""
+    text = "line\n" * 50_000  # more than a pipe takes
+    result = await Attempt(Command(["wc", "-c"], stdin=text)).execute()
+    assert result["output"].strip() == str(len(text))
+
+
+async def test_a_shell_of_ones_own():
+    assert (await Attempt(Command("echo $0", shell="/bin/sh")).execute())["output"] == "/bin/sh\n"
+
+
+async def test_a_function_may_say_what_to_run(settings, db, client):
+    sc = Scheduler()
+
+    @sc.schedule("dump", at(PAST), args={"table": "users"}, executor=CommandExecutor)
+    def dump(run: Run, table: str) -> list[str]:
+        return ["echo", "dump", table, str(run.attempt)]
+
+    @sc.entrypoint("where", executor=CommandExecutor)
+    async def where() -> Command:
+        return Command(["pwd"], cwd="/")
+
+    async with working(sc, settings):
+        run_id = await client.enqueue("where")
+        await db.until("select bool_and(status = 'succeeded') and count(*) = 2 from pgsched.runs")
+    assert (await client.get_run(run_id))["result"]["output"] == "/\n"
+    dumped = (await client.list_runs(entrypoint="dump"))[0]
+    assert (await client.get_run(dumped["id"]))["result"]["output"] == "dump users 1\n"
+
+
+async def test_a_row_names_a_program_only_where_the_application_allows_it(settings, db, client):
+    sc = Scheduler()
+
+    @sc.entrypoint("other")
+    async def other() -> None: ...
+
+    args = {"argv": ["echo", "from a row"], "env": {"A": "b"}}
+    await client.create_schedule("stored", "command", str(at(PAST)), args=args)
+    async with working(sc, settings):
+        await client.enqueue("other")
+        await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'other'")
+        assert await db.value("select count(*) from pgsched.runs where entrypoint = 'command'") == 0
+    async with working(create_scheduler(), settings):
+        await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'command'")
+        wrong = await client.enqueue("command", {"argv": "rm -rf /nowhere"})
+        await db.until("select status = 'failed' from pgsched.runs where id = %s", wrong)
+    run = await client.get_run(wrong)
+    assert run["attempt"] == 1  # another attempt would fare no better
+    assert "argv is a list such as" in run["errors"][0]["message"]
+
+
+FAMILY = """
+sleep 1000 & echo $$ $! > {folder}/pids.new && mv {folder}/pids.new {folder}/pids
+wait
+"""
+
+
+@pytest.mark.parametrize("why", ["cancel", "timeout", "lost", "drain"])
+async def test_whatever_stops_its_run_ends_the_command_and_its_children(settings, db, client, tmp_path, why):
+    sc = Scheduler()
+    sc.command(
+        "family", FAMILY.format(folder=tmp_path), shell=True, retry=ONCE,
+        timeout=timedelta(seconds=1.5) if why == "timeout" else None,
+    )  # fmt: skip
+    changes = {} if why == "lost" else FAR
+    async with working(sc, settings, **changes, cancel_timeout="20s", drain_timeout="100ms") as worker:
+        run_id = await client.enqueue("family")
+        await until(lambda: numbers(tmp_path / "pids"))
+        pids = numbers(tmp_path / "pids")
+        if why == "cancel":
+            await client.cancel(run_id)
+        elif why == "lost":
+            await db.all("update pgsched.runs set worker = gen_random_uuid(), heartbeat_at = now() + interval '1 hour'")
+        elif why == "drain":
+            worker.stop()
+        await until(lambda: worker.runner.slots_used == 0)
+        assert not any(alive(pid) for pid in pids)  # at once: SIGTERM was enough
+    expected = {"cancel": "cancelled", "timeout": "failed", "lost": "running", "drain": "queued"}
+    assert await db.value("select status from pgsched.runs") == expected[why]
+
+
+async def test_a_command_that_ignores_sigterm_is_killed_and_not_told_as_disobedient(settings, db, client, tmp_path):
+    sc = Scheduler()
+    stubborn = f"trap '' TERM; {FAMILY.format(folder=tmp_path)} while :; do sleep 1; done"
+    sc.command("stubborn", stubborn, shell=True)
+    async with working(sc, settings, **FAR, cancel_timeout="1500ms"):
+        run_id = await client.enqueue("stubborn")
+        await until(lambda: numbers(tmp_path / "pids"))
+        await client.cancel(run_id)
+        await db.until("select status = 'cancelled' from pgsched.runs")
+        assert not any(alive(pid) for pid in numbers(tmp_path / "pids"))
+    assert (await client.get_run(run_id))["reason"] == "cancelled on request"
+
+
+async def test_what_a_command_leaves_behind_ends_with_it_even_if_it_holds_the_output(tmp_path):
+    attempt = Attempt(Command(f"sleep 1000 & echo $! > {tmp_path}/pids; echo done", shell=True))
+    assert (await attempt.execute())["output"] == "done\n"
+    await until(lambda: not any(alive(pid) for pid in numbers(tmp_path / "pids")))
+
+
+async def test_neither_descriptors_nor_zombies_nor_threads_remain(tmp_path):
+    await Attempt(["true"]).execute()  # what stays for good is there now
+    before = len(os.listdir("/dev/fd"))  # noqa: PTH208
+    for command in (["true"], ["false"], ["no-such-program"], Command("cat", shell=True, stdin="x")):
+        await asyncio.gather(Attempt(command).execute(), return_exceptions=True)
+    stopped = asyncio.create_task(Attempt(["sleep", "1000"]).execute())
+    await asyncio.sleep(0)
+    stopped.cancel()
+    await asyncio.gather(stopped, return_exceptions=True)
+    assert stopped.cancelled()
+    await asyncio.sleep(0)  # transports close in the next turn of the loop
+    assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
+    assert "Z" not in children_states()
+
+
+async def test_no_more_commands_than_their_setting_are_claimed(settings, db, client, tmp_path):
+    sc = Scheduler()
+    sc.command("wait", f"until test -e {tmp_path}/gate; do sleep 0.02; done", shell=True)
+
+    @sc.entrypoint("coroutine")
+    async def coroutine() -> None: ...
+
+    async with working(sc, settings, max_commands=2):
+        await client.enqueue_many("wait", [{}] * 5)
+        await client.enqueue("coroutine")
+        await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'coroutine'")
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'running'")
+        assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 3
+        (tmp_path / "gate").touch()
+        await db.until("select count(*) = 6 from pgsched.runs where status = 'succeeded'")
+
+
+def test_a_second_warden_is_told_of_everything_when_the_first_is_ended():
+    """Somebody may kill it; what is started after that must be looked after all the same, and what was there before."""
+    script = """
+import os, signal, subprocess, sys
+from pgsched.orphans import ORPHANS
+children = [subprocess.Popen(["sleep", "1000"], start_new_session=True) for _ in range(2)]
+ORPHANS.watch(children[0].pid)
+ORPHANS._warden.kill(); ORPHANS._warden.wait()
+ORPHANS.watch(children[1].pid)
+print(*[child.pid for child in children], flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 20
+    while any(alive(int(pid)) for pid in done.stdout.split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
