@@ -28,6 +28,8 @@ from pgsched.executors import Executor
 from pgsched.expression import at, every, upcoming
 from pgsched.hooks import RunEnd, RunFailure
 from pgsched.model import Limits, Retry, Run, Schedule
+from pgsched.outcome import RemoteError
+from pgsched.processes import ProcessDied, ProcessExecutor
 from pgsched.scheduler import Scheduler
 
 __version__ = _version("pgsched")
@@ -47,7 +49,10 @@ __all__ = [
     "Limits",
     "NotFound",
     "PgschedError",
+    "ProcessDied",
+    "ProcessExecutor",
     "RegistrationError",
+    "RemoteError",
     "Retry",
     "RetryLater",
     "Run",

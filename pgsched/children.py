@@ -21,7 +21,7 @@ from pgsched.outcome import clean
 
 TAIL = 8192  # bytes of output that are kept to be told with the end
 _LONGEST = 8192  # bytes of a line, beyond which it is cut into several
-_LATE = 0.5  # seconds that output may still come after the end: who has left the group may hold the pipe open
+LATE = 0.5  # seconds that output may still come after the end: who has left the group may hold the pipe open
 # What systemd tells a service is not meant for what the service starts.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
@@ -188,7 +188,7 @@ class Output:
         """Waits until the streams have ended, a little while at most: the process is gone."""
         try:
             if self.open:
-                await asyncio.wait([lines.ended for lines in self.open], timeout=_LATE)
+                await asyncio.wait([lines.ended for lines in self.open], timeout=LATE)
         finally:
             for lines in self.open:
                 lines.close()

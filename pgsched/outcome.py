@@ -9,6 +9,7 @@ import asyncio
 import enum
 import json
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -20,6 +21,26 @@ from pgsched.policy import retry_delay, spread
 ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
 RESULT_LIMIT = 262_144  # characters of a result's JSON
 T = TypeVar("T", bound=BaseException)
+
+
+class RemoteError(Exception):
+    """What a run's function raised in another process, as it was told from there.
+
+    told: its type, message and traceback. kinds: of each error that was raised (a group has several) the most special
+    class that this process knows.
+    """
+
+    def __init__(self, told: RunError, kinds: Sequence[type[BaseException]]) -> None:
+        super().__init__(f"{told.type}: {told.message}")
+        self.told = told
+        self.kinds = tuple(kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class Unstored:
+    """Stands for a result of which it is known already that it cannot be stored, and why."""
+
+    reason: str
 
 
 class Stop(enum.Enum):
@@ -70,11 +91,11 @@ def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) 
     if end.stop is Stop.REQUESTED:
         reason = f"cancelled on request{_swallowed(end)}"
         return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
-    if end.stop is None and (discarded := _only(end.error, Discard)):
+    if end.stop is None and (discarded := only(end.error, Discard)):
         reason = clean(str(discarded[0]))[:ERROR_LIMIT]
         return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
     told, final = _failure(run, end)
-    later = _only(end.error, RetryLater) if end.stop is None else []
+    later = only(end.error, RetryLater) if end.stop is None else []
     if final or run.attempt >= run.max_attempts or not (later or _allowed(retry, end)):
         return Outcome(claim, RunStatus.FAILED, end.started_at, end.finished_at, error=told)
     if later:
@@ -85,29 +106,30 @@ def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) 
     return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=told, delay=delay)
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def leaves(error: BaseException) -> list[BaseException]:
     """The errors in a group, however deep, or the one: tasks of a function may have raised several at once."""
-    leaves = [error]
-    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
-        leaves = [
-            each for leaf in leaves for each in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
+    found = [error]
+    while any(isinstance(leaf, BaseExceptionGroup) for leaf in found):
+        found = [
+            each for leaf in found for each in (leaf.exceptions if isinstance(leaf, BaseExceptionGroup) else (leaf,))
         ]
-    return leaves
+    return found
 
 
-def _only(error: BaseException | None, kind: type[T]) -> list[T]:
+def only(error: BaseException | None, kind: type[T]) -> list[T]:
     """The errors of a kind, where there are no others."""
-    leaves = _leaves(error) if error is not None else []
-    found = [leaf for leaf in leaves if isinstance(leaf, kind)]
-    return found if len(found) == len(leaves) else []
+    all_ = leaves(error) if error is not None else []
+    found = [leaf for leaf in all_ if isinstance(leaf, kind)]
+    return found if len(found) == len(all_) else []
 
 
 def _allowed(retry: Retry, end: End) -> bool:
     """Whether the code wants another attempt after this end. What was asked for in passing has no say beside it."""
     if end.stop is Stop.TIMEOUT or end.error is None:
         return retry.allows(TimeoutError)
-    real = [type(leaf) for leaf in _leaves(end.error) if not isinstance(leaf, RetryLater | Discard)]
-    return all(retry.allows(kind) for kind in real)
+    real = [leaf for leaf in leaves(end.error) if not isinstance(leaf, RetryLater | Discard)]
+    kinds = [kind for leaf in real for kind in (leaf.kinds if isinstance(leaf, RemoteError) else (type(leaf),))]
+    return all(retry.allows(kind) for kind in kinds)
 
 
 def _swallowed(end: End) -> str:
@@ -135,6 +157,8 @@ def encode(result: Any) -> tuple[str | None, str | None]:
     """A function's result as JSON, or why it is not stored. The work is done either way."""
     if result is None:
         return None, None
+    if isinstance(result, Unstored):
+        return None, result.reason
     try:
         text = json.dumps(result, allow_nan=False)
     except Exception as error:  # a dict of one's own may raise anything
@@ -154,6 +178,8 @@ def describe(error: BaseException) -> RunError:
     """An error, fit to be stored: without local variables, without what PostgreSQL cannot hold, cut to size."""
     if isinstance(error, asyncio.CancelledError):
         return RunError("CancelledError", "the function cancelled itself")
+    if isinstance(error, RemoteError):
+        return error.told
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:

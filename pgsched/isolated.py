@@ -1,0 +1,120 @@
+"""The other end of ProcessExecutor: a fresh interpreter, in which one function is called.
+
+Two pipes lead to the worker: on one it says what to do and, later, that somebody wants the run to stop; on the other
+we tell what is logged and how it ends. When the first ends, the worker is dead, and so are we.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, BinaryIO
+
+from pgsched.model import Journal
+from pgsched.remote import Package
+
+_PROGRESS = 0.1  # seconds between two tellings of progress
+
+
+class Report:
+    """The pipe to the worker. Any thread may write."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock = threading.Lock()
+
+    def send(self, **message: Any) -> None:
+        """Tells the worker one thing."""
+        data = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            while data:
+                data = data[os.write(self._fd, data) :]
+
+
+class Told(Journal):
+    """A journal that the worker keeps."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._at = 0.0
+        self._progress: tuple[float, float | None] | None = None
+        super().__init__()
+
+    def add(self, text: str, level: str) -> None:
+        """Sends it to the worker, as long as there is room."""
+        with self._lock:
+            room = self.LIMIT - self._size
+            self._size += len(text) + 1
+        if room > 0:
+            self._report.send(log=text[:room], level=level)
+        else:
+            with self._lock:
+                self.dropped += max(1, len(text.splitlines()))
+
+    @property
+    def progress(self) -> tuple[float, float | None] | None:
+        """As it was said last."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: tuple[float, float | None] | None) -> None:
+        self._progress = value
+        if value is not None and time.monotonic() - self._at >= _PROGRESS:
+            self._at = time.monotonic()
+            self._report.send(progress=value)
+
+    def finish(self) -> None:
+        """Sends what was held back."""
+        if self._progress is not None:
+            self._report.send(progress=self._progress)
+        if self.dropped:
+            self._report.send(dropped=self.dropped)
+
+
+class _Forwarding(logging.Handler):
+    """Sends what is logged by the standard library's logging to the run's journal."""
+
+    def __init__(self, journal: Told) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        levels = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
+        level = next((name for number, name in levels if record.levelno >= number), "debug")
+        try:
+            self._journal.add(self.format(record), level)
+        except Exception:
+            self.handleError(record)
+
+
+def main(control: BinaryIO, report_fd: int) -> None:
+    """Does what the first line says, and ends the process. control: as far as its second line."""
+    os.set_inheritable(control.fileno(), False)
+    os.set_inheritable(report_fd, False)
+    faulthandler.enable()  # a crash shows where it was
+    report = Report(report_fd)
+    journal = Told(report)
+    package = Package(control.readline(), journal)
+    threading.Thread(target=_obey, args=(control, package), name="pgsched-control", daemon=True).start()
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", handlers=[_Forwarding(journal)])
+    answer = package.call()
+    journal.finish()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # the function may have closed it
+            continue
+    report.send(answer=answer, noticed=package.cancellation.noticed)
+    os._exit(0)  # threads that the function has left behind would keep the interpreter from ending
+
+
+def _obey(control: BinaryIO, package: Package) -> None:
+    for _ in control:  # there is only one thing to be told
+        package.cancellation.ask()
+    os.killpg(0, signal.SIGKILL)
