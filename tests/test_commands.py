@@ -10,7 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from harness import until, working
+from harness import alive, until, working
 
 from pgsched import (
     Command,
@@ -37,16 +37,6 @@ ONCE = Retry(attempts=1)
 async def client(settings):
     async with connect(settings.dsn, schema=settings.schema) as client:
         yield client
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
 
 
 def children_states() -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import work
-from harness import until, working
+from harness import alive, until, working
 from structlog.testing import capture_logs
 
 from pgsched import (
@@ -40,12 +40,6 @@ ONCE = Retry(attempts=1)
 async def client(settings):
     async with connect(settings.dsn, schema=settings.schema) as client:
         yield client
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
 
 
 class Attempt:

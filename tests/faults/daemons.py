@@ -36,7 +36,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
+from pgsched import Executor, ProcessExecutor, Retry, Run, Schedule, Scheduler, at, every
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FOLDER = Path(os.environ["FAULTS_FOLDER"])
