@@ -358,6 +358,12 @@ class Client:
         """The workers, oldest first; `connected` tells whether the server sees a session of theirs."""
         return await self._sql.rows("list_workers", {}, connection)
 
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A transaction, to be given to several calls as connection=: all of what they do happens, or nothing."""
+        async with self._sql.transaction() as connection:
+            yield connection
+
 
 def _given(what: str, value: Any) -> datetime:
     found = definition.instant(what, value)

@@ -111,6 +111,15 @@ class Statements:
         return [{key: definition.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
 
     @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A transaction on a connection of the client's. What its block raises passes as it is."""
+        async with contextlib.AsyncExitStack() as stack:
+            with told(self.store.schema):
+                connection = await stack.enter_async_context(self.connections.own())
+                await stack.enter_async_context(connection.transaction())
+            yield connection
+
+    @contextlib.asynccontextmanager
     async def _on(self, connection: Any) -> AsyncIterator[Connection]:
         with told(self.store.schema):
             if connection is not None:

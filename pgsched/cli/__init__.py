@@ -31,6 +31,7 @@ _COMMANDS = {
     "workers": "Show the workers that are alive.",
     "next": "Show when an expression fires.",
     "health": "Tell whether everything is well.",
+    "import-crontab": "Turn a crontab into schedules.",
 }
 INTERRUPTED = 130
 
@@ -45,7 +46,8 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         # The module has the command's name and keeps the command under the same one.
-        command: click.Command = getattr(importlib.import_module(f"pgsched.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(importlib.import_module(f"pgsched.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
