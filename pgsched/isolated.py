@@ -13,13 +13,10 @@ import os
 import signal
 import sys
 import threading
-import time
 from typing import Any, BinaryIO
 
 from pgsched.model import Journal
-from pgsched.remote import Package
-
-_PROGRESS = 0.1  # seconds between two tellings of progress
+from pgsched.remote import Package, RemoteJournal
 
 
 class Report:
@@ -29,7 +26,7 @@ class Report:
         self._fd = fd
         self._lock = threading.Lock()
 
-    def send(self, **message: Any) -> None:
+    def send(self, message: dict[str, Any]) -> None:
         """Tells the worker one thing."""
         data = json.dumps(message).encode() + b"\n"
         with self._lock:
@@ -37,50 +34,10 @@ class Report:
                 data = data[os.write(self._fd, data) :]
 
 
-class Told(Journal):
-    """A journal that the worker keeps."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._at = 0.0
-        self._progress: tuple[float, float | None] | None = None
-        super().__init__()
-
-    def add(self, text: str, level: str) -> None:
-        """Sends it to the worker, as long as there is room."""
-        with self._lock:
-            room = self.LIMIT - self._size
-            self._size += len(text) + 1
-        if room > 0:
-            self._report.send(log=text[:room], level=level)
-        else:
-            with self._lock:
-                self.dropped += max(1, len(text.splitlines()))
-
-    @property
-    def progress(self) -> tuple[float, float | None] | None:
-        """As it was said last."""
-        return self._progress
-
-    @progress.setter
-    def progress(self, value: tuple[float, float | None] | None) -> None:
-        self._progress = value
-        if value is not None and time.monotonic() - self._at >= _PROGRESS:
-            self._at = time.monotonic()
-            self._report.send(progress=value)
-
-    def finish(self) -> None:
-        """Sends what was held back."""
-        if self._progress is not None:
-            self._report.send(progress=self._progress)
-        if self.dropped:
-            self._report.send(dropped=self.dropped)
-
-
 class _Forwarding(logging.Handler):
     """Sends what is logged by the standard library's logging to the run's journal."""
 
-    def __init__(self, journal: Told) -> None:
+    def __init__(self, journal: Journal) -> None:
         super().__init__()
         self._journal = journal
 
@@ -99,7 +56,7 @@ def main(control: BinaryIO, report_fd: int) -> None:
     os.set_inheritable(report_fd, False)
     faulthandler.enable()  # a crash shows where it was
     report = Report(report_fd)
-    journal = Told(report)
+    journal = RemoteJournal(report.send)
     package = Package(control.readline(), journal)
     threading.Thread(target=_obey, args=(control, package), name="pgsched-control", daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", handlers=[_Forwarding(journal)])
@@ -110,7 +67,7 @@ def main(control: BinaryIO, report_fd: int) -> None:
             stream.flush()
         except (OSError, ValueError):  # the function may have closed it
             continue
-    report.send(answer=answer, noticed=package.cancellation.noticed)
+    report.send({"answer": answer, "noticed": package.cancellation.noticed})
     os._exit(0)  # threads that the function has left behind would keep the interpreter from ending
 
 

@@ -15,7 +15,7 @@ from pgsched.children import LATE, Child, Output, check_platform, environment, t
 from pgsched.errors import PgschedError
 from pgsched.executors import Executor, Function, Place
 from pgsched.model import Journal, Run
-from pgsched.remote import Answer, pack, received, target_of
+from pgsched.remote import Answer, hear, pack, received, target_of
 
 _TOLD = 2000  # characters of output in an error
 # The path comes first: without it pgsched itself may not be found.
@@ -167,15 +167,11 @@ class _Link(asyncio.Protocol):
             self._take(json.loads(line))
 
     def _take(self, message: dict[str, Any]) -> None:
-        if "log" in message:
-            self._run.log(message["log"], message["level"])
-        elif "progress" in message:
-            self._run.progress(*message["progress"])
-        elif "dropped" in message:
-            self._run.journal.drop(message["dropped"])
-        elif "answer" in message:
+        if "answer" in message:
             self.answer = message["answer"]
             self._run.cancellation.noticed = self._run.cancellation.noticed or message["noticed"]
+        else:
+            hear(self._run, message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The event loop's: the process and all that had its pipe are gone."""

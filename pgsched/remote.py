@@ -11,6 +11,7 @@ import inspect
 import json
 import runpy
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -37,6 +38,47 @@ class RemoteCancellation(Cancellation):
         """Somebody wants the run to stop."""
         self.requested.set()
         self.interrupt()
+
+
+class RemoteJournal(Journal):
+    """A journal that is kept where the run was claimed: what is said is sent there. send: takes a message."""
+
+    PAUSE = 0.1  # seconds between two tellings of progress
+
+    def __init__(self, send: Callable[[dict[str, Any]], object]) -> None:
+        self._send = send
+        self._told_at = float("-inf")
+        self._progress: tuple[float, float | None] | None = None
+        super().__init__()
+
+    def add(self, text: str, level: str) -> None:
+        """Sends it, as long as there is room."""
+        with self._lock:
+            room = self.LIMIT - self._size
+            self._size += len(text) + 1
+            if room <= 0:
+                self.dropped += max(1, len(text.splitlines()))
+        if room > 0:
+            self._send({"log": text[:room], "level": level})
+
+    @property
+    def progress(self) -> tuple[float, float | None] | None:
+        """As it was said last."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: tuple[float, float | None] | None) -> None:
+        self._progress = value
+        if value is not None and time.monotonic() - self._told_at >= self.PAUSE:
+            self._told_at = time.monotonic()
+            self._send({"progress": value})
+
+    def finish(self) -> None:
+        """Sends what was held back."""
+        if self._progress is not None:
+            self._send({"progress": self._progress})
+        if self.dropped:
+            self._send({"dropped": self.dropped})
 
 
 # --- there ----------------------------------------------------------------------------------------------
@@ -170,6 +212,16 @@ def _failure(error: BaseException) -> Answer:
 
 
 # --- and back -------------------------------------------------------------------------------------------
+
+
+def hear(run: Run, message: Mapping[str, Any]) -> None:
+    """Keeps with the run what a RemoteJournal sent."""
+    if "log" in message:
+        run.log(message["log"], message["level"])
+    elif "progress" in message:
+        run.progress(*message["progress"])
+    elif "dropped" in message:
+        run.journal.drop(message["dropped"])
 
 
 def received(answer: Answer) -> Any:
