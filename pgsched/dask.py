@@ -108,9 +108,10 @@ async def _outcome(future: Any) -> Answer:
         answer: Answer = await future
         return answer
     except KilledWorker as error:
-        raise DaskFailed(f"Dask gave the run up: its workers died with it, {error.last_worker} the last one.") from None
+        last = getattr(error.last_worker, "address", error.last_worker)
+        raise DaskFailed(f"Dask gave the run up: its workers died with it, the last one at {last}.") from None
     except CancelledError as error:  # the library's, not a cancellation of ours
-        raise DaskFailed(f"Dask gave the run up: {str(error) or 'its future was cancelled'}.") from None
+        raise DaskFailed(f"Dask gave the run up: {_sentence(error)}") from None
     except Exception as error:  # the function's own come as answers: this is the way there
         raise DaskFailed(f"a Dask worker could not take the run: {_sentence(error)}") from None
 
