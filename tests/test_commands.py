@@ -17,6 +17,7 @@ from pgsched import (
     CommandExecutor,
     CommandFailed,
     InvalidArguments,
+    Limits,
     RegistrationError,
     Retry,
     Run,
@@ -25,7 +26,9 @@ from pgsched import (
     connect,
 )
 from pgsched.commands import create_scheduler
+from pgsched.executors import Place
 from pgsched.model import Cancellation, Journal
+from pgsched.orphans import ORPHANS
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 # Only a notification can bring a request, and nobody takes the claim away.
@@ -77,7 +80,9 @@ async def test_a_command_gets_its_words_as_they_are_and_knows_its_run(settings, 
     sc = Scheduler()
     show = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
     words = [sys.executable, "-c", show, "a b", "$HOME", "*", ";", ""]
-    sc.command("show", words, env={"COLOUR": "blue", "HOME": None}).schedule(str(at(PAST)), name="once")
+    sc.command("show", words, env={"COLOUR": "blue", "HOME": None, "PGSCHED_RUN_ID": "0"}).schedule(
+        str(at(PAST)), name="once"
+    )
     async with working(sc, settings):
         await db.until("select status = 'succeeded' from pgsched.runs")
     run = (await client.list_runs())[0]
@@ -295,6 +300,19 @@ async def test_a_command_that_ignores_sigterm_is_killed_and_not_told_as_disobedi
     assert (await client.get_run(run_id))["reason"] == "cancelled on request"
 
 
+async def test_all_of_the_group_is_asked(tmp_path):
+    script = f"""
+    trap : TERM
+    sh -c 'trap "touch {tmp_path}/asked; exit" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done' &
+    while kill -0 $! 2> {tmp_path}/errors; do wait $!; done
+    """
+    task = asyncio.create_task(Attempt(Command(script, shell=True)).execute())
+    await until((tmp_path / "ready").exists)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled() and (tmp_path / "asked").exists()
+
+
 async def test_what_a_command_leaves_behind_ends_with_it_even_if_it_holds_the_output(tmp_path):
     attempt = Attempt(Command(f"sleep 1000 & echo $! > {tmp_path}/pids; echo done", shell=True))
     assert (await attempt.execute())["output"] == "done\n"
@@ -312,6 +330,7 @@ async def test_neither_descriptors_nor_zombies_nor_threads_remain(tmp_path):
     await asyncio.gather(stopped, return_exceptions=True)
     assert stopped.cancelled()
     await asyncio.sleep(0)  # transports close in the next turn of the loop
+    assert not ORPHANS._groups
     assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
     assert "Z" not in children_states()
 
@@ -333,12 +352,32 @@ async def test_no_more_commands_than_their_setting_are_claimed(settings, db, cli
         await db.until("select count(*) = 6 from pgsched.runs where status = 'succeeded'")
 
 
+async def test_two_lanes_do_not_take_the_same_places(settings, db, client, tmp_path):
+    """An entrypoint with a limit of its own on each worker is claimed apart from the others, in the same pass."""
+    sc = Scheduler()
+    waiting = f"until test -e {tmp_path}/gate; do sleep 0.02; done"
+    sc.command("apart", waiting, shell=True, limits=Limits(per_worker=3))
+    sc.command("shared", waiting, shell=True)
+    await client.enqueue_many("apart", [{}] * 2)
+    await client.enqueue_many("shared", [{}] * 2)
+    async with working(sc, settings, max_commands=2) as worker:
+        await until(lambda: worker.runner.slots_used >= 2)
+        assert (worker.runner.slots_used, worker.runner.free()[Place.COMMAND]) == (2, 0)
+        (tmp_path / "gate").touch()
+        await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+
+
 def test_a_second_warden_is_told_of_everything_when_the_first_is_ended():
     """Somebody may kill it; what is started after that must be looked after all the same, and what was there before."""
     script = """
 import os, signal, subprocess, sys
 from pgsched.orphans import ORPHANS
-children = [subprocess.Popen(["sleep", "1000"], start_new_session=True) for _ in range(2)]
+deaf = "trap '' TERM; echo ready; while :; do sleep 1; done"
+children = [
+    subprocess.Popen(["sh", "-c", deaf], start_new_session=True, stdout=subprocess.PIPE) for _ in range(2)
+]
+for child in children:
+    child.stdout.readline()
 ORPHANS.watch(children[0].pid)
 ORPHANS._warden.kill(); ORPHANS._warden.wait()
 ORPHANS.watch(children[1].pid)
