@@ -12,6 +12,7 @@ import functools
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
@@ -74,6 +75,17 @@ def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
 
         return iterated
 
+    behind = getattr(method, "__wrapped__", None)
+    if inspect.isasyncgenfunction(behind):  # what contextlib.asynccontextmanager made of it
+
+        @contextlib.contextmanager
+        @functools.wraps(behind)
+        def held(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+            with _held(method(self.behind, *args, **kwargs)) as value:
+                yield value
+
+        return held
+
     @functools.wraps(method)
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
         return finished(method(self.behind, *args, **kwargs))
@@ -81,12 +93,22 @@ def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
+@contextlib.contextmanager
+def _held(context: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
+    """A context whose entry and exit await nothing which would have to wait; a connection of it is psycopg's own."""
+    with contextlib.ExitStack() as stack:
+        value = finished(context.__aenter__())
+        stack.push(lambda *error: finished(context.__aexit__(*error)))
+        yield value.raw if isinstance(value, _Connection) else value
+
+
 def mirror(of: type) -> Callable[[_Class], _Class]:
     """Gives a class the public methods of another that is asynchronous; an instance keeps that one's as `behind`."""
 
     def decorate(made: _Class) -> _Class:
         for name, member in vars(of).items():
-            if not name.startswith("_") and (inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)):
+            generator = inspect.isasyncgenfunction(getattr(member, "__wrapped__", member))
+            if not name.startswith("_") and (inspect.iscoroutinefunction(member) or generator):
                 setattr(made, name, _blocking(member))
         return made
 
@@ -153,27 +175,32 @@ class _Connection:
     """A blocking connection under the names, and with the awaits, of an asynchronous one: those that are used."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        self._connection = connection
+        self.raw = connection
         self.info = connection.info
         self.adapters = connection.adapters
 
     @property
     def prepare_threshold(self) -> int | None:
         """After how many uses a statement is prepared."""
-        return self._connection.prepare_threshold
+        return self.raw.prepare_threshold
 
     @prepare_threshold.setter
     def prepare_threshold(self, value: int | None) -> None:
-        self._connection.prepare_threshold = value
+        self.raw.prepare_threshold = value
 
     async def set_isolation_level(self, value: psycopg.IsolationLevel | None) -> None:
-        self._connection.set_isolation_level(value)
+        self.raw.set_isolation_level(value)
 
     async def execute(self, query: Any, params: Any = None) -> _Cursor:
-        return _Cursor(self._connection.execute(query, params))
+        return _Cursor(self.raw.execute(query, params))
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        with self.raw.transaction():
+            yield
 
     def cursor(self, *, row_factory: Any) -> _Cursor:
-        return _Cursor(self._connection.cursor(row_factory=row_factory))
+        return _Cursor(self.raw.cursor(row_factory=row_factory))
 
 
 class _Cursor:

@@ -360,7 +360,11 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """A transaction, to be given to several calls as connection=: all of what they do happens, or nothing."""
+        """A transaction on a connection of the client's: `async with client.transaction() as connection:`.
+
+        Given to calls as connection=, all of what they do happens at the end of the block, or nothing of it; other
+        statements may go over it, too. What the block raises ends it and passes unchanged.
+        """
         async with self._sql.transaction() as connection:
             yield connection
 

@@ -118,6 +118,8 @@ class Statements:
                 connection = await stack.enter_async_context(self.connections.own())
                 await stack.enter_async_context(connection.transaction())
             yield connection
+            with told(self.store.schema):  # the commit, which the database may refuse as any statement
+                await stack.aclose()
 
     @contextlib.asynccontextmanager
     async def _on(self, connection: Any) -> AsyncIterator[Connection]:

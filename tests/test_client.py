@@ -395,6 +395,44 @@ async def test_workers_are_connected_while_the_server_sees_their_session(client,
 # --- the caller's transaction ---------------------------------------------------------------------------
 
 
+async def test_a_transaction_of_the_clients_own_is_all_or_nothing(client, db):
+    class Oops(BaseException):
+        pass
+
+    error = Oops()
+    with pytest.raises(Oops) as raised:
+        async with client.transaction() as connection:
+            await client.create_schedule("a", "job", "@daily", connection=connection)
+            await client.enqueue("job", connection=connection)
+            assert await client.list_runs() == []
+            raise error
+    assert raised.value is error
+    assert await client.list_schedules() == await client.list_runs() == []
+    async with client.transaction() as connection:
+        await client.create_schedule("a", "job", "@daily", connection=connection)
+        await connection.execute("select 1")  # it is psycopg's, and takes any statement
+    assert [row["name"] for row in await client.list_schedules()] == ["a"]
+
+
+async def test_what_ends_a_transaction_is_told_once(client, db):
+    """The block's errors, the database's included, are the caller's; what the commit says is the client's to tell."""
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        async with client.transaction() as connection:
+            await connection.execute("select 1 / 0")
+    with pytest.raises(NotFound):
+        async with client.transaction() as connection:
+            await client.trigger("nothing", connection=connection)
+    with pytest.raises(InvalidArguments, match="late"):
+        async with client.transaction() as connection:
+            await connection.execute("create temp table late (n int unique deferrable initially deferred)")
+            await connection.execute("insert into late values (1), (1)")
+    with pytest.raises(DatabaseUnavailable):
+        async with client.transaction() as connection:
+            await client.enqueue("job", connection=connection)
+            await db.all("select pg_terminate_backend(%s)", connection.info.backend_pid)
+    assert await client.list_runs() == []
+
+
 async def test_everything_joins_the_callers_transaction(client, dsn, db):
     async with await psycopg.AsyncConnection.connect(dsn) as mine:
         await client.create_schedule("a", "e", "@daily", connection=mine)

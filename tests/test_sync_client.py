@@ -136,6 +136,38 @@ def test_everything_joins_the_callers_transaction(client, dsn, autocommit):
     assert [row["id"] for row in client.list_runs()] == [run_id]
 
 
+def test_a_transaction_of_the_clients_own_is_all_or_nothing(client):
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as raised, client.transaction() as mine:
+        client.create_schedule("a", "job", "@daily", connection=mine)
+        assert client.list_schedules() == []
+        raise error
+    assert raised.value is error
+    assert client.list_schedules() == []
+    with client.transaction() as mine:
+        assert type(mine) is psycopg.Connection
+        client.create_schedule("a", "job", "@daily", connection=mine)
+        assert mine.execute("select count(*) from pg_class where false").fetchone() == (0,)
+    assert [row["name"] for row in client.list_schedules()] == ["a"]
+    assert inspect.getdoc(client.transaction) == inspect.getdoc(Client.transaction)
+
+
+def test_what_ends_a_transaction_is_told_once(client, dsn):
+    with pytest.raises(psycopg.errors.DivisionByZero), client.transaction() as mine:
+        mine.execute("select 1 / 0")
+    with pytest.raises(InvalidArguments, match="late"), client.transaction() as mine:
+        mine.execute("create temp table late (n int unique deferrable initially deferred)")
+        mine.execute("insert into late values (1), (1)")
+    with pytest.raises(DatabaseUnavailable), client.transaction() as mine:
+        client.enqueue("job", connection=mine)
+        with psycopg.connect(dsn) as other:
+            other.execute("select pg_terminate_backend(%s)", [mine.info.backend_pid])
+    with client.transaction() as mine:
+        client.enqueue("job", connection=mine)
+        raise psycopg.Rollback  # psycopg's own word for a quiet end
+    assert client.list_runs() == []
+
+
 def test_a_connection_set_up_by_a_framework_will_do(client, dsn):
     """As Django's is: it binds on its own side, keeps JSON as text, and may read instants without a zone."""
 
