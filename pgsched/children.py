@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from pgsched.errors import RegistrationError
-from pgsched.orphans import ORPHANS, signalled
+from pgsched.orphans import ORPHANS, anybody, signalled
 from pgsched.outcome import clean
 
 TAIL = 8192  # bytes of output that are kept to be told with the end
 _LONGEST = 8192  # bytes of a line, beyond which it is cut into several
+UNKNOWN = 1 << 16  # stands for an exit code that somebody else has taken
+_LOOK = 0.01, 0.2  # seconds between two looks whether anybody goes on who was asked to end: the first, the longest
 LATE = 0.5  # seconds that output may still come after the end: who has left the group may hold the pipe open
 # What systemd tells a service is not meant for what the service starts.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
@@ -35,6 +37,12 @@ def check_platform() -> None:
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's environment and more."""
     return {key: value for key, value in os.environ.items() if key not in _NOT_INHERITED} | dict(more)
+
+
+def _hear_of_children() -> None:
+    # Inherited from whoever started us, this would take every exit code away, from us and from our children's own.
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Child:
@@ -55,6 +63,8 @@ class Child:
         """Starts it. Raises OSError and ValueError as subprocess does."""
         self._loop = asyncio.get_running_loop()
         self._gone = self._loop.create_future()
+        self._patient = self._killed = False
+        _hear_of_children()
         self.process = subprocess.Popen(  # noqa: S603 - what is to be run, is
             argv, env=env, cwd=cwd, pass_fds=pass_fds, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             bufsize=0, start_new_session=True,
@@ -80,16 +90,45 @@ class Child:
         def gone() -> None:
             self._loop.remove_reader(fd)
             os.close(fd)
-            signalled(self.pid, signal.SIGKILL)
-            self._reaped(self.process.wait())
+            self._over()
 
         self._loop.add_reader(fd, gone)
 
     def _wait(self) -> None:
-        code = self.process.wait()
-        signalled(self.pid, signal.SIGKILL)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            self._loop.call_soon_threadsafe(self._reaped, code)
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            self._reap()
+        try:
+            self._loop.call_soon_threadsafe(self._over)
+        except RuntimeError:  # the loop is closed: nobody asks any more
+            signalled(self.pid, signal.SIGKILL)
+
+    def _over(self) -> None:
+        """It has ended. Who is left in its group was either asked to end and has time to, or is killed."""
+        if not self._patient:
+            signalled(self.pid, signal.SIGKILL)
+        code = self._reap()
+        if self._patient:
+            self._wait_for_group(code)
+        else:
+            self._reaped(code)
+
+    def _wait_for_group(self, code: int, wait: float = _LOOK[0]) -> None:
+        """Its number stays taken as long as anybody is in its group, so that no other group can have it."""
+        if self._killed or not anybody(self.pid):
+            self._reaped(code)
+        else:
+            self._loop.call_later(wait, self._wait_for_group, code, min(1.5 * wait, _LOOK[1]))
+
+    def _reap(self) -> int:
+        if self.process.returncode is None:
+            try:
+                self.process.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:  # subprocess would call this a success
+                self.process.returncode = UNKNOWN
+        return self.process.returncode
 
     def _reaped(self, code: int) -> None:
         ORPHANS.forget(self.pid)
@@ -98,19 +137,21 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not been seen to end."""
+        """Whether it, or who was asked to end with it, has not been seen to end."""
         return not self._gone.done()
 
     async def ended(self) -> int:
-        """Waits for its end; returns its exit code, minus the signal's number where one ended it.
+        """Waits for its end; returns its exit code, minus the signal's number where one ended it, or UNKNOWN.
 
         All that it started and that is still in its group is killed then."""
         return int(await asyncio.shield(self._gone))
 
     async def end(self, grace: float, ask: Callable[[], None] | None = None) -> int:
-        """Ends it: asks it to (SIGTERM to its group by default), and kills its group after `grace` seconds, or at once
-        when the caller is cancelled meanwhile. Returns when it is gone, its exit code."""
+        """Ends it: asks it to, and kills its group after `grace` seconds, or at once when the caller is cancelled
+        meanwhile. By default all of its group is asked, with SIGTERM, and has that time, whoever of it ends first.
+        Returns when it is gone, its exit code."""
         if self.alive:
+            self._patient = ask is None
             (ask or self.terminate)()
         timer = self._loop.call_later(grace, self.kill)
         try:
@@ -130,6 +171,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL to its group."""
+        self._killed = True
         if self.alive:
             signalled(self.pid, signal.SIGKILL)
 
@@ -159,13 +201,15 @@ class Output:
     @property
     def tail(self) -> str:
         """The last bytes of both streams, as text."""
-        return _text(bytes(self._tail[-TAIL:]))
+        tail = bytes(self._tail[-TAIL:])
+        whole = len(self._tail) <= TAIL
+        return _text(tail if whole else tail[next((n for n in range(4) if not _inside(tail, n)), 0) :])
 
     def keep(self, data: bytes) -> None:
         """Keeps what may become the tail."""
-        self._tail += data[-TAIL:]
+        self._tail += data[-TAIL - 1 :]  # one more tells that it was cut
         if len(self._tail) > 4 * TAIL:
-            del self._tail[:-TAIL]
+            del self._tail[: -TAIL - 1]
 
     def line(self, line: bytes, level: str) -> None:
         """Gives a line on, as long as there is room."""
@@ -214,12 +258,10 @@ class _Lines(asyncio.Protocol):
             self._output.drop(data.count(b"\n"))
             self._rest = b""
             return
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        while len(self._rest) > _LONGEST:
-            lines.append(self._rest[:_LONGEST])
-            self._rest = self._rest[_LONGEST:]
-        for line in lines:
-            self._output.line(line.removesuffix(b"\r"), self._level)
+        *lines, rest = (self._rest + data).split(b"\n")
+        *begun, self._rest = _pieces(rest)
+        for piece in [piece for line in lines for piece in _pieces(line.removesuffix(b"\r"))] + begun:
+            self._output.line(piece, self._level)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._rest:
@@ -233,12 +275,29 @@ class _Lines(asyncio.Protocol):
             self._transport.close()
 
 
+def _inside(data: bytes, at: int) -> bool:
+    """Whether a character of UTF-8 goes on there."""
+    return at < len(data) and data[at] & 0xC0 == 0x80
+
+
+def _pieces(line: bytes) -> list[bytes]:
+    """A line in pieces that are not too long, cut between characters where it has any."""
+    pieces = []
+    while len(line) > _LONGEST:
+        cut = next((n for n in range(_LONGEST, _LONGEST - 4, -1) if not _inside(line, n)), _LONGEST)
+        pieces.append(line[:cut])
+        line = line[cut:]
+    return [*pieces, line]
+
+
 def _text(data: bytes) -> str:
     return clean(data.decode("utf-8", "backslashreplace"))
 
 
 def told(code: int) -> str:
     """An exit code as people read it: "exited with code 3", "was killed by SIGSEGV"."""
+    if code == UNKNOWN:
+        return "ended, and how is not known: other code of the worker waits for child processes that are not its own"
     if code >= 0:
         return f"exited with code {code}"
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pgsched.children import Child, Output, check_platform, environment, told
+from pgsched.children import UNKNOWN, Child, Output, check_platform, environment, told
 from pgsched.errors import InvalidArguments, PgschedError
 from pgsched.executors import Executor, Function, Place
 from pgsched.model import Journal, Run
@@ -24,7 +24,10 @@ _TOLD = 2000  # characters of output in an error
 
 
 class CommandFailed(PgschedError):
-    """A command that could not be started, or whose exit code is not 0. exit_code_of_command: None, or that."""
+    """A command that could not be started, or whose exit code is not 0.
+
+    exit_code_of_command: that, minus the signal's number where one ended it; None where there is none.
+    """
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
@@ -87,8 +90,9 @@ class CommandExecutor(Executor):
     KiB}; any other fails the attempt with a CommandFailed.
 
     Where the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, the command's process group
-    gets SIGTERM, and SIGKILL after cancel_timeout. What a command leaves behind in its group is killed when it has
-    ended; what shall live on has to leave the group (setsid). When the worker dies, the group is ended, too.
+    gets SIGTERM, and who is left of it SIGKILL after cancel_timeout. What a command leaves behind in its group is
+    killed when it has ended; what shall live on has to leave the group (setsid). When the worker dies, the group is
+    ended, too.
 
     A worker has at most max_commands of them at once.
     """
@@ -123,7 +127,7 @@ class CommandExecutor(Executor):
             await child.end(run.cancellation.grace)
             await output.closed()
         if code != 0:
-            raise CommandFailed(_failure(command, code, output.tail), code)
+            raise CommandFailed(_failure(command, code, output.tail), None if code == UNKNOWN else code)
         return {"exit_code": 0, "output": output.tail}
 
 

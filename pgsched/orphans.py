@@ -1,6 +1,7 @@
 """Ends the processes of runs when this process dies, whatever it dies of.
 
-Nothing here can run after a SIGKILL, so a process of its own waits for the end of a pipe that only we hold, and then
+Nothing here can run after a SIGKILL, so a process of its own waits for our end, and for the end of a pipe that only we
+and forks of us hold (a pool of multiprocessing, which may outlive us: where a process can be watched, we are), and then
 ends the process groups that it was told of. It is started with the first group, and is this file, run as a program:
 nothing but the standard library may be imported here.
 
@@ -12,12 +13,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from typing import BinaryIO
 
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL, when nobody is left to ask how long they may take
 
@@ -62,7 +63,7 @@ class Orphans:
         self.close()
         # A session of its own, so that Ctrl-C does not reach it.
         self._warden = subprocess.Popen(  # noqa: S603 - this file
-            [sys.executable, "-I", "-S", __file__],
+            [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
 
@@ -90,22 +91,56 @@ def signalled(group: int, number: int) -> bool:
     return True
 
 
-def wait_and_end(orders: BinaryIO) -> None:
-    """The program: keeps a list of groups as long as there is somebody to tell of them, then ends those on it."""
+def anybody(group: int) -> bool:
+    """Whether anybody of a process group goes on. Zombies do not count: in a container nobody may ever reap them."""
+    if not signalled(group, 0):
+        return False
+    try:
+        processes = [name for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+    except OSError:
+        processes = []
+    for process in processes:
+        with contextlib.suppress(OSError), open(f"/proc/{process}/stat", "rb") as file:  # noqa: PTH123
+            state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
+            if int(its_group) == group and state not in {b"Z", b"X"}:
+                return True
+    return not processes  # where there is no /proc, all count
+
+
+def wait_and_end(orders: int, owner: int | None) -> None:
+    """The program: keeps a list of groups as long as there is somebody to tell of them, then ends those on it.
+
+    orders: what the list is read from. owner: readable when that somebody is gone, whoever else holds the other end.
+    """
     groups: set[int] = set()
-    for line in orders:
-        order, group = line[:1], int(line[1:])
-        (groups.add if order == b"+" else groups.discard)(group)
+    rest = b""
+    while True:
+        ready, _, _ = select.select([orders] if owner is None else [orders, owner], [], [])
+        data = os.read(orders, 65536) if orders in ready else b""
+        if not data:
+            break
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
     left = {group for group in groups if signalled(group, signal.SIGTERM)}
     deadline = time.monotonic() + GRACE
     while left and time.monotonic() < deadline:
         time.sleep(0.02)
-        left = {group for group in left if signalled(group, 0)}
+        left = {group for group in left if anybody(group)}
     for group in left:
         signalled(group, signal.SIGKILL)
+
+
+def _owner(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:  # gone already: something that is readable
+        return os.open(os.devnull, os.O_RDONLY)
+    except (AttributeError, OSError):  # not Linux: the pipe alone tells
+        return None
 
 
 if __name__ == "__main__":
     for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # who stops a service stops all of its processes
         signal.signal(ignored, signal.SIG_IGN)
-    wait_and_end(sys.stdin.buffer)
+    wait_and_end(sys.stdin.fileno(), _owner(int(sys.argv[1])))

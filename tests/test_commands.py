@@ -56,7 +56,7 @@ def numbers(path) -> list[int]:
 class Attempt:
     """A run as an executor sees it, without a worker."""
 
-    def __init__(self, command, **args):
+    def __init__(self, command, grace=30.0, **args):
         self.executor = CommandExecutor()
 
         async def function() -> object:
@@ -66,7 +66,7 @@ class Attempt:
         self.journal = Journal()
         self.run = Run(
             id=7, entrypoint="job", schedule=None, fire_time=None, previous_fire_time=None, attempt=2, args=args,
-            worker=None, resources=None, cancellation=Cancellation(30), journal=self.journal,
+            worker=None, resources=None, cancellation=Cancellation(grace), journal=self.journal,
         )  # fmt: skip
 
     async def execute(self):
@@ -206,6 +206,17 @@ async def test_bytes_that_are_no_text_are_shown_and_can_be_stored():
     assert (await attempt.execute())["output"] == "a\\xff\\x00b\n"
 
 
+async def test_long_lines_are_cut_between_characters():
+    """Where they are cut must not depend on how the bytes came, and no letter is lost."""
+    for text in ("ä" * 10_000, "x" + "日" * 9_000 + "\n"):
+        attempt = Attempt([sys.executable, "-c", f"print({text!r}, end='', flush=True)"])
+        result = await attempt.execute()
+        lines = [line for _, line in attempt.lines()]
+        assert "".join(lines) == text.rstrip() and len(lines) > 1
+        assert max(len(line.encode()) for line in lines) <= 8192
+        assert set(result["output"]) <= set(text)
+
+
 async def test_a_command_reads_nothing_or_what_it_is_given():
     assert (await Attempt(["cat"]).execute())["output"] == ""
     text = "line\n" * 50_000  # more than a pipe takes
@@ -313,6 +324,68 @@ async def test_all_of_the_group_is_asked(tmp_path):
     assert task.cancelled() and (tmp_path / "asked").exists()
 
 
+@pytest.fixture(params=["pidfd", "thread"])
+def watched(request, monkeypatch):
+    """Both ways in which the end of a process is noticed."""
+    if request.param == "thread":
+
+        def refused(pid: int) -> int:
+            raise OSError("Too many open files")
+
+        monkeypatch.setattr(os, "pidfd_open", refused)
+
+
+@pytest.mark.usefixtures("watched")
+async def test_who_is_asked_has_the_time_whoever_of_the_group_ends_first(tmp_path):
+    """The shell of a crontab's line goes down at once; the program in it may have something to put in order."""
+    script = f"""
+    sh -c 'trap "sleep 0.2; touch {tmp_path}/tidy; exit" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done' &
+    echo $$ $! > {tmp_path}/pids
+    wait
+    """
+    task = asyncio.create_task(Attempt(Command(script, shell=True)).execute())
+    await until((tmp_path / "ready").exists)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled() and (tmp_path / "tidy").exists()
+    assert not any(alive(pid) for pid in numbers(tmp_path / "pids")) and not ORPHANS._groups
+
+
+@pytest.mark.usefixtures("watched")
+async def test_who_does_not_take_it_is_killed_though_the_first_has_gone(tmp_path):
+    deaf = f"sh -c 'trap \"\" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done'"
+    script = f"{deaf} & echo $! > {tmp_path}/pids; wait"
+    task = asyncio.create_task(Attempt(Command(script, shell=True), grace=0.1).execute())
+    await until((tmp_path / "ready").exists)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: not any(alive(pid) for pid in numbers(tmp_path / "pids")))
+    assert task.cancelled() and not ORPHANS._groups
+
+
+@pytest.mark.usefixtures("watched")
+async def test_an_exit_code_that_others_took_is_no_success(tmp_path):
+    """As of `os.wait()` in a job's thread: subprocess would say 0."""
+    script = f"echo $$ > {tmp_path}/pids; until test -e {tmp_path}/gate; do sleep 0.02; done; exit 3"
+    task = asyncio.create_task(Attempt(Command(script, shell=True)).execute())
+    await until(lambda: numbers(tmp_path / "pids"))
+    (tmp_path / "gate").touch()
+    os.waitpid(numbers(tmp_path / "pids")[0], 0)  # noqa: ASYNC222 - the event loop shall have no say meanwhile
+    with pytest.raises(CommandFailed, match="how is not known: other code of the worker waits for child") as told:
+        await task
+    assert told.value.exit_code_of_command is None
+
+
+async def test_exit_codes_are_known_where_they_were_to_be_ignored():
+    """Some parents of services start them so, and every exit code is lost."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(CommandFailed, match="exited with code 3"):
+            await Attempt(["sh", "-c", "exit 3"]).execute()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 async def test_what_a_command_leaves_behind_ends_with_it_even_if_it_holds_the_output(tmp_path):
     attempt = Attempt(Command(f"sleep 1000 & echo $! > {tmp_path}/pids; echo done", shell=True))
     assert (await attempt.execute())["output"] == "done\n"
@@ -365,6 +438,33 @@ async def test_two_lanes_do_not_take_the_same_places(settings, db, client, tmp_p
         assert (worker.runner.slots_used, worker.runner.free()[Place.COMMAND]) == (2, 0)
         (tmp_path / "gate").touch()
         await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only where a process can be watched")
+def test_a_fork_that_outlives_the_worker_does_not_keep_its_commands_alive():
+    """As the processes of a multiprocessing pool do: they hold all that the worker held."""
+    script = """
+import os, signal, subprocess, sys, time
+from pgsched.orphans import ORPHANS
+child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+ORPHANS.watch(child.pid)
+fork = os.fork()
+if not fork:
+    os.close(1), os.close(2)
+    time.sleep(1000)
+print(fork, child.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    fork, child = map(int, done.stdout.split())
+    try:
+        deadline = time.monotonic() + 20
+        while alive(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert alive(fork)
+    finally:
+        os.kill(fork, signal.SIGKILL)
 
 
 def test_a_second_warden_is_told_of_everything_when_the_first_is_ended():
