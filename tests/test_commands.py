@@ -1,6 +1,7 @@
 """Commands: what they get, what is kept of them, and that nothing of them goes on when their run is over."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -446,16 +447,16 @@ def test_a_fork_that_outlives_the_worker_does_not_keep_its_commands_alive():
     script = """
 import os, signal, subprocess, sys, time
 from pgsched.orphans import ORPHANS
-child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+child = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdout=subprocess.DEVNULL)
 ORPHANS.watch(child.pid)
 fork = os.fork()
 if not fork:
-    os.close(1), os.close(2)
+    os.close(1)
     time.sleep(1000)
 print(fork, child.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False)
     fork, child = map(int, done.stdout.split())
     try:
         deadline = time.monotonic() + 20
@@ -465,6 +466,8 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert alive(fork)
     finally:
         os.kill(fork, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 
 def test_a_second_warden_is_told_of_everything_when_the_first_is_ended():
