@@ -20,6 +20,7 @@ _TARGETS = re.compile(r"\d?[<>]+&?\s*\S*")
 _PREPARING = ("cd", "test", "[", "sleep", "export", "set", ".", "source")  # commands before the one that counts
 _LEADING = ("exec", "nice", "sudo", "env", "nohup", "time")  # words before the program that counts
 _LONGEST = 60  # characters of a name that is made from a command
+_BACKGROUND = re.compile(r"(?<![&>|\\])&\s*$")
 _MAIL = "output is kept with each run instead of being mailed"
 _IGNORED = {
     "MAILTO": _MAIL,
@@ -70,8 +71,8 @@ def read(text: str, *, timezone: str = "UTC", prefix: str = "", user_column: boo
     """
     check_timezone(timezone)
     reader = _Reader(timezone, prefix, user_column)
-    for number, line in enumerate(text.splitlines(), 1):
-        written = line.strip()
+    for number, line in enumerate(text.split("\n"), 1):
+        written = line.strip(" \t\r")
         if written and not written.startswith("#"):
             try:
                 reader.take(number, written)
@@ -103,10 +104,21 @@ class _Reader:
         command, stdin = _parted(rest)
         if not command:
             raise InvalidExpression("there is no command" + (" after the user" if self._user_column else ""))
+        self._remark(number, command)
         name = self._name(command)
         parse(expression, self._timezone, name=name)
         self._names.add(name)
         self.found.jobs.append(Job(number, name, expression, self._timezone, self._args(command, stdin), user))
+
+    def _remark(self, number: int, command: str) -> None:
+        if _BACKGROUND.search(command):
+            self.found.remarks.append(
+                Note(
+                    number, "the & at its end sends it to the background, where it is killed as soon as its shell ends"
+                )
+            )
+        if not self._user_column and _first(command)[0] == "root":
+            self.found.remarks.append(Note(number, "root is taken for the program, and not for a user (--user-column)"))
 
     def _set(self, number: int, name: str, value: str) -> None:
         if name in _IGNORED:
@@ -121,7 +133,7 @@ class _Reader:
                 self.found.remarks.append(Note(number, "TZ is given to the commands; only CRON_TZ moves their times"))
 
     def _args(self, command: str, stdin: str | None) -> dict[str, Any]:
-        args: dict[str, Any] = {"argv": command, "shell": self._settings.get("SHELL", True)}
+        args: dict[str, Any] = {"argv": command, "shell": self._settings.get("SHELL") or True}
         if self._settings:
             args["env"] = dict(self._settings)
         if home := self._settings.get("HOME"):

@@ -128,6 +128,18 @@ def test_what_cannot_be_imported_is_told_by_its_line(line, says):
     assert [job.command for job in found.jobs] == ["fine"]
 
 
+def test_what_would_go_otherwise_than_under_cron_is_remarked():
+    found = read("@daily a.sh > x 2>&1 &\n@daily b && c\n@daily d 2>&1\n@daily root e")
+    assert [(note.line, note.text.split()[0:2]) for note in found.remarks] == [(1, ["the", "&"]), (4, ["root", "is"])]
+    assert len(found.jobs) == 4
+
+
+def test_lines_end_where_they_end_for_cron():
+    """Not at each character at which Python would end one; and an empty SHELL is none."""
+    found = read("SHELL=\r\n@daily echo a\fb\u2028c\r\n")
+    assert [(job.command, job.args["shell"]) for job in found.jobs] == [("echo a\fb\u2028c", True)]
+
+
 def test_a_system_crontab_has_a_user():
     found = read("17 * * * * root\tcd / && run-parts --report /etc/cron.hourly\n@daily ada", user_column=True)
     assert [(job.user, job.command) for job in found.jobs] == [("root", "cd / && run-parts --report /etc/cron.hourly")]
@@ -175,7 +187,7 @@ def test_it_shows_first_and_makes_nothing_until_it_is_told_to(shell, tmp_path):
     (tmp_path / "tab").write_text(CRONTAB)
     looked = shell("import-crontab", "tab", "--dry-run")
     assert looked.exit_code == 0
-    assert "backup-full  0 3 * * 1-5  Europe/Berlin" in looked.stdout
+    assert "backup-full  new  0 3 * * 1-5  Europe/Berlin" in looked.stdout
     assert looked.stderr == "Line 1: MAILTO is ignored: output is kept with each run instead of being mailed.\n"
     refused = shell("import-crontab", "tab", stdin="y\n")
     assert refused.exit_code == 2 and "--dry-run" in refused.stderr and "--yes" in refused.stderr
@@ -217,6 +229,53 @@ def test_a_name_that_exists_stops_all_of_it(shell, tmp_path):
     assert len(rows(shell)) == 3
 
 
+def test_a_second_import_changes_nothing_and_an_update_what_its_lines_say(shell, tmp_path):
+    (tmp_path / "tab").write_text(CRONTAB)
+    assert shell("import-crontab", "tab", "--yes").exit_code == 0
+    again = shell("import-crontab", "tab", "--yes")
+    assert again.exit_code == 0 and again.stderr.endswith("All 2 schedules are there already, as they shall be.\n")
+    assert shell("schedules", "pause", "cat").exit_code == 0
+    shell.sql("update pgsched.schedules set max_attempts = 5")
+    (tmp_path / "tab").write_text(CRONTAB.replace("0 3", "0 4").replace("cat%line", "cat%other\n@weekly new"))
+    before = rows(shell)
+    looked = shell("import-crontab", "tab", "--dry-run")
+    assert looked.exit_code == 1 and "backup-full  changed" in looked.stdout and "new          new" in looked.stdout
+    refused = shell("import-crontab", "tab", "--yes")
+    assert refused.exit_code == 1 and "are named backup-full, cat, with another time or command" in refused.stderr
+    assert shell("import-crontab", "tab", "--dry-run", "--update").exit_code == 0
+    assert rows(shell) == before
+    done = shell("import-crontab", "tab", "--yes", "--update")
+    assert done.exit_code == 0 and "Made 1 and changed 2 schedules" in done.stderr and "Warning" not in done.stderr
+    assert rows(shell) == [
+        ("backup-full", "command", "0 4 * * 1-5", "Europe/Berlin", 5),
+        ("cat", "command", "@daily", "Europe/Berlin", 5),
+        ("new", "command", "@weekly", "Europe/Berlin", 1),
+    ]
+    assert shell.sql("select status, args->>'stdin' from pgsched.schedules where name = 'cat'") == [
+        ("paused", "other\n")
+    ]
+
+
+def test_what_has_gone_from_the_file_is_told_and_stays(shell, tmp_path):
+    (tmp_path / "tab").write_text("@daily a\n@weekly a\n")
+    assert shell("import-crontab", "tab", "--yes", "--prefix", "host:").exit_code == 0
+    shell.ok("schedules", "add", "other", "command", "@daily")
+    (tmp_path / "tab").write_text("@weekly a\n")
+    done = shell("import-crontab", "tab", "--yes", "--prefix", "host:", "--update")
+    assert "Warning: no line of the file stands for host:a-2: if they came" in done.stderr
+    assert [row[0] for row in rows(shell)] == ["host:a", "host:a-2", "other"]
+
+
+@pytest.mark.parametrize("owner", ["api", "code:app"])
+def test_an_update_touches_only_what_an_import_can_have_made(shell, tmp_path, owner):
+    (tmp_path / "tab").write_text("@daily a\n")
+    shell.ok("schedules", "add", "a", "other" if owner == "api" else "command", "@weekly")
+    shell.sql("update pgsched.schedules set owner = %s", owner)
+    result = shell("import-crontab", "tab", "--yes", "--update")
+    assert result.exit_code == 1 and "named a (choose a --prefix)" in result.stderr
+    assert [row[2] for row in rows(shell)] == ["@weekly"]
+
+
 def test_a_schedule_that_the_database_refuses_takes_the_others_with_it(shell, tmp_path):
     (tmp_path / "tab").write_text(CRONTAB)
     shell.sql("alter table pgsched.schedules add constraint no_cat check (name <> 'cat')")
@@ -244,7 +303,7 @@ def test_standard_input_and_json(shell):
     assert schedule.pop("next_run").endswith("T15:00:00Z")
     assert schedule == {
         "line": 1, "name": "ls-l", "expression": "0 0 * * *", "timezone": "Asia/Tokyo", "user": "root",
-        "args": {"argv": "ls -l", "shell": True}, "exists": False,
+        "args": {"argv": "ls -l", "shell": True}, "state": "new",
     }  # fmt: skip
     assert [problem["line"] for problem in printed["problems"]] == [2]
     assert shell("import-crontab", "-", stdin="@daily x\n").exit_code == 2

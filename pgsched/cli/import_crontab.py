@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 
 from pgsched.cli.options import database_options, json_option, with_client
 from pgsched.cli.output import instant, print_json, print_table, say, warn
-from pgsched.client import Client
+from pgsched.client import Client, Row
 from pgsched.commands import ENTRYPOINT
 from pgsched.config import Settings
 from pgsched.crontab import Crontab, Job, read
@@ -32,6 +33,7 @@ from pgsched.model import Retry
 @click.option(
     "--attempts", type=click.IntRange(1, 1000), default=1, help="How often a failed command is tried.  [1, as cron]"
 )
+@click.option("--update", is_flag=True, help="Change schedules that exist to what their lines say now.")
 @click.option("--skip-unreadable", is_flag=True, help="Import the rest where lines cannot be imported.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be made.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -44,6 +46,7 @@ def import_crontab(
     user_column: bool,
     prefix: str,
     timezone: str | None,
+    update: bool,
     skip_unreadable: bool,
     dry_run: bool,
     yes: bool,
@@ -53,31 +56,58 @@ def import_crontab(
     """Turn the crontab FILE (- is standard input) into schedules that run its commands.
 
     Shows them first and asks; where there is no terminal to ask on, --yes makes them and --dry-run does not. It makes
-    all of them or none: names that exist and lines that cannot be read stop it. The commands are run by workers that
-    allow it: `pgsched run pgsched.commands:create_scheduler`, or a factory that calls allow_commands(); as their
-    user, and in their directory where no HOME is set.
+    all of them or none: lines that cannot be read stop it, and names that exist, unless they are the same already. A
+    line that was changed since changes its schedule with --update: expression, zone and command, nothing else.
+
+    The commands are run by workers that allow it: `pgsched run pgsched.commands:create_scheduler`, or a factory that
+    calls allow_commands(); as their user, with their environment (cron gives its commands little more than a PATH),
+    and in their directory where no HOME is set.
 
     Exit codes: 0 made, or all well in a dry run; 1 something stands against it, or declined; 2 usage.
     """
     found = read(_text(crontab), timezone=timezone or local_timezone(), prefix=prefix, user_column=user_column)
     if not (dry_run or yes) and (crontab == Path("-") or not (sys.stdin and sys.stdin.isatty())):
         raise click.UsageError("There is no terminal to ask on: look with --dry-run, then import with --yes.")
-    taken: set[str] = set()
+    there = _There()
     if not dry_run or settings.names_a_database:
-        taken = with_client(settings, lambda client: _taken(client, found.jobs))
-    _show(found, taken, as_json)
-    stopped = bool(taken) or (bool(found.problems) and not skip_unreadable)
+        there = with_client(settings, lambda client: _look(client, found.jobs, options["entrypoint"], prefix))
+    _show(found, there, update, as_json)
+    obstacles = _obstacles(found, there, update, skip_unreadable)
     if dry_run:
-        return int(stopped)
-    if stopped:
-        raise PgschedError(f"Nothing was imported: {_obstacles(found, taken, skip_unreadable)}.")
+        return int(bool(obstacles))
+    if obstacles:
+        raise PgschedError(f"Nothing was imported: {' and '.join(obstacles)}.")
     if not found.jobs:
         raise PgschedError("Nothing was imported: there is no command in it.")
-    if not yes and not click.confirm(f"Make these {len(found.jobs)} schedules?", err=True):
+    new = [job for job in found.jobs if there.state(job) == "new"]
+    changed = [job for job in found.jobs if there.state(job) == "changed"]
+    if not new and not changed:
+        say(f"All {len(found.jobs)} schedules are there already, as they shall be.")
+        return 0
+    doing = " and ".join(f"{verb} {len(jobs)}" for verb, jobs in (("make", new), ("change", changed)) if jobs)
+    if not yes and not click.confirm(f"{doing.capitalize()} schedules?", err=True):
         raise PgschedError("Nothing was imported.")
-    with_client(settings, lambda client: _make(client, found.jobs, **options))
-    say(f"Made {len(found.jobs)} schedules of the entrypoint {options['entrypoint']!r}.")
+    with_client(settings, lambda client: _write(client, new, changed, **options))
+    done = " and ".join(f"{verb} {len(jobs)}" for verb, jobs in (("made", new), ("changed", changed)) if jobs)
+    say(f"{done.capitalize()} schedules of the entrypoint {options['entrypoint']!r}.")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What the database has already. states: of names, "same", "changed", or "taken" by something else. others: names
+    of the entrypoint's schedules that no line stands for."""
+
+    states: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    def state(self, job: Job) -> str:
+        """The same, and "new" where there is none of that name."""
+        return self.states.get(job.name, "new")
+
+    def names(self, state: str) -> list[str]:
+        """The names in a state."""
+        return sorted(name for name, its in self.states.items() if its == state)
 
 
 def _text(file: Path) -> str:
@@ -99,14 +129,25 @@ def local_timezone() -> str:
     return name if zoneinfo and name else "UTC"
 
 
-async def _taken(client: Client, jobs: list[Job]) -> set[str]:
-    names = {row["name"] for row in await client.list_schedules()}
-    return names & {job.name for job in jobs}
+async def _look(client: Client, jobs: list[Job], entrypoint: str, prefix: str) -> _There:
+    rows = {row["name"]: row for row in await client.list_schedules()}
+    ours = {name for name, row in rows.items() if row["entrypoint"] == entrypoint and row["owner"] == "api"}
+    states = {job.name: _state(job, rows[job.name], job.name in ours) for job in jobs if job.name in rows}
+    return _There(states, tuple(sorted(name for name in ours - {job.name for job in jobs} if name.startswith(prefix))))
 
 
-async def _make(client: Client, jobs: list[Job], *, entrypoint: str, overlap: str, attempts: int) -> None:
+def _state(job: Job, row: Row, ours: bool) -> str:
+    if not ours:
+        return "taken"
+    same = (row["expression"], row["timezone"], row["args"]) == (job.expression, job.timezone, job.args)
+    return "same" if same else "changed"
+
+
+async def _write(
+    client: Client, new: list[Job], changed: list[Job], *, entrypoint: str, overlap: str, attempts: int
+) -> None:
     async with client.transaction() as connection:
-        for job in jobs:
+        for job in new:
             await client.create_schedule(
                 job.name,
                 entrypoint,
@@ -117,25 +158,33 @@ async def _make(client: Client, jobs: list[Job], *, entrypoint: str, overlap: st
                 retry=Retry(attempts),
                 connection=connection,
             )
+        for job in changed:
+            await client.alter(
+                job.name, expression=job.expression, timezone=job.timezone, args=job.args, connection=connection
+            )
 
 
-def _obstacles(found: Crontab, taken: Collection[str], skip_unreadable: bool) -> str:
+def _obstacles(found: Crontab, there: _There, update: bool, skip_unreadable: bool) -> list[str]:
     told = []
-    if taken:
-        listed = ", ".join(sorted(taken)[:10])
-        told.append(f"there are schedules already that are named {listed} (choose a --prefix)")
+    if taken := there.names("taken"):
+        told.append(f"there are schedules already that are named {', '.join(taken[:10])} (choose a --prefix)")
+    if (changed := there.names("changed")) and not update:
+        told.append(
+            f"there are schedules already that are named {', '.join(changed[:10])}, with another time or command (to "
+            "change them, say --update; to make others, choose a --prefix)"
+        )
     if found.problems and not skip_unreadable:
         told.append("lines cannot be imported (to leave them out, say --skip-unreadable)")
-    return " and ".join(told)
+    return told
 
 
-def _show(found: Crontab, taken: Collection[str], as_json: bool) -> None:
+def _show(found: Crontab, there: _There, update: bool, as_json: bool) -> None:
     now = datetime.now(UTC)
     coming = {job.name: parse(job.expression, job.timezone, name=job.name).next(now) for job in found.jobs}
     if as_json:
         jobs = [
             {"line": job.line, "name": job.name, "expression": job.expression, "timezone": job.timezone,
-             "args": job.args, "user": job.user, "next_run": coming[job.name], "exists": job.name in taken}
+             "args": job.args, "user": job.user, "next_run": coming[job.name], "state": there.state(job)}
             for job in found.jobs
         ]  # fmt: skip
         notes = {
@@ -145,15 +194,20 @@ def _show(found: Crontab, taken: Collection[str], as_json: bool) -> None:
         print_json({"schedules": jobs, **notes})
     elif found.jobs:
         rows = [
-            [job.line, job.name, job.expression, job.timezone, instant(coming[job.name]), job.command]
+            [job.line, job.name, there.state(job), job.expression, job.timezone, instant(coming[job.name]), job.command]
             for job in found.jobs
         ]
-        print_table(["line", "name", "expression", "zone", "next run", "command"], rows)
+        print_table(["line", "name", "is", "expression", "zone", "next run", "command"], rows)
     for note in found.remarks:
         say(f"Line {note.line}: {note.text}.")
     if users := sorted({job.user for job in found.jobs if job.user}):
         say(f"The commands of {', '.join(users)} will run as the worker's user.")
     for note in found.problems:
         warn(f"line {note.line} cannot be imported: {note.text.removesuffix('.')}.")
-    for name in sorted(taken):
+    for name in there.names("taken"):
         warn(f'there is a schedule "{name}" already.')
+    if update and there.others:
+        warn(
+            f"no line of the file stands for {', '.join(there.others[:20])}: if they came from it once, "
+            "`pgsched schedules remove NAME` ends them."
+        )
