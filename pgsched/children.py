@@ -20,6 +20,7 @@ from pgsched.orphans import ORPHANS, anybody, signalled
 from pgsched.outcome import clean
 
 TAIL = 8192  # bytes of output that are kept to be told with the end
+_TOLD = 2000  # characters of output in an error
 _LONGEST = 8192  # bytes of a line, beyond which it is cut into several
 UNKNOWN = 1 << 16  # stands for an exit code that somebody else has taken
 _LOOK = 0.01, 0.2  # seconds between two looks whether anybody goes on who was asked to end: the first, the longest
@@ -304,3 +305,15 @@ def told(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+def last_words(output: str) -> str:
+    """What is said of an end after its code: the line that tells most of it, and below it more of the last lines."""
+    said = output.strip()
+    if not said:
+        return ", without a word."
+    lines = said.splitlines()
+    most = next((line for line in lines if line.startswith("Fatal Python error")), lines[-1])
+    if len(lines) == 1:
+        return f": {most[-_TOLD:]}"
+    return f": {most[:200]}\nIts last lines:\n{'…' if len(said) > _TOLD else ''}{said[-_TOLD:]}"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pgsched.children import UNKNOWN, Child, Output, check_platform, environment, told
+from pgsched.children import UNKNOWN, Child, Output, check_platform, environment, last_words, told
 from pgsched.errors import InvalidArguments, PgschedError
 from pgsched.executors import Executor, Function, Place
 from pgsched.model import Journal, Run
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pgsched.scheduler import Scheduler
 
 ENTRYPOINT = "command"  # what a crontab's schedules name
-_TOLD = 2000  # characters of output in an error
 
 
 class CommandFailed(PgschedError):
@@ -163,11 +162,7 @@ def _environment(run: Run, command: Command) -> dict[str, str]:
 
 def _failure(command: Command, code: int, output: str) -> str:
     name = os.path.basename(command.words[0]) if not command.shell else "the command"  # noqa: PTH119 - no path
-    last = output.strip()
-    if not last:
-        return f"{name} {told(code)}, without a word."
-    cut = "…" if len(last) > _TOLD else ""
-    return f"{name} {told(code)}; its last lines:\n{cut}{last[-_TOLD:]}"
+    return f"{name} {told(code)}{last_words(output)}"
 
 
 class FixedCommand:

@@ -188,14 +188,15 @@ def _parted(text: str) -> tuple[str, str | None]:
 
 def name_for(command: str) -> str:
     """A readable name for a command: its program and what tells it apart, without paths and redirections."""
+    prepared = "command"
     for part in _SPLIT.split(command):
         words = [word.strip("()'\"`{}") for word in _TARGETS.sub(" ", part).split()]
         words = [word.rstrip("/").rsplit("/", 1)[-1] for word in words if word and "=" not in word.split("/")[0]]
         while words and words[0] in _LEADING:
             words = words[1:]
+        name = re.sub(r"[^\w.@+]+", "-", " ".join(words)).strip("-.")[:_LONGEST].rstrip("-.")
         if words and words[0] in _PREPARING:
-            continue
-        name = re.sub(r"[^\w.@+]+", "-", " ".join(words)).strip("-.")
-        if name:
-            return name[:_LONGEST].rstrip("-.")
-    return "command"
+            prepared = name or prepared
+        elif name:
+            return name
+    return prepared  # it does nothing else

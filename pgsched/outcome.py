@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pgsched.errors import Discard, InvalidArguments, RetryLater
+from pgsched.errors import Discard, InvalidArguments, PgschedError, RetryLater
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunError, RunStatus
 from pgsched.policy import retry_delay, spread
 
@@ -190,6 +190,9 @@ def describe(error: BaseException) -> RunError:
         frames = error.__traceback__
         while frames is not None and "pgsched" in frames.tb_frame.f_globals.get("__name__", "").split("."):
             frames = frames.tb_next  # the daemon's own frames say nothing about the job
+        chained = error.__cause__ or (error.__context__ and not error.__suppress_context__)
+        if frames is None and isinstance(error, PgschedError) and not chained:
+            return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], "")  # a traceback would say it once more
         told = traceback.TracebackException(kind, error, frames, limit=-30, capture_locals=False)
         text = "".join(told.format())
     except Exception:

@@ -11,13 +11,12 @@ import os
 import sys
 from typing import Any
 
-from pgsched.children import LATE, Child, Output, check_platform, environment, told
+from pgsched.children import LATE, Child, Output, check_platform, environment, last_words, told
 from pgsched.errors import PgschedError
 from pgsched.executors import Executor, Function, Place
 from pgsched.model import Journal, Run
 from pgsched.remote import Answer, hear, pack, received, target_of
 
-_TOLD = 2000  # characters of output in an error
 # The path comes first: without it pgsched itself may not be found.
 _START = (
     "import json, os, sys; control = os.fdopen(int(sys.argv[1]), 'rb'); sys.path[:] = json.loads(control.readline()); "
@@ -67,7 +66,7 @@ class ProcessExecutor(Executor):
     async def execute(self, run: Run) -> Any:
         """Calls the function in a process. Raises ProcessDied, and what it raises as RemoteError."""
         assert self.function is not None
-        package = f"{json.dumps(sys.path)}\n{pack(run, self.function)}\n".encode()
+        package = f"{json.dumps([str(path) for path in sys.path])}\n{pack(run, self.function)}\n".encode()
         output = Output(run.log, run.journal.drop, Journal.LIMIT)
         link = _Link(run)
         child = link.start()
@@ -89,15 +88,8 @@ class ProcessExecutor(Executor):
                 link.close()
                 await output.closed()
         if link.answer is None:
-            raise ProcessDied(_death(code, output.tail))
+            raise ProcessDied(f"its process {told(code)} before the function had ended{last_words(output.tail)}")
         return received(link.answer)
-
-
-def _death(code: int, output: str) -> str:
-    last = output.strip()
-    if not last:
-        return f"its process {told(code)} before the function had ended, without a word."
-    return f"its process {told(code)} before the function had ended; its last lines:\n{last[-_TOLD:]}"
 
 
 class _Link(asyncio.Protocol):

@@ -120,8 +120,15 @@ async def test_an_exit_code_fails_the_attempt_with_the_last_words(settings, db, 
         await db.until("select status = 'failed' from pgsched.runs")
     error = (await client.get_run(run_id))["errors"][0]
     assert error["type"] == "pgsched.commands.CommandFailed"
-    assert error["message"].startswith("sh exited with code 3; its last lines:\n")
-    assert set(error["message"].splitlines()[1:]) == {"first", "no such table"}
+    head, title, *lines = error["message"].splitlines()
+    assert (head, title) == (f"sh exited with code 3: {lines[-1]}", "Its last lines:")
+    assert {*lines} == {"first", "no such table"}
+    assert error["traceback"] == ""  # it would only say the same again
+
+
+async def test_one_line_is_told_in_one():
+    with pytest.raises(CommandFailed, match=r"^sh exited with code 1: out of paper$"):
+        await Attempt(["sh", "-c", "echo out of paper; exit 1"]).execute()
 
 
 async def test_a_signal_is_named():

@@ -155,6 +155,7 @@ def test_a_system_crontab_has_a_user():
         ("PGPASSWORD=x nice env A=b pg_dump app | gzip > x", "pg_dump-app"),
         ("/opt/täglich.sh", "täglich.sh"),
         (">/dev/null", "command"),
+        ("cd / ; sleep 10 &", "sleep-10"),
         ("a" * 300, "a" * 60),
     ],
 )

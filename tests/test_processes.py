@@ -152,8 +152,11 @@ async def test_a_result_that_is_no_json_is_told_as_such():
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (work.segfault, "was killed by SIGSEGV before the function had ended; its last lines:\n"),
-        (work.exit_hard, "exited with code 7 before the function had ended; its last lines:\nabout to leave"),
+        (
+            work.segfault,
+            "was killed by SIGSEGV before the function had ended: Fatal Python error: Segmentation fault\n",
+        ),
+        (work.exit_hard, "exited with code 7 before the function had ended: about to leave"),
         (work.kill_self, "was killed by SIGKILL before the function had ended, without a word."),
     ],
 )
