@@ -49,7 +49,8 @@ def _hear_of_children() -> None:
 class Child:
     """A process that leads a group of its own. Use it in one event loop, and await `ended` or `end` in any case.
 
-    Its end is noticed before it is reaped, so that its group is still its own when what is left in it is killed.
+    Its end is noticed before it is reaped, and a group's number stays taken as long as anybody is in it: so no signal
+    ever reaches another group. left: whether it left something in its group that had to be killed when it had ended.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Child:
         """Starts it. Raises OSError and ValueError as subprocess does."""
         self._loop = asyncio.get_running_loop()
         self._gone = self._loop.create_future()
-        self._patient = self._killed = False
+        self._patient = self._killed = self.left = False
         _hear_of_children()
         self.process = subprocess.Popen(  # noqa: S603 - what is to be run, is
             argv, env=env, cwd=cwd, pass_fds=pass_fds, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -108,16 +109,15 @@ class Child:
 
     def _over(self) -> None:
         """It has ended. Who is left in its group was either asked to end and has time to, or is killed."""
-        if not self._patient:
-            signalled(self.pid, signal.SIGKILL)
         code = self._reap()
         if self._patient:
             self._wait_for_group(code)
-        else:
-            self._reaped(code)
+            return
+        if anybody(self.pid):
+            self.left = signalled(self.pid, signal.SIGKILL)
+        self._reaped(code)
 
     def _wait_for_group(self, code: int, wait: float = _LOOK[0]) -> None:
-        """Its number stays taken as long as anybody is in its group, so that no other group can have it."""
         if self._killed or not anybody(self.pid):
             self._reaped(code)
         else:

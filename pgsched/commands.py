@@ -90,8 +90,8 @@ class CommandExecutor(Executor):
 
     Where the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, the command's process group
     gets SIGTERM, and who is left of it SIGKILL after cancel_timeout. What a command leaves behind in its group is
-    killed when it has ended; what shall live on has to leave the group (setsid). When the worker dies, the group is
-    ended, too.
+    killed when it has ended, and the run's lines say so; what shall live on has to leave the group (setsid). When the
+    worker dies, the group is ended, too.
 
     A worker has at most max_commands of them at once.
     """
@@ -125,6 +125,8 @@ class CommandExecutor(Executor):
             # Cancelled, or a fault of ours: in any case nothing of it goes on.
             await child.end(run.cancellation.grace)
             await output.closed()
+        if child.left:
+            run.log("what it had left in the background was killed when it ended", "warning")
         if code != 0:
             raise CommandFailed(_failure(command, code, output.tail), None if code == UNKNOWN else code)
         return {"exit_code": 0, "output": output.tail}

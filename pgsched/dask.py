@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError
+from importlib.metadata import version
 from typing import Any
 
 from pgsched.errors import ConfigurationError, PgschedError, RegistrationError
@@ -27,6 +28,8 @@ except ImportError:
 
 _CLOSING = 5.0  # seconds that a connection to a scheduler has to close
 _LOOK = 0.1  # seconds between a Dask worker's looks whether its task is still wanted
+# What runs say goes through one topic a process: a scheduler never forgets a topic.
+_TOPIC = f"pgsched-{uuid.uuid4()}"
 Factory = Callable[[], "Client | Awaitable[Client]"]
 
 
@@ -50,8 +53,9 @@ class DaskExecutor(Executor):
     a sync function that runs sees run.cancelled, about a tenth of a second later, and goes on until it looks; nobody
     waits for it, so the next attempt may begin meanwhile. A coroutine is cancelled.
 
-    A Dask worker that dies has its task begun anew by Dask, within the same attempt, as often as its scheduler's
-    `allowed-failures` says; after that, and where the scheduler is away, the attempt fails with a DaskFailed.
+    A Dask worker that dies, or that its scheduler cannot reach any more, has its task begun anew by Dask, within the
+    same attempt, as often as its scheduler's `allowed-failures` says; after that, and where the scheduler is away, the
+    attempt fails with a DaskFailed.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class DaskExecutor(Executor):
         key = f"pgsched-{run.id}-{run.attempt}-{uuid.uuid4().hex[:8]}"
         async with _linked(self._scheduler, self._connect_timeout) as (link, client):
             link.runs[key] = run
-            future = client.submit(perform, package, link.topic, key=key, pure=False, **self._submit)
+            future = client.submit(perform, package, _TOPIC, key=key, pure=False, **self._submit)
             try:
                 answer = await _outcome(future)
             finally:
@@ -113,7 +117,9 @@ async def _outcome(future: Any) -> Answer:
     except CancelledError as error:  # the library's, not a cancellation of ours
         raise DaskFailed(f"Dask gave the run up: {_sentence(error)}") from None
     except Exception as error:  # the function's own come as answers: this is the way there
-        raise DaskFailed(f"a Dask worker could not take the run: {_sentence(error)}") from None
+        raise DaskFailed(
+            f"a Dask worker could not take the run, which needs pgsched {version('pgsched')} there: {_sentence(error)}"
+        ) from None
 
 
 # --- the connection -------------------------------------------------------------------------------------
@@ -125,7 +131,6 @@ class _Link:
     def __init__(self, scheduler: str | Factory, timeout: float) -> None:
         self.users = 0
         self.runs: dict[str, Run] = {}
-        self.topic = f"pgsched-{uuid.uuid4()}"
         self.opening = asyncio.create_task(self._open(scheduler, timeout))
 
     async def _open(self, scheduler: str | Factory, timeout: float) -> Any:
@@ -140,7 +145,7 @@ class _Link:
         except Exception as error:
             where = f" at {scheduler}" if isinstance(scheduler, str) else ""
             raise DaskFailed(f"the Dask scheduler{where} does not answer: {_sentence(error)}") from None
-        client.subscribe_topic(self.topic, self._heard)
+        client.subscribe_topic(_TOPIC, self._heard)
         return client
 
     def _heard(self, event: tuple[float, Any]) -> None:
@@ -163,7 +168,7 @@ class _Link:
     async def close(self) -> None:
         """Closes the connection; whatever goes wrong with that is of no interest."""
         self.opening.cancel()
-        await asyncio.wait([self.opening])
+        await asyncio.wait([self.opening], timeout=_CLOSING)
         if self._opened:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(_CLOSING):

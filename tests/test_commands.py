@@ -394,10 +394,16 @@ async def test_exit_codes_are_known_where_they_were_to_be_ignored():
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.usefixtures("watched")
 async def test_what_a_command_leaves_behind_ends_with_it_even_if_it_holds_the_output(tmp_path):
     attempt = Attempt(Command(f"sleep 1000 & echo $! > {tmp_path}/pids; echo done", shell=True))
     assert (await attempt.execute())["output"] == "done\n"
     await until(lambda: not any(alive(pid) for pid in numbers(tmp_path / "pids")))
+    said = ("warning", "what it had left in the background was killed when it ended")
+    assert attempt.lines() == [("info", "done"), said]
+    tidy = Attempt(Command("sleep 0 & wait; echo done | cat", shell=True))
+    await tidy.execute()
+    assert tidy.lines() == [("info", "done")]
 
 
 async def test_neither_descriptors_nor_zombies_nor_threads_remain(tmp_path):

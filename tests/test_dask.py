@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from pgsched import Discard, RegistrationError, RemoteError, Retry, RetryLater, 
 from pgsched.model import Cancellation, Journal
 
 pytest.importorskip("distributed")
+from distributed import Client
+
 from pgsched.dask import _LINKS, DaskExecutor, DaskFailed
 
 pytestmark = pytest.mark.slow
@@ -141,6 +144,22 @@ async def test_what_it_logs_and_its_progress_reach_the_run(cluster):
     await attempt.execute()
     assert [(line.level, line.text) for line in attempt.journal.take()] == [("error", "from the run")]
     assert attempt.journal.progress == (3, 4)
+
+
+async def test_runs_one_after_another_leave_one_topic_with_the_scheduler(cluster):
+    """It never forgets one, and keeps what was said under each."""
+    async with Client(cluster.address, asynchronous=True, set_as_default=False) as client:
+        for _ in range(2):  # the link between them is closed, and opened again
+            await Attempt(cluster.address, work.chatter).execute()
+            assert not _LINKS
+        topics = [topic for topic in await client.get_events() if topic.startswith("pgsched")]
+    assert len(topics) == 1
+
+
+async def test_a_worker_with_another_pgsched_is_told_of(cluster, monkeypatch):
+    monkeypatch.setattr("pgsched.dask.pack", lambda run, function: '{"another": "layout"}')
+    with pytest.raises(DaskFailed, match=rf"which needs pgsched {version('pgsched')} there: KeyError: 'target'"):
+        await Attempt(cluster.address, work.product, a=1).execute()
 
 
 @pytest.mark.parametrize("function", [work.looks, work.coroutine])
