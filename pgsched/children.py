@@ -77,6 +77,7 @@ class Child:
             self._watch()
         except BaseException:  # nobody would end it
             signalled(self.pid, signal.SIGKILL)
+            ORPHANS.forget(self.pid)
             with self.process:
                 raise
 
@@ -179,7 +180,22 @@ class Child:
     # --- what it says -----------------------------------------------------------------------------------
 
     async def listen(self, output: Output) -> None:
-        """Hands its standard output and error over, from now on. Whoever calls it has to await output.closed()."""
+        """Hands its standard output and error over, from now on. Whoever calls it has to await output.closed().
+
+        A cancellation waits until that is done: else asyncio would close the pipes of a process that is still to be
+        asked to end, and may have something to say then."""
+        connecting = asyncio.create_task(self._connect(output))
+        cancelled: asyncio.CancelledError | None = None
+        while not connecting.done():
+            try:
+                await asyncio.shield(connecting)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        connecting.result()
+        if cancelled is not None:
+            raise cancelled
+
+    async def _connect(self, output: Output) -> None:
         output.streams += [stream for stream in (self.process.stdout, self.process.stderr) if stream is not None]
         for stream, level in zip(output.streams, ("info", "warning"), strict=True):
             lines = _Lines(output, level)

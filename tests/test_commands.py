@@ -29,7 +29,7 @@ from pgsched import (
 from pgsched.commands import create_scheduler
 from pgsched.executors import Place
 from pgsched.model import Cancellation, Journal
-from pgsched.orphans import ORPHANS
+from pgsched.orphans import ORPHANS, Orphans
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 # Only a notification can bring a request, and nobody takes the claim away.
@@ -43,9 +43,9 @@ async def client(settings):
         yield client
 
 
-def children_states() -> str:
-    """The states of this process's children, as ps has them."""
-    command = ["ps", "-o", "stat=", "--ppid", str(os.getpid())]
+def children_states(column: str = "stat") -> str:
+    """The states of this process's children, or another column, as ps has them."""
+    command = ["ps", "-o", f"{column}=", "--ppid", str(os.getpid())]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
@@ -359,6 +359,26 @@ async def test_who_is_asked_has_the_time_whoever_of_the_group_ends_first(tmp_pat
     assert not any(alive(pid) for pid in numbers(tmp_path / "pids")) and not ORPHANS._groups
 
 
+async def test_who_is_cancelled_at_once_may_still_say_something(tmp_path):
+    """The cancellation comes while its output is being connected."""
+    script = f"""
+    trap "echo sorry; echo sorry >&2; touch {tmp_path}/tidy; exit" TERM; touch {tmp_path}/ready
+    while :; do sleep 0.05; done
+    """
+    attempt = Attempt(Command(script, shell=True))
+    task = asyncio.create_task(attempt.execute())
+    await asyncio.sleep(0)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled() and (tmp_path / "tidy").exists()
+    assert attempt.lines()[-2:] in (
+        [("info", "sorry"), ("warning", "sorry")],
+        [("warning", "sorry"), ("info", "sorry")],
+    )
+
+
 @pytest.mark.usefixtures("watched")
 async def test_who_does_not_take_it_is_killed_though_the_first_has_gone(tmp_path):
     deaf = f"sh -c 'trap \"\" TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done'"
@@ -452,6 +472,34 @@ async def test_two_lanes_do_not_take_the_same_places(settings, db, client, tmp_p
         assert (worker.runner.slots_used, worker.runner.free()[Place.COMMAND]) == (2, 0)
         (tmp_path / "gate").touch()
         await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+
+
+async def test_a_command_that_nobody_could_end_is_not_run(tmp_path, monkeypatch):
+    """Where no warden can be started, or no thread: there is one sentence, and nothing is left, in no list either."""
+    lonely = Orphans()
+    monkeypatch.setattr("pgsched.children.ORPHANS", lonely)
+    monkeypatch.setattr(lonely, "_start", lambda: (_ for _ in ()).throw(BlockingIOError(11, "Too few processes")))
+    with pytest.raises(CommandFailed, match="cannot be started: Too few processes"):
+        await Attempt(["sleep", "1000"]).execute()
+    assert not lonely._groups and "Z" not in children_states() and "sleep" not in children_states("comm")
+
+
+async def test_an_end_is_noticed_though_its_warden_cannot_be_told(tmp_path, monkeypatch):
+    mine = Orphans()
+    monkeypatch.setattr("pgsched.children.ORPHANS", mine)
+    task = asyncio.create_task(
+        Attempt(Command(f"until test -e {tmp_path}/gate; do sleep 0.02; done", shell=True)).execute()
+    )
+    await until(lambda: mine._groups)
+    warden = mine._warden
+    warden.kill()
+    warden.wait()
+    monkeypatch.setattr(mine, "_start", lambda: (_ for _ in ()).throw(BlockingIOError(11, "Too few processes")))
+    (tmp_path / "gate").touch()
+    async with asyncio.timeout(10):
+        assert (await task)["exit_code"] == 0
+    assert not mine._groups
+    mine.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only where a process can be watched")
