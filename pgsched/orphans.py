@@ -32,23 +32,18 @@ class Orphans:
         self._warden: subprocess.Popen[bytes] | None = None
 
     def watch(self, group: int) -> None:
-        """Has a process group ended when this process ends. Raises OSError where nobody can be started to do so."""
+        """Has a process group ended when this process ends. Raises OSError where nobody can be started to do so:
+        then the caller ends and forgets it."""
         with self._lock:
             self._groups.add(group)
-            try:
-                self._tell(f"+{group}\n")
-            except BaseException:
-                self._groups.discard(group)  # the caller ends it, and another may have its number one day
-                raise
+            self._tell(f"+{group}\n")
 
     def forget(self, group: int) -> None:
         """A process group is gone."""
         with self._lock:
             if group in self._groups:
                 self._groups.remove(group)
-                with contextlib.suppress(
-                    OSError
-                ):  # a new one that cannot be started now is started with the next group
+                with contextlib.suppress(OSError):  # who cannot be started now is started with the next group
                     self._tell(f"-{group}\n")
 
     def _tell(self, line: str) -> None:
