@@ -94,6 +94,9 @@ class Settings:
         None, _count, "How many of them may be in processes of their own; default: one for each processor."
     )
     max_commands: int = _setting(32, _count, "How many of them may be commands.")
+    max_transactions: int = _setting(
+        10, _count, "How many connections run.transaction() has in coroutines, and as many in threads."
+    )
     heartbeat_interval: timedelta = _setting(
         timedelta(seconds=1), _duration(0.05, 3600), "How often the claims of running runs are renewed."
     )

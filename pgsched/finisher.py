@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import enum
 from collections.abc import Callable
+from datetime import timedelta
 
 import psycopg
 
@@ -18,6 +20,14 @@ _LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is
 # Data, constraints, a user's own trigger. Not connections, resources, conflicts, operators: those pass.
 _REFUSALS = ("22", "23", "2F", "38", "39", "44", "P0")
 Answer = Callable[[Outcome, bool], None]
+
+
+class Landing(enum.IntEnum):
+    """What became of an outcome under its claim."""
+
+    LOCKED = 0  # somebody has the row: it has to be tried again
+    LANDED = 1
+    COMMITTED = 2  # and its run had succeeded already, by its own transaction
 
 
 class Finisher:
@@ -40,7 +50,8 @@ class Finisher:
         self._log = log.get()
 
     def put(self, outcome: Outcome, answer: Answer) -> None:
-        """Takes an outcome in. `answer` is called once it is certain whether it landed."""
+        """Takes an outcome in. `answer` is called with it once it is certain whether it landed; where the run's own
+        transaction had committed, with the success that it is then."""
         self._waiting.append((outcome, answer))
         self._done.clear()
         self._wake.set()
@@ -94,14 +105,16 @@ class Finisher:
                 self._answer(batch, answers)
                 return
 
-    def _answer(self, batch: list[tuple[Outcome, Answer]], answers: dict[tuple[int, int], bool]) -> None:
+    def _answer(self, batch: list[tuple[Outcome, Answer]], answers: dict[tuple[int, int], Landing]) -> None:
         locked = []
         for outcome, answer in batch:
-            landed = answers.get((outcome.claim.run_id, outcome.claim.attempt))
-            if landed is False:
+            landing = answers.get((outcome.claim.run_id, outcome.claim.attempt))
+            if landing is Landing.LOCKED:
                 locked.append((outcome, answer))
+            elif landing is Landing.COMMITTED:
+                answer(_committed(outcome), True)
             else:
-                answer(outcome, landed is True)
+                answer(outcome, landing is Landing.LANDED)
         if locked:
             self._locked += len(locked)
             asyncio.get_running_loop().call_later(_LOCKED_AGAIN, self._put_again, locked)
@@ -111,15 +124,16 @@ class Finisher:
         self._waiting += locked
         self._wake.set()
 
-    async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], bool]:
-        """Writes outcomes; returns by (run id, attempt) whether each landed, False where it has to be tried again.
-        Those that lost their claim are left out."""
+    async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], Landing]:
+        """Writes outcomes; returns by (run id, attempt) what became of each. Those that lost their claim are left
+        out."""
         async with self._session.use() as connection:
             landed = await self._store.finish_runs(connection, self._worker, outcomes)
-            answers = dict.fromkeys(landed, True)
+            answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
             if len(landed) < len(outcomes):
                 missing = [o for o in outcomes if (o.claim.run_id, o.claim.attempt) not in landed]
-                answers |= await self._store.look_after_ends(connection, self._worker, missing)
+                seen = await self._store.look_after_ends(connection, self._worker, missing)
+                answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
         return answers
 
     async def _write_singly(self, batch: list[tuple[Outcome, Answer]], error: BaseException) -> None:
@@ -141,7 +155,14 @@ class Finisher:
             self._log.error("outcome_refused", run=outcome.claim.run_id, error=describe(error))
             answer(outcome, False)
             return
-        await self._write([(bare, lambda _, landed: answer(outcome, landed))])
+        await self._write([(bare, lambda told, landed: answer(told if told.committed else outcome, landed))])
+
+
+def _committed(outcome: Outcome) -> Outcome:
+    """The success that the run's own transaction has committed, whatever came after it."""
+    return dataclasses.replace(
+        outcome, status=RunStatus.SUCCEEDED, error=None, delay=timedelta(0), refund=False, committed=True
+    )
 
 
 def refused(error: BaseException) -> bool:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
+
+from pgsched.errors import PgschedError
 
 
 class ScheduleStatus(StrEnum):
@@ -254,6 +256,22 @@ class Journal:
         return lines
 
 
+class Transaction(Protocol):
+    """A block for `async with` in coroutines and `with` in threads; it gives a psycopg connection of that kind."""
+
+    async def __aenter__(self) -> Any: ...
+    async def __aexit__(self, *error: Any) -> bool: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: Any) -> bool: ...
+
+
+class Fence(Protocol):
+    """What stands behind run.transaction()."""
+
+    def transaction(self) -> Transaction:
+        """The attempt's one transaction."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One attempt at a run, as its function sees it. (id, attempt) is fit as an idempotency key and fencing token.
@@ -275,6 +293,24 @@ class Run:
     resources: Any = field(repr=False)
     cancellation: Cancellation = field(default_factory=Cancellation, repr=False, compare=False)
     journal: Journal = field(default_factory=Journal, repr=False, compare=False)
+    fence: Fence | None = field(default=None, repr=False, compare=False)
+
+    def transaction(self) -> Transaction:
+        """A transaction that commits the application's writes and this run's success together, or neither.
+
+        `async with run.transaction() as connection:` in coroutines, `with run.transaction() as connection:` in sync
+        functions; connection is a psycopg AsyncConnection or Connection to the worker's database, read committed, with
+        the role's own settings. At the end of the block the success is written into the same transaction, under the
+        claim. What the block raises rolls all of it back; so does a claim that is no longer this worker's.
+
+        After the block the run has succeeded, whatever its function does then: what it returns is stored as the
+        result, what it raises is logged and the run is not tried again. So let the block be the last that it does.
+
+        Raises ClaimLost (at the end of the block: nothing was written), PgschedError at a second use in one attempt.
+        """
+        if self.fence is None:
+            raise PgschedError("This run was not made by a worker, so that there is nothing to commit.")
+        return self.fence.transaction()
 
     def log(self, text: str, level: str = "info") -> None:
         """Keeps a text with the run, for `pgsched runs show` and `runs logs`. level: debug, info, warning or error.
@@ -342,7 +378,7 @@ class Outcome:
     """How an attempt ended, to be written under its claim.
 
     status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the
-    attempt off again).
+    attempt off again). committed: the run's own transaction had committed its success, as the database says.
     """
 
     claim: Claim
@@ -354,6 +390,7 @@ class Outcome:
     reason: str | None = None
     delay: timedelta = timedelta(0)
     refund: bool = False
+    committed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from datetime import datetime, timedelta
 
+import psycopg
+
 from pgsched import log
 from pgsched.db import Backoff, Failures
+from pgsched.fence import session_name
 from pgsched.machine import Machine
-from pgsched.model import RunStatus, Silent
+from pgsched.model import Claim, RunStatus, Silent
 from pgsched.policy import after_loss, is_stalled
 from pgsched.runner import Runner
 
@@ -81,6 +85,9 @@ class Reaper:
                 return self._interval
             verdicts = [(s, *self._fate(s), self._message(s, now)) for s in silent if self._is_lost(s, now)]
             reaped = set(await self._store.reap_runs(connection, verdicts)) if verdicts else set()
+            if names := [_transaction(s) for s in silent if s.id in reaped and s.worker is not None]:
+                with contextlib.suppress(psycopg.Error):  # then they end by themselves, and are fenced all the same
+                    await self._store.end_transactions(connection, names)
         for run, status, delay, _ in verdicts:
             if run.id in reaped:
                 event = "run_reaped" if status is RunStatus.QUEUED else "run_failed_for_good"
@@ -129,3 +136,8 @@ class Reaper:
             if s.direct and not s.connected
         ]
         return min([self._interval, *(max(0.05, seconds) for seconds in left)])
+
+
+def _transaction(run: Silent) -> str:
+    assert run.worker is not None
+    return session_name(Claim(run.id, run.attempt, run.worker))

@@ -7,8 +7,10 @@ as its run's outcome: nothing of it ever reaches the task group.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import enum
+import functools
 import json
 import os
 import time
@@ -23,6 +25,7 @@ import structlog
 from pgsched import log
 from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Place, Threads
+from pgsched.fence import Transactions
 from pgsched.finisher import Finisher
 from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
@@ -97,6 +100,8 @@ class Runner:
         self._finisher = finisher
         self._threads = threads
         self._hooks = machine.scheduler.hooks
+        settings = machine.settings
+        self.transactions = Transactions(settings.dsn, machine.store, machine.worker, settings.max_transactions)
         self.caller = Caller(machine.settings.hook_timeout)
         self._reporting: set[asyncio.Task[None]] = set()
         self._log = log.get()
@@ -220,12 +225,12 @@ class Runner:
     async def _report(self, live: Live, run: Run, result: Any, error: BaseException | None, took: timedelta) -> None:
         """Tells the hooks how it ended, once the database has answered: what is not recorded is not told as if it
         were. The run itself is over, so that it holds neither a slot nor a claim meanwhile."""
-        task, outcome = asyncio.current_task(), live.outcome
+        task = asyncio.current_task()
         assert task is not None and live.context is not None
         self._reporting.add(task)
         try:
-            landed = outcome is not None and live.answer is not None and await live.answer
-            failure, end = told(outcome if landed else None, live.stop, result, error, took)
+            landed = live.answer is not None and await live.answer
+            failure, end = told(live.outcome if landed else None, live.stop, result, error, took)
             if failure is not None:
                 await self.caller.call(self._hooks.on_failure, live.context, run, failure)
             await self.caller.call(self._hooks.after_run, live.context, run, end)
@@ -264,6 +269,9 @@ class Runner:
             resources=self._scheduler.resources,
             cancellation=live.cancellation,
             journal=live.journal,
+            fence=self.transactions.fence(
+                live.claim, live.started_at, functools.partial(self._committed, live, asyncio.get_running_loop())
+            ),
         )
         return view, problem
 
@@ -288,6 +296,12 @@ class Runner:
             self._log.warning("result_not_stored", reason=outcome.reason)
         return outcome
 
+    def _committed(self, live: Live, loop: asyncio.AbstractEventLoop) -> None:
+        """A run's own transaction has committed its success; its function may go on for a while. Others that waited for
+        its schedule's overlap, or for a place of its entrypoint's limits, need not. Called in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self.changed, live)
+
     def _ended(self, live: Live, outcome: Outcome | None) -> None:
         """The run is over here. Without an outcome nothing is written: its claim is another worker's."""
         if live.state is State.ENDED:
@@ -310,9 +324,13 @@ class Runner:
         if live is None:
             return
         self._forget(live)
+        ended, live.outcome = live.outcome, outcome
         if live.answer is not None and not live.answer.done():
             live.answer.set_result(landed)
         self._tell(live, outcome, landed)
+        if outcome.committed and ended is not None and ended.status is not RunStatus.SUCCEEDED:
+            why = ended.error.type if ended.error is not None else ended.reason or (live.stop and live.stop.value)
+            self._log.warning("error_after_commit", run=live.run.id, entrypoint=live.run.entrypoint, error=why)
         self.changed(live)
 
     def _forget(self, live: Live) -> None:

@@ -310,10 +310,11 @@ class Store:
 
     async def finish_runs(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
-    ) -> set[tuple[int, int]]:
+    ) -> dict[tuple[int, int], bool]:
         """Writes how attempts ended, each under its claim.
 
-        Returns the (run id, attempt) of those that landed. look_after_ends() tells what became of the others.
+        Returns the (run id, attempt) of those that landed, and of each whether its own transaction had committed its
+        success before. look_after_ends() tells what became of the others.
         """
         cursor = await connection.execute(
             self.query("finish_runs"),
@@ -333,7 +334,7 @@ class Store:
                 "refunds": [int(o.refund) for o in outcomes],
             },
         )
-        return {(row[0], row[1]) for row in await cursor.fetchall()}
+        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
     async def look_after_ends(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
@@ -396,6 +397,11 @@ class Store:
             },
         )
         return await cursor.fetchall()
+
+    async def end_transactions(self, connection: Connection, names: Sequence[str]) -> int:
+        """Ends the sessions of these names, which belong to attempts that lost their claims. Returns how many."""
+        cursor = await connection.execute(self.query("end_transactions"), {"names": list(names)})
+        return cursor.rowcount
 
     async def prune_runs(self, connection: Connection, older_than: timedelta, limit: int) -> int:
         """Deletes ended runs past the retention, at most `limit`. Returns how many went."""

@@ -11,7 +11,8 @@
     skip_hooks  tells the application of fire times that do not run; other hooks are called by runner
 
 Two task groups: services, any of whose deaths ends the process; and runs, from which nothing escapes.
-Three connections: one listens, one claims and reaps, one writes beats and outcomes; runs get none of them.
+Three connections: one listens, one claims and reaps, one writes beats and outcomes; runs get none of them,
+but others of their own where they ask for a transaction (fence.py).
 """
 
 from __future__ import annotations
@@ -131,6 +132,7 @@ class Worker:
             self.machine.scheduler.attach(None)
             self.guard.stop()
             self._threads.shutdown(wait=False, cancel_futures=True)
+            await self.runner.transactions.close()
             await self.listener.close()
             for session in (self.machine.control, self.machine.writes):
                 await session.discard()

@@ -1,5 +1,6 @@
 -- Renews claims. A row that somebody has locked just now (a finish, a reaper) is passed over: whether its claim
--- holds is read, not waited for. The answer has one row for each claim that still holds.
+-- holds is read, not waited for. The answer has one row for each claim that still holds; that of a run whose own
+-- transaction has committed its success does.
 with claims as (
     select * from unnest(%(ids)s::bigint[], %(attempts)s::int[], %(started)s::timestamptz[])
         as c (id, attempt, started_at)
@@ -18,7 +19,7 @@ beaten as (
     from mine
     where r.id = mine.id
 )
-select r.id, r.attempt, r.cancel_requested_at is not null
+select r.id, r.attempt, r.cancel_requested_at is not null and r.status = 'running'
 from claims c
 join pgsched.runs r on r.id = c.id and r.attempt = c.attempt
-where r.worker = %(worker)s and r.status = 'running'
+where r.worker = %(worker)s and (r.status = 'running' or r.committed_at is not null)

@@ -1,6 +1,7 @@
 -- Writes how attempts ended, each only under its claim, and returns those that landed. A row that somebody has locked
 -- just now is passed over: an end must never wait for a client's transaction, nor any other end behind it.
--- A run that is queued again although somebody asked to cancel it ends as cancelled.
+-- A run that is queued again although somebody asked to cancel it ends as cancelled. One whose transaction has committed
+-- its success has succeeded, however its function ended after that: only its result is still to be written.
 with given as (
     select * from unnest(
         %(ids)s::bigint[], %(attempts)s::int[], %(statuses)s::text[], %(started)s::timestamptz[],
@@ -12,15 +13,19 @@ with given as (
 -- It brings along all that was given: joined to the given rows once more, a generic plan would compare each with each.
 held as materialized (
     select g.id, g.attempt, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
-        g.refund, c.cancelled,
-        case when c.cancelled then 'cancelled' else g.status end as status,
-        case when c.cancelled or g.status = 'cancelled' 
-            then coalesce(r.reason, g.reason, 'cancelled on request') else g.reason end
-            as reason
+        c.committed, case when c.committed then 0 else g.refund end as refund,
+        case when c.committed then 'succeeded' when c.cancelled then 'cancelled' else g.status end as status,
+        case when c.committed and g.status <> 'succeeded' then 'after its transaction had committed: '
+                || left(coalesce(g.error_type || ': ' || g.message, g.reason, 'its worker was stopped'), 2000)
+            when c.cancelled or g.status = 'cancelled' then coalesce(r.reason, g.reason, 'cancelled on request')
+            else g.reason end as reason
     from given g
     join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
-    cross join lateral (select g.status = 'queued' and r.cancel_requested_at is not null as cancelled) c
-    where r.worker = %(worker)s and r.status = 'running'
+    cross join lateral (
+        select r.committed_at is not null as committed,
+            g.status = 'queued' and r.cancel_requested_at is not null as cancelled
+    ) c
+    where r.worker = %(worker)s and (r.status = 'running' or r.committed_at is not null)
     order by r.id
     for no key update of r skip locked
 ),
@@ -29,12 +34,13 @@ landed as (
     set status = g.status,
         attempt = r.attempt - g.refund,
         started_at = coalesce(g.started_at, r.started_at),
-        finished_at = case when g.status <> 'queued' then coalesce(g.finished_at, clock_timestamp()) end,
+        finished_at = case when g.committed then r.finished_at
+                           when g.status <> 'queued' then coalesce(g.finished_at, clock_timestamp()) end,
         due_at = case when g.status = 'queued' and g.refund = 0
                       then clock_timestamp() + g.delay * interval '1 second' else r.due_at end,
         result = g.result::jsonb,
         reason = g.reason,
-        errors = case when g.error_type is null then r.errors else (
+        errors = case when g.error_type is null or g.committed then r.errors else (
             -- The newest twenty are kept: a run of a thousand attempts must not become a book.
             (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
             || jsonb_build_object(
@@ -43,7 +49,7 @@ landed as (
         ) end
     from held g
     where r.id = g.id
-    returning r.id, g.attempt, r.schedule_id, r.status, r.fire_time
+    returning r.id, g.attempt, r.schedule_id, r.status, r.fire_time, g.committed
 ),
 -- A schedule that somebody has locked is passed over: an end must never wait for a client's transaction.
 told as (
@@ -59,4 +65,4 @@ told as (
 tell as (
     update pgsched.schedules s set last_status = told.status from told where s.id = told.id
 )
-select id, attempt from landed
+select id, attempt, committed from landed

@@ -183,6 +183,8 @@ class Harness:
                 await self._drop(machine)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
+            if hasattr(self, "_runner"):
+                await self._runner.transactions.close()
             for session in (machine.control, machine.writes):
                 await session.discard()
 

@@ -1,0 +1,686 @@
+"""run.transaction(): the application's writes and the run's success commit together, or neither is there."""
+
+import asyncio
+import pickle
+import threading
+import uuid
+from datetime import timedelta
+
+import psycopg
+import pytest
+from harness import until, working
+
+from pgsched import Retry, Run, Scheduler
+from pgsched.errors import ClaimLost, PgschedError
+from pgsched.fence import Fence, session_name
+from pgsched.machine import Machine
+from pgsched.model import Claim
+from pgsched.reaper import Reaper
+from pgsched.store import in_schema
+from pgsched.testing import Harness
+
+ONCE = Retry(attempts=1)
+
+
+@pytest.fixture
+async def paid(db):
+    """A table of the application; returns a function that tells what is in it."""
+    await db.all("create table pgsched.paid (who text)")
+
+    async def found():
+        return [row[0] for row in await db.all("select who from pgsched.paid order by who")]
+
+    return found
+
+
+@pytest.fixture
+def insert(schema):
+    """A statement of the application."""
+    return in_schema(b"insert into pgsched.paid values (%s)", schema)
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """The daemon's events, as (name, fields)."""
+    import structlog
+
+    found = []
+
+    def keep(_logger, method, event):
+        found.append((event.pop("event"), {**event, "level": method}))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[keep])
+    yield found
+    structlog.reset_defaults()
+
+
+class Gates:
+    """Where functions stop until the test lets them go on."""
+
+    def __init__(self):
+        self.reached, self.go = asyncio.Event(), asyncio.Event()
+        self.go_on = threading.Event()
+
+    async def stop(self):
+        self.reached.set()
+        await self.go.wait()
+
+
+def job(scheduler, function, **options):
+    scheduler.entrypoint("job", **{"retry": ONCE, **options})(function)
+
+
+async def enqueue(db):
+    return await db.value("select pgsched.enqueue('job')")
+
+
+ROW = "select status, attempt, result, reason, committed_at is not null, errors from pgsched.runs"
+ENDED = "select status not in ('queued', 'running') from pgsched.runs"
+
+
+async def row(db):
+    await db.until(ENDED)
+    return await db.one(ROW)
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_writes_and_success_commit_together(settings, db, paid, insert, threaded):
+    scheduler = Scheduler()
+    seen = []
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            seen.append((await paid(), await db.value("select status from pgsched.runs")))
+        seen.append((await paid(), await db.value("select status from pgsched.runs")))
+        return {"n": 1}
+
+    def b(run: Run):
+        with run.transaction() as connection:
+            connection.execute(insert, ("ann",))
+            seen.append(asyncio.run_coroutine_threadsafe(both(), loop).result())
+        seen.append(asyncio.run_coroutine_threadsafe(both(), loop).result())
+        return {"n": 1}
+
+    async def both():
+        return await paid(), await db.value("select status from pgsched.runs")
+
+    loop = asyncio.get_running_loop()
+    job(scheduler, b if threaded else a)
+    async with working(scheduler, settings):
+        await enqueue(db)
+        await db.until("select result is not null from pgsched.runs")
+    assert seen == [([], "running"), (["ann"], "succeeded")]
+    assert await db.one(ROW) == ("succeeded", 1, {"n": 1}, None, True, [])
+    assert await db.value("select started_at <= committed_at and finished_at = committed_at from pgsched.runs")
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_what_the_block_raises_rolls_everything_back(settings, db, paid, insert, threaded):
+    scheduler = Scheduler()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, (f"try {run.attempt}",))
+            if run.attempt == 1:
+                raise ValueError("no")
+
+    def b(run: Run):
+        with run.transaction() as connection:
+            connection.execute(insert, (f"try {run.attempt}",))
+            if run.attempt == 1:
+                raise ValueError("no")
+
+    job(scheduler, b if threaded else a, retry=Retry(attempts=2, backoff=timedelta(0)))
+    async with working(scheduler, settings):
+        await enqueue(db)
+        status, attempt, _, _, committed, errors = await row(db)
+    assert (status, attempt, committed) == ("succeeded", 2, True)
+    assert [error["type"] for error in errors] == ["ValueError"]
+    assert await paid() == ["try 2"]
+
+
+async def test_a_statement_that_failed_inside_the_block_commits_nothing_even_if_it_is_swallowed(
+    settings, db, paid, insert
+):
+    scheduler = Scheduler()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            try:
+                await connection.execute("select 1/0")
+            except psycopg.Error:
+                pass
+
+    job(scheduler, a)
+    async with working(scheduler, settings):
+        await enqueue(db)
+        status, _, _, _, committed, errors = await row(db)
+    assert (status, committed, await paid()) == ("failed", False, [])
+    assert errors[0]["type"].endswith("InFailedSqlTransaction")
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_a_claim_that_is_lost_before_the_block_ends_takes_its_writes_with_it(
+    settings, db, paid, insert, threaded
+):
+    """Another client takes the claim away in a transaction that is open while the block ends: it waits, and fails."""
+    scheduler, gates, raised = Scheduler(), Gates(), []
+
+    async def a(run: Run):
+        try:
+            async with run.transaction() as connection:
+                await connection.execute(insert, ("zombie",))
+                await gates.stop()
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    def b(run: Run):
+        try:
+            with run.transaction() as connection:
+                connection.execute(insert, ("zombie",))
+                loop.call_soon_threadsafe(gates.reached.set)
+                gates.go_on.wait(20)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    loop = asyncio.get_running_loop()
+    job(scheduler, b if threaded else a)
+    async with (
+        working(scheduler, settings, heartbeat_interval="5s", stall_timeout="60s", max_running=1),
+        await psycopg.AsyncConnection.connect(settings.dsn) as thief,
+    ):
+        await enqueue(db)
+        await gates.reached.wait()
+        await thief.execute(
+            in_schema(b"update pgsched.runs set attempt = 2, worker = %s, heartbeat_at = now()", settings.schema),
+            (uuid.uuid4(),),
+        )
+        gates.go.set()
+        gates.go_on.set()
+        await db.until(
+            "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and application_name like"
+            " 'pgsched-run %%' and query like '%%committed_at%%'"
+        )
+        assert not raised
+        await thief.commit()
+        await until(lambda: raised)
+        assert isinstance(raised[0], ClaimLost)
+        assert await db.one("select status, attempt, committed_at from pgsched.runs") == ("running", 2, None)
+        assert await paid() == []
+        await db.all("delete from pgsched.runs")
+
+
+async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_it_in_peace(settings, db, paid, insert):
+    """The commit holds the row's lock; the reaper passes over it, and finds nothing to reap afterwards."""
+    claim = await claimed(db, silent=3600)
+    machine = Machine.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
+    reaper = Reaper(machine, _Roster())
+    try:
+        async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            await connection.execute(*Fence(settings.dsn, settings.schema, claim).statement("commit_run"))
+            reaper._in_grace = lambda _: False
+            await reaper.reap_pass()
+            assert await db.value("select status from pgsched.runs") == "running"
+            # So that the block's end finds its claim as it was.
+            await connection.execute(in_schema(b"update pgsched.runs set status = 'running'", settings.schema, parametrised=False))
+        await reaper.reap_pass()
+    finally:
+        await machine.control.discard()
+        await machine.writes.discard()
+    assert await db.one(ROW) == ("succeeded", 1, None, None, True, [])
+    assert await paid() == ["ann"]
+
+
+async def test_a_reaped_attempt_loses_its_transaction_and_what_it_has_locked(settings, db, paid, insert):
+    claim = await claimed(db, silent=3600)
+    machine = Machine.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
+    reaper = Reaper(machine, _Roster())
+    reaper._in_grace = lambda _: False
+    try:
+        with pytest.raises(psycopg.OperationalError):
+            async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
+                await connection.execute(insert, ("zombie",))
+                name = session_name(claim)
+                assert await db.value("select count(*) from pg_stat_activity where application_name = %s", name) == 1
+                await reaper.reap_pass()
+                await db.until("select count(*) = 0 from pg_stat_activity where application_name = %s", name)
+                await connection.execute("select 1")
+    finally:
+        await machine.control.discard()
+        await machine.writes.discard()
+    assert await paid() == []
+    assert await db.value("select status from pgsched.runs") == "failed"
+
+
+class _Roster:
+    def __init__(self):
+        self.live = {}
+
+
+async def claimed(db, *, silent=0.0):
+    """A run that a worker has claimed which is nowhere to be found."""
+    worker = uuid.uuid4()
+    run_id = await db.value(
+        "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at)"
+        " values ('job', 'running', 1, 1, %s, now(), clock_timestamp() - %s * interval '1 second') returning id",
+        worker, silent,
+    )  # fmt: skip
+    return Claim(run_id, 1, worker)
+
+
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(
+    settings, db, paid, insert, done, threaded, monkeypatch
+):
+    """The connection dies at COMMIT: after the server has done it, or before the server hears of it."""
+    claim = await claimed(db)
+    told = []
+    fence = Fence(settings.dsn, settings.schema, claim, committed=lambda: told.append("committed"))
+    kind = psycopg.Transaction if threaded else psycopg.AsyncTransaction
+    leave = kind._commit_gen
+
+    def cut(self):
+        if done:
+            yield from leave(self)
+        else:
+            self.status = self.Status.COMMITTED
+        self._conn.close() if threaded else self._conn.pgconn.finish()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+        yield
+
+    async def use():
+        async with fence.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            monkeypatch.setattr(kind, "_commit_gen", cut)
+
+    def use_blocking():
+        with fence.transaction() as connection:
+            connection.execute(insert, ("ann",))
+            monkeypatch.setattr(kind, "_commit_gen", cut)
+
+    work = asyncio.to_thread(use_blocking) if threaded else use()
+    if done:
+        await work
+        assert told == ["committed"]
+        assert await paid() == ["ann"]
+        assert await db.one(ROW) == ("succeeded", 1, None, None, True, [])
+    else:
+        with pytest.raises(psycopg.OperationalError, match="unexpectedly"):
+            await work
+        assert (told, await paid()) == ([], [])
+        assert await db.value("select status from pgsched.runs") == "running"
+
+
+async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for(settings, db, paid, insert, monkeypatch):
+    """What asks after it must not read the row as it was before: it waits for the lock that the commit holds."""
+    claim = await claimed(db)
+    fence = Fence(settings.dsn, settings.schema, claim)
+    held = []
+
+    async def end(self, block, error):
+        held.append(block)
+        raise TimeoutError
+
+    async def close(self, connection):
+        held.append(connection)
+
+    async def use():
+        async with fence.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            monkeypatch.setattr("pgsched.fence._Coroutines.end", end)
+            monkeypatch.setattr("pgsched.fence._Coroutines.close", close)
+            monkeypatch.setattr("pgsched.fence._Coroutines.give_back", close)
+
+    using = asyncio.create_task(use())
+    await db.until(
+        "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and query like 'pgsched%%' or"
+        " wait_event_type = 'Lock' and query like '%%for no key update%%' and application_name = %s", session_name(claim),
+    )  # fmt: skip
+    assert not using.done()
+    block, connection = held[:2]
+    await block.__aexit__(None, None, None)
+    await using
+    await connection.close()
+    assert await paid() == ["ann"]
+
+
+async def test_an_unanswered_commit_under_a_claim_that_is_gone_says_so(settings, db, paid, insert, monkeypatch):
+    claim = await claimed(db)
+    fence = Fence(settings.dsn, settings.schema, claim)
+
+    async def end(self, block, error):
+        await block.__aexit__(TimeoutError, TimeoutError(), None)
+        await db.all("update pgsched.runs set attempt = 2, worker = %s", uuid.uuid4())
+        raise TimeoutError
+
+    with pytest.raises(ClaimLost):
+        async with fence.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            monkeypatch.setattr("pgsched.fence._Coroutines.end", end)
+    assert await paid() == []
+
+
+async def test_a_cancellation_during_the_commit_waits_for_it(settings, db, paid, insert, monkeypatch):
+    claim = await claimed(db)
+    fence, gates = Fence(settings.dsn, settings.schema, claim), Gates()
+
+    async def end(self, block, error):
+        await gates.stop()
+        return await block.__aexit__(None, None, None)
+
+    async def use():
+        async with fence.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            monkeypatch.setattr("pgsched.fence._Coroutines.end", end)
+
+    using = asyncio.create_task(use())
+    await gates.reached.wait()
+    using.cancel()
+    await asyncio.sleep(0)
+    using.cancel()  # and once more
+    await asyncio.sleep(0)
+    assert not using.done()
+    gates.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await using
+    assert await paid() == ["ann"]
+    assert await db.value("select status from pgsched.runs") == "succeeded"
+
+
+async def test_a_cancellation_inside_the_block_rolls_it_back(settings, db, paid, insert):
+    scheduler, gates = Scheduler(), Gates()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            await gates.stop()
+
+    job(scheduler, a)
+    async with working(scheduler, settings):
+        run_id = await enqueue(db)
+        await gates.reached.wait()
+        await db.value("select pgsched.cancel(%s)", run_id)
+        assert (await row(db))[0] == "cancelled"
+    assert await paid() == []
+
+
+@pytest.mark.parametrize("how", ["error", "timeout", "cancel", "drain", "thread"])
+async def test_what_comes_after_the_commit_changes_nothing_of_the_success(
+    settings, db, paid, insert, events, how
+):
+    gates, told = Gates(), []
+    scheduler = Scheduler()
+    scheduler.after_run(lambda run, end: told.append((end.status, type(end.error))))
+    scheduler.on_failure(lambda run, failure: told.append("failure"))
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+        gates.reached.set()
+        if how == "error":
+            raise ValueError("too late")
+        await asyncio.sleep(60)
+
+    def b(run: Run):
+        with run.transaction() as connection:
+            connection.execute(insert, ("ann",))
+        loop.call_soon_threadsafe(gates.reached.set)
+        raise ValueError("too late")
+
+    loop = asyncio.get_running_loop()
+    job(
+        scheduler, b if how == "thread" else a, retry=Retry(attempts=3, backoff=timedelta(0)),
+        timeout=timedelta(milliseconds=300) if how == "timeout" else None,
+    )  # fmt: skip
+    async with working(scheduler, settings, drain_timeout="100ms") as worker:
+        if how == "cancel":  # asked before the commit, and seen by a beat after it
+            beat, worker.heartbeat.beat = worker.heartbeat.beat, _nothing
+        await enqueue(db)
+        await gates.reached.wait()
+        if how == "cancel":
+            worker.heartbeat.beat = beat
+            worker.runner.stop(*worker.runner.running(), _requested())
+        if how != "drain":
+            await db.until("select reason is not null from pgsched.runs")
+            await until(lambda: told)
+    await until(lambda: told)
+    status, attempt, result, reason, committed, errors = await db.one(ROW)
+    assert (status, attempt, result, committed, errors) == ("succeeded", 1, None, True, [])
+    expected = {
+        "error": "ValueError: too late", "thread": "ValueError: too late", "drain": "its worker was stopped",
+        "timeout": "Timeout: ran longer than its timeout of 0.3 s", "cancel": "cancelled on request",
+    }  # fmt: skip
+    assert reason == f"after its transaction had committed: {expected[how]}"
+    assert await paid() == ["ann"]
+    assert [each if each == "failure" else str(each[0]) for each in told] == ["succeeded"]
+    names = [name for name, _ in events]
+    assert names.count("run_finished") == names.count("error_after_commit") == 1
+    assert not {"run_failed", "run_failed_for_good", "claim_lost", "run_given_back"} & set(names)
+    assert next(fields["level"] for name, fields in events if name == "error_after_commit") == "warning"
+
+
+async def _nothing():
+    pass
+
+
+def _requested():
+    from pgsched.outcome import Stop
+
+    return Stop.REQUESTED
+
+
+async def test_beats_go_on_after_the_commit_and_do_not_take_the_run_for_lost(settings, db, paid, insert, events):
+    scheduler, gates = Scheduler(), Gates()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+        await gates.stop()
+        return "kept"
+
+    job(scheduler, a)
+    async with working(scheduler, settings) as worker:
+        await enqueue(db)
+        await gates.reached.wait()
+        for _ in range(3):
+            await worker.heartbeat.beat()
+            await asyncio.sleep(0)
+        assert len(worker.runner.running()) == 1
+        gates.go.set()
+        await db.until("select result is not null from pgsched.runs")
+    assert (await db.one(ROW))[:3] == ("succeeded", 1, "kept")
+    assert "claim_lost" not in [name for name, _ in events]
+
+
+async def test_a_run_that_waits_for_the_overlap_starts_at_the_commit(settings, db, paid, insert):
+    scheduler, gates, began = Scheduler(), Gates(), []
+
+    @scheduler.schedule("job", "@yearly", overlap="queue", name="nightly")
+    async def a(run: Run):
+        began.append(run.id)
+        async with run.transaction() as connection:
+            await connection.execute(insert, (str(len(began)),))
+            if len(began) == 1:
+                await gates.stop()
+        if len(began) == 1:
+            await until(lambda: len(began) == 2)
+
+    async with working(scheduler, settings):
+        await db.value("select pgsched.trigger('nightly')")
+        await gates.reached.wait()
+        await db.value("select pgsched.trigger('nightly')")
+        await asyncio.sleep(0.1)
+        assert len(began) == 1
+        gates.go.set()
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+    assert await paid() == ["1", "2"]
+    assert await db.value("select last_status from pgsched.schedules") == "succeeded"
+
+
+async def test_a_second_transaction_in_one_attempt_is_refused(settings, db, paid, insert):
+    scheduler, raised = Scheduler(), []
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+        try:
+            async with run.transaction() as connection:
+                await connection.execute(insert, ("bob",))
+        except PgschedError as error:
+            raised.append(str(error))
+
+    job(scheduler, a)
+    async with working(scheduler, settings):
+        await enqueue(db)
+        assert (await row(db))[0] == "succeeded"
+    assert await paid() == ["ann"]
+    assert "once in an attempt" in raised[0]
+
+
+async def test_a_blocking_block_in_a_coroutine_is_refused(settings, db):
+    scheduler = Scheduler()
+
+    async def a(run: Run):
+        with run.transaction():
+            pass
+
+    job(scheduler, a)
+    async with working(scheduler, settings):
+        await enqueue(db)
+        status, _, _, _, _, errors = await row(db)
+    assert status == "failed"
+    assert "async with run.transaction()" in errors[0]["message"]
+
+
+async def test_a_block_that_ends_its_transaction_itself_is_told_so(settings, db, paid, insert):
+    scheduler = Scheduler()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            await connection.execute("commit")
+
+    job(scheduler, a)
+    async with working(scheduler, settings):
+        await enqueue(db)
+        status, _, _, _, committed, errors = await row(db)
+    assert (status, committed) == ("failed", False)
+    assert "ended its transaction itself" in errors[0]["message"]
+
+
+async def test_what_one_run_sets_in_its_session_is_not_there_for_the_next(settings, db, dsn):
+    scheduler, seen = Scheduler(), []
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            cursor = await connection.execute(
+                "select current_setting('search_path'), current_setting('application_name'), pg_backend_pid()"
+            )
+            seen.append(await cursor.fetchone())
+            await connection.execute("set search_path = pg_temp")
+            connection.row_factory = psycopg.rows.dict_row
+
+    job(scheduler, a)
+    async with working(scheduler, settings, max_transactions=1) as worker:
+        for count in (1, 2):
+            await enqueue(db)
+            await db.until("select count(*) = %s from pgsched.runs where status = 'succeeded'", count)
+        (first, name, pid), (second, _, again) = seen
+        assert first == second != "pg_temp"
+        assert pid == again  # one connection serves them
+        assert name.startswith(f"pgsched-run {worker.machine.worker} ")
+
+
+async def test_many_runs_take_turns_at_few_connections(settings, db, paid, insert):
+    scheduler = Scheduler()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, (f"{run.id:04}",))
+
+    job(scheduler, a)
+    async with working(scheduler, settings, max_transactions=2):
+        await db.all("select pgsched.enqueue('job') from generate_series(1, 40)")
+        await db.until("select count(*) = 40 from pgsched.runs where status = 'succeeded'")
+    assert len(await paid()) == 40
+
+
+async def test_a_client_that_has_the_row_locked_delays_the_result_and_nothing_else(settings, db, paid, insert):
+    scheduler, gates = Scheduler(), Gates()
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(insert, ("ann",))
+        await gates.stop()
+        return 7
+
+    job(scheduler, a)
+    async with (
+        working(scheduler, settings) as worker,
+        await psycopg.AsyncConnection.connect(settings.dsn) as other,
+    ):
+        await enqueue(db)
+        await gates.reached.wait()
+        await other.execute(in_schema(b"select from pgsched.runs for update", settings.schema, parametrised=False))
+        gates.go.set()
+        await until(lambda: worker.finisher._locked)
+        assert (await db.one(ROW))[:3] == ("succeeded", 1, None)
+        await other.commit()
+        await db.until("select result = '7' from pgsched.runs")
+
+
+async def test_a_fence_can_be_made_again_from_its_claim(settings, db, paid, insert):
+    claim = await claimed(db)
+    again = pickle.loads(pickle.dumps(Fence(settings.dsn, settings.schema, claim)))
+
+    def child():
+        with again.transaction() as connection:
+            connection.execute(insert, ("child",))
+
+    await asyncio.to_thread(child)
+    assert await paid() == ["child"]
+    assert await db.value("select status from pgsched.runs") == "succeeded"
+    with pytest.raises(ClaimLost):
+        async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
+            await connection.execute(insert, ("twice",))
+    assert await paid() == ["child"]
+
+
+async def test_a_run_that_no_worker_made_has_no_transaction():
+    run = Run(1, "job", None, None, None, 1, {}, uuid.uuid4(), None)
+    with pytest.raises(PgschedError, match="not made by a worker"):
+        run.transaction()
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_an_application_can_test_its_transactions(dsn, threaded):
+    scheduler = Scheduler()
+    temporary = "create table if not exists {}.mine (n int)"
+
+    async def a(run: Run):
+        async with run.transaction() as connection:
+            await connection.execute(temporary.format(harness.schema))
+            await connection.execute(f"insert into {harness.schema}.mine values (1)")
+        return "done"
+
+    def b(run: Run):
+        with run.transaction() as connection:
+            connection.execute(temporary.format(harness.schema))
+            connection.execute(f"insert into {harness.schema}.mine values (1)")
+        return "done"
+
+    job(scheduler, b if threaded else a)
+    async with Harness(scheduler, dsn) as harness:
+        await harness.client.enqueue("job")
+        (run,) = await harness.run_due()
+        assert (run["status"], run["result"], run["finished_at"]) == ("succeeded", "done", harness.clock.now)
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            cursor = await connection.execute(f"select n from {harness.schema}.mine")
+            assert await cursor.fetchall() == [(1,)]
