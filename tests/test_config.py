@@ -33,7 +33,7 @@ def test_every_setting_has_a_name_in_the_environment():
     values = {
         "dsn": "host=x", "listen_dsn": "host=y", "schema": "s", "data_dir": "d", "health_file": "h",
         "max_running": "7", "max_threads": "7", "max_processes": "7", "max_commands": "7",
-        "log_level": "DEBUG", "log_format": "json",
+        "max_transactions": "7", "log_level": "DEBUG", "log_format": "json",
         "heartbeat_interval": "2", "stall_timeout": "8s",
     }  # fmt: skip
     settings = load(environment={f"PGSCHED_{f.name.upper()}": values.get(f.name, "2m") for f in fields(Settings)

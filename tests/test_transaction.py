@@ -1,6 +1,7 @@
 """run.transaction(): the application's writes and the run's success commit together, or neither is there."""
 
 import asyncio
+import contextlib
 import pickle
 import threading
 import uuid
@@ -149,10 +150,8 @@ async def test_a_statement_that_failed_inside_the_block_commits_nothing_even_if_
     async def a(run: Run):
         async with run.transaction() as connection:
             await connection.execute(insert, ("ann",))
-            try:
+            with contextlib.suppress(psycopg.Error):
                 await connection.execute("select 1/0")
-            except psycopg.Error:
-                pass
 
     job(scheduler, a)
     async with working(scheduler, settings):
@@ -228,7 +227,9 @@ async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_i
             await reaper.reap_pass()
             assert await db.value("select status from pgsched.runs") == "running"
             # So that the block's end finds its claim as it was.
-            await connection.execute(in_schema(b"update pgsched.runs set status = 'running'", settings.schema, parametrised=False))
+            await connection.execute(
+                in_schema(b"update pgsched.runs set status = 'running'", settings.schema, parametrised=False)
+            )
         await reaper.reap_pass()
     finally:
         await machine.control.discard()
@@ -276,7 +277,7 @@ async def claimed(db, *, silent=0.0):
 
 @pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize("threaded", [False, True])
-async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(
+async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(  # noqa: PLR0917 - fixtures
     settings, db, paid, insert, done, threaded, monkeypatch
 ):
     """The connection dies at COMMIT: after the server has done it, or before the server hears of it."""
@@ -318,7 +319,9 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(
         assert await db.value("select status from pgsched.runs") == "running"
 
 
-async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for(settings, db, paid, insert, monkeypatch):
+async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for(
+    settings, db, paid, insert, monkeypatch
+):
     """What asks after it must not read the row as it was before: it waits for the lock that the commit holds."""
     claim = await claimed(db)
     fence = Fence(settings.dsn, settings.schema, claim)
@@ -340,8 +343,9 @@ async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for
 
     using = asyncio.create_task(use())
     await db.until(
-        "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and query like 'pgsched%%' or"
-        " wait_event_type = 'Lock' and query like '%%for no key update%%' and application_name = %s", session_name(claim),
+        "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and application_name = %s"
+        " and query like '%%for no key update%%'",
+        session_name(claim),
     )  # fmt: skip
     assert not using.done()
     block, connection = held[:2]
@@ -412,7 +416,7 @@ async def test_a_cancellation_inside_the_block_rolls_it_back(settings, db, paid,
 
 
 @pytest.mark.parametrize("how", ["error", "timeout", "cancel", "drain", "thread"])
-async def test_what_comes_after_the_commit_changes_nothing_of_the_success(
+async def test_what_comes_after_the_commit_changes_nothing_of_the_success(  # noqa: PLR0917 - fixtures
     settings, db, paid, insert, events, how
 ):
     gates, told = Gates(), []
@@ -512,7 +516,9 @@ async def test_a_run_that_waits_for_the_overlap_starts_at_the_commit(settings, d
         if len(began) == 1:
             await until(lambda: len(began) == 2)
 
-    async with working(scheduler, settings):
+    async with working(scheduler, settings) as worker:
+        told, changed = [], worker.runner.changed
+        worker.runner.changed = lambda live: (told.append((live.run.id, live.state.value)), changed(live))
         await db.value("select pgsched.trigger('nightly')")
         await gates.reached.wait()
         await db.value("select pgsched.trigger('nightly')")
@@ -521,6 +527,7 @@ async def test_a_run_that_waits_for_the_overlap_starts_at_the_commit(settings, d
         gates.go.set()
         await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
     assert await paid() == ["1", "2"]
+    assert told[0] == (began[0], "running")  # without it, only the dispatcher's own looks would find it
     assert await db.value("select last_status from pgsched.schedules") == "succeeded"
 
 

@@ -33,7 +33,7 @@ landed as (
     update pgsched.runs r
     set status = g.status,
         attempt = r.attempt - g.refund,
-        started_at = coalesce(g.started_at, r.started_at),
+        started_at = case when g.committed then r.started_at else coalesce(g.started_at, r.started_at) end,
         finished_at = case when g.committed then r.finished_at
                            when g.status <> 'queued' then coalesce(g.finished_at, clock_timestamp()) end,
         due_at = case when g.status = 'queued' and g.refund = 0
