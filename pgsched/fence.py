@@ -1,10 +1,11 @@
 """Commits an application's writes together with its run's success, or neither: what run.transaction() is.
 
-The block's last statement writes the success, under the claim. A claim that is gone by then takes the whole transaction
-with it; one that a reaper wants just then is waited for, by one or the other. Nothing else is locked and nothing is
-written while the block runs, so that beats go on, and a worker that stands still can be replaced.
+The block's last statement writes the success, under the claim, and goes out together with the COMMIT. A claim that is
+gone by then takes the whole transaction with it. Nothing of the run is locked before that, so that beats go on, and a
+worker that stands still, wherever it does, can be replaced.
 
-A commit whose answer is lost may have happened: the run's row tells, and is asked until it does.
+A commit whose answer is lost may have happened, or may happen yet: the old session is ended and waited for, and then
+the run's row tells.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from pgsched.store import Store
 T = TypeVar("T")
 Blocking = psycopg.Connection[Any]
 
-_LIMIT = STATEMENT_LIMIT.total_seconds()  # for a COMMIT, and for asking after one once the run is to stop
+_LIMIT = STATEMENT_LIMIT.total_seconds()  # for a COMMIT once the run is to stop, and for asking after one
+_CLAIM_LOST = "PS410"
+_ASKS = "pgsched commit"  # the application_name of sessions that look after a commit
 _POOL_WAIT = 30.0  # seconds after which a pool is asked again, and tries to connect again
 
 
@@ -95,7 +98,7 @@ class Fence:
         store = self.transactions.store if self.transactions is not None else Store(self.schema)
         claim = self.claim
         params = {"id": claim.run_id, "attempt": claim.attempt, "worker": claim.worker, "started_at": self.started_at}
-        return store.query(name), {**params, "name": session_name(claim)}
+        return store.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
 
     def lost(self) -> ClaimLost:
         """The error of a block whose claim is gone."""
@@ -149,7 +152,7 @@ class Transaction:
         try:
             self._block = self._connection.transaction()
             self._transaction = await self._way.begin(self._block)
-            await self._way.execute(self._connection, *self._fence.statement("name_transaction"))
+            await self._way.execute(self._connection, *self._fence.statement("begin_transaction"))
         except BaseException:
             await self._way.give_back(self._connection)
             raise
@@ -158,11 +161,13 @@ class Transaction:
         try:
             if error is not None:
                 return await self._roll_back(error)
-            try:
-                await self._write_success()
-            except BaseException as failure:
-                await self._roll_back(failure)
-                raise
+            if self._connection.info.transaction_status == TransactionStatus.IDLE:
+                error = PgschedError(
+                    "The block has ended its transaction itself, so what it wrote is not fenced, and the run's success "
+                    "is not written: leave BEGIN, COMMIT and ROLLBACK to run.transaction()."
+                )
+                await self._roll_back(error)
+                raise error
             # Up to here a cancellation rolls everything back. From here on it must wait for the answer.
             await self._way.apart(self._commit())
         finally:
@@ -175,26 +180,21 @@ class Transaction:
             return await self._way.end(self._block, error)
         return False
 
-    async def _write_success(self) -> None:
-        if self._connection.info.transaction_status == TransactionStatus.IDLE:
-            raise PgschedError(
-                "The block has ended its transaction itself, so what it wrote is not fenced, and the run's success is "
-                "not written: leave BEGIN, COMMIT and ROLLBACK to run.transaction()."
-            )
-        if not await self._way.execute(self._connection, *self._fence.statement("commit_run")):
-            raise self._fence.lost()
-
     async def _commit(self) -> None:
         try:
-            await self._way.end(self._block, None)
-            if self._transaction.status != self._transaction.Status.COMMITTED:  # the connection was gone before it
-                raise psycopg.OperationalError("the connection is lost")
-        except Failures as error:
-            if isinstance(error, psycopg.Error) and error.sqlstate and not self._connection.closed:
-                raise  # the server's answer: it has rolled back
-            await self._way.close(self._connection)
-            if not await self._find_out(error):
+            await self._way.commit(self._connection, *self._fence.statement("commit_run"))
+        except (*Failures, asyncio.CancelledError) as error:
+            answered = isinstance(error, psycopg.Error) and error.sqlstate and not self._connection.closed
+            if not answered:
+                await self._way.close(self._connection)
+            await self._roll_back(error)
+            if isinstance(error, psycopg.Error) and error.sqlstate == _CLAIM_LOST:
+                raise self._fence.lost() from None
+            if answered or not await self._find_out(error):
                 raise
+        else:
+            with contextlib.suppress(*Failures):  # the empty transaction after it
+                await self._way.end(self._block, None)
         self._fence.committed()
 
     async def _find_out(self, error: BaseException) -> bool:
@@ -203,7 +203,7 @@ class Transaction:
         backoff = Backoff(0.05, 2.0)
         while True:
             try:
-                rows = await self._way.ask(*self._fence.statement("look_after_commit"))
+                rows = await self._way.ask([self._fence.statement(name) for name in _ASKING])
             except Failures:
                 if self._way.given_up:
                     error.add_note("Whether its transaction has committed is not known: the database did not tell.")
@@ -213,6 +213,10 @@ class Transaction:
                 if not rows:
                     raise self._fence.lost() from error
                 return bool(rows[0][0])
+
+
+# Its message may still be on its way to the server: reading alone would not tell what becomes of it.
+_ASKING = ("end_transactions", "wait_for_transaction", "look_after_commit")
 
 
 class _Way(Protocol):
@@ -226,7 +230,8 @@ class _Way(Protocol):
     async def execute(self, connection: Any, query: bytes, params: dict[str, Any]) -> list[Any]: ...
     async def end(self, block: Any, error: BaseException | None) -> bool: ...
     async def close(self, connection: Any) -> None: ...
-    async def ask(self, query: bytes, params: dict[str, Any]) -> list[Any]: ...
+    async def commit(self, connection: Any, query: bytes, params: dict[str, Any]) -> None: ...
+    async def ask(self, statements: list[tuple[bytes, dict[str, Any]]]) -> list[Any]: ...
     async def sleep(self, seconds: float) -> None: ...
     async def apart(self, work: Coroutine[Any, Any, None]) -> None: ...
 
@@ -270,18 +275,24 @@ class _Coroutines:
     async def close(self, connection: Connection) -> None:
         await connection.close()
 
-    async def ask(self, query: bytes, params: dict[str, Any]) -> list[Any]:
-        async with (
-            asyncio.timeout(_LIMIT),
-            await psycopg.AsyncConnection.connect(self._fence.info, **_OPTIONS) as connection,
-        ):
-            return await self.execute(connection, query, params)
+    async def commit(self, connection: Connection, query: bytes, params: dict[str, Any]) -> None:
+        await psycopg.AsyncClientCursor(connection).execute(query, params)
+
+    async def ask(self, statements: list[tuple[bytes, dict[str, Any]]]) -> list[Any]:
+        async with asyncio.timeout(_LIMIT):
+            # Not under the name of the session that is to be ended.
+            connection = await psycopg.AsyncConnection.connect(db.conninfo_for(self._fence.dsn, _ASKS), **_OPTIONS)
+            async with connection:
+                rows = []
+                for query, params in statements:
+                    rows = await self.execute(connection, query, params)
+                return rows
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def apart(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does what must not be interrupted. A cancellation is passed on once it is done."""
+        """Does what must not be interrupted. A cancellation is passed on once it is done, or has taken too long."""
         task = asyncio.ensure_future(work)
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -290,9 +301,11 @@ class _Coroutines:
             except asyncio.CancelledError as error:
                 if cancelled is None:
                     self._give_up_at = time.monotonic() + _LIMIT
+                    asyncio.get_running_loop().call_later(_LIMIT, task.cancel)
                 cancelled = error
         if cancelled is not None:
-            task.exception()  # looked at: the cancellation says more
+            if not task.cancelled():
+                task.exception()  # looked at: the cancellation says more
             raise cancelled
         await task
 
@@ -336,9 +349,15 @@ class _Threads:
     async def close(self, connection: Blocking) -> None:
         connection.close()
 
-    async def ask(self, query: bytes, params: dict[str, Any]) -> list[Any]:
-        with psycopg.Connection.connect(self._fence.info, **_OPTIONS) as connection:
-            return await self.execute(connection, query, params)
+    async def commit(self, connection: Blocking, query: bytes, params: dict[str, Any]) -> None:
+        psycopg.ClientCursor(connection).execute(query, params)
+
+    async def ask(self, statements: list[tuple[bytes, dict[str, Any]]]) -> list[Any]:
+        with psycopg.Connection.connect(db.conninfo_for(self._fence.dsn, _ASKS), **_OPTIONS) as connection:
+            rows = []
+            for query, params in statements:
+                rows = await self.execute(connection, query, params)
+            return rows
 
     async def sleep(self, seconds: float) -> None:
         self._fence.over.wait(seconds)

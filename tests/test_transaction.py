@@ -203,7 +203,7 @@ async def test_a_claim_that_is_lost_before_the_block_ends_takes_its_writes_with_
         gates.go_on.set()
         await db.until(
             "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and application_name like"
-            " 'pgsched-run %%' and query like '%%committed_at%%'"
+            " 'pgsched-run %%' and query like '%%commit_run%%'"
         )
         assert not raised
         await thief.commit()
@@ -222,7 +222,8 @@ async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_i
     try:
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
-            await connection.execute(*Fence(settings.dsn, settings.schema, claim).statement("commit_run"))
+            commit = in_schema(b"select pgsched.commit_run(%s, 1, %s)", settings.schema)
+            await connection.execute(commit, (claim.run_id, claim.worker))
             reaper._in_grace = lambda _: False
             await reaper.reap_pass()
             assert await db.value("select status from pgsched.runs") == "running"
@@ -284,27 +285,29 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(  # no
     claim = await claimed(db)
     told = []
     fence = Fence(settings.dsn, settings.schema, claim, committed=lambda: told.append("committed"))
-    kind = psycopg.Transaction if threaded else psycopg.AsyncTransaction
-    leave = kind._commit_gen
+    way = "pgsched.fence._Threads" if threaded else "pgsched.fence._Coroutines"
+    lost = psycopg.OperationalError("server closed the connection unexpectedly")
 
-    def cut(self):
-        if done:
-            yield from leave(self)
+    async def cut(self, connection, query, params):
+        if not done:
+            connection.pgconn.finish()
+        elif threaded:
+            psycopg.ClientCursor(connection).execute(query, params)
+            connection.close()
         else:
-            self.status = self.Status.COMMITTED
-        self._conn.close() if threaded else self._conn.pgconn.finish()
-        raise psycopg.OperationalError("server closed the connection unexpectedly")
-        yield
+            await psycopg.AsyncClientCursor(connection).execute(query, params)
+            await connection.close()
+        raise lost
+
+    monkeypatch.setattr(f"{way}.commit", cut)
 
     async def use():
         async with fence.transaction() as connection:
             await connection.execute(insert, ("ann",))
-            monkeypatch.setattr(kind, "_commit_gen", cut)
 
     def use_blocking():
         with fence.transaction() as connection:
             connection.execute(insert, ("ann",))
-            monkeypatch.setattr(kind, "_commit_gen", cut)
 
     work = asyncio.to_thread(use_blocking) if threaded else use()
     if done:
@@ -319,71 +322,127 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(  # no
         assert await db.value("select status from pgsched.runs") == "running"
 
 
-async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for(
+async def test_a_commit_that_may_still_be_on_its_way_to_the_server_is_cut_off_before_the_row_is_read(
     settings, db, paid, insert, monkeypatch
 ):
-    """What asks after it must not read the row as it was before: it waits for the lock that the commit holds."""
+    """Its session is there, in its transaction, and its message could reach it after the row was read."""
     claim = await claimed(db)
-    fence = Fence(settings.dsn, settings.schema, claim)
-    held = []
+    left = []
 
-    async def end(self, block, error):
-        held.append(block)
+    async def hang(self, connection, query, params):
+        left.append((connection, query, params))
         raise TimeoutError
 
     async def close(self, connection):
-        held.append(connection)
+        pass
+
+    monkeypatch.setattr("pgsched.fence._Coroutines.commit", hang)
+    monkeypatch.setattr("pgsched.fence._Coroutines.close", close)
+    monkeypatch.setattr("pgsched.fence._Coroutines.end", _of_block)
+    with pytest.raises(TimeoutError):
+        async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
+            monkeypatch.setattr("pgsched.fence._Coroutines.give_back", close)
+            await connection.execute(insert, ("ann",))
+    connection, query, params = left[0]
+    with pytest.raises(psycopg.OperationalError):
+        await psycopg.AsyncClientCursor(connection).execute(query, params)
+    assert await paid() == []
+    assert await db.value("select status from pgsched.runs") == "running"
+
+
+async def _of_block(self, block, error):
+    return False
+
+
+async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for(
+    settings, db, paid, insert, monkeypatch
+):
+    """As behind a pooler, where its session cannot be ended: what is read must be newer than its end."""
+    claim = await claimed(db)
+    left = []
+
+    async def hang(self, connection, query, params):
+        left.append((connection, query, params))
+        raise TimeoutError
+
+    async def close(self, connection):
+        pass
 
     async def use():
-        async with fence.transaction() as connection:
-            await connection.execute(insert, ("ann",))
-            monkeypatch.setattr("pgsched.fence._Coroutines.end", end)
-            monkeypatch.setattr("pgsched.fence._Coroutines.close", close)
+        async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             monkeypatch.setattr("pgsched.fence._Coroutines.give_back", close)
+            await connection.execute("set local application_name = 'pooled'")
+            await connection.execute(insert, ("ann",))
 
+    monkeypatch.setattr("pgsched.fence._Coroutines.commit", hang)
+    monkeypatch.setattr("pgsched.fence._Coroutines.close", close)
+    monkeypatch.setattr("pgsched.fence._Coroutines.end", _of_block)
     using = asyncio.create_task(use())
-    await db.until(
-        "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and application_name = %s"
-        " and query like '%%for no key update%%'",
-        session_name(claim),
-    )  # fmt: skip
+    await db.until("select count(*) = 1 from pg_stat_activity where wait_event = 'advisory'")
     assert not using.done()
-    block, connection = held[:2]
-    await block.__aexit__(None, None, None)
+    connection, query, params = left[0]
+    await psycopg.AsyncClientCursor(connection).execute(query, params)
     await using
     await connection.close()
     assert await paid() == ["ann"]
+    assert await db.value("select status from pgsched.runs") == "succeeded"
 
 
 async def test_an_unanswered_commit_under_a_claim_that_is_gone_says_so(settings, db, paid, insert, monkeypatch):
     claim = await claimed(db)
-    fence = Fence(settings.dsn, settings.schema, claim)
 
-    async def end(self, block, error):
-        await block.__aexit__(TimeoutError, TimeoutError(), None)
+    async def fail(self, connection, query, params):
+        await connection.close()
         await db.all("update pgsched.runs set attempt = 2, worker = %s", uuid.uuid4())
         raise TimeoutError
 
+    monkeypatch.setattr("pgsched.fence._Coroutines.commit", fail)
     with pytest.raises(ClaimLost):
-        async with fence.transaction() as connection:
+        async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
-            monkeypatch.setattr("pgsched.fence._Coroutines.end", end)
     assert await paid() == []
 
 
-async def test_a_cancellation_during_the_commit_waits_for_it(settings, db, paid, insert, monkeypatch):
+async def test_a_commit_is_asked_after_until_the_database_answers(settings, db, paid, insert, monkeypatch):
     claim = await claimed(db)
-    fence, gates = Fence(settings.dsn, settings.schema, claim), Gates()
+    from pgsched.fence import _Coroutines
 
-    async def end(self, block, error):
+    asked, ask, commit = [], _Coroutines.ask, _Coroutines.commit
+
+    async def cut(self, connection, query, params):
+        await commit(self, connection, query, params)
+        await connection.close()
+        raise OSError("gone")
+
+    async def away(self, statements):
+        asked.append(1)
+        if len(asked) < 3:
+            raise psycopg.OperationalError("the database system is starting up")
+        return await ask(self, statements)
+
+    monkeypatch.setattr(_Coroutines, "commit", cut)
+    monkeypatch.setattr(_Coroutines, "ask", away)
+    async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
+        await connection.execute(insert, ("ann",))
+    assert len(asked) == 3
+    assert await paid() == ["ann"]
+
+
+async def test_a_cancellation_during_the_commit_waits_for_it(settings, db, paid, insert, monkeypatch):
+    from pgsched.fence import _Coroutines
+
+    claim = await claimed(db)
+    fence, gates, commit = Fence(settings.dsn, settings.schema, claim), Gates(), _Coroutines.commit
+
+    async def slow(self, *arguments):
         await gates.stop()
-        return await block.__aexit__(None, None, None)
+        await commit(self, *arguments)
 
     async def use():
         async with fence.transaction() as connection:
             await connection.execute(insert, ("ann",))
-            monkeypatch.setattr("pgsched.fence._Coroutines.end", end)
 
+    monkeypatch.setattr(_Coroutines, "commit", slow)
     using = asyncio.create_task(use())
     await gates.reached.wait()
     using.cancel()

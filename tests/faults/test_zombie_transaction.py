@@ -14,6 +14,8 @@ ASYNC def pay(run: Run):
         mark(run, "wrote")
         if run.attempt == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
+            while not (FOLDER / "gate").exists():  # the signal stops another thread first, and this one a moment later
+                time.sleep(0.01)
             note(run, "woke")
     note(run, "committed")
     return run.attempt
@@ -31,6 +33,7 @@ async def replaced(daemons, db, source):
     await db.until("select result is not null from pgsched.runs")
     before = await db.value("select r::text from pgsched.runs r")
 
+    daemons.open("gate")
     zombie.send(signal.SIGCONT)
     await zombie.event("claim_lost", attempt=1)
     assert await zombie.stop() == 0
