@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from pgsched.errors import RegistrationError
+from pgsched.model import clean
 from pgsched.orphans import ORPHANS, anybody, signalled
-from pgsched.outcome import clean
 
 TAIL = 8192  # bytes of output that are kept to be told with the end
 _TOLD = 2000  # characters of output in an error

@@ -34,7 +34,7 @@ POOL: dict[str, Any] = {
     "name": NAME,
     "kwargs": {"autocommit": True},
 }
-_JSON = frozenset({"args", "result", "errors", "interruptions"})
+_JSON = frozenset({"args", "result", "errors", "interruptions", "progress"})
 
 
 class Connections(Protocol):

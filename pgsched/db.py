@@ -33,6 +33,8 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "target_session_attrs": "read-write",
 }
+# Data, constraints, a user's own trigger. Not connections, resources, conflicts, operators: those pass.
+_REFUSALS = ("22", "23", "2F", "38", "39", "44", "P0")
 _SESSION = """
 select set_config('statement_timeout', '15s', false), set_config('lock_timeout', '10s', false),
     set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
@@ -72,6 +74,12 @@ def describe(error: BaseException) -> str:
         return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
     first = str(error).strip().splitlines()
     return first[0] if first else type(error).__name__
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the database refused a statement for what is in it, and would refuse it again."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return isinstance(error, psycopg.DataError) or (state is not None and state[:2] in _REFUSALS)
 
 
 def unreachable(error: BaseException) -> DatabaseUnavailable:

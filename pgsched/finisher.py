@@ -1,4 +1,7 @@
-"""Writes outcomes, many in one fenced statement, until the database has them. Decides nothing about them."""
+"""Writes outcomes, many in one fenced statement, until the database has them. Decides nothing about them.
+
+What an attempt said last goes out before its end, by scribe.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,14 @@ import enum
 from collections.abc import Callable
 from datetime import timedelta
 
-import psycopg
-
 from pgsched import log
-from pgsched.db import Backoff, Failures, describe
+from pgsched.db import Backoff, Failures, describe, refused
 from pgsched.machine import Machine
 from pgsched.model import Outcome, RunError, RunStatus
+from pgsched.scribe import Scribe
 
 BATCH = 1000
 _LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
-# Data, constraints, a user's own trigger. Not connections, resources, conflicts, operators: those pass.
-_REFUSALS = ("22", "23", "2F", "38", "39", "44", "P0")
 Answer = Callable[[Outcome, bool], None]
 
 
@@ -39,6 +39,7 @@ class Finisher:
         self._session = machine.writes
         self._worker = machine.worker
         self._outage = machine.outage
+        self._scribe = Scribe(machine)
         self._waiting: list[tuple[Outcome, Answer]] = []
         self._writing = 0
         self._locked = 0
@@ -127,8 +128,12 @@ class Finisher:
     async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], Landing]:
         """Writes outcomes; returns by (run id, attempt) what became of each. Those that lost their claim are left
         out."""
+        speaking = [(o.claim, o.journal) for o in outcomes if o.journal is not None]
+        # First what they said: when a run has ended, all of it is there. One whose lines do not land does not end yet.
+        mute = await self._scribe.write_all(speaking) if speaking else set()
+        ready = [o for o in outcomes if (o.claim.run_id, o.claim.attempt) not in mute] if mute else outcomes
         async with self._session.use() as connection:
-            landed = await self._store.finish_runs(connection, self._worker, outcomes)
+            landed = await self._store.finish_runs(connection, self._worker, ready) if ready else {}
             answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
             if len(landed) < len(outcomes):
                 missing = [o for o in outcomes if (o.claim.run_id, o.claim.attempt) not in landed]
@@ -149,6 +154,7 @@ class Finisher:
             result_json=None,
             reason="the result could not be stored" if outcome.status is RunStatus.SUCCEEDED else outcome.reason,
             error=RunError("Unstorable", "the error could not be stored") if outcome.error else None,
+            journal=None,
         )
         if bare == outcome:
             # Nothing left to leave out: somebody's own constraint or trigger. The reaper will find the run.
@@ -163,9 +169,3 @@ def _committed(outcome: Outcome) -> Outcome:
     return dataclasses.replace(
         outcome, status=RunStatus.SUCCEEDED, error=None, delay=timedelta(0), refund=False, committed=True
     )
-
-
-def refused(error: BaseException) -> bool:
-    """Whether the database refused a statement for what is in it, and would refuse it again."""
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    return isinstance(error, psycopg.DataError) or (state is not None and state[:2] in _REFUSALS)

@@ -16,6 +16,7 @@ from pgsched import log
 from pgsched.db import Backoff, Failures, Session, describe
 from pgsched.machine import Machine
 from pgsched.runner import Live, Runner, State
+from pgsched.scribe import Scribe
 
 _ASK_EVERY = 0.05  # seconds between beats that notifications ask for, at least
 _LIBRARY = (str(Path(asyncio.__file__).parent.parent), "site-packages", "dist-packages", "<frozen")
@@ -34,6 +35,7 @@ class Heartbeat:
         self._clock = machine.clock
         self._watch = machine.watch
         self._runner = runner
+        self._scribe = Scribe(machine)
         self._wake = asyncio.Event()
         self._soon = asyncio.Event()
         self._asked_at = float("-inf")
@@ -85,7 +87,7 @@ class Heartbeat:
         self._soon.clear()
 
     async def beat(self) -> None:
-        """Sends one beat for all claims and hands out the answer."""
+        """Sends one beat for all claims and hands out the answer; then what the runs say, where they say anything."""
         claims = self._claims()
         if not claims:
             return
@@ -101,6 +103,8 @@ class Heartbeat:
             live = self._runner.live.get((run_id, attempt))
             if live is not None and live.state is State.HELD:
                 self._runner.verdict(run_id, attempt, verdict)
+        running = [live for live in self._runner.live.values() if live.state is State.RUNNING]
+        await self._scribe.write_some([(live.claim, live.journal) for live in running if live.journal.unwritten])
 
     def _claims(self) -> list[tuple[int, int, Any]]:
         claims = []

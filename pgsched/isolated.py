@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import Any, BinaryIO
 
-from pgsched.model import Journal
+from pgsched.capture import Handler
 from pgsched.remote import Package, RemoteJournal
 
 
@@ -34,22 +34,6 @@ class Report:
                 data = data[os.write(self._fd, data) :]
 
 
-class _Forwarding(logging.Handler):
-    """Sends what is logged by the standard library's logging to the run's journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__()
-        self._journal = journal
-
-    def emit(self, record: logging.LogRecord) -> None:
-        levels = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
-        level = next((name for number, name in levels if record.levelno >= number), "debug")
-        try:
-            self._journal.add(self.format(record), level)
-        except Exception:
-            self.handleError(record)
-
-
 def main(control: BinaryIO, report_fd: int) -> None:
     """Does what the first line says, and ends the process. control: as far as its second line."""
     os.set_inheritable(control.fileno(), False)
@@ -59,7 +43,7 @@ def main(control: BinaryIO, report_fd: int) -> None:
     journal = RemoteJournal(report.send)
     package = Package(control.readline(), journal)
     threading.Thread(target=_obey, args=(control, package), name="pgsched-control", daemon=True).start()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", handlers=[_Forwarding(journal)])
+    logging.basicConfig(level=logging.INFO, handlers=[Handler(lambda: journal)])
     answer = package.call()
     journal.finish()
     for stream in (sys.stdout, sys.stderr):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import uuid
 from collections.abc import Mapping
@@ -197,6 +198,11 @@ class Schedule:
     updated_at: datetime
 
 
+def clean(text: str) -> str:
+    """The text without NUL and lone surrogates, which PostgreSQL cannot store."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 class Cancellation:
     """Whether somebody wants a run to stop, for code in a thread, which cannot be interrupted.
 
@@ -218,18 +224,38 @@ class Line:
     text: str
 
 
-class Journal:
-    """What one attempt says while it runs: lines and progress. Any thread may write, the worker takes.
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What of a journal is not written yet: lines, the first of which has this number, and progress where it is new."""
 
-    At most LIMIT characters are kept; what is said beyond them is counted.
+    number: int
+    lines: list[Line]
+    progress: tuple[float, float | None] | None
+
+    @property
+    def last(self) -> int:
+        """The number of its last line, or of the one before it where it has none."""
+        return self.number + len(self.lines) - 1
+
+
+class Journal:
+    """What one attempt says while it runs: lines and progress. Any thread may write; the worker reads, and forgets what
+    is written.
+
+    At most LIMIT characters in LINES lines are kept; what is said beyond them is counted, and told when it is closed.
     """
 
     LIMIT = 65_536
+    LINES = 20_000
+    LONGEST = 8_192  # characters of one line; a longer one is cut
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection in here may call what logs
         self._lines: list[Line] = []
+        self._written = 0  # lines, from the first on
         self._size = 0
+        self._closed = False
+        self._progress_written: tuple[float, float | None] | None = None
         self.dropped = 0
         self.progress: tuple[float, float | None] | None = None
 
@@ -237,23 +263,54 @@ class Journal:
         """Takes a text of one or more lines."""
         at = datetime.now(UTC)
         with self._lock:
+            if self._closed:
+                return
             for line in text.splitlines():
-                if self._size + len(line) > self.LIMIT:
+                kept = line if len(line) <= self.LONGEST else f"{line[: self.LONGEST - 1]}…"
+                if self._size + len(kept) > self.LIMIT or self._written + len(self._lines) >= self.LINES:
                     self.dropped += 1
                 else:
-                    self._size += len(line) + 1
-                    self._lines.append(Line(at, level, line))
+                    self._size += len(kept) + 1
+                    self._lines.append(Line(at, level, kept))
 
     def drop(self, lines: int) -> None:
         """Counts lines that are not even handed over, because there are too many."""
         with self._lock:
             self.dropped += lines
 
-    def take(self) -> list[Line]:
-        """The lines since the last take."""
+    def close(self) -> None:
+        """The attempt is over: says how many lines there would have been, and takes no more."""
         with self._lock:
-            lines, self._lines = self._lines, []
-        return lines
+            if self.dropped and not self._closed:
+                told = f"{self.dropped:,} more lines were dropped: of an attempt 64 KiB are kept."
+                self._lines.append(Line(datetime.now(UTC), "warning", told))
+            self._closed = True
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether there is anything to be written."""
+        return bool(self._lines) or self.progress != self._progress_written
+
+    def read(self, size: int = LIMIT) -> Said:
+        """What is not written yet, oldest first; lines of about `size` characters at most, one in any case."""
+        with self._lock:
+            lines: list[Line] = []
+            taken = 0
+            for line in self._lines:
+                taken += len(line.text) + 1
+                if taken > size and lines:
+                    break
+                lines.append(line)
+            progress = self.progress if self.progress != self._progress_written else None
+            return Said(self._written + 1, lines, progress)
+
+    def wrote(self, said: Said) -> None:
+        """It is written, and forgotten here."""
+        with self._lock:
+            del self._lines[: max(0, said.last - self._written)]
+            self._written = max(self._written, said.last)
+            if said.progress is not None:
+                self._progress_written = said.progress
 
 
 class Transaction(Protocol):
@@ -315,13 +372,18 @@ class Run:
     def log(self, text: str, level: str = "info") -> None:
         """Keeps a text with the run, for `pgsched runs show` and `runs logs`. level: debug, info, warning or error.
 
-        At most 64 KiB an attempt are kept.
+        It can be read within a heartbeat. At most 64 KiB an attempt are kept. What is logged with the standard library
+        or structlog while the run runs, in its tasks and in its function's thread, is kept without being asked.
         """
         self.journal.add(text, level)
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Says how far the run is, for `pgsched runs show`: done of total, in any unit. Total: None where unknown."""
-        self.journal.progress = (done, total)
+        """Says how far the run is, for `pgsched runs show` and `list`: done of total, in any unit.
+
+        total: None where unknown. Call it as often as you like: it is stored with the next heartbeat, the last one
+        alone. Raises ValueError for what is no finite number.
+        """
+        self.journal.progress = (_finite(done), None if total is None else _finite(total))
 
     @property
     def cancelled(self) -> bool:
@@ -330,6 +392,16 @@ class Run:
             self.cancellation.noticed = True
             return True
         return False
+
+
+def _finite(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"run.progress() takes finite numbers, not {value!r}.")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +451,7 @@ class Outcome:
 
     status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the
     attempt off again). committed: the run's own transaction had committed its success, as the database says.
+    journal: what the attempt said last, where there is something to be written before its end.
     """
 
     claim: Claim
@@ -391,6 +464,7 @@ class Outcome:
     delay: timedelta = timedelta(0)
     refund: bool = False
     committed: bool = False
+    journal: Journal | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

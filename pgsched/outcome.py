@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from pgsched.errors import Discard, InvalidArguments, PgschedError, RetryLater
-from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunError, RunStatus
+from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunError, RunStatus, clean
 from pgsched.policy import retry_delay, spread
 
 ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
@@ -198,11 +198,6 @@ def describe(error: BaseException) -> RunError:
     except Exception:
         text = ""
     return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], clean(text)[-ERROR_LIMIT:])
-
-
-def clean(text: str) -> str:
-    """The text without NUL and lone surrogates, which PostgreSQL cannot store."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def where(error: RunError) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import enum
 import functools
 import json
@@ -23,6 +24,7 @@ from typing import Any
 import structlog
 
 from pgsched import log
+from pgsched.capture import JOURNAL
 from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Place, Threads
 from pgsched.fence import Transactions
@@ -186,6 +188,7 @@ class Runner:
             run=live.run.id, entrypoint=live.run.entrypoint, attempt=live.run.attempt
         )
         THREADS.set(live.threads)
+        JOURNAL.set(live.journal)
         run, problem = self._view(live)
         result: Any = None
         error: BaseException | None = None
@@ -307,6 +310,9 @@ class Runner:
         if live.state is State.ENDED:
             return
         live.state = State.ENDED
+        live.journal.close()
+        if outcome is not None and live.journal.unwritten:
+            outcome = dataclasses.replace(outcome, journal=live.journal)
         live.outcome = outcome
         if live.context is not None and outcome is not None:
             live.answer = asyncio.get_running_loop().create_future()

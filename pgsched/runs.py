@@ -1,4 +1,5 @@
-"""What a client can do about runs beyond one statement, as `client.runs`: waits for their ends, queues many again.
+"""What a client can do about runs beyond one statement, as `client.runs`: waits for their ends, reads and follows what
+they log, queues many again.
 
 One run at a time, and lists of them, are methods of the client itself.
 """
@@ -6,7 +7,7 @@ One run at a time, and lists of them, are methods of the client itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -111,6 +112,47 @@ class Runs:
         if not rows:
             raise NotFound(f"There is no run {run_id}.")
         return rows[0]
+
+    async def log(
+        self,
+        run_id: int,
+        *,
+        attempt: int | None = None,
+        after: int = 0,
+        limit: int = 100_000,
+        connection: Any = None,
+    ) -> list[Row]:
+        """The lines that a run logged, oldest first: id, attempt, worker, at, level, text. Raises NotFound.
+
+        attempt: those of one alone. after: only those with a greater id, so that the last line's id asks for what came
+        since. limit: at most so many, the newest. A running run's lines are there within a heartbeat.
+        """
+        params = {
+            "run_id": definition.run_id(run_id),
+            "attempt": None if attempt is None else definition.whole("attempt", attempt, 1, 2**31 - 1),
+            "after": definition.whole("after", after, 0, 2**63 - 1),
+            "limit": definition.whole("limit", limit, 1, 1_000_000),
+        }
+        rows = await self._sql.rows("read_log", params, connection)
+        if not rows:
+            raise NotFound(f"There is no run {run_id}.")
+        return [row for row in rows if row["id"] is not None]
+
+    async def follow(self, run_id: int, *, attempt: int | None = None, after: int = 0) -> AsyncIterator[Row]:
+        """The lines that a run logged, and those that it logs from now on, until it has ended (with `attempt`: until
+        that attempt has). It looks twice a second. Raises NotFound, also where the run is deleted meanwhile."""
+        while True:
+            # Looked at first: where it has ended, all that it said is there.
+            status = await self._sql.call("read_status", {"run_id": definition.run_id(run_id)}, None)
+            over = status in ENDED
+            if attempt is not None and not over:
+                over = attempt < (await self.get(run_id))["attempt"] + (status == "queued")
+            for line in await self.log(run_id, attempt=attempt, after=after):
+                after = line["id"]
+                yield line
+            if over:
+                return
+            await self._sql.connections.sleep(_MOST)
 
     async def count(self, ids: Sequence[int], *, connection: Any = None) -> dict[str, int]:
         """How many of these runs are in which status; those that are deleted are in none."""

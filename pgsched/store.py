@@ -21,7 +21,7 @@ from pgsched import definition
 from pgsched.db import Connection, InUtc
 from pgsched.declaration import Compared, Standing
 from pgsched.limits import Candidate, Gate
-from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Schedule, Silent
+from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.policy import Occupancy, Plan
 
 _FILES = {
@@ -353,6 +353,30 @@ class Store:
             },
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+
+    async def write_journals(
+        self, connection: Connection, worker: uuid.UUID, said: Sequence[tuple[Claim, Said]]
+    ) -> set[tuple[int, int]]:
+        """Writes what attempts say, each under its claim. Returns the (run id, attempt) of those whose claim holds and
+        whose row nobody else has locked; of the others nothing is written."""
+        lines = [(c, n, line) for c, s in said for n, line in enumerate(s.lines, s.number)]
+        cursor = await connection.execute(
+            self.query("write_journals"),
+            {
+                "worker": worker,
+                "ids": [c.run_id for c, _ in said],
+                "attempts": [c.attempt for c, _ in said],
+                "done": [s.progress[0] if s.progress else None for _, s in said],
+                "total": [s.progress[1] if s.progress else None for _, s in said],
+                "line_ids": [c.run_id for c, _, _ in lines],
+                "line_attempts": [c.attempt for c, _, _ in lines],
+                "numbers": [n for _, n, _ in lines],
+                "ats": [line.at for _, _, line in lines],
+                "levels": [clean(line.level)[:20] for _, _, line in lines],
+                "texts": [clean(line.text) for _, _, line in lines],
+            },
+        )
+        return {(row[0], row[1]) for row in await cursor.fetchall()}
 
     async def read_clock(self, connection: Connection) -> datetime:
         """The database's clock."""

@@ -5,7 +5,7 @@
     dispatcher  sleeps until something is due; the claim pass; hands claims to
     runner      starts each run at its instant; one claim, one outcome; hands outcomes to
     finisher    writes them in batches, under their claims
-    heartbeat   renews the claims of what runs; hears of lost and cancelled ones
+    heartbeat   renews the claims of what runs; hears of lost and cancelled ones; has written what runs say (scribe)
     guard       a thread that does so while a function blocks the loop
     reaper      takes away claims whose worker is dead
     skip_hooks  tells the application of fire times that do not run; other hooks are called by runner
@@ -35,6 +35,7 @@ from typing import Any
 import structlog
 
 from pgsched import config, log, migrate, systemd
+from pgsched.capture import capturing
 from pgsched.clock import Jump, Watch
 from pgsched.config import Settings
 from pgsched.db import Failures, Session, conninfo_for, unreachable
@@ -124,7 +125,7 @@ class Worker:
     async def run(self) -> int:
         """Starts, runs until stop() or a signal, drains. Returns how many runs were given back unfinished."""
         try:
-            with self._signals():
+            with self._signals(), capturing():
                 if await self._started():
                     self.guard.start()
                     await self._serve()

@@ -74,7 +74,9 @@ class Attempt:
         return await self.executor.execute(self.run)
 
     def lines(self) -> list[tuple[str, str]]:
-        return [(line.level, line.text) for line in self.journal.take()]
+        said = self.journal.read()
+        self.journal.wrote(said)
+        return [(line.level, line.text) for line in said.lines]
 
 
 async def test_a_command_gets_its_words_as_they_are_and_knows_its_run(settings, db, client):

@@ -142,7 +142,7 @@ async def test_errors_and_what_is_said_by_raising_come_back(cluster):
 async def test_what_it_logs_and_its_progress_reach_the_run(cluster):
     attempt = Attempt(cluster.address, work.chatter)
     await attempt.execute()
-    assert [(line.level, line.text) for line in attempt.journal.take()] == [("error", "from the run")]
+    assert [(line.level, line.text) for line in attempt.journal.read().lines] == [("error", "from the run")]
     assert attempt.journal.progress == (3, 4)
 
 

@@ -57,7 +57,9 @@ class Attempt:
         return await self.executor.execute(self.run)
 
     def lines(self) -> list[tuple[str, str]]:
-        return [(line.level, line.text) for line in self.journal.take()]
+        said = self.journal.read()
+        self.journal.wrote(said)
+        return [(line.level, line.text) for line in said.lines]
 
 
 async def test_arguments_go_there_and_the_result_comes_back(settings, db, client):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgsched.cli.output import (
@@ -22,6 +22,7 @@ from pgsched.explain import mark
 from pgsched.fate import Situation, expression_of
 
 _NEXT = 10
+LAST_LINES = 20  # of a run's log
 _TICK = timedelta(microseconds=1)
 
 
@@ -111,11 +112,13 @@ def took(row: Row) -> str | None:
 
 
 def why(row: Row) -> str | None:
-    """Why a run was skipped or cancelled, or how its last error reads."""
+    """Why a run was skipped or cancelled, how far it is while it runs, or how its last error reads."""
     if row["status"] == "skipped":
         count = row["skipped_count"] or 1
         through = f", {count} fire times through {instant(row['skipped_through'], exact=True)}" if count > 1 else ""
         return f"{row['reason']}{through}" + (f": {row['detail']}" if row["detail"] else "")
+    if row["status"] == "running" and row.get("progress"):
+        return progress(row)
     error = row["error"]
     return row["reason"] or (str(error).strip().split("\n")[0] if error else None)
 
@@ -130,15 +133,43 @@ def print_end(row: Row) -> None:
     write(visible(f"{row['id']} {row['status']}{lasted}" + (f": {because}" if because else "")))
 
 
-def show_run(row: Row, as_json: bool) -> None:
-    """A run: its fields, its result, and the errors of its attempts with their tracebacks."""
+def show_run(row: Row, lines: list[Row], as_json: bool) -> None:
+    """A run: its fields, its result, the errors of its attempts with their tracebacks, what it logged last."""
     if as_json:
-        print_json(row)
+        print_json({**row, "log": lines})
         return
     errors = row.pop("errors")
+    row["progress"] = progress(row)
     print_fields({name.replace("_", " "): value for name, value in row.items()})
     for error in errors if isinstance(errors, list) else [errors]:
         _print_error(error)
+    if lines:
+        more = len(lines) > LAST_LINES
+        heading(f"Log, its last {LAST_LINES} lines (all: pgsched runs logs {row['id']})" if more else "Log")
+        for line in lines[-LAST_LINES:]:
+            print_line(line)
+
+
+def print_line(line: Row) -> None:
+    """A line that a run logged: when, in which attempt, how serious."""
+    at = f"{line['at'].astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
+    write(visible(f"{at}Z #{line['attempt']} {line['level']:<7} {line['text']}"))
+
+
+def progress(row: Row) -> str | None:
+    """How far a run said that it is."""
+    said = row["progress"]
+    if not isinstance(said, dict):
+        return None
+    done, total = said.get("done"), said.get("total")
+    if total is None:
+        return f"{_number(done)} done"
+    share = f" ({done / total:.0%})" if total else ""
+    return f"{_number(done)} of {_number(total)}{share}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.0f}" if value == int(value) else f"{value:g}"
 
 
 def _print_error(error: Any) -> None:

@@ -102,6 +102,11 @@ def print_json(value: Any) -> None:
     write(json.dumps(value, indent=2, default=_as_json))
 
 
+def print_json_line(value: Any) -> None:
+    """The same in one line."""
+    write(json.dumps(value, default=_as_json))
+
+
 def _as_json(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")

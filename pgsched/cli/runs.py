@@ -1,4 +1,4 @@
-"""`pgsched runs`: shows runs, cancels them, queues them again."""
+"""`pgsched runs`: shows runs and what they log, cancels them, queues them again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from pgsched.cli.details import print_runs, show_run
+from pgsched.cli.details import LAST_LINES, print_line, print_runs, show_run
 from pgsched.cli.options import a_past, database_options, found, in_past, json_option, with_client
-from pgsched.cli.output import complain, print_json, say, write
+from pgsched.cli.output import complain, print_json, print_json_line, say, write
 from pgsched.cli.retry import retry_many
 from pgsched.client import Client, Row
 from pgsched.config import Settings
@@ -63,8 +63,48 @@ def list_(
 @json_option
 @database_options
 def show(settings: Settings, run_id: int, as_json: bool) -> None:
-    """Show all of a run: its fields, its result, and its attempts' errors with their tracebacks."""
-    show_run(with_client(settings, lambda client: client.get_run(run_id)), as_json)
+    """Show all of a run: its fields, its result, how far it is, its attempts' errors with their tracebacks, its log.
+
+    Of the log the last 20 lines; with --json the last 1000. `pgsched runs logs ID` shows all.
+    """
+
+    async def read(client: Client) -> tuple[Row, list[Row]]:
+        most = 1000 if as_json else LAST_LINES + 1
+        return await client.get_run(run_id), await client.runs.log(run_id, limit=most)
+
+    show_run(*with_client(settings, read), as_json)
+
+
+@runs.command()
+@click.argument("run_id", metavar="ID", type=int)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what it logs, until it has ended.")
+@click.option("--attempt", type=click.IntRange(1, 2**31 - 1), help="Only this attempt's lines.")
+@json_option
+@database_options
+def logs(settings: Settings, run_id: int, follow: bool, attempt: int | None, as_json: bool) -> None:
+    """Show what a run logged, the oldest line first: when, in which attempt, how serious, and the line.
+
+    With --follow, also what it logs from now on, through all of its attempts; it exits with 0 when the run has ended,
+    however it did. With --follow and --json each line is a JSON object of its own.
+    """
+
+    async def read(client: Client) -> list[Row]:
+        return await client.runs.log(run_id, attempt=attempt)
+
+    async def go_on(client: Client) -> None:
+        async for line in client.runs.follow(run_id, attempt=attempt):
+            print_json_line(line) if as_json else print_line(line)
+
+    if follow:
+        with_client(settings, go_on, None)
+        return
+    lines = with_client(settings, read)
+    if as_json:
+        print_json(lines)
+    elif not lines:
+        say(f"Run {run_id} has logged nothing.")
+    for line in [] if as_json else lines:
+        print_line(line)
 
 
 @runs.command()

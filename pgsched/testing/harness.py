@@ -21,6 +21,7 @@ from psycopg import sql
 
 from pgsched import definition
 from pgsched.account import TICK
+from pgsched.capture import capturing
 from pgsched.client import Client, Row, connect
 from pgsched.config import Settings
 from pgsched.dispatcher import Dispatcher
@@ -178,7 +179,8 @@ class Harness:
             connection = await machine.control.connect()
             try:
                 start = await make_schema(connection, self.schema, self._now)
-                await self._serve(machine, start, threads, ready)
+                with capturing():
+                    await self._serve(machine, start, threads, ready)
             finally:
                 await self._drop(machine)
         finally:

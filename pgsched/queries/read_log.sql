@@ -1,0 +1,10 @@
+-- The newest lines that a run logged after a line, oldest first; one row without a line where there is the run alone.
+select l.id, l.attempt, l.worker, l.at, l.level, l.text
+from (select id from pgsched.runs where id = %(run_id)s::bigint) r
+left join lateral (
+    select * from pgsched.logs
+    where run_id = r.id and id > %(after)s::bigint and (%(attempt)s::int is null or attempt = %(attempt)s)
+    order by id desc
+    limit %(limit)s::int
+) l on true
+order by l.id

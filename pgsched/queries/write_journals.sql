@@ -1,0 +1,34 @@
+-- Writes what attempts say, lines and progress, each only under its claim. Returns the claims that it holds for: of a run
+-- whose row somebody has locked just now, and of one that is lost, nothing is written. Lines that an earlier try of the
+-- same write has brought are left as they are.
+with given as (
+    select * from unnest(
+        %(ids)s::bigint[], %(attempts)s::int[], %(done)s::float8[], %(total)s::float8[]
+    ) as g (id, attempt, done, total)
+),
+held as materialized (
+    select r.id, r.attempt, g.done, g.total
+    from given g
+    join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
+    where r.worker = %(worker)s and (r.status = 'running' or r.committed_at is not null)
+    order by r.id
+    for no key update of r skip locked
+),
+progressed as (
+    update pgsched.runs r
+    set progress_done = held.done, progress_total = held.total, progressed_at = clock_timestamp()
+    from held
+    where r.id = held.id and held.done is not null
+),
+written as (
+    insert into pgsched.logs (run_id, attempt, worker, number, at, level, text)
+    select held.id, held.attempt, %(worker)s, l.number, l.at, l.level, l.text
+    from unnest(
+        %(line_ids)s::bigint[], %(line_attempts)s::int[], %(numbers)s::int[], %(ats)s::timestamptz[], %(levels)s::text[],
+        %(texts)s::text[]
+    ) as l (id, attempt, number, at, level, text)
+    join held on held.id = l.id and held.attempt = l.attempt
+    order by l.id, l.number
+    on conflict do nothing
+)
+select id, attempt from held
