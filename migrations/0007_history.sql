@@ -50,3 +50,57 @@ alter table pgsched.runs
 comment on column pgsched.runs.progress_done is 'How far the run said that it is, of progress_total (null: unknown).';
 comment on column pgsched.runs.progressed_at is
     'When that was written. An earlier attempt said it where this is before claimed_at.';
+
+-- --- how its attempts ended ----------------------------------------------------------------------------------
+
+alter table pgsched.runs add column stops jsonb check (jsonb_typeof(stops) = 'array');
+comment on column pgsched.runs.stops is
+    'One entry an attempt that ended without an error and was not the last: attempt, at, worker, started_at, end (given_back, cancelled, discarded), reason, final (whether no other of its number followed). The newest twenty; null for none.';
+comment on column pgsched.runs.errors is
+    'One entry an attempt that failed: attempt, at, type (Timeout, WorkerLost, or the exception''s), message, traceback, worker, started_at. The newest twenty.';
+
+create function pgsched.appended(entries jsonb, entry jsonb) returns jsonb
+    language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+    -- A run of a thousand attempts must not become a book.
+    select case when jsonb_array_length(entries) >= 20 then entries - 0 else coalesce(entries, '[]') end || entry
+$$;
+comment on function pgsched.appended(jsonb, jsonb) is 'A list with one entry more, of which the newest twenty are kept.';
+
+create or replace function pgsched.retry(run_id bigint) returns void
+    language plpgsql security invoker set search_path = pg_catalog, pg_temp as $$
+declare
+    state text;
+begin
+    select r.status into state from pgsched.runs r where r.id = run_id for update;
+    if state is null then
+        perform pgsched.no_run(run_id);
+    elsif state not in ('failed', 'cancelled') then
+        raise exception 'Run % is %: only a failed or cancelled one can be retried.', run_id, state
+            using errcode = 'PS409';
+    end if;
+    update pgsched.runs r
+    set status = 'queued', due_at = clock_timestamp(),
+        max_attempts = case when max_attempts is not null then greatest(max_attempts, attempt + 1) end,
+        -- How the last attempt ended is told by the row itself as long as it is the last.
+        stops = case when r.status = 'cancelled' and r.attempt > 0
+                and (r.errors -> -1 ->> 'attempt') is distinct from r.attempt::text
+                and not coalesce(r.stops @> jsonb_build_array(jsonb_build_object('attempt', r.attempt, 'final', true)), false)
+            then pgsched.appended(r.stops, jsonb_build_object(
+                'attempt', r.attempt, 'at', r.finished_at, 'worker', r.worker, 'started_at', r.started_at,
+                'end', case when r.cancel_requested_at is null then 'discarded' else 'cancelled' end,
+                'reason', r.reason, 'final', true))
+            else r.stops end,
+        finished_at = null, reason = null, cancel_requested_at = null, worker = null,
+        gated = g.overlap <> 'allow' or g.line is not null, line = g.line
+    from (
+        select q.overlap, pgsched.line_for(r.entrypoint, r.args, r.schedule_id, q.overlap) as line
+        from pgsched.runs r
+        cross join lateral (
+            select coalesce((select s.overlap from pgsched.schedules s where s.id = r.schedule_id), 'allow') as overlap
+        ) q
+        where r.id = run_id
+    ) g
+    where r.id = run_id;
+exception when unique_violation then
+    raise exception 'Run % cannot be retried: a live run has its unique key.', run_id using errcode = 'PS409';
+end $$;

@@ -351,7 +351,8 @@ class Client:
         return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]))
 
     async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
-        """A run with its args, its result and the errors of its attempts. Raises NotFound."""
+        """A run with its args, its result, the errors of its attempts and how each ended; see runs.get(). Raises
+        NotFound."""
         return await self.runs.get(run_id, connection=connection)
 
     async def list_workers(self, *, connection: Connection | None = None) -> list[Row]:

@@ -34,7 +34,7 @@ POOL: dict[str, Any] = {
     "name": NAME,
     "kwargs": {"autocommit": True},
 }
-_JSON = frozenset({"args", "result", "errors", "interruptions", "progress"})
+_JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "stops"})
 
 
 class Connections(Protocol):

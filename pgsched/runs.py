@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgsched import definition
+from pgsched.attempts import attempts_of
 from pgsched.connections import Row, Statements
 from pgsched.errors import InvalidArguments, NotFound
 
@@ -107,11 +108,17 @@ class Runs:
         return queued
 
     async def get(self, run_id: int, *, connection: Any = None) -> Row:
-        """A run with its args, its result and the errors of its attempts. Raises NotFound."""
+        """A run with its args, its result, the errors of its attempts, and how each of these ended. Raises NotFound.
+
+        attempts: a list of dicts with attempt, worker, started_at, ended_at, end (running, succeeded, failed,
+        timed_out, retry_later, discarded, cancelled, worker_lost, given_back) and why.
+        """
         rows = await self._sql.rows("get_run", {"run_id": definition.run_id(run_id)}, connection)
         if not rows:
             raise NotFound(f"There is no run {run_id}.")
-        return rows[0]
+        attempts = attempts_of(rows[0])
+        del rows[0]["stops"]
+        return {**rows[0], "attempts": attempts}
 
     async def log(
         self,

@@ -134,13 +134,16 @@ def print_end(row: Row) -> None:
 
 
 def show_run(row: Row, lines: list[Row], as_json: bool) -> None:
-    """A run: its fields, its result, the errors of its attempts with their tracebacks, what it logged last."""
+    """A run: its fields, its result, its attempts, their errors with tracebacks, what it logged last."""
     if as_json:
         print_json({**row, "log": lines})
         return
-    errors = row.pop("errors")
+    errors, attempts = row.pop("errors"), row.pop("attempts")
     row["progress"] = progress(row)
     print_fields({name.replace("_", " "): value for name, value in row.items()})
+    if attempts:
+        heading("Attempts")
+        print_attempts(attempts)
     for error in errors if isinstance(errors, list) else [errors]:
         _print_error(error)
     if lines:
@@ -148,6 +151,24 @@ def show_run(row: Row, lines: list[Row], as_json: bool) -> None:
         heading(f"Log, its last {LAST_LINES} lines (all: pgsched runs logs {row['id']})" if more else "Log")
         for line in lines[-LAST_LINES:]:
             print_line(line)
+
+
+def print_attempts(attempts: list[Row]) -> None:
+    """Attempts as a table, a line each."""
+    print_table(
+        ["attempt", "worker", "started", "ended", "how", "why"],
+        [
+            [
+                each["attempt"],
+                str(each["worker"])[:8] if each["worker"] else None,
+                instant(each["started_at"], exact=True),
+                instant(each["ended_at"], exact=True),
+                str(each["end"]).replace("_", " "),
+                str(each["why"] or "").strip().split("\n")[0],
+            ]
+            for each in attempts
+        ],
+    )
 
 
 def print_line(line: Row) -> None:

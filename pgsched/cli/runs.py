@@ -63,7 +63,7 @@ def list_(
 @json_option
 @database_options
 def show(settings: Settings, run_id: int, as_json: bool) -> None:
-    """Show all of a run: its fields, its result, how far it is, its attempts' errors with their tracebacks, its log.
+    """Show all of a run: its fields, result and progress, how each attempt ended, errors with tracebacks, its log.
 
     Of the log the last 20 lines; with --json the last 1000. `pgsched runs logs ID` shows all.
     """

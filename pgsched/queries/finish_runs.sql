@@ -40,13 +40,16 @@ landed as (
                       then clock_timestamp() + g.delay * interval '1 second' else r.due_at end,
         result = g.result::jsonb,
         reason = g.reason,
-        errors = case when g.error_type is null or g.committed then r.errors else (
-            -- The newest twenty are kept: a run of a thousand attempts must not become a book.
-            (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
-            || jsonb_build_object(
-                'attempt', g.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
-                'type', g.error_type, 'message', g.message, 'traceback', g.traceback)
-        ) end
+        errors = case when g.error_type is null or g.committed then r.errors
+                      else pgsched.appended(r.errors, jsonb_build_object(
+                          'attempt', g.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
+                          'type', g.error_type, 'message', g.message, 'traceback', g.traceback,
+                          'worker', r.worker, 'started_at', coalesce(g.started_at, r.started_at))) end,
+        -- What was given back before it had started was no attempt.
+        stops = case when g.refund = 0 or coalesce(g.started_at, r.started_at) is null then r.stops
+                     else pgsched.appended(r.stops, jsonb_build_object(
+                         'attempt', g.attempt, 'at', clock_timestamp(), 'worker', r.worker,
+                         'started_at', coalesce(g.started_at, r.started_at), 'end', 'given_back')) end
     from held g
     where r.id = g.id
     returning r.id, g.attempt, r.schedule_id, r.status, r.fire_time, g.committed

@@ -12,7 +12,7 @@ select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.args::text as ar
     r.claimed_at, r.started_at, r.heartbeat_at, r.cancel_requested_at, r.finished_at,
     case when r.progressed_at >= r.claimed_at and r.status <> 'queued'
         then json_build_object('done', r.progress_done, 'total', r.progress_total)::text end as progress,
-    r.result::text as result, r.errors::text as errors, r.unique_key, r.created_at
+    r.result::text as result, r.errors::text as errors, r.stops::text as stops, r.unique_key, r.created_at
 from pgsched.runs r
 left join pgsched.schedules s on s.id = r.schedule_id
 where r.id = %(run_id)s::bigint

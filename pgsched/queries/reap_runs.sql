@@ -23,9 +23,9 @@ reaped as (
         due_at = case when stalled.status = 'queued'
                       then greatest(r.due_at, clock_timestamp() + v.delay * interval '1 second') else r.due_at end,
         finished_at = case when stalled.status <> 'queued' then clock_timestamp() end,
-        errors = (case when jsonb_array_length(r.errors) >= 20 then r.errors - 0 else r.errors end)
-            || jsonb_build_object('attempt', r.attempt, 'at', clock_timestamp(), 'type', 'WorkerLost',
-                                  'message', v.message, 'traceback', '')
+        errors = pgsched.appended(r.errors, jsonb_build_object(
+            'attempt', r.attempt, 'at', clock_timestamp(), 'type', 'WorkerLost', 'message', v.message,
+            'traceback', '', 'worker', r.worker, 'started_at', r.started_at))
     from verdicts v
     join stalled on stalled.id = v.id
     where r.id = v.id
