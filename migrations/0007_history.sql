@@ -104,3 +104,10 @@ begin
 exception when unique_violation then
     raise exception 'Run % cannot be retried: a live run has its unique key.', run_id using errcode = 'PS409';
 end $$;
+
+-- --- how long it is kept -------------------------------------------------------------------------------------
+
+-- Each status has an age of its own: what is kept longer must not be walked over by each round.
+drop index pgsched.runs_finished;
+create index runs_ended on pgsched.runs (status, finished_at)
+    where status in ('succeeded', 'failed', 'cancelled', 'skipped');

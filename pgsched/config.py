@@ -19,6 +19,8 @@ from pgsched.duration import format_duration, parse_duration
 from pgsched.errors import ConfigurationError, InvalidExpression
 
 FILE = "pgsched.toml"
+_CENTURY = 36500 * 86400  # in seconds
+_SUCCEEDED = timedelta(days=7)
 LIBPQ = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGPORT", "PGDATABASE", "PGUSER")
 
 
@@ -124,7 +126,21 @@ class Settings:
     lookahead: timedelta = _setting(
         timedelta(seconds=1), _duration(0, 10), "How long before its instant a fire time may be claimed."
     )
-    retention: timedelta = _setting(timedelta(days=30), _duration(60, 36500 * 86400), "How long ended runs are kept.")
+    retention: timedelta = _setting(
+        timedelta(days=30), _duration(60, _CENTURY), "How long ended runs are kept, with their logs."
+    )
+    retention_succeeded: timedelta | None = _setting(
+        None, _duration(60, _CENTURY), "The same for those that succeeded; default: 7 days, or retention if shorter."
+    )
+    retention_failed: timedelta | None = _setting(
+        None, _duration(60, _CENTURY), "The same for those that failed; default: as retention."
+    )
+    retention_cancelled: timedelta | None = _setting(
+        None, _duration(60, _CENTURY), "The same for those that were cancelled; default: as retention."
+    )
+    retention_skipped: timedelta | None = _setting(
+        None, _duration(60, _CENTURY), "The same for skipped fire times; default: as retention."
+    )
     block_limit: timedelta = _setting(
         timedelta(minutes=5), _duration(1, 86400), "For how long a blocked event loop keeps its claims."
     )
@@ -161,6 +177,16 @@ class Settings:
                 f"stall_timeout ({format_duration(self.stall_timeout)}): a few lost beats must not cost a claim."
             )
         return self
+
+    @property
+    def ages(self) -> dict[str, timedelta]:
+        """How long runs are kept after their end, by status."""
+        return {
+            "succeeded": self.retention_succeeded or min(self.retention, _SUCCEEDED),
+            "failed": self.retention_failed or self.retention,
+            "cancelled": self.retention_cancelled or self.retention,
+            "skipped": self.retention_skipped or self.retention,
+        }
 
     @property
     def names_a_database(self) -> bool:

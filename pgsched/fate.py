@@ -128,7 +128,7 @@ def _unrecorded(row: Row, situation: Situation, time: datetime) -> tuple[str, st
     if time > situation.now:
         return _coming(row, time)
     if row["accounted_through"] is not None and time <= row["accounted_through"]:
-        return "none", "Nothing is recorded of it any more: ended runs are deleted, by default after 30 days"
+        return "none", "Nothing is recorded of it any more: ended runs are deleted after a while (retention)"
     if row["status"] in ("finished", "invalid"):
         return "none", f"The schedule is {row['status']}: {row['note'] or 'nobody said why'}"
     return "due", _paused(row, time) or _waiting(row, situation)

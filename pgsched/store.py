@@ -427,10 +427,26 @@ class Store:
         cursor = await connection.execute(self.query("end_transactions"), {"names": list(names)})
         return cursor.rowcount
 
-    async def prune_runs(self, connection: Connection, older_than: timedelta, limit: int) -> int:
-        """Deletes ended runs past the retention, at most `limit`. Returns how many went."""
-        params = {"older_than": older_than, "limit": limit}
-        return (await connection.execute(self.query("prune_runs"), params)).rowcount
+    async def prune_runs(
+        self, connection: Connection, status: str, age: timedelta, limit: int, last: Pruned | None
+    ) -> Pruned:
+        """Deletes runs of a status that ended longer ago than `age`, looking at `limit` of them at most, from where the
+        last batch stopped."""
+        cursor = connection.cursor(row_factory=class_row(Pruned))
+        await cursor.execute(
+            self.query("prune_runs"),
+            {
+                "key": f"pgsched {self.schema} retention",
+                "status": status,
+                "age": age,
+                "limit": limit,
+                "after": last.after if last is not None else None,
+                "after_id": last.after_id if last is not None else None,
+            },
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return row
 
     # --- workers and declared schedules -----------------------------------------------------------------
 
@@ -514,6 +530,17 @@ class Store:
         cursor.adapters.register_loader("timestamptz", InUtc)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchone()
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A batch of old runs: whether it was this worker's turn, how many were looked at and deleted, the last of them."""
+
+    mine: bool
+    seen: int
+    gone: int
+    after: datetime | None
+    after_id: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@
     heartbeat   renews the claims of what runs; hears of lost and cancelled ones; has written what runs say (scribe)
     guard       a thread that does so while a function blocks the loop
     reaper      takes away claims whose worker is dead
+    retention   deletes old history, once an hour
     skip_hooks  tells the application of fire times that do not run; other hooks are called by runner
 
 Two task groups: services, any of whose deaths ends the process; and runs, from which nothing escapes.
 Three connections: one listens, one claims and reaps, one writes beats and outcomes; runs get none of them,
-but others of their own where they ask for a transaction (fence.py).
+but others of their own where they ask for a transaction (fence.py). While old history is deleted there is one more.
 """
 
 from __future__ import annotations
@@ -50,13 +51,12 @@ from pgsched.outcome import Stop
 from pgsched.reaper import Reaper
 from pgsched.reconciler import Reconciler
 from pgsched.replanner import notice_zones
+from pgsched.retention import Retention
 from pgsched.runner import Live, Runner
 from pgsched.scheduler import Scheduler
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
 _PULSE = 5.0  # seconds between touches of the health file
-_RETENTION_PAUSE = 3600.0  # seconds between rounds of deleting old history
-_RETENTION_BATCH = 1000
 
 
 class Worker:
@@ -83,6 +83,7 @@ class Worker:
         self.guard = Guard(machine, self.runner)
         self.reaper = Reaper(machine, self.runner)
         self.reconciler = Reconciler(machine)
+        self.retention = Retention(machine, self.finisher.wrote)
         self.listener = Listener(machine, self.dispatcher, self.runner)
         self.listener.saw_orphaned = self.reconciler.saw_orphaned
         self.listener.woken.append(self.heartbeat.ask_now)
@@ -222,7 +223,7 @@ class Worker:
             "reconciler": self.reconciler.run(),
             "announce": self._announce(),
             "pulse": self._pulse(),
-            "retention": self._retention(),
+            "retention": self.retention.run(),
             "skip_hooks": self.skip_hooks.run(),
         }
 
@@ -259,20 +260,6 @@ class Worker:
     def _status(self) -> str:
         state = "database lost" if not self.machine.outage.up else "draining" if self._stop.is_set() else "running"
         return f"{state}, {self.runner.slots_used} runs"
-
-    async def _retention(self) -> None:
-        """Deletes old history now and then, in batches, each its own transaction. Where nothing has ended since
-        the last round there is no more history either, and an idle worker asks nothing."""
-        store, age = self.machine.store, self.machine.settings.retention
-        while True:
-            await self.finisher.wrote.wait()
-            self.finisher.wrote.clear()
-            with contextlib.suppress(*Failures):  # the next round is soon enough
-                gone = _RETENTION_BATCH
-                while gone == _RETENTION_BATCH:
-                    async with self.machine.control.use() as connection:
-                        gone = await store.prune_runs(connection, age, _RETENTION_BATCH)
-            await self.machine.watch.sleep(_RETENTION_PAUSE)
 
     # --- the end ----------------------------------------------------------------------------------------
 

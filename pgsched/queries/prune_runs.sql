@@ -1,9 +1,38 @@
--- Deletes ended runs past the retention, a batch at a time, without waiting for anybody.
-delete from pgsched.runs
-where id in (
-    select id from pgsched.runs
-    where status in ('succeeded', 'failed', 'cancelled', 'skipped') and finished_at < now() - %(older_than)s
-    order by finished_at
+-- Deletes a batch of the runs of one status that ended long enough ago, with their logs, from where the last batch stopped.
+-- One worker at a time: where another is at it, nothing is looked at. A row that somebody has locked is left to the next
+-- round. What a schedule still needs is kept: the run of its last fire time, and those of fire times that it may come by
+-- again (it was paused, or changed, before an earlier one had started), which would run twice.
+with turn as materialized (
+    select pg_try_advisory_xact_lock(hashtextextended(%(key)s, 0)) as mine
+),
+old as materialized (
+    select r.id, r.finished_at, r.schedule_id, r.fire_time, r.origin
+    from pgsched.runs r
+    -- The list is what the index is for; of a parameter alone the planner could not know.
+    where r.status in ('succeeded', 'failed', 'cancelled', 'skipped') and r.status = %(status)s
+        and r.finished_at < now() - %(age)s::interval
+        and (r.finished_at, r.id) > (coalesce(%(after)s::timestamptz, '-infinity'), coalesce(%(after_id)s::bigint, 0))
+        and (select mine from turn)
+    order by r.finished_at, r.id
     limit %(limit)s
     for update skip locked
+),
+gone as (
+    delete from pgsched.runs r
+    using old
+    where r.id = old.id
+        and (%(status)s = 'skipped' or not exists (
+            select from pgsched.schedules s
+            where s.id = old.schedule_id
+                and (s.last_run = old.fire_time or old.origin is distinct from 'trigger'
+                     and (old.fire_time > s.accounted_through or old.fire_time >= s.next_run))
+        ))
+    returning r.id
+),
+last as (
+    select finished_at, id from old order by finished_at desc, id desc limit 1
 )
+select turn.mine, (select count(*) from old) as seen, (select count(*) from gone) as gone, last.finished_at as after,
+    last.id as after_id
+from turn
+left join last on true

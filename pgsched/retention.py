@@ -1,0 +1,103 @@
+"""Deletes history that is old enough, now and then and in small transactions, on a connection of its own.
+
+How long what is kept, settings say; what a schedule still needs, the statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from psycopg.errors import QueryCanceled
+
+from pgsched import log
+from pgsched.db import Failures, Session, describe
+from pgsched.machine import Machine
+from pgsched.store import Pruned
+
+_SOON = 300.0  # seconds after the first end within which the first round comes
+_ROUND = 3600.0  # seconds between rounds, about
+_IDLE = 86400.0  # seconds between rounds while nothing ends
+_QUICK, _SLOW = 0.2, 1.0  # seconds that a batch takes at which the next one is larger, or smaller
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many runs a batch takes: at first, and at most. Runs with long logs make it smaller."""
+
+    first: int = 100
+    most: int = 1000
+
+
+class Retention:
+    """A worker's. ended: set when a run has ended; what has not is not history."""
+
+    def __init__(self, machine: Machine, ended: asyncio.Event, sizes: Sizes | None = None) -> None:
+        self._machine = machine
+        self._ended = ended
+        self._sizes = sizes or Sizes()
+        self._log = log.get()
+
+    async def run(self) -> None:
+        """A round an hour, while runs end; else one a day, since what is there grows older. Workers that start together
+        do not go together."""
+        pause = random.uniform(0, _SOON)  # noqa: S311 - spreads, hides nothing
+        while True:
+            try:
+                async with asyncio.timeout(_IDLE):
+                    await self._ended.wait()
+            except TimeoutError:
+                pass
+            self._ended.clear()
+            await self._machine.watch.sleep(pause)
+            await self.round()
+            pause = random.uniform(0.8 * _ROUND, 1.2 * _ROUND)  # noqa: S311
+
+    async def round(self) -> int:
+        """Deletes all that is old enough. Returns how many runs went. The next round is soon enough for what fails."""
+        session = self._machine.session("retention")
+        gone = 0
+
+        def deleted(runs: int) -> None:
+            nonlocal gone
+            gone += runs
+
+        try:
+            for status, age in self._machine.settings.ages.items():
+                if not await self._delete(session, status, age, deleted):
+                    break
+        except Failures as error:
+            self._log.warning("retention_failed", error=describe(error))
+        finally:
+            await session.discard()
+        if gone:
+            self._log.info("history_deleted", runs=gone)
+        return gone
+
+    async def _delete(self, session: Session, status: str, age: timedelta, deleted: Callable[[int], None]) -> bool:
+        """Deletes the runs of one status, batch by batch. Returns False where another worker is at it."""
+        size, last = self._sizes.first, None
+        while True:
+            began = time.monotonic()
+            try:
+                async with session.use() as connection:
+                    batch: Pruned = await self._machine.store.prune_runs(connection, status, age, size, last)
+            except (TimeoutError, QueryCanceled):
+                if size == 1:
+                    raise
+                size = max(1, size // 10)
+                continue
+            deleted(batch.gone)
+            if not batch.mine or batch.seen < size:
+                return batch.mine
+            last = batch
+            took = time.monotonic() - began
+            if took > _SLOW:
+                size = max(1, size // 2)
+            elif took < _QUICK:
+                size = min(self._sizes.most, size * 2)
+            await asyncio.sleep(took)  # others have the server half of the time
