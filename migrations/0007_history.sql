@@ -7,12 +7,14 @@ comment on column pgsched.runs.committed_at is
 
 create function pgsched.commit_run(run_id bigint, attempt int, worker uuid, started_at timestamptz default null)
     returns void language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    now_ timestamptz := clock_timestamp();
 begin
     -- A beat or a reaper that has the row just now is waited for, and then looked at: that takes read committed.
     update pgsched.runs r
-    set status = 'succeeded', committed_at = clock_timestamp(), finished_at = clock_timestamp(),
+    set status = 'succeeded', committed_at = now_, finished_at = now_,
         -- By the worker's guess of this clock it may have begun a moment from now.
-        started_at = least(coalesce(r.started_at, commit_run.started_at), clock_timestamp())
+        started_at = least(coalesce(r.started_at, commit_run.started_at), now_)
     where r.id = commit_run.run_id and r.attempt = commit_run.attempt and r.worker = commit_run.worker
         and r.status = 'running';
     if not found then

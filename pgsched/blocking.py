@@ -11,7 +11,7 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -24,8 +24,8 @@ from pgsched.connections import POOL, conninfo_of, refused
 from pgsched.db import Connection
 from pgsched.refusals import reaching
 from pgsched.runs import Runs
+from pgsched.ways import finished
 
-T = TypeVar("T")
 _Class = TypeVar("_Class", bound=type)
 
 
@@ -43,17 +43,6 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
     check = ConnectionPool.check_connection
     with ConnectionPool(info, configure=_configure, check=check, **POOL) as pool:
         yield SyncClient(Client(_Blocking(pool), schema))
-
-
-def finished(work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that awaits nothing which would have to wait."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return cast("T", end.value)
-    work.close()
-    name = getattr(work, "__qualname__", work)
-    raise RuntimeError(f"{name} waits for an event loop: it cannot be called from synchronous code")
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -285,7 +285,7 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(  # no
     claim = await claimed(db)
     told = []
     fence = Fence(settings.dsn, settings.schema, claim, committed=lambda: told.append("committed"))
-    way = "pgsched.fence._Threads" if threaded else "pgsched.fence._Coroutines"
+    way = "pgsched.ways.Threads" if threaded else "pgsched.ways.Coroutines"
     lost = psycopg.OperationalError("server closed the connection unexpectedly")
 
     async def cut(self, connection, query, params):
@@ -336,12 +336,12 @@ async def test_a_commit_that_may_still_be_on_its_way_to_the_server_is_cut_off_be
     async def close(self, connection):
         pass
 
-    monkeypatch.setattr("pgsched.fence._Coroutines.commit", hang)
-    monkeypatch.setattr("pgsched.fence._Coroutines.close", close)
-    monkeypatch.setattr("pgsched.fence._Coroutines.end", _of_block)
+    monkeypatch.setattr("pgsched.ways.Coroutines.commit", hang)
+    monkeypatch.setattr("pgsched.ways.Coroutines.close", close)
+    monkeypatch.setattr("pgsched.ways.Coroutines.end", _of_block)
     with pytest.raises(TimeoutError):
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
-            monkeypatch.setattr("pgsched.fence._Coroutines.give_back", close)
+            monkeypatch.setattr("pgsched.ways.Coroutines.give_back", close)
             await connection.execute(insert, ("ann",))
     connection, query, params = left[0]
     with pytest.raises(psycopg.OperationalError):
@@ -370,13 +370,13 @@ async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for
 
     async def use():
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
-            monkeypatch.setattr("pgsched.fence._Coroutines.give_back", close)
+            monkeypatch.setattr("pgsched.ways.Coroutines.give_back", close)
             await connection.execute("set local application_name = 'pooled'")
             await connection.execute(insert, ("ann",))
 
-    monkeypatch.setattr("pgsched.fence._Coroutines.commit", hang)
-    monkeypatch.setattr("pgsched.fence._Coroutines.close", close)
-    monkeypatch.setattr("pgsched.fence._Coroutines.end", _of_block)
+    monkeypatch.setattr("pgsched.ways.Coroutines.commit", hang)
+    monkeypatch.setattr("pgsched.ways.Coroutines.close", close)
+    monkeypatch.setattr("pgsched.ways.Coroutines.end", _of_block)
     using = asyncio.create_task(use())
     await db.until("select count(*) = 1 from pg_stat_activity where wait_event = 'advisory'")
     assert not using.done()
@@ -396,7 +396,7 @@ async def test_an_unanswered_commit_under_a_claim_that_is_gone_says_so(settings,
         await db.all("update pgsched.runs set attempt = 2, worker = %s", uuid.uuid4())
         raise TimeoutError
 
-    monkeypatch.setattr("pgsched.fence._Coroutines.commit", fail)
+    monkeypatch.setattr("pgsched.ways.Coroutines.commit", fail)
     with pytest.raises(ClaimLost):
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
@@ -405,9 +405,9 @@ async def test_an_unanswered_commit_under_a_claim_that_is_gone_says_so(settings,
 
 async def test_a_commit_is_asked_after_until_the_database_answers(settings, db, paid, insert, monkeypatch):
     claim = await claimed(db)
-    from pgsched.fence import _Coroutines
+    from pgsched.ways import Coroutines
 
-    asked, ask, commit = [], _Coroutines.ask, _Coroutines.commit
+    asked, ask, commit = [], Coroutines.ask, Coroutines.commit
 
     async def cut(self, connection, query, params):
         await commit(self, connection, query, params)
@@ -420,8 +420,8 @@ async def test_a_commit_is_asked_after_until_the_database_answers(settings, db, 
             raise psycopg.OperationalError("the database system is starting up")
         return await ask(self, statements)
 
-    monkeypatch.setattr(_Coroutines, "commit", cut)
-    monkeypatch.setattr(_Coroutines, "ask", away)
+    monkeypatch.setattr(Coroutines, "commit", cut)
+    monkeypatch.setattr(Coroutines, "ask", away)
     async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
         await connection.execute(insert, ("ann",))
     assert len(asked) == 3
@@ -429,10 +429,10 @@ async def test_a_commit_is_asked_after_until_the_database_answers(settings, db, 
 
 
 async def test_a_cancellation_during_the_commit_waits_for_it(settings, db, paid, insert, monkeypatch):
-    from pgsched.fence import _Coroutines
+    from pgsched.ways import Coroutines
 
     claim = await claimed(db)
-    fence, gates, commit = Fence(settings.dsn, settings.schema, claim), Gates(), _Coroutines.commit
+    fence, gates, commit = Fence(settings.dsn, settings.schema, claim), Gates(), Coroutines.commit
 
     async def slow(self, *arguments):
         await gates.stop()
@@ -442,7 +442,7 @@ async def test_a_cancellation_during_the_commit_waits_for_it(settings, db, paid,
         async with fence.transaction() as connection:
             await connection.execute(insert, ("ann",))
 
-    monkeypatch.setattr(_Coroutines, "commit", slow)
+    monkeypatch.setattr(Coroutines, "commit", slow)
     using = asyncio.create_task(use())
     await gates.reached.wait()
     using.cancel()
