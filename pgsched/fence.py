@@ -42,7 +42,7 @@ def session_name(claim: Claim) -> str:
 
 
 class Fence:
-    """What one attempt needs to commit under its claim; a process of its own can be given the first three values.
+    """What one attempt needs to commit under its claim; in a process of its own it is made again of the first four.
 
     dsn: as for connect(); None for libpq's environment. started_at: when the attempt began, where that is known.
     store: its statements; by default they are read. pools: the connections to use; without them each transaction makes
@@ -68,9 +68,6 @@ class Fence:
         self.pools = pools
         self.committed = committed
         self._entered = threading.Lock()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Fence, (self.dsn, self.schema, self.claim, self.started_at)
 
     def transaction(self) -> Transaction:
         """One transaction, for `async with` in coroutines and `with` in threads."""

@@ -41,7 +41,7 @@ def main(control: BinaryIO, report_fd: int) -> None:
     faulthandler.enable()  # a crash shows where it was
     report = Report(report_fd)
     journal = RemoteJournal(report.send)
-    package = Package(control.readline(), journal)
+    package = Package(control.readline(), journal, lambda: report.send({"committed": True}))
     threading.Thread(target=_obey, args=(control, package), name="pgsched-control", daemon=True).start()
     logging.basicConfig(level=logging.INFO, handlers=[Handler(lambda: journal)])
     answer = package.call()

@@ -356,9 +356,10 @@ class Run:
         """A transaction that commits the application's writes and this run's success together, or neither.
 
         `async with run.transaction() as connection:` in coroutines, `with run.transaction() as connection:` in sync
-        functions; connection is a psycopg AsyncConnection or Connection to the worker's database, read committed, with
-        the role's own settings. At the end of the block the success is written into the same transaction, under the
-        claim. What the block raises rolls all of it back; so does a claim that is no longer this worker's.
+        functions, in processes of their own (ProcessExecutor) too. connection is a psycopg AsyncConnection or
+        Connection to the worker's database, read committed, with the role's own settings. At the end of the block the
+        success is written into the same transaction, under the claim. What the block raises rolls all of it back; so
+        does a claim that is no longer this worker's.
 
         After the block the run has succeeded, whatever its function does then: what it returns is stored as the
         result, what it raises is logged and the run is not tried again. So let the block be the last that it does.
@@ -366,7 +367,11 @@ class Run:
         Raises ClaimLost (at the end of the block: nothing was written), PgschedError at a second use in one attempt.
         """
         if self.fence is None:
-            raise PgschedError("This run was not made by a worker, so that there is nothing to commit.")
+            raise PgschedError(
+                "There is no run.transaction() here: this run was not made by a worker, or its function is called on "
+                "another machine, to which the worker's database does not go. Use it in coroutines, threads and "
+                "processes of the worker."
+            )
         return self.fence.transaction()
 
     def log(self, text: str, level: str = "info") -> None:

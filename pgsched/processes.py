@@ -36,8 +36,8 @@ class ProcessExecutor(Executor):
     tenths of a second and the memory of an interpreter with the function's module.
 
     The function goes by its name, so it has to stand at the top level of a module; arguments and results are JSON.
-    The Run there is complete but for `resources`, which is None. run.log(), run.progress(), RetryLater, Discard
-    work as anywhere; what it logs, prints or writes is kept with the run.
+    The Run there is complete but for `resources`, which is None. run.log(), run.progress(), RetryLater, Discard work as
+    anywhere; what it logs, prints or writes is kept with the run. run.transaction() has a connection of its own.
 
     Where the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, the function is asked:
     run.cancelled becomes true, and a coroutine is cancelled. After cancel_timeout the process is killed, and with it
@@ -66,7 +66,7 @@ class ProcessExecutor(Executor):
     async def execute(self, run: Run) -> Any:
         """Calls the function in a process. Raises ProcessDied, and what it raises as RemoteError."""
         assert self.function is not None
-        package = f"{json.dumps([str(path) for path in sys.path])}\n{pack(run, self.function)}\n".encode()
+        package = f"{json.dumps([str(path) for path in sys.path])}\n{pack(run, self.function, fenced=True)}\n".encode()
         output = Output(run.log, run.journal.drop, Journal.LIMIT)
         link = _Link(run)
         child = link.start()

@@ -20,7 +20,8 @@ from typing import Any
 
 from pgsched.errors import Discard, InvalidArguments, RegistrationError, RetryLater
 from pgsched.executors import Function, Signature, is_async
-from pgsched.model import Cancellation, Journal, Run, RunError, Schedule
+from pgsched.fence import Fence
+from pgsched.model import Cancellation, Claim, Journal, Run, RunError, Schedule
 from pgsched.outcome import RemoteError, Unstored, describe, encode, leaves, only
 
 Answer = dict[str, Any]
@@ -104,8 +105,9 @@ def target_of(function: Function) -> dict[str, str]:
     return {"file": file, "name": name}
 
 
-def pack(run: Run, function: Function) -> str:
-    """A run and its function as JSON, in one line."""
+def pack(run: Run, function: Function, *, fenced: bool = False) -> str:
+    """A run and its function as JSON, in one line. fenced: with the DSN of the worker's database, and a password that
+    may be in it, for run.transaction() there."""
     fields = {name: getattr(run, name) for name in ("id", "entrypoint", "fire_time", "previous_fire_time", "attempt")}
     package = {
         "target": target_of(function),
@@ -113,7 +115,10 @@ def pack(run: Run, function: Function) -> str:
         "args": json.dumps(run.args),  # as a text: what it holds is not ours to read
         "grace": run.cancellation.grace,
         "schedule": None if run.schedule is None else asdict(run.schedule),
+        "fence": None,
     }
+    if fenced and isinstance(fence := run.fence, Fence):
+        package["fence"] = {"dsn": fence.dsn, "schema": fence.schema, "started_at": fence.started_at}
     return json.dumps(package, default=_written)
 
 
@@ -133,13 +138,15 @@ def _read(found: dict[str, Any]) -> Any:
 
 
 class Package:
-    """What was sent, where it arrives. cancellation: to be told when somebody wants the run to stop."""
+    """What was sent, where it arrives. cancellation: to be told when somebody wants the run to stop. committed: called
+    once the run's own transaction has certainly committed."""
 
-    def __init__(self, text: str | bytes, journal: Journal) -> None:
+    def __init__(self, text: str | bytes, journal: Journal, committed: Callable[[], None] = lambda: None) -> None:
         found = json.loads(text, object_hook=_read)
         self._target: Mapping[str, str] = found["target"]
         self.cancellation = RemoteCancellation(found["grace"])
         fields = found["run"] | {"worker": uuid.UUID(found["run"]["worker"])}
+        claim = Claim(fields["id"], fields["attempt"], fields["worker"])
         self.run = Run(
             **fields,
             schedule=None if found["schedule"] is None else Schedule(**found["schedule"]),
@@ -147,6 +154,7 @@ class Package:
             resources=None,
             cancellation=self.cancellation,
             journal=journal,
+            fence=Fence(claim=claim, committed=committed, **found["fence"]) if found["fence"] is not None else None,
         )
 
     def call(self) -> Answer:
@@ -215,13 +223,15 @@ def _failure(error: BaseException) -> Answer:
 
 
 def hear(run: Run, message: Mapping[str, Any]) -> None:
-    """Keeps with the run what a RemoteJournal sent."""
+    """Keeps with the run what a RemoteJournal sent; passes on that its transaction has committed."""
     if "log" in message:
         run.log(message["log"], message["level"])
     elif "progress" in message:
         run.progress(*message["progress"])
     elif "dropped" in message:
         run.journal.drop(message["dropped"])
+    elif "committed" in message and isinstance(run.fence, Fence):
+        run.fence.committed()
 
 
 def received(answer: Answer) -> Any:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import pickle
 import threading
 import uuid
 from datetime import timedelta
@@ -702,9 +701,9 @@ async def test_a_client_that_has_the_row_locked_delays_the_result_and_nothing_el
         await db.until("select result = '7' from pgsched.runs")
 
 
-async def test_a_fence_can_be_made_again_from_its_claim(settings, db, paid, insert):
+async def test_a_fence_needs_no_worker_and_no_pool(settings, db, paid, insert):
     claim = await claimed(db)
-    again = pickle.loads(pickle.dumps(Fence(settings.dsn, settings.schema, claim)))
+    again = Fence(settings.dsn, settings.schema, claim)
 
     def child():
         with again.transaction() as connection:

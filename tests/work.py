@@ -115,3 +115,19 @@ def finishes(folder: str) -> str:
     while not (Path(folder) / "gate").exists():
         time.sleep(0.01)
     return "done"
+
+
+def pays(run: Run, insert: str, then: str = "") -> str:
+    with run.transaction() as connection:
+        connection.execute(insert.encode(), ("ann",))
+        if then == "raise":
+            raise OwnError("before the commit")
+    if then == "die":
+        os._exit(7)
+    return "paid"
+
+
+async def pays_soon(run: Run, insert: str) -> str:
+    async with run.transaction() as connection:
+        await connection.execute(insert.encode(), ("ann",))
+    return "paid"
