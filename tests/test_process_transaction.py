@@ -38,7 +38,8 @@ def attempt(claim: Claim, fence: Fence | None, **args: str) -> Run:
     """A run as an executor sees it."""
     return Run(
         id=claim.run_id, entrypoint="job", schedule=None, fire_time=None, previous_fire_time=None,
-        attempt=claim.attempt, args=args, worker=claim.worker, resources=None, cancellation=Cancellation(30), fence=fence,
+        attempt=claim.attempt, args=args, worker=claim.worker, resources=None, fence=fence,
+        cancellation=Cancellation(30),
     )  # fmt: skip
 
 
