@@ -55,10 +55,13 @@ async def claimed(db) -> Claim:
 @pytest.mark.parametrize("function", [work.pays, work.pays_soon])
 async def test_writes_and_success_commit_together_and_the_worker_hears_of_it(settings, db, paid, insert, function):
     claim, told = await claimed(db), []
-    fence = Fence(settings.dsn, settings.schema, claim, committed=lambda: told.append("committed"))
+    began = await db.value("select now()")
+    fence = Fence(settings.dsn, settings.schema, claim, began, committed=lambda: told.append("committed"))
     assert await ProcessExecutor(function).execute(attempt(claim, fence, insert=insert)) == "paid"
     assert told == ["committed"] and await paid() == ["ann"]
-    assert await db.one("select status, committed_at is not null from pgsched.runs") == ("succeeded", True)
+    assert await db.one("select status, committed_at is not null, started_at from pgsched.runs") == (
+        "succeeded", True, began,
+    )  # fmt: skip
 
 
 async def test_what_the_block_raises_leaves_nothing_behind(settings, db, paid, insert):
