@@ -39,6 +39,10 @@ create table pgsched.logs (
 );
 comment on table pgsched.logs is
     'One row a line that a run logged. Written by its worker, in batches, while it holds the claim; kept as long as the run.';
+comment on column pgsched.logs.run_id is 'Whose line it is; it goes when the run does.';
+comment on column pgsched.logs.attempt is 'In which attempt it was said.';
+comment on column pgsched.logs.level is 'debug, info, warning or error.';
+comment on column pgsched.logs.text is 'The line, without what PostgreSQL cannot hold.';
 comment on column pgsched.logs.id is 'Grows from line to line of one run: the order in which they were written.';
 comment on column pgsched.logs.worker is
     'Who ran it: an attempt that was given back is followed by another one of the same number.';
@@ -50,6 +54,7 @@ alter table pgsched.runs
     add column progress_total float8,
     add column progressed_at timestamptz;
 comment on column pgsched.runs.progress_done is 'How far the run said that it is, of progress_total (null: unknown).';
+comment on column pgsched.runs.progress_total is 'How far there is to go, in the unit of progress_done; null: unknown.';
 comment on column pgsched.runs.progressed_at is
     'When that was written. An earlier attempt said it where this is before claimed_at.';
 
@@ -113,3 +118,4 @@ end $$;
 drop index pgsched.runs_finished;
 create index runs_ended on pgsched.runs (status, finished_at)
     where status in ('succeeded', 'failed', 'cancelled', 'skipped');
+comment on index pgsched.runs_ended is 'For retention, and for whoever looks for what failed lately.';

@@ -256,6 +256,7 @@ class Journal:
         self._size = 0
         self._closed = False
         self._progress_written: tuple[float, float | None] | None = None
+        self._last_progress: tuple[float, float | None] | None = None  # once it is closed
         self.dropped = 0
         self.progress: tuple[float, float | None] | None = None
 
@@ -284,12 +285,19 @@ class Journal:
             if self.dropped and not self._closed:
                 told = f"{self.dropped:,} more lines were dropped: of an attempt 64 KiB are kept."
                 self._lines.append(Line(datetime.now(UTC), "warning", told))
+            if not self._closed:
+                self._last_progress = self.progress
             self._closed = True
 
     @property
     def unwritten(self) -> bool:
         """Whether there is anything to be written."""
-        return bool(self._lines) or self.progress != self._progress_written
+        return bool(self._lines) or self._latest != self._progress_written
+
+    @property
+    def _latest(self) -> tuple[float, float | None] | None:
+        # A thread that is left behind may go on saying it, and would never be done with.
+        return self._last_progress if self._closed else self.progress
 
     def read(self, size: int = LIMIT) -> Said:
         """What is not written yet, oldest first; lines of about `size` characters at most, one in any case."""
@@ -301,8 +309,8 @@ class Journal:
                 if taken > size and lines:
                     break
                 lines.append(line)
-            progress = self.progress if self.progress != self._progress_written else None
-            return Said(self._written + 1, lines, progress)
+            progress = self._latest
+            return Said(self._written + 1, lines, progress if progress != self._progress_written else None)
 
     def wrote(self, said: Said) -> None:
         """It is written, and forgotten here."""

@@ -19,6 +19,7 @@ from pgsched.model import Claim, Journal, RunStatus, Said
 from pgsched.outcome import Outcome
 from pgsched.scribe import Scribe
 from pgsched.store import Store, in_schema
+from pgsched.testing import Harness
 
 ONCE = Retry(attempts=1)
 FAR = {"heartbeat_interval": "30s", "stall_timeout": "1h"}
@@ -218,6 +219,19 @@ def test_what_is_said_while_it_is_written_is_written_next():
     assert journal.read() == Said(3, journal.read().lines, None) and [x.text for x in journal.read().lines] == ["c"]
 
 
+def test_a_thread_that_is_left_behind_says_nothing_more():
+    journal = Journal()
+    journal.progress = (1.0, None)
+    journal.close()
+    journal.progress = (2.0, None)
+    journal.close()
+    journal.add("still here", "info")
+    said = journal.read()
+    assert (said.lines, said.progress) == ([], (1.0, None))
+    journal.wrote(said)
+    assert not journal.unwritten
+
+
 @pytest.mark.parametrize("value", ["half", float("nan"), float("inf"), None, 10**400])
 def test_progress_is_a_number(value):
     run = Run(1, "job", None, None, None, 1, {}, None, None)
@@ -308,6 +322,19 @@ async def test_what_it_says_last_is_there_when_it_has_ended(settings, db, client
     assert [line["text"] for line in lines[:2]] == ["00000", "00001"]
     assert sum(len(line["text"]) + 1 for line in lines[:-1]) <= Journal.LIMIT
     assert lines[-1]["text"] == f"{30_000 - len(lines) + 1:,} more lines were dropped: of an attempt 64 KiB are kept."
+
+
+async def test_an_applications_tests_see_them_too(dsn):
+    sc = Scheduler()
+
+    @sc.entrypoint("job", retry=ONCE)
+    def job() -> None:
+        logging.getLogger("app").warning("seen")
+
+    async with Harness(sc, dsn) as harness:
+        run_id = await harness.client.enqueue("job")
+        await harness.run_due()
+        assert [line["text"] for line in await harness.client.runs.log(run_id)] == ["app: seen"]
 
 
 async def test_a_lost_claim_writes_nothing(held):
