@@ -97,8 +97,10 @@ class Dispatcher:
 
         A pass that is under way may have seen it live still, and does not know yet what it leaves behind.
         """
+        if self._woken:
+            return
         known = self._scheduler.entrypoints.get(live.run.entrypoint)
-        gate = live.run.schedule_id is not None or (known is not None and bool(known.limits.row()))
+        gate = live.run.schedule_id is not None or (known is not None and known.limits.shared)
         if self._lane_full or (self._near and self._gated) or (gate and (self._near or self._passing)):
             self.wake()
 
@@ -179,7 +181,7 @@ class Dispatcher:
         return self._settings.lookahead if self.listening else timedelta(0)
 
     def _lanes(self) -> list[Lane]:
-        slots = max(0, self._settings.max_running - self._runner.slots_used)
+        slots = self._runner.room
         free = self._runner.free()
         shared: dict[frozenset[Place], list[Entrypoint]] = {frozenset(): []}
         lanes = []
@@ -208,7 +210,7 @@ class Dispatcher:
             async with connection.transaction():
                 if time.monotonic() >= self._resume:
                     await self._store.resume_paused(connection)
-                slots = self._settings.max_running - self._runner.slots_used
+                slots = self._runner.room
                 free = self._runner.free()
                 for lane in self._lanes():
                     room = min(lane.free, MOST, slots, *(free[place] for place in lane.places))

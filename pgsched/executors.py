@@ -28,6 +28,8 @@ Function = Callable[..., Any]
 class Threads:
     """The worker's threads, as one run sees them: where to call a function, and whether it is still at it."""
 
+    __slots__ = ("call", "pool")
+
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.pool = pool
         self.call: asyncio.Future[tuple[bool, Any]] | None = None
@@ -72,8 +74,9 @@ class Executor(ABC):
         """Calls the registered function with what its signature asks for: awaits it, or runs it in a thread."""
         function = self.function
         assert function is not None
-        arguments = Signature.of(function).bind(run)
-        if is_async(function):
+        signature = Signature.of(function)
+        arguments = signature.bind(run)
+        if signature.is_async:
             return await function(**arguments)
         return await _in_thread(functools.partial(function, **arguments))
 
@@ -87,7 +90,7 @@ class Executor(ABC):
     @property
     def threaded(self) -> bool:
         """Whether a run takes one of the worker's threads."""
-        return self.function is not None and not is_async(self.function)
+        return self.function is not None and not Signature.of(self.function).is_async
 
     @property
     def place(self) -> Place | None:
@@ -154,6 +157,7 @@ class Signature:
         self.required: set[str] = set()
         self.optional: set[str] = set()
         self.any_name = False
+        self.is_async = is_async(function)
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
@@ -163,6 +167,7 @@ class Signature:
         hints = _hints(function)
         for parameter in parameters:
             self._add(parameter, hints.get(parameter.name, parameter.annotation))
+        self._named = self.required | self.optional
 
     @staticmethod
     def of(function: Function) -> Signature:
@@ -191,11 +196,13 @@ class Signature:
     def problem(self, names: Iterable[str]) -> str | None:
         """Why arguments of these names do not fit, as a sentence, or None."""
         given = set(names)
+        if self.required <= given <= self._named:
+            return None
         if taken := sorted(given & self.injected.keys()):
             return f"{self.name}() gets {taken[0]!r} from pgsched, so args must not name it."
         if missing := sorted(self.required - given):
             return f"{self.name}() needs the argument {missing[0]!r}, which args does not give."
-        if not self.any_name and (extra := sorted(given - self.required - self.optional)):
+        if not self.any_name and (extra := sorted(given - self._named)):
             return f"{self.name}() has no parameter {extra[0]!r}, which args gives."
         return None
 
@@ -203,7 +210,7 @@ class Signature:
         """The first of these names that is no argument of the function, or None."""
         if self.any_name:
             return None
-        return next((name for name in names if name not in self.required | self.optional), None)
+        return next((name for name in names if name not in self._named), None)
 
     def bind(self, run: Run) -> dict[str, Any]:
         """The keyword arguments for a run. Raises InvalidArguments where they do not fit."""

@@ -108,14 +108,15 @@ class Finisher:
 
     def _answer(self, batch: list[tuple[Outcome, Answer]], answers: dict[tuple[int, int], Landing]) -> None:
         locked = []
-        for outcome, answer in batch:
-            landing = answers.get((outcome.claim.run_id, outcome.claim.attempt))
-            if landing is Landing.LOCKED:
-                locked.append((outcome, answer))
-            elif landing is Landing.COMMITTED:
-                answer(_committed(outcome), True)
-            else:
-                answer(outcome, landing is Landing.LANDED)
+        with log.together():
+            for outcome, answer in batch:
+                landing = answers.get((outcome.claim.run_id, outcome.claim.attempt))
+                if landing is Landing.LOCKED:
+                    locked.append((outcome, answer))
+                elif landing is Landing.COMMITTED:
+                    answer(_committed(outcome), True)
+                else:
+                    answer(outcome, landing is Landing.LANDED)
         if locked:
             self._locked += len(locked)
             asyncio.get_running_loop().call_later(_LOCKED_AGAIN, self._put_again, locked)

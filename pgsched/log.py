@@ -5,10 +5,13 @@ An event is a past-tense name with fields. Arguments, local variables and passwo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 import structlog
@@ -18,9 +21,16 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def get() -> Logger:
-    """The logger of the daemon's own events."""
-    logger: Logger = structlog.get_logger("pgsched")
+    """The logger of the daemon's own events, as logging is configured now."""
+    logger: Logger = structlog.get_logger("pgsched").bind()
     return logger
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Writes all lines of a block at its end, in one piece: a line a run is dear where a thousand end at once."""
+    with _out.held() if _out is not None else contextlib.nullcontext():
+        yield
 
 
 class _Stream:
@@ -29,8 +39,27 @@ class _Stream:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._broken = False
+        self._lock = threading.Lock()
+        self._held: list[str] | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds back what any thread writes, until the block ends."""
+        with self._lock:
+            self._held = []
+        try:
+            yield
+        finally:
+            with self._lock:
+                held, self._held = self._held, None
+            self.write("".join(held))
+            self.flush()
 
     def write(self, text: str) -> int:
+        with self._lock:
+            if self._held is not None:
+                self._held.append(text)
+                return len(text)
         if not self._broken:
             try:
                 return self._stream.write(text)
@@ -42,7 +71,7 @@ class _Stream:
         return len(text)
 
     def flush(self) -> None:
-        if not self._broken:
+        if not self._broken and self._held is None:
             try:
                 self._stream.flush()
             except BrokenPipeError:
@@ -55,12 +84,16 @@ class _Stream:
         return self._stream.isatty()
 
 
+_out: _Stream | None = None
+
+
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
     """Sends pgsched's events and the standard library's log records to `stream` (default: standard error).
 
     level: debug, info, warning or error. form: json, console, or auto (console on a terminal).
     """
-    out = _Stream(stream or sys.stderr)
+    global _out  # noqa: PLW0603 - as structlog's and logging's own configuration
+    out = _out = _Stream(stream or sys.stderr)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

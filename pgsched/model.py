@@ -146,6 +146,11 @@ class Limits:
         """The names of the arguments that make the concurrency key."""
         return (self.concurrency_key,) if isinstance(self.concurrency_key, str) else self.concurrency_key or ()
 
+    @property
+    def shared(self) -> bool:
+        """Whether there is something that all workers together have to keep."""
+        return not (self.concurrency is None and self.concurrency_key is None and self.starts is None)
+
     def row(self) -> dict[str, Any]:
         """What all workers together have to keep, as columns; empty where there is nothing of that kind."""
         row: dict[str, Any] = {
@@ -155,7 +160,7 @@ class Limits:
             "starts": self.starts,
             "period": None if self.period is None else f"{self.period.total_seconds():.6f} seconds",
         }
-        return row if any(value is not None for value in row.values()) else {}
+        return row if self.shared else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +216,7 @@ class Cancellation:
 
     def __init__(self, grace: float = 5.0) -> None:
         self.grace = grace
-        self.requested = threading.Event()
+        self.requested = False  # one thread sets it, others look: there is nothing to wait for
         self.noticed = False
 
 
@@ -401,7 +406,7 @@ class Run:
     @property
     def cancelled(self) -> bool:
         """Whether the run shall stop: look here now and then in a sync function, and return or raise."""
-        if self.cancellation.requested.is_set():
+        if self.cancellation.requested:
             self.cancellation.noticed = True
             return True
         return False

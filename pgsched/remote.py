@@ -37,7 +37,7 @@ class RemoteCancellation(Cancellation):
 
     def ask(self) -> None:
         """Somebody wants the run to stop."""
-        self.requested.set()
+        self.requested = True
         self.interrupt()
 
 
@@ -172,12 +172,12 @@ class Package:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
         self.cancellation.interrupt = lambda: loop.call_soon_threadsafe(task.cancel)
-        if self.cancellation.requested.is_set():
+        if self.cancellation.requested:
             task.cancel()
         try:
             return _answer(await function(**arguments))
         except BaseException as error:  # here, so that asyncio's frames are not in the traceback
-            if isinstance(error, asyncio.CancelledError) and self.cancellation.requested.is_set():
+            if isinstance(error, asyncio.CancelledError) and self.cancellation.requested:
                 self.cancellation.noticed = True
             return _failure(error)
         finally:

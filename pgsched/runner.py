@@ -28,12 +28,13 @@ from pgsched.capture import JOURNAL
 from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Place, Threads
 from pgsched.fence import Transactions
-from pgsched.finisher import Finisher
+from pgsched.finisher import BATCH, Finisher
 from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
 from pgsched.model import Cancellation, Claim, ClaimedRun, Journal, Outcome, Run, RunError, RunStatus
 from pgsched.outcome import End, Stop, decide, where
 
+UNWRITTEN = 3 * BATCH  # ends that wait to be written, at most, before no more is claimed
 SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
@@ -113,10 +114,11 @@ class Runner:
     def take(self, runs: Iterable[ClaimedRun]) -> None:
         """Accepts claims that are committed, and starts each run as soon as its instant has certainly come."""
         self._watch.look()  # the machine may have slept since the pass saw the database's clock
+        grace = self._settings.cancel_timeout.total_seconds()
         for run in runs:
             name = run.schedule.name if run.schedule is not None else None
             executor = self._scheduler.executor_for(run.entrypoint, name)
-            claim, grace = Claim(run.id, run.attempt, self.worker), self._settings.cancel_timeout.total_seconds()
+            claim = Claim(run.id, run.attempt, self.worker)
             live = Live(run, claim, executor, Threads(self._threads), grace)
             self.live[run.id, run.attempt] = live
             self.slots_used += 1
@@ -357,6 +359,12 @@ class Runner:
             self.changed(live)
 
     @property
+    def room(self) -> int:
+        """How many runs may be claimed now. Where ends are written more slowly than runs end, no more are claimed until
+        they are: what is not written yet has to be kept alive, and is run again should this process die."""
+        return max(0, min(self._settings.max_running - self.slots_used, UNWRITTEN - self._finisher.pending))
+
+    @property
     def threads_used(self) -> int:
         """How many threads are at work, be their runs ended or not."""
         return self.used[Place.THREAD]
@@ -413,7 +421,7 @@ class Runner:
             return
         if asked:
             return  # and its time runs already: each further beat that finds its claim lost must not give it more
-        live.cancellation.requested.set()
+        live.cancellation.requested = True
         if live.timer is not None:
             live.timer.cancel()
         if live.threaded and live.began:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from importlib.resources import files
 from typing import Any
 
 from psycopg import sql
-from psycopg.rows import class_row, dict_row, scalar_row
+from psycopg.rows import args_row, class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from pgsched import definition
@@ -166,7 +166,7 @@ class Store:
         priority: int | None = None,
     ) -> list[ClaimedRun]:
         """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap."""
-        cursor = connection.cursor(row_factory=class_row(ClaimedRun))
+        cursor = connection.cursor(row_factory=args_row(ClaimedRun))
         await cursor.execute(
             self.query("claim_due_runs"),
             _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit, "priority": priority},
@@ -301,9 +301,9 @@ class Store:
             self.query("beat"),
             {
                 "worker": worker,
-                "ids": [c[0] for c in claims],
-                "attempts": [c[1] for c in claims],
-                "started": [c[2] for c in claims],
+                "ids": _array(c[0] for c in claims),
+                "attempts": _array(c[1] for c in claims),
+                "started": _array(c[2] for c in claims),
             },
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
@@ -320,18 +320,18 @@ class Store:
             self.query("finish_runs"),
             {
                 "worker": worker,
-                "ids": [o.claim.run_id for o in outcomes],
-                "attempts": [o.claim.attempt for o in outcomes],
-                "statuses": [str(o.status) for o in outcomes],
-                "started": [o.started_at for o in outcomes],
-                "finished": [o.finished_at for o in outcomes],
-                "results": [o.result_json for o in outcomes],
-                "error_types": [o.error.type if o.error else None for o in outcomes],
-                "messages": [o.error.message if o.error else None for o in outcomes],
-                "tracebacks": [o.error.traceback if o.error else None for o in outcomes],
-                "reasons": [o.reason for o in outcomes],
-                "delays": [o.delay.total_seconds() for o in outcomes],
-                "refunds": [int(o.refund) for o in outcomes],
+                "ids": _array(o.claim.run_id for o in outcomes),
+                "attempts": _array(o.claim.attempt for o in outcomes),
+                "statuses": _array(o.status for o in outcomes),
+                "started": _array(o.started_at for o in outcomes),
+                "finished": _array(o.finished_at for o in outcomes),
+                "results": _texts(o.result_json for o in outcomes),
+                "error_types": _texts(o.error and o.error.type for o in outcomes),
+                "messages": _texts(o.error and o.error.message for o in outcomes),
+                "tracebacks": _texts(o.error and o.error.traceback for o in outcomes),
+                "reasons": _texts(o.reason for o in outcomes),
+                "delays": _array(o.delay.total_seconds() for o in outcomes),
+                "refunds": _array(int(o.refund) for o in outcomes),
             },
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
@@ -609,6 +609,18 @@ def _claim_params(worker: uuid.UUID, defaults: Sequence[EntrypointDefaults]) -> 
         "max_backoffs": [d.max_backoff for d in defaults],
         "timeouts": [d.timeout for d in defaults],
     }
+
+
+def _array(values: Iterable[object]) -> str:
+    """An array of numbers, instants or bare words, as PostgreSQL writes it: of a thousand values one by one, psycopg
+    would take as long as everything else."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def _texts(values: Iterable[str | None]) -> list[str | None] | None:
+    """An array of texts; none where all are null, with which unnest() fills up beside longer ones."""
+    texts = list(values)
+    return texts if any(text is not None for text in texts) else None
 
 
 def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:
