@@ -43,6 +43,8 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     -- What a pass reads after it has locked must be newer than the lock.
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade
+    -- Rows are found by an index, however small or quiet a table was when it was last analysed.
+    set_config('enable_seqscan', 'off', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
 

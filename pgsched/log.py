@@ -6,6 +6,7 @@ An event is a past-tense name with fields. Arguments, local variables and passwo
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -109,7 +110,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             pad_event_to=18,
         )
     else:
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(serializer=_json)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -129,6 +130,14 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         "psycopg.pool",
     ):  # their warnings quote servers' messages; ours are told as events
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+_encoder = json.JSONEncoder(default=repr)
+
+
+def _json(event: structlog.typing.EventDict, **_options: Any) -> str:
+    """An event as JSON, by an encoder that is made once."""
+    return _encoder.encode(event)
 
 
 def _one_line(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

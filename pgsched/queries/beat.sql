@@ -8,10 +8,16 @@ with claims as (
 mine as materialized (
     select r.id, c.started_at
     from claims c
-    join pgsched.runs r on r.id = c.id and r.attempt = c.attempt
-    where r.worker = %(worker)s and r.status = 'running'
-    order by r.id
-    for no key update of r skip locked
+    cross join lateral (
+        -- Each by its id: by stale statistics next to nothing runs, and a join would compare each with each. The offset
+        -- keeps the status out of here, by which the index of all that runs would be walked for each claim.
+        select r.id, r.status
+        from pgsched.runs r
+        where r.id = c.id and r.attempt = c.attempt and r.worker = %(worker)s
+        offset 0
+        for no key update skip locked
+    ) r
+    where r.status = 'running'
 ),
 beaten as (
     update pgsched.runs r
@@ -21,5 +27,10 @@ beaten as (
 )
 select r.id, r.attempt, r.cancel_requested_at is not null and r.status = 'running'
 from claims c
-join pgsched.runs r on r.id = c.id and r.attempt = c.attempt
-where r.worker = %(worker)s and (r.status = 'running' or r.committed_at is not null)
+cross join lateral (
+    select r.id, r.attempt, r.cancel_requested_at, r.status, r.committed_at
+    from pgsched.runs r
+    where r.id = c.id and r.attempt = c.attempt and r.worker = %(worker)s
+    offset 0
+) r
+where r.status = 'running' or r.committed_at is not null

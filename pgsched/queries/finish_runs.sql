@@ -10,7 +10,8 @@ with given as (
     ) as g (id, attempt, status, started_at, finished_at, result, error_type, message, traceback, reason,
             delay, refund)
 ),
--- It brings along all that was given: joined to the given rows once more, a generic plan would compare each with each.
+-- Lateral, so that each row is found by its id: by what the statistics still say, nothing or next to nothing is running,
+-- and a join would compare each given row with every running one. It brings along all that was given, for the same reason.
 held as materialized (
     select g.id, g.attempt, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
         c.committed, case when c.committed then 0 else g.refund end as refund,
@@ -20,14 +21,17 @@ held as materialized (
             when c.cancelled or g.status = 'cancelled' then coalesce(r.reason, g.reason, 'cancelled on request')
             else g.reason end as reason
     from given g
-    join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
+    cross join lateral (
+        select r.committed_at, r.cancel_requested_at, r.reason
+        from pgsched.runs r
+        where r.id = g.id and r.attempt = g.attempt and r.worker = %(worker)s
+            and (r.status = 'running' or r.committed_at is not null)
+        for no key update skip locked
+    ) r
     cross join lateral (
         select r.committed_at is not null as committed,
             g.status = 'queued' and r.cancel_requested_at is not null as cancelled
     ) c
-    where r.worker = %(worker)s and (r.status = 'running' or r.committed_at is not null)
-    order by r.id
-    for no key update of r skip locked
 ),
 landed as (
     update pgsched.runs r

@@ -5,7 +5,11 @@
 -- cost more than the batch.
 select g.id, g.attempt, r.status <> 'running' and r.committed_at is null as landed
 from unnest(%(ids)s::bigint[], %(attempts)s::int[], %(refunds)s::int[]) as g (id, attempt, refund)
-join pgsched.runs r on r.id = g.id
-where r.worker = %(worker)s
-    and r.attempt = case when r.status = 'running' or r.committed_at is not null then g.attempt
-                    else g.attempt - g.refund end
+cross join lateral (
+    select r.status, r.committed_at
+    from pgsched.runs r
+    where r.id = g.id and r.worker = %(worker)s
+        and r.attempt = case when r.status = 'running' or r.committed_at is not null then g.attempt
+                        else g.attempt - g.refund end
+    offset 0
+) r
