@@ -80,3 +80,14 @@ async def test_row_data_in_a_database_error_is_left_out(db):
         await db.all(insert)
     assert "canary-name" in str(caught.value), "psycopg tells the row"
     assert "canary-name" not in describe(caught.value) and "23505" in describe(caught.value)
+
+
+def test_lines_that_are_written_together_keep_their_order_and_lose_none_when_it_fails(lines):
+    events = log.get()
+    with pytest.raises(ZeroDivisionError), log.together():
+        events.info("first")
+        logging.getLogger("app").warning("second")
+        assert lines() == []
+        raise ZeroDivisionError
+    events.info("third")
+    assert [line["event"] for line in lines()] == ["first", "second", "third"]

@@ -12,6 +12,7 @@ import pytest
 from harness import until, working
 
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
+from pgsched import runner as runner_module
 from pgsched.outcome import Stop
 from pgsched.store import in_schema
 
@@ -726,3 +727,19 @@ async def test_a_held_run_whose_instant_is_long_gone_is_asked_about_first(settin
         live.timer.cancel()
         worker.runner._start_held(live, time.monotonic() - 1)  # and this one is still ours
         await until(lambda: starts)
+
+
+async def test_while_ends_cannot_be_written_no_more_is_claimed_than_may_be_lost(settings, db, monkeypatch):
+    monkeypatch.setattr(runner_module, "UNWRITTEN", 30)
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(): ...
+
+    async with working(sc, settings, max_running=10) as worker:
+        async with worker.machine.writes.use():  # ends and beats have to wait
+            await db.all("select pgsched.enqueue_many('job', array_fill('{}'::jsonb, array[100]))")
+            await until(lambda: worker.runner.room == 0 and not worker.runner.slots_used)
+            assert await worker.dispatcher.claim_pass() == 0
+            assert worker.finisher.pending == 30
+        await db.until("select count(*) = 100 from pgsched.runs where status = 'succeeded'")
