@@ -62,6 +62,11 @@ class Finisher:
         """Outcomes that are not written yet."""
         return len(self._waiting) + self._writing + self._locked
 
+    @property
+    def behind(self) -> int:
+        """Outcomes that only wait for their turn; not those whose rows somebody has locked, for which nobody waits."""
+        return len(self._waiting) + self._writing
+
     async def flush(self, seconds: float) -> bool:
         """Waits until all is written, at most so long. Returns whether it is."""
         try:

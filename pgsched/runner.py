@@ -362,7 +362,7 @@ class Runner:
     def room(self) -> int:
         """How many runs may be claimed now. Where ends are written more slowly than runs end, no more are claimed until
         they are: what is not written yet has to be kept alive, and is run again should this process die."""
-        return max(0, min(self._settings.max_running - self.slots_used, UNWRITTEN - self._finisher.pending))
+        return max(0, min(self._settings.max_running - self.slots_used, UNWRITTEN - self._finisher.behind))
 
     @property
     def threads_used(self) -> int:
