@@ -45,6 +45,8 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade
     -- Rows are found by an index, however small or quiet a table was when it was last analysed.
     set_config('enable_seqscan', 'off', false),
+    -- Their plans are the same whatever the parameters, and to plan one again takes longer than to carry it out.
+    set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
 
