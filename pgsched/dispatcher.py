@@ -221,17 +221,23 @@ class Dispatcher:
                         for place in lane.places:
                             free[place] -= len(taken)
                         claimed += taken
-                before = time.monotonic()
-                outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
+                if not self._clock.known:  # which nothing could start by
+                    await self._read_clock(connection)
+            # The claims are committed: only now may anything start. It need not wait for the look at what is next.
+            self._runner.take(claimed)
+            for schedule, skip in self._skips:
+                self.skipped(schedule, skip)
+            before = time.monotonic()
+            outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
             self._clock.observe(outlook.now, before, time.monotonic())
-        # The claims are committed: only now may anything start.
-        self._runner.take(claimed)
-        for schedule, skip in self._skips:
-            self.skipped(schedule, skip)
         self._arrange(outlook, len(claimed), cut)
         if claimed:
             self._log.debug("runs_claimed", count=len(claimed))
         return len(claimed)
+
+    async def _read_clock(self, connection: Connection) -> None:
+        before = time.monotonic()
+        self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
 
     async def _claim_lane(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
         """Claims what is due of a lane. Where there may be more than there is room for, what has the highest priority

@@ -18,7 +18,7 @@ DUE = (
 
 
 STATEMENTS = [
-    "lock_due_schedules", "count_live_runs", "write_plans", "claim_gated_runs", "claim_due_runs", "read_outlook",
+    "lock_due_schedules", "count_live_runs", "write_plans", "claim_gated_runs", "claim_due_runs", "read_clock",
 ]  # fmt: skip
 
 
@@ -54,6 +54,29 @@ async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(setti
         assert await parts.dispatcher.claim_pass() == 2
         assert await parts.dispatcher.claim_pass() == 0
     assert await db.value("select count(*) from pgsched.runs") == 2
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_what_is_committed_is_started_though_the_look_at_what_is_next_dies(settings, db, monkeypatch, when):
+    await db.all(DUE, 1)
+    await db.all("select pgsched.enqueue('job')")
+    real = Store.read_outlook
+
+    async def dies(self, connection, *args, **kwargs):
+        assert len(parts.taken) == 2, "it need not wait for that look"
+        if when == "after":
+            await real(self, connection, *args, **kwargs)
+        connection.pgconn.finish()
+        raise psycopg.OperationalError("gone")
+
+    async with Parts(settings) as parts:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "read_outlook", dies)
+            with pytest.raises(psycopg.OperationalError):
+                await parts.dispatcher.claim_pass()
+        assert await parts.dispatcher.claim_pass() == 0
+    assert len(parts.taken) == 2
+    assert await db.value("select count(*) from pgsched.runs where status = 'running' and attempt = 1") == 2
 
 
 async def test_a_schedule_locked_by_another_worker_is_passed_over_and_not_forgotten(settings, db, dsn):
