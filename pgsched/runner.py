@@ -27,7 +27,7 @@ from pgsched import log
 from pgsched.capture import JOURNAL
 from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Place, Threads
-from pgsched.fence import Transactions
+from pgsched.fence import Fence, Transactions
 from pgsched.finisher import BATCH, Finisher
 from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
@@ -51,9 +51,9 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "answer", "began", "cancellation", "claim", "context", "entered", "executor", "ignored", "journal", "keeper",
-        "outcome", "place", "run", "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer",
-        "unsure",
+        "answer", "began", "cancellation", "claim", "context", "ended", "entered", "error", "executor", "fence",
+        "hooked", "ignored", "journal", "keeper", "outcome", "place", "problem", "result", "run", "started",
+        "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure", "view",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +69,15 @@ class Live:
         self.entered = False
         self.unsure = False
         self.ignored = 0
-        self.context: contextvars.Context | None = None  # its own, where there are hooks
+        self.hooked = False
+        # Made as soon as it is claimed, so that a thousand which start at one instant need not wait for it.
+        self.context: contextvars.Context
+        self.view: Run
+        self.fence: Fence
+        self.problem: InvalidArguments | None = None  # with its arguments
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = 0.0  # when the function ended, on the monotonic clock
         self.outcome: Outcome | None = None
         self.answer: asyncio.Future[bool] | None = None  # whether the outcome landed, for the hooks
         self.started = self.began = 0.0  # on the monotonic clock: the attempt, and its function
@@ -124,6 +132,7 @@ class Runner:
             self.slots_used += 1
             if live.place is not None:
                 self.used[live.place] += 1
+            self._prepare(live)
             self._start_in_time(live)
         if self.live:
             self.started()
@@ -168,10 +177,13 @@ class Runner:
         live.started = time.monotonic()
         # The middle of the clock's bounds may be a little before what is certain.
         live.started_at = max(self._clock.at(live.started) or live.run.due_at, live.run.due_at)
-        if self._hooks.around_runs:
-            live.context = contextvars.copy_context()
+        live.fence.started_at = live.started_at
+        live.hooked = self._hooks.around_runs
         live.task = self.group.create_task(self._attempt(live), context=live.context)
-        if live.context is None or not self._hooks.before_run:
+        if not live.hooked:
+            # What its end takes comes after the starts of all that are due with it.
+            live.task.add_done_callback(lambda _: self._over(live))
+        if not live.hooked or not self._hooks.before_run:
             self._limit(live)
 
     def _limit(self, live: Live) -> None:
@@ -186,34 +198,37 @@ class Runner:
 
     async def _attempt(self, live: Live) -> None:
         live.entered = True
-        structlog.contextvars.bind_contextvars(
-            run=live.run.id, entrypoint=live.run.entrypoint, attempt=live.run.attempt
-        )
-        THREADS.set(live.threads)
-        JOURNAL.set(live.journal)
-        run, problem = self._view(live)
-        result: Any = None
-        error: BaseException | None = None
+        run = live.view
         try:
             if not live.began:
                 await self._before(live, run)
-            if problem is not None or live.executor is None:
-                raise problem or InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
-            result = await live.executor.execute(run)
+            if live.problem is not None or live.executor is None:
+                raise live.problem or InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
+            live.result = await live.executor.execute(run)
         except BaseException as raised:
-            error = raised
-        took = timedelta(seconds=time.monotonic() - live.began) if live.began else timedelta(0)
-        self._conclude(live, result, error)
-        if live.context is not None:
+            live.error = raised
+        live.ended = time.monotonic()
+        if live.hooked:
+            result, error = live.result, live.error
+            took = timedelta(seconds=live.ended - live.began) if live.began else timedelta(0)
+            self._over(live)
             await self._report(live, run, result, error, took)
 
+    def _over(self, live: Live) -> None:
+        """The attempt's task has ended, or is at its end. One that was cancelled before its first step is told by
+        nothing else."""
+        result, error = live.result, live.error
+        live.result = live.error = None  # an error holds the frames it came through
+        self._conclude(live, result, error if live.entered else asyncio.CancelledError())
+
     async def _before(self, live: Live, run: Run) -> None:
-        assert live.context is not None
         await self.caller.call(self._hooks.before_run, live.context, run)
         self._limit(live)
 
     def _conclude(self, live: Live, result: Any, error: BaseException | None) -> None:
         """Nothing is awaited here, so nothing can interrupt the bookkeeping."""
+        if live.state is State.ENDED:  # it was abandoned
+            return
         if live.timer is not None:
             live.timer.cancel()
             live.timer = None
@@ -231,7 +246,7 @@ class Runner:
         """Tells the hooks how it ended, once the database has answered: what is not recorded is not told as if it
         were. The run itself is over, so that it holds neither a slot nor a claim meanwhile."""
         task = asyncio.current_task()
-        assert task is not None and live.context is not None
+        assert task is not None
         self._reporting.add(task)
         try:
             landed = live.answer is not None and await live.answer
@@ -255,14 +270,17 @@ class Runner:
             for task in left:
                 task.cancel()
 
-    def _view(self, live: Live) -> tuple[Run, InvalidArguments | None]:
-        """The run as its function sees it, and what is wrong with its arguments."""
-        run, problem, args = live.run, None, {}
+    def _prepare(self, live: Live) -> None:
+        """Makes the run as its function sees it, and the context in which it is called."""
+        run, args = live.run, {}
         try:
             args = json.loads(run.args_json)
         except (ValueError, RecursionError) as error:
-            problem = InvalidArguments(f"the arguments cannot be read: {error}")
-        view = Run(
+            live.problem = InvalidArguments(f"the arguments cannot be read: {error}")
+        live.fence = self.transactions.fence(
+            live.claim, None, functools.partial(self._committed, live, asyncio.get_running_loop())
+        )
+        live.view = Run(
             id=run.id,
             entrypoint=run.entrypoint,
             schedule=run.schedule,
@@ -274,11 +292,17 @@ class Runner:
             resources=self._scheduler.resources,
             cancellation=live.cancellation,
             journal=live.journal,
-            fence=self.transactions.fence(
-                live.claim, live.started_at, functools.partial(self._committed, live, asyncio.get_running_loop())
-            ),
+            fence=live.fence,
         )
-        return view, problem
+        live.context = contextvars.copy_context()
+        live.context.run(self._bind, live)
+
+    def _bind(self, live: Live) -> None:
+        structlog.contextvars.bind_contextvars(
+            run=live.run.id, entrypoint=live.run.entrypoint, attempt=live.run.attempt
+        )
+        THREADS.set(live.threads)
+        JOURNAL.set(live.journal)
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
         self._watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
@@ -287,7 +311,7 @@ class Runner:
             live.claim,
             End(
                 started_at=live.started_at,
-                finished_at=self._clock.now(),
+                finished_at=self._clock.at(live.ended) if live.ended else self._clock.now(),
                 result=result,
                 error=error,
                 stop=live.stop,
@@ -316,7 +340,7 @@ class Runner:
         if outcome is not None and live.journal.unwritten:
             outcome = dataclasses.replace(outcome, journal=live.journal)
         live.outcome = outcome
-        if live.context is not None and outcome is not None:
+        if live.hooked and outcome is not None:
             live.answer = asyncio.get_running_loop().create_future()
         if live.keeper is not None:
             live.keeper.cancel()
@@ -343,6 +367,7 @@ class Runner:
 
     def _forget(self, live: Live) -> None:
         self.live.pop((live.claim.run_id, live.claim.attempt), None)
+        del live.view, live.fence  # which know it: nothing should have to wait for the garbage collector
 
     def _free(self, live: Live) -> None:
         self.slots_used -= 1
