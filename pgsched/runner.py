@@ -102,6 +102,8 @@ class Runner:
         self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
         self.started: Callable[[], None] = lambda: None  # there is something to keep alive
         self.doubted: Callable[[], None] = lambda: None  # a claim must be asked about before its run starts
+        # The held runs by their instant on the monotonic clock: one timer for all that start at once.
+        self._due: dict[float, tuple[asyncio.TimerHandle, list[Live]]] = {}
         self.used: Counter[Place] = Counter()
         self.slots_used = 0
         self._scheduler = machine.scheduler
@@ -138,30 +140,37 @@ class Runner:
             self.started()
 
     def _start_in_time(self, live: Live) -> None:
-        """Starts a run whose claim is sure, or sets its timer."""
+        """Starts a run whose claim is sure, or has it wait for its instant, with all others of that instant."""
         instant = self._clock.monotonic(live.run.due_at)
         if instant <= time.monotonic():
             self._start(live)
         elif self._clock.known:
-            live.timer = asyncio.get_running_loop().call_at(instant, self._start_held, live, instant)
+            if (due := self._due.get(instant)) is None:
+                timer = asyncio.get_running_loop().call_at(instant, self._start_held, instant)
+                due = self._due[instant] = (timer, [])
+            live.timer, held = due
+            held.append(live)
         else:
             self._doubt(live)
 
-    def _start_held(self, live: Live, instant: float) -> None:
-        """The instant of a held run has come. Where it is long gone, because the loop was blocked, too much was
-        due at once or the machine slept, its claim may have been taken back without our hearing of it: a beat is
-        asked first."""
-        live.timer = None
-        if self._watch.look() or time.monotonic() - instant >= SURE:
-            self._doubt(live)
-        else:
-            self._start_in_time(live)  # the database's clock may have been set back since
+    def _start_held(self, instant: float) -> None:
+        """The instant of held runs has come. Where it is long gone, because the loop was blocked, too much was due at
+        once or the machine slept, their claims may have been taken back without our hearing of it: a beat is asked
+        first."""
+        timer, held = self._due.pop(instant)
+        late = self._watch.look() or time.monotonic() - instant >= SURE
+        for live in held:
+            if live.state is not State.HELD or live.timer is not timer:
+                continue  # dropped since, or to be asked about
+            live.timer = None
+            if late:
+                self._doubt(live)
+            else:
+                self._start_in_time(live)  # the database's clock may have been set back since
 
     def _doubt(self, live: Live) -> None:
         live.unsure = True
-        if live.timer is not None:
-            live.timer.cancel()
-            live.timer = None
+        live.timer = None  # it is others' too
         self.doubted()
 
     def doubt(self) -> None:
@@ -478,9 +487,7 @@ class Runner:
 
     def _drop(self, live: Live) -> None:
         """Lets go of a run that has not started: gives it back, or forgets it where it is no longer ours."""
-        if live.timer is not None:
-            live.timer.cancel()
-            live.timer = None
+        live.timer = None  # it is others' too
         if live.stop is Stop.LOST:
             self._log.info("claim_dropped", run=live.run.id, entrypoint=live.run.entrypoint)
             self._ended(live, None)
