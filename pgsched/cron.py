@@ -34,6 +34,8 @@ class Cron:
     zone: zoneinfo.ZoneInfo
     fields: Fields
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    # The last question and its answer, in one object: threads exchange it whole.
+    _known: list[tuple[int, int]] = field(default_factory=lambda: [(0, -1)], repr=False, compare=False)
 
     def next(self, after: datetime) -> datetime | None:
         found = self._after(seconds(after))
@@ -91,9 +93,13 @@ class Cron:
 
     def match(self, wall: int) -> int:
         """The first match of the wall clock strictly after `wall`; NEVER when there is none."""
-        wall = max(wall, -1)
+        wall = asked = max(wall, -1)
         if wall >= NEVER - 1:
             return NEVER
+        # Between a moment and the match after it there is none: a herd of one expression asks for the same again.
+        low, found = self._known[0]
+        if low <= wall < found:
+            return found
         if self.fields.written.year != "*":  # croniter would walk to a far year month by month
             years = self.fields.years
             coming = bisect_left(years, moment(wall + 1).year)
@@ -110,6 +116,7 @@ class Cron:
                 if found <= wall:  # never seen; the loops above rely on it
                     raise AssertionError(f"croniter went from {wall} to {found} on {engine.expressions}")
                 first = min(first, found)
+        self._known[0] = asked, first
         return first
 
     @cached_property

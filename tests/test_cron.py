@@ -259,3 +259,13 @@ def test_a_second_thread_does_not_move_the_start_of_the_first(monkeypatch: pytes
     monkeypatch.setattr(croniter, "set_current", interrupted)
     assert parsed.next(start) == start + 7 * MINUTE
     other.join()
+
+
+@given(st.lists(st.integers(0, 4 * 86_400), min_size=2, max_size=20))
+def test_what_was_asked_before_changes_no_answer(minutes: list[int]) -> None:
+    start = datetime(2026, 3, 27, tzinfo=UTC)
+    moments = [start + timedelta(seconds=each) for each in minutes]
+    asked = parse("17 */5 * * *", "Europe/Berlin")
+    for moment_ in moments:
+        fresh = replace(asked, times=replace(asked.times, _known=[(0, -1)]))
+        assert asked.next(moment_) == fresh.next(moment_)
