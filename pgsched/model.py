@@ -203,6 +203,9 @@ class Schedule:
     updated_at: datetime
 
 
+LEVELS = ("debug", "info", "warning", "error")  # of the lines that a run logs
+
+
 def clean(text: str) -> str:
     """The text without NUL and lone surrogates, which PostgreSQL cannot store."""
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
@@ -392,7 +395,12 @@ class Run:
 
         It can be read within a heartbeat. At most 64 KiB an attempt are kept. What is logged with the standard library
         or structlog while the run runs, in its tasks and in its function's thread, is kept without being asked.
+        Raises ValueError for another level, and for a text that is no str.
         """
+        if not isinstance(text, str):
+            raise ValueError(f"run.log() takes a text, not {type(text).__name__}: write run.log(str(…)).")
+        if level not in LEVELS:
+            raise ValueError(f"The level of run.log() is debug, info, warning or error, not {level!r}.")
         self.journal.add(text, level)
 
     def progress(self, done: float, total: float | None = None) -> None:

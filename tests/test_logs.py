@@ -242,6 +242,23 @@ def test_progress_is_a_number(value):
     assert run.journal.progress is None
 
 
+@pytest.mark.parametrize(
+    "given", [("x", logging.INFO), ("x", None), ("x", "loud"), ("x", ["info"]), (5,), (None,), (b"x",)]
+)
+async def test_what_is_no_line_is_the_runs_error_and_not_its_workers(settings, db, given):
+    sc = Scheduler()
+
+    @sc.entrypoint("job", retry=ONCE)
+    async def job(run: Run) -> None:
+        run.log(*given)
+
+    async with working(sc, settings):
+        await db.value("select pgsched.enqueue('job')")
+        await db.until("select status = 'failed' from pgsched.runs")
+    error = await db.value("select errors -> 0 from pgsched.runs")
+    assert error["type"] == "ValueError" and "run.log()" in error["message"], error
+
+
 # --- written ----------------------------------------------------------------------------------------------
 
 
