@@ -41,7 +41,7 @@ class Pools:
             self._loop = asyncio.get_running_loop()
             self._coroutines = AsyncConnectionPool(
                 self._info,
-                configure=_configure,
+                configure=configure,
                 reset=_reset,
                 check=AsyncConnectionPool.check_connection,
                 **self._sizes,
@@ -57,7 +57,7 @@ class Pools:
             self._check()
             if self._threads is None:
                 self._threads = ConnectionPool(
-                    self._info, configure=_configure_blocking, reset=_reset_blocking,
+                    self._info, configure=configure_blocking, reset=_reset_blocking,
                     check=ConnectionPool.check_connection, **self._sizes,
                 )  # fmt: skip
                 self._threads.open()
@@ -85,11 +85,13 @@ class Pools:
 # A beat changes the run's row while the block runs, which any stricter isolation would take for a conflict.
 
 
-async def _configure(connection: Connection) -> None:
+async def configure(connection: Connection) -> None:
+    """Makes a new connection fit for it."""
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
-def _configure_blocking(connection: Blocking) -> None:
+def configure_blocking(connection: Blocking) -> None:
+    """The same for a thread's."""
     connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 

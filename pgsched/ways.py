@@ -19,7 +19,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgsched import db
 from pgsched.db import STATEMENT_LIMIT, Connection
-from pgsched.pools import OPTIONS, Blocking, Pools
+from pgsched.pools import OPTIONS, Blocking, Pools, configure, configure_blocking
 
 T = TypeVar("T")
 Statement = tuple[bytes, dict[str, Any]]
@@ -86,7 +86,9 @@ class Coroutines:
     async def take(self) -> Connection:
         pools = self._source.pools
         if pools is None or (pool := await pools.for_coroutines()) is None:
-            return await psycopg.AsyncConnection.connect(self._source.info, **OPTIONS)
+            connection = await psycopg.AsyncConnection.connect(self._source.info, **OPTIONS)
+            await configure(connection)
+            return connection
         self._pool = pool
         while True:
             with contextlib.suppress(PoolTimeout):  # however long others take: the run's timeout is its own affair
@@ -159,7 +161,9 @@ class Threads:
     async def take(self) -> Blocking:
         pools = self._source.pools
         if pools is None:
-            return psycopg.Connection.connect(self._source.info, **OPTIONS)
+            connection = psycopg.Connection.connect(self._source.info, **OPTIONS)
+            configure_blocking(connection)
+            return connection
         self._pool = pools.for_threads()
         while True:
             with contextlib.suppress(PoolTimeout):

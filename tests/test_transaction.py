@@ -718,6 +718,29 @@ async def test_a_fence_needs_no_worker_and_no_pool(settings, db, paid, insert):
     assert await paid() == ["child"]
 
 
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_without_a_pool_a_beat_in_between_is_no_conflict_either(settings, db, paid, insert, threaded):  # noqa: PLR0917 - fixtures
+    claim = await claimed(db)
+    strict = psycopg.conninfo.make_conninfo(settings.dsn, options="-c default_transaction_isolation=serializable")
+    fence, loop = Fence(strict, settings.schema, claim), asyncio.get_running_loop()
+
+    async def beat():
+        await db.all("update pgsched.runs set heartbeat_at = clock_timestamp()")
+
+    def child():
+        with fence.transaction() as connection:
+            connection.execute(insert, ("child",))
+            asyncio.run_coroutine_threadsafe(beat(), loop).result()
+
+    if threaded:
+        await asyncio.to_thread(child)
+    else:
+        async with fence.transaction() as connection:
+            await connection.execute(insert, ("child",))
+            await beat()
+    assert await paid() == ["child"]
+
+
 async def test_a_run_that_no_worker_made_has_no_transaction():
     run = Run(1, "job", None, None, None, 1, {}, uuid.uuid4(), None)
     with pytest.raises(PgschedError, match="not made by a worker"):
