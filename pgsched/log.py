@@ -29,9 +29,16 @@ def get() -> Logger:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Writes all lines of a block at its end, in one piece: a line a run is dear where a thousand end at once."""
+    """Writes what this thread logs in a block at its end, in one piece: a line a run is dear where a thousand end at
+    once."""
     with _out.held() if _out is not None else contextlib.nullcontext():
         yield
+
+
+class _Thread(threading.local):
+    """What a thread holds back; None for nothing."""
+
+    held: list[str] | None = None
 
 
 class _Stream:
@@ -40,27 +47,23 @@ class _Stream:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._broken = False
-        self._lock = threading.Lock()
-        self._held: list[str] | None = None
+        self._thread = _Thread()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds back what any thread writes, until the block ends."""
-        with self._lock:
-            self._held = []
+        """Holds back what this thread writes, until the block ends. Another one may be another worker's."""
+        outer, self._thread.held = self._thread.held, []
         try:
             yield
         finally:
-            with self._lock:
-                held, self._held = self._held, None
+            held, self._thread.held = self._thread.held, outer
             self.write("".join(held))
             self.flush()
 
     def write(self, text: str) -> int:
-        with self._lock:
-            if self._held is not None:
-                self._held.append(text)
-                return len(text)
+        if self._thread.held is not None:
+            self._thread.held.append(text)
+            return len(text)
         if not self._broken:
             try:
                 return self._stream.write(text)
@@ -72,7 +75,7 @@ class _Stream:
         return len(text)
 
     def flush(self) -> None:
-        if not self._broken and self._held is None:
+        if not self._broken and self._thread.held is None:
             try:
                 self._stream.flush()
             except BrokenPipeError:

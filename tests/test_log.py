@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import threading
 
 import pytest
 import structlog
@@ -91,3 +92,26 @@ def test_lines_that_are_written_together_keep_their_order_and_lose_none_when_it_
         raise ZeroDivisionError
     events.info("third")
     assert [line["event"] for line in lines()] == ["first", "second", "third"]
+
+
+def test_two_workers_in_two_threads_may_both_write_lines_together(lines):
+    events, go = log.get(), [threading.Event() for _ in range(3)]
+
+    def other():
+        go[0].wait(10)
+        with log.together(), log.together():
+            events.info("b1")
+            go[1].set()
+            go[2].wait(10)
+            events.info("b2")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with log.together():
+        events.info("a1")
+        go[0].set()
+        assert go[1].wait(10)
+        events.info("a2")
+    go[2].set()
+    thread.join()
+    assert [line["event"] for line in lines()] == ["a1", "a2", "b1", "b2"]
