@@ -86,6 +86,8 @@ def capturing() -> Iterator[None]:
     """
     _Captures.workers += 1
     processors = structlog.get_config()["processors"]
+    if not isinstance(processors, list):  # structlog takes any iterable
+        structlog.configure(processors=(processors := list(processors)))
     to_stdlib = isinstance(structlog.get_config()["logger_factory"], structlog.stdlib.LoggerFactory)
     if _Captures.workers == 1:
         logging.getLogger().addHandler(_Captures.handler)
@@ -98,5 +100,5 @@ def capturing() -> Iterator[None]:
         if not _Captures.workers:
             logging.getLogger().removeHandler(_Captures.handler)
             for each in (processors, structlog.get_config()["processors"]):
-                with contextlib.suppress(ValueError):  # the application has configured it anew
+                with contextlib.suppress(ValueError, AttributeError):  # the application has configured it anew
                     each.remove(_take_event)

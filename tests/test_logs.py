@@ -174,6 +174,25 @@ def test_structlog_is_listened_to_however_the_application_has_configured_it():
     assert "after" not in [text for _, text in found]
 
 
+def test_structlogs_processors_may_be_no_list():
+    journal, printed = Journal(), []
+
+    def printer(_logger, _method, event):
+        printed.append(event["event"])
+        raise structlog.DropEvent
+
+    structlog.configure(processors=(printer,))
+    token = JOURNAL.set(journal)
+    try:
+        with capturing():
+            structlog.get_logger().info("hello")
+            structlog.configure(processors=(printer,))
+        structlog.get_logger().info("after")
+    finally:
+        JOURNAL.reset(token)
+    assert events_of(journal) == [("info", "hello")] and printed == ["hello", "after"]
+
+
 def test_structlog_that_leads_to_the_standard_library_is_taken_in_once():
     journal = Journal()
     structlog.configure(
