@@ -719,7 +719,7 @@ async def test_a_fence_needs_no_worker_and_no_pool(settings, db, paid, insert):
 
 
 @pytest.mark.parametrize("threaded", [False, True])
-async def test_without_a_pool_a_beat_in_between_is_no_conflict_either(settings, db, paid, insert, threaded):  # noqa: PLR0917 - fixtures
+async def test_without_a_pool_a_beat_in_between_is_no_conflict_either(settings, db, paid, insert, threaded):
     claim = await claimed(db)
     strict = psycopg.conninfo.make_conninfo(settings.dsn, options="-c default_transaction_isolation=serializable")
     fence, loop = Fence(strict, settings.schema, claim), asyncio.get_running_loop()
