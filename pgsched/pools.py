@@ -15,6 +15,10 @@ from pgsched.errors import PgschedError
 
 Blocking = psycopg.Connection[Any]
 
+# Seconds for which a pool that cannot connect tries again by itself, ever more seldom, and after which it is asked
+# anew: by its own default it would, after an outage of minutes, let more minutes pass.
+WAIT = 10.0
+
 # The application's own sessions: its search path, its time zone and its limits are its own. A pooler may be in between.
 OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 
@@ -65,7 +69,14 @@ class Pools:
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        return {"kwargs": OPTIONS, "min_size": 0, "max_size": self._most, "open": False, "name": "pgsched-run"}
+        return {
+            "kwargs": OPTIONS,
+            "min_size": 0,
+            "max_size": self._most,
+            "open": False,
+            "name": "pgsched-run",
+            "reconnect_timeout": WAIT,
+        }
 
     async def close(self) -> None:
         """Closes what is idle now, and the rest when it is given back. Whoever waits for a connection gets an error."""

@@ -19,14 +19,13 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgsched import db
 from pgsched.db import STATEMENT_LIMIT, Connection
-from pgsched.pools import OPTIONS, Blocking, Pools, configure, configure_blocking
+from pgsched.pools import OPTIONS, WAIT, Blocking, Pools, configure, configure_blocking
 
 T = TypeVar("T")
 Statement = tuple[bytes, dict[str, Any]]
 
 _LIMIT = STATEMENT_LIMIT.total_seconds()  # for a COMMIT once the run is to stop, and for asking after one
 _ASKS = "pgsched commit"  # the application_name of sessions that look after a commit
-_POOL_WAIT = 30.0  # seconds after which a pool is asked again, and tries to connect again
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
@@ -92,7 +91,7 @@ class Coroutines:
         self._pool = pool
         while True:
             with contextlib.suppress(PoolTimeout):  # however long others take: the run's timeout is its own affair
-                return await pool.getconn(_POOL_WAIT)
+                return await pool.getconn(WAIT)
 
     async def give_back(self, connection: Connection) -> None:
         await (self._pool.putconn(connection) if self._pool is not None else connection.close())
@@ -167,7 +166,7 @@ class Threads:
         self._pool = pools.for_threads()
         while True:
             with contextlib.suppress(PoolTimeout):
-                return self._pool.getconn(_POOL_WAIT)
+                return self._pool.getconn(WAIT)
 
     async def give_back(self, connection: Blocking) -> None:
         if self._pool is not None:

@@ -9,15 +9,18 @@ from datetime import timedelta
 import psycopg
 import pytest
 from harness import until, working
+from psycopg.pq import TransactionStatus
 
 from pgsched import Retry, Run, Scheduler
 from pgsched.errors import ClaimLost, PgschedError
 from pgsched.fence import Fence, session_name
 from pgsched.machine import Machine
 from pgsched.model import Claim
+from pgsched.pools import Pools
 from pgsched.reaper import Reaper
 from pgsched.store import in_schema
 from pgsched.testing import Harness
+from pgsched.ways import Coroutines, Source, Threads, finished
 
 ONCE = Retry(attempts=1)
 
@@ -675,6 +678,31 @@ async def test_many_runs_take_turns_at_few_connections(settings, db, paid, inser
         await db.all("select pgsched.enqueue('job') from generate_series(1, 40)")
         await db.until("select count(*) = 40 from pgsched.runs where status = 'succeeded'")
     assert len(await paid()) == 40
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+async def test_after_an_outage_a_pool_connects_soon(settings, monkeypatch, threaded):
+    for module in ("pools", "ways"):
+        monkeypatch.setattr(f"pgsched.{module}.WAIT", 0.1)
+    kind = psycopg.Connection if threaded else psycopg.AsyncConnection
+    real, tried = kind.connect.__func__, []
+
+    def unreachable(cls, *args, **kwargs):
+        tried.append(1)
+        if len(tried) < 12:  # by the pool's own pace the twelfth would come after minutes
+            raise psycopg.OperationalError("nobody is there")
+        return real(cls, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "connect", classmethod(unreachable))
+    pools = Pools(settings.dsn, 1)
+    way = (Threads if threaded else Coroutines)(Source(settings.dsn, settings.dsn, pools))
+    try:
+        async with asyncio.timeout(20):
+            taken = await (asyncio.to_thread(lambda: finished(way.take())) if threaded else way.take())
+        assert taken.info.transaction_status == TransactionStatus.IDLE
+        await way.give_back(taken)
+    finally:
+        await pools.close()
 
 
 async def test_a_client_that_has_the_row_locked_delays_the_result_and_nothing_else(settings, db, paid, insert):
