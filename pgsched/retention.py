@@ -15,7 +15,7 @@ from datetime import timedelta
 from psycopg.errors import QueryCanceled
 
 from pgsched import log
-from pgsched.db import Failures, Session, describe
+from pgsched.db import Failures, Session, describe, refused
 from pgsched.machine import Machine
 from pgsched.store import Pruned
 
@@ -56,7 +56,9 @@ class Retention:
             pause = random.uniform(0.8 * _ROUND, 1.2 * _ROUND)  # noqa: S311
 
     async def round(self) -> int:
-        """Deletes all that is old enough. Returns how many runs went. The next round is soon enough for what fails."""
+        """Deletes all that is old enough. Returns how many runs went. The next round is soon enough for what fails.
+
+        What the database refuses, such as a run that a table of the application's refers to, ends its status only."""
         session = self._machine.session("retention")
         gone = 0
 
@@ -66,10 +68,13 @@ class Retention:
 
         try:
             for status, age in self._machine.settings.ages.items():
-                if not await self._delete(session, status, age, deleted):
-                    break
-        except Failures as error:
-            self._log.warning("retention_failed", error=describe(error))
+                try:
+                    if not await self._delete(session, status, age, deleted):
+                        break
+                except Failures as error:
+                    self._log.warning("retention_failed", status=status, error=describe(error))
+                    if not refused(error):
+                        break
         finally:
             await session.discard()
         if gone:

@@ -260,6 +260,17 @@ async def test_a_database_that_is_gone_is_told_and_ends_nothing(settings):
     assert [e["event"] for e in events] == ["retention_failed"]
 
 
+async def test_a_run_that_the_applications_own_table_refers_to_keeps_no_other_status(db, keeper):
+    ids = [(await ended(db, status, 40))[0] for status in ("succeeded", "failed", "skipped")]
+    await db.all("create table pgsched.invoices (run_id bigint references pgsched.runs)")
+    await db.all("insert into pgsched.invoices values (%s)", ids[0])
+    with capture_logs() as events:
+        assert await keeper.round() == 2
+    assert await left(db) == ids[:1]
+    told = [e for e in events if e["event"] == "retention_failed"]
+    assert [e["status"] for e in told] == ["succeeded"] and "invoices" in told[0]["error"], told
+
+
 async def test_a_batch_goes_by_the_index(db, keeper):
     await ended(db, "succeeded", 1, 2000)
     await ended(db, "failed", 20, 2000)
