@@ -42,6 +42,8 @@ class Handler(logging.Handler):
             # structlog hands events over as they are where its formatter is to render them.
             text = _rendered(record.msg) if isinstance(record.msg, dict) else self.format(record)
             journal.add(text, level)
+        except RecursionError:  # as the standard library's handlers: one that logs as it is shown would go on for ever
+            raise
         except Exception:
             self.handleError(record)
 
@@ -50,8 +52,12 @@ def _take_event(_logger: Any, method: str, event: structlog.typing.EventDict) ->
     """A processor of structlog that lets everything pass as it is."""
     journal = JOURNAL.get()
     if journal is not None:
-        with contextlib.suppress(Exception):  # a value that cannot be shown must not cost the run
-            journal.add(_rendered(event), _LEVELS.get(method, "error"))
+        token = JOURNAL.set(None)  # what a value logs as it is shown, it would log again and again
+        try:
+            with contextlib.suppress(Exception):  # a value that cannot be shown must not cost the run
+                journal.add(_rendered(event), _LEVELS.get(method, "error"))
+        finally:
+            JOURNAL.reset(token)
     return event
 
 

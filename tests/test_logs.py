@@ -193,6 +193,30 @@ def test_structlogs_processors_may_be_no_list():
     assert events_of(journal) == [("info", "hello")] and printed == ["hello", "after"]
 
 
+def test_a_value_that_logs_as_it_is_shown_ends_with_the_loggers_own_error():
+    shown = []
+
+    class Odd:
+        def __repr__(self):
+            shown.append(1)
+            assert len(shown) < 10_000  # there are fewer frames, but no end of ways through them
+            structlog.get_logger().info("again", it=self)
+            return "odd"
+
+    structlog.configure(processors=[structlog.processors.JSONRenderer(default=repr)])
+    token = JOURNAL.set(Journal())
+    try:
+        with capturing(), pytest.raises(RecursionError):
+            structlog.get_logger().info("hello", it=Odd())
+    finally:
+        JOURNAL.reset(token)
+    handler = Handler(Journal)
+    record = logging.makeLogRecord({"levelno": logging.INFO, "msg": "%r", "args": (Odd(),)})
+    Odd.__repr__ = lambda self: handler.emit(record)
+    with pytest.raises(RecursionError):
+        handler.emit(record)
+
+
 def test_structlog_that_leads_to_the_standard_library_is_taken_in_once():
     journal = Journal()
     structlog.configure(
