@@ -110,10 +110,10 @@ def configure_blocking(connection: Blocking) -> None:
 
 
 async def _reset(connection: Connection) -> None:
-    connection.row_factory = tuple_row
+    connection.row_factory, connection.cursor_factory = tuple_row, psycopg.AsyncCursor
     await connection.execute("discard all")
 
 
 def _reset_blocking(connection: Blocking) -> None:
-    connection.row_factory = tuple_row
+    connection.row_factory, connection.cursor_factory = tuple_row, psycopg.Cursor
     connection.execute("discard all")

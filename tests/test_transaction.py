@@ -652,8 +652,9 @@ async def test_what_one_run_sets_in_its_session_is_not_there_for_the_next(settin
                 "select current_setting('search_path'), current_setting('application_name'), pg_backend_pid()"
             )
             seen.append(await cursor.fetchone())
+            assert type(cursor) is psycopg.AsyncCursor
             await connection.execute("set search_path = pg_temp")
-            connection.row_factory = psycopg.rows.dict_row
+            connection.row_factory, connection.cursor_factory = psycopg.rows.dict_row, psycopg.AsyncClientCursor
 
     job(scheduler, a)
     async with working(scheduler, settings, max_transactions=1) as worker:
