@@ -1,7 +1,9 @@
 -- What is kept of a run while it runs and after it: the success that it has committed itself, what it logs, how far it
 -- is, how each of its attempts ended.
 
-alter table pgsched.runs add column committed_at timestamptz;
+alter table pgsched.runs add column committed_at timestamptz, add column reported_at timestamptz;
+comment on column pgsched.runs.reported_at is
+    'When its worker wrote what its function returned, after a commit of its own: its result may come that much later than its success.';
 comment on column pgsched.runs.committed_at is
     'When run.transaction() committed its success, together with the application''s own writes. It has succeeded then, whatever its function does afterwards.';
 

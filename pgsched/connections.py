@@ -88,8 +88,13 @@ def refused(connection: Any, kind: str, client: str, other: str, there: str) -> 
 
 def conninfo_of(dsn: str | None, schema: str, caller: str) -> str:
     """The connection string for a client. Raises ConfigurationError, which names the function that was called."""
+    dsn = None if dsn == "" else dsn  # as libpq takes it: all by the environment
     Settings().merged({"dsn": dsn, "schema": schema}, caller)
     return db.conninfo_for(dsn or os.environ.get("PGSCHED_DSN") or None, NAME)
+
+
+# In a transaction of the application's, its search path, its time zone and its limits are its own.
+_AS_THE_ROLE_HAS_IT = "select set_config(name, reset_val, true) from pg_catalog.pg_settings where name = any(%s)"
 
 
 class Statements:
@@ -117,6 +122,7 @@ class Statements:
             with told(self.store.schema):
                 connection = await stack.enter_async_context(self.connections.own())
                 await stack.enter_async_context(connection.transaction())
+                await connection.execute(_AS_THE_ROLE_HAS_IT, (list(db.SET),))
             yield connection
             with told(self.store.schema):  # the commit, which the database may refuse as any statement
                 await stack.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -49,6 +50,7 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('plan_cache_mode', 'force_generic_plan', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
+SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves
 
 
 def application_name(worker: object) -> str:

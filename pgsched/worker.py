@@ -278,7 +278,7 @@ class Worker:
         self.dispatcher.stop()
         await asyncio.wait([services["dispatcher"]], timeout=max(1.0, cancel))
         services["dispatcher"].cancel()
-        self.runner.release_held()
+        unstarted = self.runner.release_held()
         stuck: list[Live] = []
         if not await self.runner.until_empty(self.runner.running, grace):
             left = self.runner.running()
@@ -295,7 +295,7 @@ class Worker:
         limit = settings.hook_timeout.total_seconds()
         await asyncio.gather(self.runner.settle(limit), self.skip_hooks.flush(limit))
         await self._say_goodbye()
-        self._log.info("drain_finished", given_back=self.given_back)
+        self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
         if (stuck or self.runner.caller.stuck) and self._hard_exit is not None:
             # Nothing else ends a coroutine that swallows its cancellation.
             self._hard_exit(GIVEN_BACK if self.given_back else 0)

@@ -39,7 +39,9 @@ def checked(shell) -> tuple[int, dict[str, str]]:
     return result.exit_code, {check["name"]: check["status"] for check in report["checks"]}
 
 
-ALL_OK = dict.fromkeys(["database", "schema", "workers", "runs", "cancellation", "schedules", "expressions"], "ok")
+ALL_OK = dict.fromkeys(
+    ["database", "schema", "workers", "runs", "cancellation", "schedules", "entrypoints", "expressions"], "ok"
+)
 
 
 def test_a_system_that_works_is_healthy(shell, worker):
@@ -47,7 +49,7 @@ def test_a_system_that_works_is_healthy(shell, worker):
     shell.sql("insert into pgsched.runs (entrypoint, status, heartbeat_at) values ('e', 'running', now())")
     assert checked(shell) == (0, ALL_OK)
     lines = shell.ok("health").splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert all(line.startswith("ok       ") for line in lines)
 
 
@@ -91,7 +93,6 @@ def test_runs_that_do_not_stop_are_told_in_health_and_where_the_run_is_shown(she
         ("next_run = null, updated_at = now() - interval '3 minutes'", "failed"),
         ("next_run = now() - interval '1 minute'", "ok"),
         ("next_run = null", "ok"),
-        ("next_run = now() - interval '3 minutes', entrypoint = 'nobody knows'", "ok"),
         ("next_run = now() - interval '3 minutes', status = 'paused'", "ok"),
     ],
 )
@@ -99,6 +100,29 @@ def test_an_overdue_schedule_is_unhealthy_where_a_worker_could_run_it(shell, wor
     shell.ok("schedules", "add", "late\x7f".strip("\x7f"), "e", "@daily")
     shell.sql(f"update pgsched.schedules set {change}, planned_at = now()")
     assert checked(shell) == (4 if status == "failed" else 0, {**ALL_OK, "schedules": status})
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [
+        ("select pgsched.enqueue('nobody knows', due_at => now() - interval '3 minutes')", 4),
+        ("select pgsched.enqueue('nobody knows', due_at => now() - interval '1 minute')", 0),
+        ("select pgsched.enqueue('nobody knows', due_at => now() + interval '3 minutes')", 0),
+        ("select pgsched.enqueue('e', due_at => now() - interval '3 minutes')", 0),
+        ("update pgsched.schedules set next_run = now() - interval '3 minutes', planned_at = now()", 4),
+        ("update pgsched.schedules set next_run = null, updated_at = now() - interval '1 hour', planned_at = now()", 4),
+        ("update pgsched.schedules set status = 'paused', next_run = now() - interval '3 minutes'", 0),
+    ],
+)
+def test_work_that_no_live_worker_can_do_is_unhealthy(shell, worker, work, code):
+    """What somebody took for a job that runs, and that silently does not."""
+    shell.ok("schedules", "add", "n", "nobody knows", "@daily")
+    shell.sql("update pgsched.schedules set next_run = now() + interval '1 day', planned_at = now()")
+    shell.sql(work)
+    assert checked(shell) == (code, {**ALL_OK, "entrypoints": "failed" if code else "ok"})
+    if code:
+        assert "1 entrypoint with work that no live worker can do" in shell("health").stdout
+        assert "nobody knows" in shell("health").stdout
 
 
 def test_a_schedule_that_waits_for_its_own_run_is_not_overdue(shell, worker):

@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from pgsched.client import Client, connect
+from pgsched.db import SET
 from pgsched.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -412,6 +414,23 @@ async def test_a_transaction_of_the_clients_own_is_all_or_nothing(client, db):
         await client.create_schedule("a", "job", "@daily", connection=connection)
         await connection.execute("select 1")  # it is psycopg's, and takes any statement
     assert [row["name"] for row in await client.list_schedules()] == ["a"]
+
+
+async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applications(client, dsn):
+    """Its search path above all: an unqualified table of the application has to be found."""
+    names = sorted(SET)
+    show = "select string_agg(name || '=' || setting, ', ' order by name) from pg_settings where name = any(%s)"
+    with psycopg.connect(dsn) as plain:
+        [own] = plain.execute(show, (names,)).fetchone()
+    for _ in range(2):
+        async with client.transaction() as connection:
+            cursor = await connection.execute(show, (names,))
+            assert await cursor.fetchone() == (own,)
+            assert connection.info.transaction_status == TransactionStatus.INTRANS
+    assert len(names) == 12 and "search_path" in names
+    async with client._sql.connections.own() as connection:
+        cursor = await connection.execute("show search_path")
+        assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
 
 
 async def test_what_ends_a_transaction_is_told_once(client, db):

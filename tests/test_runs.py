@@ -73,6 +73,31 @@ async def test_every_end_is_one(client, db, status):
     assert (await client.runs.wait(run_id, 0))["status"] == status
 
 
+async def test_what_has_committed_by_itself_is_over_once_its_result_is_there_too(client, db, settings):
+    scheduler, go_on = Scheduler(), asyncio.Event()
+
+    @scheduler.entrypoint("job")
+    async def job(run: Run):
+        async with run.transaction():
+            pass
+        await go_on.wait()
+        return "done"
+
+    async with working(scheduler, settings):
+        run_id = await client.enqueue("job")
+        await db.until("select committed_at is not null from pgsched.runs")
+        with pytest.raises(TimeoutError):
+            await client.runs.wait(run_id, 0)
+        go_on.set()
+        assert (await client.runs.wait(run_id, 20))["result"] == "done"
+
+
+async def test_what_has_committed_is_over_where_its_worker_is_gone(client, db):
+    run_id = await client.enqueue("job")
+    await db.all("update pgsched.runs set status = 'succeeded', committed_at = now(), worker = gen_random_uuid()")
+    assert (await client.runs.wait(run_id, 0))["status"] == "succeeded"
+
+
 async def test_an_attempt_that_failed_is_not_the_end(client, settings):
     scheduler = Scheduler()
 

@@ -27,6 +27,7 @@ _COMMANDS = {
     "migrate": "Bring the database's schema to this version.",
     "check": "Show what a deploy would change.",
     "schedules": "Look at schedules and change them.",
+    "trigger": "Run a schedule now (also: schedules trigger).",
     "runs": "Look at runs, cancel them, retry them.",
     "workers": "Show the workers that are alive.",
     "next": "Show when an expression fires.",

@@ -95,12 +95,20 @@ def judged(row: dict[str, Any]) -> list[Check]:
             f"{_many(row['stubborn'], 'run')} going on a minute after the time to stop: {_some(row['stubborn_ids'])}",
         )
         if row["stubborn"]
-        else Check("cancellation", "ok", "all that were to stop have stopped"),
+        else Check("cancellation", "ok", "no run goes on a minute after it was to stop"),
         Check(
             "schedules", "failed", f"{_many(overdue, 'schedule')} overdue by 2 minutes: {_some(row['overdue_names'])}"
         )
         if overdue
         else Check("schedules", "ok", "none is overdue"),
+        Check(
+            "entrypoints",
+            "failed",
+            f"{_many(row['unserved'], 'entrypoint')} with work that no live worker can do, due for 2 minutes: "
+            f"{_some(row['unserved_names'])}",
+        )
+        if row["unserved"]
+        else Check("entrypoints", "ok", "what is due has a worker that can do it"),
         Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
         if invalid
         else Check("expressions", "ok", "no schedule is invalid"),

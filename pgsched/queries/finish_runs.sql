@@ -43,6 +43,7 @@ landed as (
         due_at = case when g.status = 'queued' and g.refund = 0
                       then clock_timestamp() + g.delay * interval '1 second' else r.due_at end,
         result = g.result::jsonb,
+        reported_at = case when g.committed then clock_timestamp() end,
         reason = g.reason,
         errors = case when g.error_type is null or g.committed then r.errors
                       else pgsched.appended(r.errors, jsonb_build_object(

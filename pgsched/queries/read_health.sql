@@ -10,6 +10,20 @@ overdue as (
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued' and r.gated)
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
 ),
+-- What is due and nobody can do: the last worker of its application has gone, or never came.
+unserved as (
+    select u.entrypoint, min(u.due_at) as since
+    from (
+        select s.entrypoint, coalesce(s.next_run, s.updated_at) as due_at from pgsched.schedules s
+        where s.status = 'active'
+        union all
+        select r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued'
+    ) u
+    where u.due_at < now() - interval '2 minutes'
+        and exists (select from live)
+        and not exists (select from live where u.entrypoint = any(live.entrypoints))
+    group by u.entrypoint
+),
 silent as (
     select id from pgsched.runs where status = 'running' and heartbeat_at < now() - interval '2 minutes'
 ),
@@ -28,5 +42,7 @@ select
     array(select id from stubborn order by id limit 5) as stubborn_ids,
     (select count(*) from overdue) as overdue,
     array(select name from overdue order by name limit 5) as overdue_names,
+    (select count(*) from unserved) as unserved,
+    array(select entrypoint from unserved order by since limit 5) as unserved_names,
     (select count(*) from invalid) as invalid,
     array(select name from invalid order by name limit 5) as invalid_names
