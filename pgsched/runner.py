@@ -39,6 +39,16 @@ SURE = 0.05  # seconds after its instant within which a held run starts without 
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
 
+def _bound(*names: str) -> list[contextvars.ContextVar[Any]]:
+    """The context variables in which structlog keeps these, for every logger that merges them."""
+    context = contextvars.copy_context()
+    context.run(structlog.contextvars.bind_contextvars, **dict.fromkeys(names))
+    return [next(v for v in context if v.name == structlog.contextvars.STRUCTLOG_KEY_PREFIX + name) for name in names]
+
+
+_BOUND = _bound("run", "entrypoint", "attempt")
+
+
 class State(enum.Enum):
     """Where a claimed run is in this process."""
 
@@ -281,9 +291,10 @@ class Runner:
 
     def _prepare(self, live: Live) -> None:
         """Makes the run as its function sees it, and the context in which it is called."""
-        run, args = live.run, {}
+        run = live.run
+        args: dict[str, Any] = {}
         try:
-            args = json.loads(run.args_json)
+            args = json.loads(run.args_json) if run.args_json != "{}" else {}
         except (ValueError, RecursionError) as error:
             live.problem = InvalidArguments(f"the arguments cannot be read: {error}")
         live.fence = self.transactions.fence(
@@ -307,9 +318,9 @@ class Runner:
         live.context.run(self._bind, live)
 
     def _bind(self, live: Live) -> None:
-        structlog.contextvars.bind_contextvars(
-            run=live.run.id, entrypoint=live.run.entrypoint, attempt=live.run.attempt
-        )
+        # What bind_contextvars() does, which also makes what it takes to undo it.
+        for variable, value in zip(_BOUND, (live.run.id, live.run.entrypoint, live.run.attempt), strict=True):
+            variable.set(value)
         THREADS.set(live.threads)
         JOURNAL.set(live.journal)
 
