@@ -1,66 +1,32 @@
-"""What every part stands on: a server, a fresh schema, processes that surely end, figures. Measures nothing."""
+"""What every part stands on: servers, databases, the contestants' processes, which surely end. Measures nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import math
 import os
+import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
+from contestants import Contestant
+from environments import HERE, python
+from figures import Fault
+from psycopg import conninfo, sql
 
-from pgsched import embedded, migrate
-from pgsched.store import in_schema
+from pgsched import embedded
 
 T = TypeVar("T")
-HERE = Path(__file__).parent
+PEERS = HERE / "peers"
 LIMIT = 60.0  # seconds that anything may take which is not told otherwise
-
-
-class Fault(Exception):
-    """A measurement that cannot be had, in one sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured value, and what the bare limit gave in the same run."""
-
-    part: str
-    name: str
-    value: float
-    unit: str
-    bare: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times the bare limit's the value is."""
-        return self.value / self.bare if self.bare else None
-
-
-def percentile(samples: Sequence[float], share: float) -> float:
-    """The smallest sample that at least this share of them does not exceed."""
-    return sorted(samples)[max(0, math.ceil(share * len(samples)) - 1)]
-
-
-def spread(part: str, case: str, ms: Sequence[float], bare: Sequence[float] = ()) -> list[Figure]:
-    """Median, 99th percentile and maximum of samples in milliseconds, beside those of the bare limit."""
-    if not ms:
-        raise Fault(f"{case or part}: nothing was measured")
-    return [
-        Figure(part, f"{case} {name}".strip(), percentile(ms, share), "ms", percentile(bare, share) if bare else None)
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-    ]
+STOP = 10.0  # seconds that a worker has to end when asked
+OURS = "benchmark"  # the name of our own sessions, whose statements do not count
 
 
 def wait_for(look: Callable[[], T | None], what: str, limit: float = LIMIT, pause: float = 0.01) -> T:
@@ -80,157 +46,239 @@ class Process:
         self._out, self._err = stem.with_suffix(".out"), stem.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.popen = subprocess.Popen(
-                command, cwd=HERE, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                command, cwd=PEERS, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=err
             )
         self.pid = self.popen.pid
-        self._killed = False
 
-    def _alive(self) -> None:
-        if self.popen.poll() is not None:
+    def alive(self) -> None:
+        """Raises Fault where it has ended badly."""
+        if self.popen.poll():
             tail = " | ".join(self._err.read_text(errors="replace").splitlines()[-3:])
-            raise Fault(f"a process ended with {self.popen.returncode}: {tail}")
+            raise Fault(f"a process ended with {self.popen.returncode}: {tail[-400:]}")
 
-    def until(self, look: Callable[[], T | None], what: str) -> T:
-        """Waits for something that needs this process to be alive."""
+    def lines(self) -> list[str]:
+        """What it has said so far, in whole lines."""
+        return self._out.read_text().split("\n")[:-1]
 
-        def alive() -> T | None:
-            self._alive()
-            return look()
+    def said(self, text: str, limit: float = LIMIT) -> None:
+        """Waits for a line on its standard output."""
 
-        return wait_for(alive, what)
+        def look() -> bool:
+            self.alive()
+            return text in self.lines()
 
-    def said(self, text: str) -> None:
-        """Waits for a text on its standard output."""
-        self.until(lambda: text in self._out.read_text(), text)
+        wait_for(look, f"{text!r} from a worker", limit)
 
     def answer(self, limit: float = LIMIT) -> Any:
         """What it printed last, as JSON, once it has ended."""
-        if self.popen.wait(limit):
-            self._alive()
-        return json.loads(self._out.read_text().splitlines()[-1])
+        try:
+            self.popen.wait(limit)
+        except subprocess.TimeoutExpired:
+            raise Fault(f"a process did not end within {limit:g} s") from None
+        self.alive()
+        told = json.loads(self.lines()[-1])
+        if isinstance(told, dict) and "lack" in told:
+            raise Fault(told["lack"])
+        return told
+
+    def stop(self) -> Any:
+        """Asks it to end, and returns its answer."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+        return self.answer(STOP)
 
     def kill(self) -> None:
         """SIGKILL, and the end of it."""
-        self._killed = True
         self.popen.kill()
         self.popen.wait()
 
-    def stop(self, *, ask: bool) -> None:
-        """Its end, which has to be a good one: by SIGTERM, or by itself."""
-        if self.popen.poll() is None:
-            if ask:
-                self.popen.send_signal(signal.SIGTERM)
-            self.popen.wait(LIMIT)
-        if self.popen.returncode and not self._killed:
-            self._alive()
+
+class Server:
+    """A PostgreSQL, and one plain connection to it that is in nobody's database."""
+
+    def __init__(self, dsn: str, folder: Path, log: Path | None) -> None:
+        self.dsn, self.log, self.folder = dsn, log, folder
+        self.connection = psycopg.connect(dsn, autocommit=True, application_name=OURS)
+        self._templates: set[str] = set()
+        self._count = 0
+
+    @contextlib.contextmanager
+    def database(self, who: Contestant) -> Iterator[Database]:
+        """A fresh database with the contestant's tables, which is gone when the block ends."""
+        template = f"bench_{os.getpid()}_{who.key}"
+        if template not in self._templates:
+            self._make(template)
+            Database(self, who, template).call("install")
+            self._templates.add(template)
+        self._count += 1
+        name = f"{template}_{self._count}"
+        self._make(name, template)
+        try:
+            with contextlib.closing(Database(self, who, name)) as made:
+                yield made
+        finally:
+            self._drop(name)
+
+    def _make(self, name: str, template: str = "template1") -> None:
+        def made() -> bool:
+            # A process that has just ended may still have a session in the template.
+            with contextlib.suppress(psycopg.errors.ObjectInUse):
+                self.connection.execute(
+                    sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
+                )
+                return True
+            return False
+
+        wait_for(made, "database", 20, 0.2)
+
+    def _drop(self, name: str) -> None:
+        self.connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+    def close(self) -> None:
+        """Drops what it made, and lets go of the server, whoever that belongs to."""
+        for name in self._templates:
+            self._drop(name)
+        self.connection.close()
+
+    def uri(self, database: str) -> str:
+        """The DSN of a database, as a URI that every driver reads."""
+        info = conninfo.conninfo_to_dict(self.dsn)
+        owner = ":".join(filter(None, [str(info.get("user", "")), str(info.get("password") or "")]))
+        place = f"?host={info['host']}" if "host" in info else ""
+        port = f"&port={info['port']}" if "port" in info else ""
+        return f"postgresql://{owner}@/{database}{place}{port}"
+
+    def show(self, setting: str) -> str:
+        """A setting of the server."""
+        row = self.connection.execute(f"show {setting}").fetchone()
+        return str(row[0]) if row else ""
+
+    @contextlib.contextmanager
+    def logged(self) -> Iterator[Callable[[], tuple[int, int]]]:
+        """Logs every statement meanwhile; what it gives counts statements and transactions of others so far."""
+        if self.log is None:
+            raise Fault("statements are counted in the log of a server of our own only")
+        settings = {"log_statement": "'all'", "log_line_prefix": "'%a|%v|'"}
+        for name, value in settings.items():
+            self.connection.execute(f"alter system set {name} = {value}")
+        self.connection.execute("select pg_reload_conf()")
+        time.sleep(1)
+        start = self.log.stat().st_size
+
+        def count() -> tuple[int, int]:
+            with self.log.open(errors="replace") as log:  # type: ignore[union-attr]
+                log.seek(start)
+                found = re.findall(r"^(.*?)\|(\S*)\|LOG:  (?:statement|execute [^:]*): ", log.read(), re.MULTILINE)
+            theirs = [transaction for name, transaction in found if name != OURS]
+            return len(theirs), len(set(theirs))
+
+        try:
+            yield count
+        finally:
+            for name in settings:
+                self.connection.execute(f"alter system reset {name}")
+            self.connection.execute("select pg_reload_conf()")
 
 
-class Rig:
-    """A PostgreSQL, a schema of ours in it, one plain connection, and the processes that use them."""
+class Database:
+    """A contestant's database, one plain connection to it, and the contestant's processes."""
 
-    def __init__(self, dsn: str, log: Path | None, folder: Path, settings: Mapping[str, str]) -> None:
-        self.dsn = dsn
-        self.log = log  # the server's own, where the server is ours
-        self.schema = f"pgsched_bench_{os.getpid()}"
-        self.notes = folder / "notes"
-        self.settings = dict(settings)
-        self.connection = psycopg.connect(dsn, autocommit=True)
-        self._folder = folder
+    def __init__(self, server: Server, who: Contestant, name: str) -> None:
+        self.server, self.who, self.name = server, who, name
+        self.dsn = server.uri(name)
+        self._connection: psycopg.Connection[Any] | None = None
         self._started = 0
-        outside = {k: v for k, v in os.environ.items() if not k.startswith("PGSCHED_")}
-        ours = {"BENCH_DSN": dsn, "BENCH_SCHEMA": self.schema, "BENCH_NOTES": str(self.notes)}
-        chosen = {**settings, "dsn": dsn, "schema": self.schema}
-        self._environment = {**outside, **ours, **{f"PGSCHED_{k.upper()}": v for k, v in chosen.items()}}
 
-    # --- the database -----------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Ends the plain connection."""
+        if self._connection:
+            self._connection.close()
 
-    def fresh(self) -> None:
-        """An empty schema of this version."""
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """Opened when it is first used."""
+        if self._connection is None:
+            self._connection = psycopg.connect(self.dsn, autocommit=True, application_name=OURS)
+        return self._connection
 
-        async def make() -> None:
-            async with await psycopg.AsyncConnection.connect(self.dsn, autocommit=True) as connection:
-                await migrate.migrate(connection, self.schema)
-
-        self.drop()
-        asyncio.run(make())
-
-    def drop(self) -> None:
-        """No schema."""
-        self.connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(self.schema)))
-
-    def rows(self, statement: str, *params: object) -> list[tuple[Any, ...]]:
-        """The rows of a statement that is written for the schema pgsched."""
-        cursor = self.connection.execute(in_schema(statement.encode(), self.schema), params or None)
-        return cursor.fetchall() if cursor.description else []
-
-    def value(self, statement: str, *params: object) -> Any:
+    def value(self, statement: str) -> Any:
         """The one value of a statement."""
-        return self.rows(statement, *params)[0][0]
+        row = self.connection.execute(statement).fetchone()
+        return row[0] if row else None
 
-    def until(self, statement: str, *params: object, limit: float = LIMIT, pause: float = 0.1) -> Any:
-        """Waits until a statement's one value is true."""
-        return wait_for(lambda: self.value(statement, *params), f"true answer to: {statement}", limit, pause)
-
-    @contextlib.contextmanager
-    def gate(self, count: int) -> Iterator[Callable[[], None]]:
-        """Keeps everybody from claiming. What it gives waits until `count` processes want to, and lets them."""
-        with psycopg.connect(self.dsn) as holder:
-            holder.execute(in_schema(b"lock table pgsched.runs in exclusive mode", self.schema))
-
-            def release() -> None:
-                self.until(
-                    "select count(*) = %s from pg_stat_activity"
-                    " where application_name like 'pgsched %%' and wait_event_type = 'Lock'", count, pause=0.02,
-                )  # fmt: skip
-                holder.commit()
-
-            yield release
-
-    # --- processes --------------------------------------------------------------------------------------
+    def call(self, verb: str, limit: float = LIMIT, **params: Any) -> Any:
+        """Has the contestant's adapter do something, and returns its answer."""
+        with self._process(verb, params) as process:
+            return process.answer(limit)
 
     @contextlib.contextmanager
-    def _process(self, *command: str, ends: bool = False) -> Iterator[Process]:
+    def worker(self, *, tuned: bool = False, ready: float | None = LIMIT, **params: Any) -> Iterator[Process]:
+        """A worker, ready within so many seconds (None: not waited for); killed at the end if it still runs."""
+        with self._process("work", {"tuned": tuned, **self.who.work, **params}) as process:
+            if ready:
+                process.said("ready", ready)
+            yield process
+
+    @contextlib.contextmanager
+    def process(self, verb: str, **params: Any) -> Iterator[Process]:
+        """Any of the adapter's verbs, while it runs."""
+        with self._process(verb, params) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def _process(self, verb: str, params: Mapping[str, Any]) -> Iterator[Process]:
         self._started += 1
-        process = Process([sys.executable, *command], self._environment, self._folder / f"process-{self._started}")
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "BENCH_"))}
+        process = Process(
+            [str(python(self.who.environment)), self.who.script, verb, json.dumps(params)],
+            {**outside, "BENCH_DSN": self.dsn},
+            self.server.folder / f"{self.name}-{self._started}",
+        )
         try:
             yield process
-            process.stop(ask=not ends)
         finally:
             if process.popen.poll() is None:
                 process.kill()
 
     @contextlib.contextmanager
-    def worker(self, *, ready: bool = True) -> Iterator[Process]:
-        """A worker process, drained when the block ends."""
-        with self._process("-m", "pgsched", "run", "processes:create_scheduler") as process:
-            if ready:
-                process.until(lambda: self.session_of(process), "worker that listens")
-                time.sleep(0.5)  # for the look that follows
-            yield process
+    def gate(self, count: int) -> Iterator[Callable[[], float]]:
+        """Keeps everybody from claiming. What it gives waits until `count` processes want to, lets them, says when."""
+        with psycopg.connect(self.dsn, application_name=OURS) as holder:
+            holder.execute(f"lock table {self.who.jobs} in {self.who.gate} mode")
 
-    def session_of(self, process: Process) -> str | None:
-        """The name of a worker's sessions, once one of them listens. Its log may be set to tell nothing."""
-        found = self.rows(
-            "select a.application_name from pgsched.workers w"
-            " join pg_stat_activity a on a.application_name = 'pgsched ' || w.id"
-            " where w.pid = %s and a.query ilike 'listen%%'", process.pid,
-        )  # fmt: skip
-        return str(found[0][0]) if found else None
+            def release() -> float:
+                wait_for(
+                    lambda: self.value(
+                        f"select count(*) >= {count} from pg_stat_activity"
+                        " where datname = current_database() and wait_event_type = 'Lock'"
+                    ),
+                    "worker that claims", 30, 0.02,
+                )  # fmt: skip
+                time.sleep(0.2)
+                at = time.time()
+                holder.commit()
+                return at
 
-    def bare(self, what: str, count: int) -> contextlib.AbstractContextManager[Process]:
-        """One of the bare limits, in a process that ends by itself."""
-        return self._process(str(HERE / "processes.py"), what, str(count), ends=True)
+            yield release
+
+    def until_done(self, limit: float, pause: float = 0.01) -> float | None:
+        """When nothing was left to do, seen by looking; None where that does not come within the limit."""
+        self.connection.execute("set enable_seqscan = off")  # this look is not to cost what it looks at
+        deadline = time.monotonic() + limit
+        while not self.value(self.who.done):
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(pause)
+        return time.time()
 
 
 @contextlib.contextmanager
-def rig(dsn: str | None, settings: Mapping[str, str]) -> Iterator[Rig]:
-    """A rig on the server that is named, else on an embedded one that lives as long as the rig."""
+def server(dsn: str | None = None) -> Iterator[Server]:
+    """The server that is named, else an embedded one with default settings that lives as long as the block."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgsched-", ignore_cleanup_errors=True)))
         data = folder / "postgres"
-        made = Rig(
-            dsn or stack.enter_context(embedded.start(str(data))), None if dsn else data / "log", folder, settings
-        )
-        stack.enter_context(made.connection)
-        stack.callback(made.drop)
+        reached = dsn or stack.enter_context(embedded.start(str(data)))
+        made = Server(reached, folder, None if dsn else data / "log")
+        stack.callback(made.close)
         yield made

@@ -1,0 +1,73 @@
+"""Makes the environments of the benchmark: one for the benchmark and pgsched, one for each peer, versions pinned.
+
+    python benchmarks/environments.py
+
+Needs nothing but Python 3.11+ and pip. An environment is made anew where its requirements have changed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FOLDER = HERE / ".environments"
+
+# The drivers are those that each peer's own documentation starts with.
+REQUIREMENTS: dict[str, tuple[str, ...]] = {
+    "bench": ("-e", f"{HERE.parent}[embedded]", "matplotlib==3.10.8", "psutil>=7"),
+    "pgqueuer": ("pgqueuer[asyncpg]==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0"),
+    "procrastinate": ("procrastinate==3.10.0", "psycopg[binary]==3.3.9", "psycopg-pool==3.3.3"),
+    "apscheduler3": ("apscheduler==3.11.3", "sqlalchemy==2.1.9", "psycopg[binary]==3.3.9"),
+    # It imports sniffio, which it used to get through anyio.
+    "apscheduler4": ("apscheduler==4.0.0a6", "sqlalchemy[asyncio]==2.1.9", "asyncpg==0.32.0", "sniffio==1.3.1"),
+}
+
+
+def python(name: str) -> Path:
+    """The interpreter of an environment."""
+    return FOLDER / name / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def make(name: str) -> None:
+    """Makes an environment where it is missing or of other requirements; all of it or nothing is there at the end."""
+    wanted = "\n".join(REQUIREMENTS[name])
+    stamp = FOLDER / name / "requirements"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"environment {name}", flush=True)
+    shutil.rmtree(FOLDER / name, ignore_errors=True)
+    venv.create(FOLDER / name, with_pip=True, symlinks=sys.platform != "win32")
+    pip = [str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    with tempfile.TemporaryFile("w+") as said:
+        if subprocess.run([*pip, *REQUIREMENTS[name]], stdout=said, stderr=said).returncode:
+            said.seek(0)
+            sys.exit(f"The environment {name} cannot be made:\n{said.read()}")
+    stamp.write_text(wanted)
+
+
+def versions(name: str) -> dict[str, str]:
+    """What is installed in an environment: names and versions."""
+    told = subprocess.run(
+        [
+            python(name),
+            "-c",
+            "import importlib.metadata as m, json;"
+            "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))",
+        ],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    import json
+
+    return dict(json.loads(told.stdout))
+
+
+if __name__ == "__main__":
+    for each in REQUIREMENTS:
+        make(each)

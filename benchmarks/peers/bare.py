@@ -1,0 +1,102 @@
+"""The bare limits: what the loop, the server and the driver can do when nobody coordinates, keeps or promises anything.
+
+It uses no part of pgsched. Its verbs are its own, but for `install` and `produce`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import time
+
+import probe
+import psycopg
+
+SETTLE = 1.0  # seconds between arming a herd of timers and its instant
+TABLE = """
+create table bench_jobs (id bigint generated always as identity primary key, state int not null default 0,
+    claimed_at timestamptz, finished_at timestamptz)
+"""
+INDEX = "create index bench_jobs_waiting on bench_jobs (id) where state = 0"
+CLAIM = """
+with due as materialized (
+    select id from bench_jobs where state = 0 order by id limit %s for no key update skip locked
+)
+update bench_jobs j set state = 1, claimed_at = clock_timestamp() from due where j.id = due.id returning j.id
+"""
+FINISH = "update bench_jobs set state = 2, finished_at = clock_timestamp() where id = any(%s)"
+
+
+def install() -> None:
+    with psycopg.connect(probe.DSN, autocommit=True) as connection:
+        connection.execute(TABLE)
+        connection.execute(INDEX)
+
+
+async def every_second(count: int) -> list[float]:
+    """One timer a second, at half past each, since what is measured beside it comes at the full second."""
+    loop = asyncio.get_running_loop()
+    late: list[float] = []
+    aim = loop.time() + 1.5 - time.time() % 1
+    for _ in range(count):
+        fired = asyncio.Event()
+        loop.call_at(aim, lambda aim: late.append(loop.time() - aim), aim)
+        loop.call_at(aim, fired.set)
+        await fired.wait()
+        aim += 1
+    return late
+
+
+async def herd(count: int) -> list[float]:
+    """So many timers at one instant: how late each was."""
+    loop = asyncio.get_running_loop()
+    late: list[float] = []
+    aim = loop.time() + SETTLE + count / 20_000
+    for _ in range(count):
+        loop.call_at(aim, lambda: late.append(loop.time() - aim))
+    done = asyncio.Event()
+    loop.call_at(aim + 1e-6, done.set)  # a timer of a later instant comes after them all
+    await done.wait()
+    return late
+
+
+def listen(count: int) -> list[float]:
+    """When each of so many notifications was heard."""
+    heard: list[float] = []
+    with psycopg.connect(probe.DSN, autocommit=True) as connection:
+        connection.execute("listen bench")
+        probe.say("ready")
+        while len(heard) < count:
+            select.select([connection.fileno()], [], [], 30)
+            at = time.time()
+            connection.pgconn.consume_input()
+            while connection.pgconn.notifies() is not None:
+                heard.append(at)
+    return heard
+
+
+async def produce(count: int, pause: float) -> list[tuple[float, float]]:
+    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
+        return await probe.produced(count, pause, lambda: connection.execute("notify bench"))
+
+
+def drain(batch: int) -> list[float]:
+    """Claims and finishes batches, two transactions each, until nothing is left; runs nothing in between."""
+    with psycopg.connect(probe.DSN, autocommit=True) as connection:
+        connection.prepare_threshold = 0
+        while ids := [row[0] for row in connection.execute(CLAIM, (batch,)).fetchall()]:
+            connection.execute(FINISH, (ids,))
+    return []
+
+
+if __name__ == "__main__":
+    probe.main(
+        {
+            "install": install,
+            "every_second": every_second,
+            "herd": herd,
+            "listen": listen,
+            "produce": produce,
+            "drain": drain,
+        }
+    )

@@ -1,0 +1,70 @@
+"""What the jobs of every contestant do, and how its processes tell the benchmark. Needs nothing but Python.
+
+An adapter (with_*.py) is run by its own environment's interpreter as `with_x.py VERB PARAMETERS`, the parameters
+in JSON, the database in BENCH_DSN. Its verbs, the same for all:
+
+    install    the tables, as the project's own documentation makes them
+    enqueue    so many jobs, for an instant or for now
+    far        far-future jobs or schedules and finished ones, in bulk
+    work       a worker until SIGTERM: prints `ready`, in the end when each job started
+    produce    one job after the other, printing when each call began and ended
+
+An adapter that lacks something answers with a Lack, in a few words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+DSN = os.environ.get("BENCH_DSN", "")
+started: list[float] = []  # seconds since the epoch by this machine's clock, which is the server's too
+
+
+class Lack(Exception):
+    """Something that this contestant does not offer, in a few words."""
+
+
+def nothing() -> None:
+    """The no-op of all contestants: notes when it began."""
+    started.append(time.time())
+
+
+async def sleeper() -> None:
+    """A job that tells at once when it began, and does not end by itself."""
+    say(f"started {time.time()!r}")
+    await asyncio.sleep(3600)
+
+
+def say(text: str) -> None:
+    """A line that the benchmark reads at once."""
+    print(text, flush=True)
+
+
+async def produced(count: int, pause: float, put: Callable[[], Any]) -> list[tuple[float, float]]:
+    """Puts one job after the other. When each call began and ended."""
+    calls = []
+    for _ in range(count):
+        began = time.time()
+        await put()
+        calls.append((began, time.time()))
+        await asyncio.sleep(pause)
+    return calls
+
+
+def main(verbs: Mapping[str, Callable[..., Any]]) -> None:
+    """Does what the command line says and prints the answer as the last line, in JSON."""
+    verb, params = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        answer = verbs[verb](**params)
+        if inspect.iscoroutine(answer):
+            answer = asyncio.run(answer)
+    except Lack as lack:
+        answer = {"lack": str(lack)}
+    say(json.dumps(answer))

@@ -1,0 +1,122 @@
+"""pgsched, at its defaults: there is nothing to tune for these measurements."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import probe
+import psycopg
+
+from pgsched import Scheduler, connect, connect_sync, migrate
+from pgsched.cli import cli
+
+BATCH = 10_000
+keep: set[asyncio.Task[None]] = set()
+
+
+async def install() -> None:
+    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
+        await migrate.migrate(connection, "pgsched")
+
+
+def enqueue(count: int, at: float | None = None, job: str = "nothing", tuned: bool = False) -> None:
+    due_at = datetime.fromtimestamp(at, UTC) if at else None
+    with connect_sync(probe.DSN) as client:
+        for first in range(0, count, BATCH):
+            client.enqueue_many(job, [None] * min(BATCH, count - first), due_at=due_at)
+
+
+def far(count: int, finished: int) -> None:
+    """Schedules that are planned for a far future, as a worker leaves them, and runs that ended."""
+    with psycopg.connect(probe.DSN, autocommit=True) as connection:
+        connection.execute(
+            "insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)"
+            " select 'far-' || n, 'nothing', '@at 2099-01-01T00:00:00Z', '2099-01-01Z', now()"
+            " from generate_series(1, %s) n", (count,),
+        )  # fmt: skip
+        connection.execute(
+            "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, claimed_at, started_at,"
+            " finished_at) select n %% %s + 1, 'nothing', i, 'succeeded', 1, i, i, i"
+            " from generate_series(1, %s) n, lateral (select now() - n * interval '1 s' as i) _",
+            (count, finished),
+        )
+        connection.execute("vacuum analyze pgsched.schedules, pgsched.runs")
+
+
+def make_schedules(schedule: dict[str, Any]) -> None:
+    """The schedules that a measurement wants, through the SQL interface."""
+    kind, count = schedule["kind"], schedule.get("count", 1)
+    if kind == "every_second":
+        expression = "* * * * * *"
+    elif kind == "herd":
+        at = datetime.fromtimestamp(schedule["at"], UTC)
+        expression = f"{at.minute} {at.hour} {at.day} {at.month} * {at.second}"
+    else:
+        expression = "@at 2099-01-01T00:00:00Z"
+    with psycopg.connect(probe.DSN, autocommit=True) as connection:
+        connection.execute(
+            "select count(pgsched.create_schedule('bench-' || n, 'nothing', %s)) from generate_series(1, %s) n",
+            (expression, count),
+        )
+
+
+async def create_scheduler() -> Scheduler:
+    """What `pgsched run` runs."""
+    scheduler = Scheduler(app="benchmark")
+
+    @scheduler.entrypoint("nothing")
+    async def nothing() -> None:
+        probe.nothing()
+
+    @scheduler.entrypoint("sleeper")
+    async def sleeper() -> None:
+        await probe.sleeper()
+
+    keep.add(asyncio.create_task(tell(scheduler)))
+    return scheduler
+
+
+async def tell(scheduler: Scheduler) -> None:
+    """Says when the worker is ready: it listens, has looked, and has planned what it found."""
+    await scheduler.ready.wait()
+    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
+        while (
+            await (
+                await connection.execute(
+                    "select 1 from pgsched.schedules where status = 'active' and next_run is null limit 1"
+                )
+            ).fetchone()
+        ):
+            await asyncio.sleep(0.05)
+    probe.say("ready")
+
+
+def work(tuned: bool, schedule: dict[str, Any] | None = None, settings: dict[str, str] | None = None) -> list[float]:
+    if schedule:
+        make_schedules(schedule)
+    os.environ["PGSCHED_DSN"] = probe.DSN
+    os.environ.update({f"PGSCHED_{name.upper()}": value for name, value in (settings or {}).items()})
+    try:
+        cli.main(["run", "with_pgsched:create_scheduler"])
+    except SystemExit as end:
+        if end.code:
+            raise
+    return probe.started
+
+
+async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:
+    async with connect(probe.DSN) as client:
+        if how == "trigger":
+            await client.create_schedule("triggered", "nothing", "@at 2099-01-01T00:00:00Z", overlap="allow")
+            return await probe.produced(count, pause, lambda: client.trigger("triggered"))
+        return await probe.produced(count, pause, lambda: client.enqueue("nothing"))
+
+
+if __name__ == "__main__":
+    sys.modules["with_pgsched"] = sys.modules["__main__"]  # the factory's module is this one
+    probe.main({"install": install, "enqueue": enqueue, "far": far, "work": work, "produce": produce})

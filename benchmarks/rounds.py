@@ -1,0 +1,83 @@
+"""Repeats measurements: all once, then all again, so that a change of the machine's mood meets everybody alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from figures import Fault, Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything, and how long anything may take."""
+
+    rounds: int = 3
+    fires: int = 11  # of the every-second schedule, a round; 3 x 11 in all
+    herds: tuple[int, ...] = (100, 1_000, 10_000)
+    drains: tuple[int, ...] = (10_000, 100_000)
+    small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
+    calls: int = 300  # triggers and enqueues
+    million: int = 1_000_000
+    minutes: int = 1  # that an idle worker is looked at
+    beats: int = 60  # seconds that the running jobs are looked at
+    running: int = 1_000
+    kills: int = 3
+    bounded: float = 60.0  # seconds within which a killed worker's job must start again
+    enqueued: int = 2_000
+    batch: int = 10_000
+    fire_times: int = 20_000
+    budget: float = 285.0  # seconds a part
+
+
+QUICK = Sizes(
+    rounds=1,
+    fires=3,
+    herds=(100, 1_000),
+    drains=(1_000,),
+    small=100,
+    calls=20,
+    million=1_000,
+    minutes=0,
+    beats=5,
+    running=100,
+    kills=1,
+    bounded=6.0,
+    enqueued=50,
+    batch=500,
+    fire_times=500,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One measurement of one contestant: what it is called in the table, and what measures it once."""
+
+    what: str
+    who: str
+    unit: str
+    measure: Callable[[], float]
+
+
+def repeat(part: str, figures: Figures, cases: Sequence[Case], sizes: Sizes, budget: float | None = None) -> None:
+    """Measures every case `sizes.rounds` times, as far as the part's time allows. One that fails is told and left."""
+    end = time.monotonic() + (budget or sizes.budget)
+    took: dict[Case, float] = {}
+    failed: set[Case] = set()
+    for number in range(sizes.rounds):
+        for case in cases:
+            left = end - time.monotonic()
+            if case in failed or took.get(case, 5.0) > left:
+                if number == 0:
+                    figures.add(part, case.what, case.who, case.unit, None, "no time was left")
+                continue
+            began = time.monotonic()
+            try:
+                figures.add(part, case.what, case.who, case.unit, case.measure())
+            except (Fault, psycopg.Error, OSError) as fault:
+                failed.add(case)
+                figures.add(part, case.what, case.who, case.unit, None, " ".join(str(fault).split()))
+            took[case] = time.monotonic() - began
+            print(f"  {part} {number + 1}: {case.who}: {case.what}: {took[case]:.1f} s", flush=True)
