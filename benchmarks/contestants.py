@@ -41,7 +41,7 @@ PGSCHED = Contestant(
 )  # fmt: skip
 PGQUEUER = Contestant(
     "PGQueuer", "pgqueuer", "with_pgqueuer.py", "pgqueuer", none_left("pgqueuer"),
-    defaults="asyncpg, uvloop, batch_size 10", tuned="batch_size 500, pgq autovac", registers=2.0,
+    defaults="asyncpg, uvloop, batch_size 10, pgq autovac", tuned="batch_size 1,000", registers=2.0,
 )  # fmt: skip
 PROCRASTINATE = Contestant(
     "procrastinate", "procrastinate", "with_procrastinate.py", "procrastinate_jobs",
@@ -56,7 +56,7 @@ APSCHEDULER3 = Contestant(
 APSCHEDULER4 = Contestant(
     "APScheduler 4 alpha", "apscheduler4", "with_apscheduler4.py", "jobs", none_left("jobs"),
     defaults="SQLAlchemy data store and broker on asyncpg, one job of a task at once",
-    tuned="max_running_jobs None, max_concurrent_jobs 100", registers=10.0,
+    tuned="max_running_jobs None, max_concurrent_jobs 50", registers=10.0,
 )  # fmt: skip
 BARE_LIMIT = Contestant("the bare limit", "bench", "bare.py", "bench_jobs", none_left("bench_jobs", "state < 2"))
 

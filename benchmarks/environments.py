@@ -23,8 +23,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "pgqueuer": ("pgqueuer[asyncpg]==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0"),
     "procrastinate": ("procrastinate==3.10.0", "psycopg[binary]==3.3.9", "psycopg-pool==3.3.3"),
     "apscheduler3": ("apscheduler==3.11.3", "sqlalchemy==2.1.9", "psycopg[binary]==3.3.9"),
-    # It imports sniffio, which it used to get through anyio.
-    "apscheduler4": ("apscheduler==4.0.0a6", "sqlalchemy[asyncio]==2.1.9", "asyncpg==0.32.0", "sniffio==1.3.1"),
+    # With the anyio of its own time: with later ones its event broker loses events, and it stands still.
+    "apscheduler4": ("apscheduler==4.0.0a6", "sqlalchemy[asyncio]==2.1.9", "asyncpg==0.32.0", "anyio==4.9.0"),
 }
 
 

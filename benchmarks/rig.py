@@ -212,9 +212,14 @@ class Database:
             return process.answer(limit)
 
     @contextlib.contextmanager
-    def worker(self, *, tuned: bool = False, ready: float | None = LIMIT, **params: Any) -> Iterator[Process]:
-        """A worker, ready within so many seconds (None: not waited for); killed at the end if it still runs."""
-        with self._process("work", {"tuned": tuned, **self.who.work, **params}) as process:
+    def worker(
+        self, *, tuned: bool = False, ready: float | None = LIMIT, expected: int = 0, **params: Any
+    ) -> Iterator[Process]:
+        """A worker, ready within so many seconds (None: not waited for); killed at the end if it still runs.
+
+        expected: how many starts it tells of by a line "all N".
+        """
+        with self._process("work", {"tuned": tuned, **self.who.work, **params}, expected) as process:
             if ready:
                 process.said("ready", ready)
             yield process
@@ -226,12 +231,12 @@ class Database:
             yield process
 
     @contextlib.contextmanager
-    def _process(self, verb: str, params: Mapping[str, Any]) -> Iterator[Process]:
+    def _process(self, verb: str, params: Mapping[str, Any], expected: int = 0) -> Iterator[Process]:
         self._started += 1
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "BENCH_"))}
         process = Process(
             [str(python(self.who.environment)), self.who.script, verb, json.dumps(params)],
-            {**outside, "BENCH_DSN": self.dsn},
+            {**outside, "BENCH_DSN": self.dsn, "BENCH_EXPECTED": str(expected)},
             self.server.folder / f"{self.name}-{self._started}",
         )
         try:

@@ -20,7 +20,7 @@ from pgqueuer.models import Job, Schedule
 from pgqueuer.queries import Queries
 
 BATCH = 10_000
-TUNED_BATCH = 500  # the best of 10, 100, 250, 500, 1,000 and 2,000 for no-ops
+TUNED_BATCH = 1_000  # among the best of 100, 250, 500, 1,000 and 2,000 for no-ops
 
 
 async def queries() -> Queries:
@@ -72,7 +72,7 @@ def add_schedules(pgq: PgQueuer, schedule: dict[str, Any]) -> None:
         pgq.schedule(f"bench-{number}", expression)(tick)
 
 
-async def worker(tuned: bool, schedule: dict[str, Any] | None) -> list[float]:
+async def worker(tuned: bool, schedule: dict[str, Any] | None, batch: int | None) -> list[float]:
     connection = await asyncpg.connect(probe.DSN)
     pgq = PgQueuer.from_asyncpg_connection(connection)
 
@@ -87,7 +87,8 @@ async def worker(tuned: bool, schedule: dict[str, Any] | None) -> list[float]:
     if schedule:
         add_schedules(pgq, schedule)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pgq.shutdown.set)
-    runs = asyncio.create_task(pgq.run(**({"batch_size": TUNED_BATCH} if tuned else {})))
+    chosen = batch or (TUNED_BATCH if tuned else None)
+    runs = asyncio.create_task(pgq.run(**({"batch_size": chosen} if chosen else {})))
     ready = asyncio.create_task(listens(connection))
     await runs
     ready.cancel()
@@ -102,8 +103,8 @@ async def listens(mine: asyncpg.Connection) -> None:
     probe.say("ready")
 
 
-def work(tuned: bool, schedule: dict[str, Any] | None = None) -> list[float]:
-    return uvloop.run(worker(tuned, schedule))
+def work(tuned: bool, schedule: dict[str, Any] | None = None, batch: int | None = None) -> list[float]:
+    return uvloop.run(worker(tuned, schedule, batch))
 
 
 async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:

@@ -15,7 +15,7 @@ import psycopg
 from procrastinate import App, PsycopgConnector
 
 BATCH = 1_000
-CONCURRENCY = 30  # the best of 1, 10, 30 and 100 for no-ops
+CONCURRENCY = 30  # among the best of 1, 5, 10, 30 and 100 for no-ops
 TUNED_POOL = 10
 
 

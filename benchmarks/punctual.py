@@ -1,0 +1,134 @@
+"""The parts `lag` and `herd`: how late jobs start whose instant is known beforehand.
+
+All is told by the jobs' own clock: when the function was entered, against the nominal instant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from contestants import (
+    APSCHEDULER3,
+    APSCHEDULER4,
+    BARE_LIMIT,
+    CONTESTANTS,
+    PGQUEUER,
+    PGSCHED,
+    PROCRASTINATE,
+    Contestant,
+)
+from draining import named
+from figures import BARE, Fault, Figures, percentile
+from rig import Server
+from rounds import Case, Sizes, repeat
+
+LIMIT = 30.0  # seconds after its instant within which a herd has to have started
+READY = 1.5  # seconds before a herd's instant that a worker has to start in
+
+
+def lag(server: Server, sizes: Sizes, figures: Figures) -> None:
+    """How late a schedule of every second starts; beside each contestant one bare timer a second."""
+    cases = [
+        Case("p50", who.name, "ms", partial(fired, server, sizes, figures, who)) for who in CONTESTANTS
+    ]
+    repeat("lag", figures, cases, sizes)
+
+
+def fired(server: Server, sizes: Sizes, figures: Figures, who: Contestant) -> float:
+    """The median lag of a round, in milliseconds; the other figures go beside it."""
+    with server.database(who) as database, server.database(BARE_LIMIT) as bare_database:
+        with database.worker(schedule={"kind": "every_second"}) as worker:
+            with bare_database.process("every_second", count=sizes.fires) as timer:
+                begin = time.time()
+                bare = [late * 1000 for late in timer.answer()]
+                end = time.time()
+            starts = [start for start in worker.stop() if begin <= start <= end]
+    seconds = int(end) - int(begin)  # full seconds in between: so many had to fire
+    if not starts:
+        raise Fault("nothing fired")
+    late = [lateness(start, starts) * 1000 for start in starts]
+    figures.add("lag", "p99", who.name, "ms", percentile(late, 0.99))
+    figures.add("lag", "fired", who.name, "%", min(100.0, 100 * len(starts) / max(1, seconds)))
+    if who is PGSCHED:
+        for what, share in (("p50", 0.5), ("p99", 0.99)):
+            figures.add("lag", what, BARE, "ms", percentile(bare, share))
+        figures.add("lag", "fired", BARE, "%", 100.0)
+    return percentile(late, 0.5)
+
+
+def lateness(start: float, starts: list[float]) -> float:
+    """Seconds after the nominal second: the last full one, or the one before it where starts come a second late.
+
+    Who starts 1,003 ms late must not be taken for one who starts 3 ms late. One that fires every second fires in
+    each; one that takes two from start to start has skipped one, and the start belongs to the skipped one.
+    """
+    late = start % 1
+    earlier = [other for other in starts if other < start - 0.5]
+    skipped = bool(earlier) and start - max(earlier) > 1.5
+    return late + 1 if skipped else late
+
+
+def herd(server: Server, sizes: Sizes, figures: Figures) -> None:
+    """How long after an instant the last of so many starts is that are due at it, one worker."""
+    cases = []
+    for count in sizes.herds:
+        cases.append(Case(f"of {count:,}", BARE, "ms", partial(timers, server, count)))
+        for who, tuned, how, most in (
+            (PGSCHED, False, schedules, 10_000), (PGSCHED, False, delayed, 10_000),
+            (PGQUEUER, True, delayed, 10_000), (PGQUEUER, False, schedules, 1_000),
+            (PROCRASTINATE, True, delayed, 1_000), (APSCHEDULER3, True, delayed, 10_000),
+            (APSCHEDULER4, True, delayed, 1_000),
+        ):  # fmt: skip
+            name = f"{named(who, tuned)}: {KINDS[how] if who not in ALIKE else 'schedules'}"
+            if count <= most:
+                cases.append(Case(f"of {count:,}", name, "ms", partial(together, server, who, tuned, how, count)))
+            else:
+                figures.add("herd", f"of {count:,}", name, "ms", None, f"not tried: {most:,} took long enough")
+    repeat("herd", figures, cases, sizes)
+
+
+def timers(server: Server, count: int) -> float:
+    """The bare limit: when the last of so many timers called, in milliseconds."""
+    with server.database(BARE_LIMIT) as database:
+        return max(database.call("herd", count=count)) * 1000
+
+
+Params = tuple[dict[str, object], dict[str, object]]  # for `enqueue`, and for the worker
+
+
+def schedules(at: float, count: int) -> Params:
+    """So many schedules that fire at one instant."""
+    return {}, {"schedule": {"kind": "herd", "count": count, "at": at}}
+
+
+def delayed(at: float, count: int) -> Params:
+    """So many single jobs for one instant."""
+    return {"count": count, "at": at}, {}
+
+
+KINDS: dict[Callable[[float, int], Params], str] = {schedules: "schedules", delayed: "delayed jobs"}
+ALIKE = (APSCHEDULER3, APSCHEDULER4)  # where a delayed job is a schedule that fires once
+
+
+def together(
+    server: Server, who: Contestant, tuned: bool, how: Callable[[float, int], Params], count: int
+) -> float:  # fmt: skip
+    """Milliseconds from the instant to the last start."""
+    at = float(round(time.time() + READY + 2 + who.registers * count / 1000))
+    jobs, worker_params = how(at, count)
+    with server.database(who) as database:
+        if jobs:
+            database.call("enqueue", tuned=tuned, **jobs)
+        with database.worker(tuned=tuned, expected=count, **worker_params) as worker:
+            if time.time() > at - 0.5:
+                raise Fault("the worker was not ready at the instant")
+            time.sleep(at + 0.5 - time.time())  # without a look meanwhile, which would be in the way
+            while time.time() < at + LIMIT and f"all {count}" not in worker.lines():
+                time.sleep(0.1)
+            starts = worker.stop()
+    if len(starts) < count:
+        raise Fault(f"{len(starts):,} of {count:,} started within {LIMIT:g} s")
+    return (max(starts) - at) * 1000
+
