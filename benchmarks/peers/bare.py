@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
+from collections.abc import Awaitable, Callable
 
 import probe
 import psycopg
@@ -75,9 +76,17 @@ def listen(count: int) -> list[float]:
     return heard
 
 
-async def produce(count: int, pause: float) -> list[tuple[float, float]]:
-    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
-        return await probe.produced(count, pause, lambda: connection.execute("notify bench"))
+async def produce(count: int, pause: float) -> list[tuple[float, bool]]:
+    async with (
+        await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection,
+        await psycopg.AsyncConnection.connect(probe.DSN) as other,
+    ):
+
+        async def put_in_transaction() -> Callable[[], Awaitable[None]]:
+            await other.execute("notify bench")
+            return other.commit
+
+        return await probe.produced(count, pause, lambda: connection.execute("notify bench"), put_in_transaction)
 
 
 def drain(batch: int) -> list[float]:

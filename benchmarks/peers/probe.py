@@ -7,7 +7,7 @@ in JSON, the database in BENCH_DSN. Its verbs, the same for all:
     enqueue    so many jobs, for an instant or for now
     far        far-future jobs or schedules and finished ones, in bulk
     work       a worker until SIGTERM: prints `ready`, in the end when each job started
-    produce    one job after the other, printing when each call began and ended
+    produce    one job after the other, printing when each was put
 
 An adapter that lacks something answers with a Lack, in a few words.
 """
@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 DSN = os.environ.get("BENCH_DSN", "")
@@ -50,13 +50,27 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-async def produced(count: int, pause: float, put: Callable[[], Any]) -> list[tuple[float, float]]:
-    """Puts one job after the other. When each call began and ended."""
+async def produced(
+    count: int,
+    pause: float,
+    put: Callable[[], Awaitable[Any]],
+    put_in_transaction: Callable[[], Awaitable[Callable[[], Awaitable[Any]]]] | None = None,
+) -> list[tuple[float, bool]]:
+    """Puts one job after the other: when, and whether that is when the COMMIT was sent, else when the call began.
+
+    put_in_transaction: begins a transaction, puts a job in it and returns what commits it; then every second job is
+    put so.
+    """
     calls = []
-    for _ in range(count):
-        began = time.time()
-        await put()
-        calls.append((began, time.time()))
+    for number in range(count):
+        if put_in_transaction and number % 2:
+            commit = await put_in_transaction()
+            at, committing = time.time(), True
+            await commit()
+        else:
+            at, committing = time.time(), False
+            await put()
+        calls.append((at, committing))
         await asyncio.sleep(pause)
     return calls
 

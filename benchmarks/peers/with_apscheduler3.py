@@ -84,7 +84,7 @@ async def work(tuned: bool, schedule: dict[str, Any] | None = None) -> list[floa
     return probe.started
 
 
-async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:
+async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
     raise probe.Lack("another process cannot wake it")
 
 

@@ -108,7 +108,7 @@ async def work(
     return probe.started
 
 
-async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:
+async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
     if how != "enqueue":
         raise probe.Lack("schedules cannot be triggered")
     async with scheduler() as made:

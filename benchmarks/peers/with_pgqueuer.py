@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -107,11 +108,19 @@ def work(tuned: bool, schedule: dict[str, Any] | None = None, batch: int | None 
     return uvloop.run(worker(tuned, schedule, batch))
 
 
-async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:
+async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
     if how != "enqueue":
         raise probe.Lack("schedules cannot be triggered")
-    client = await queries()
-    return await probe.produced(count, pause, lambda: client.enqueue("nothing", None))
+    connection = await asyncpg.connect(probe.DSN)
+    client = Queries(AsyncpgDriver(connection))
+
+    async def put_in_transaction() -> Callable[[], Awaitable[None]]:
+        transaction = connection.transaction()
+        await transaction.start()
+        await client.enqueue("nothing", None)
+        return transaction.commit
+
+    return await probe.produced(count, pause, lambda: client.enqueue("nothing", None), put_in_transaction)
 
 
 if __name__ == "__main__":

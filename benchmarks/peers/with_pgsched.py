@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import probe
@@ -109,12 +111,17 @@ def work(tuned: bool, schedule: dict[str, Any] | None = None, settings: dict[str
     return probe.started
 
 
-async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:
-    async with connect(probe.DSN) as client:
+async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
+    async with connect(probe.DSN) as client, await psycopg.AsyncConnection.connect(probe.DSN) as mine:
         if how == "trigger":
             await client.create_schedule("triggered", "nothing", "@at 2099-01-01T00:00:00Z", overlap="allow")
-            return await probe.produced(count, pause, lambda: client.trigger("triggered"))
-        return await probe.produced(count, pause, lambda: client.enqueue("nothing"))
+        put = partial(client.trigger, "triggered") if how == "trigger" else partial(client.enqueue, "nothing")
+
+        async def put_in_transaction() -> Callable[[], Awaitable[None]]:
+            await put(connection=mine)
+            return mine.commit
+
+        return await probe.produced(count, pause, put, put_in_transaction)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ as many of them as the server can serve at once. Jobs stay in the table when the
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -98,12 +99,17 @@ async def work(
     return await worker(tuned, schedule, concurrency)
 
 
-async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, float]]:
+async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
     if how != "enqueue":
         raise probe.Lack("periodic tasks cannot be triggered by name")
-    async with make().open_async() as app:
+    async with make().open_async() as app, await psycopg.AsyncConnection.connect(probe.DSN) as mine:
         task = app.configure_task("nothing")
-        return await probe.produced(count, pause, lambda: task.defer_async())
+
+        async def put_in_transaction() -> Callable[[], Awaitable[None]]:
+            await app.configure_task("nothing", connection=mine).defer_async()
+            return mine.commit
+
+        return await probe.produced(count, pause, task.defer_async, put_in_transaction)
 
 
 if __name__ == "__main__":

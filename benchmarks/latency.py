@@ -1,0 +1,103 @@
+"""The parts `latency` and `million`: from a trigger or an enqueue on another connection to the start of its job.
+
+Every second job is put in a transaction of the client's, where the contestant can join one: from the COMMIT being
+sent to the start. The others are put by one call: from just before it, with its insert and its commit in it. The bare
+limit is a NOTIFY to another process, in the same two ways.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+from contestants import APSCHEDULER4, BARE_LIMIT, PGQUEUER, PGSCHED, PROCRASTINATE
+from figures import BARE, Fault, Figures, percentile
+from rig import Database, Server
+from rounds import Sizes
+
+PAUSE = 0.012  # seconds between two calls
+WARM = 10  # calls of a round that do not count
+CALL = "from the call, p50"
+WHO = ((PGSCHED, "trigger"), (PGSCHED, "enqueue"), (PGQUEUER, "enqueue"), (PROCRASTINATE, "enqueue"),
+       (APSCHEDULER4, "enqueue"))  # fmt: skip
+WHOM = (PGSCHED, PROCRASTINATE, PGQUEUER, APSCHEDULER4)
+
+
+def latency(server: Server, sizes: Sizes, figures: Figures) -> None:
+    """On a database with nothing else in it."""
+    for _ in range(sizes.rounds):
+        bare(server, sizes, figures, "latency")
+        for who, how in WHO:
+            try:
+                with server.database(who) as database:
+                    measure(database, sizes, figures, "latency", how)
+            except Fault as fault:
+                figures.add("latency", CALL, f"{who.name}: {how}", "ms", None, str(fault))
+    figures.add("latency", CALL, "APScheduler 3", "ms", None, "another process cannot wake it")
+
+
+def million(server: Server, sizes: Sizes, figures: Figures) -> None:
+    """Where a million far-future schedules (jobs, where it has no schedules) and a million finished runs lie."""
+    with ExitStack() as stack:
+        databases = [stack.enter_context(server.database(who)) for who in WHOM]
+        with ThreadPoolExecutor(2) as two:  # one each for the processors
+            fills = [two.submit(fill, database, sizes, figures) for database in databases]
+        filled = {d.who.name: d for d, each in zip(databases, fills, strict=True) if each.result()}
+        server.connection.execute("checkpoint")
+        for _ in range(sizes.rounds):
+            bare(server, sizes, figures, "million")
+            for who, how in WHO:
+                if who.name in filled:
+                    try:
+                        measure(filled[who.name], sizes, figures, "million", how)
+                    except Fault as fault:
+                        figures.add("million", CALL, f"{who.name}: {how}", "ms", None, str(fault))
+                        del filled[who.name]
+
+
+def fill(database: Database, sizes: Sizes, figures: Figures) -> bool:
+    """Puts the millions in."""
+    try:
+        database.call("far", count=sizes.million, finished=sizes.million, limit=150)
+    except Fault as fault:
+        figures.add("million", CALL, f"{database.who.name}: enqueue", "ms", None, f"not filled: {fault}")
+        return False
+    return True
+
+
+def measure(database: Database, sizes: Sizes, figures: Figures, part: str, how: str) -> None:
+    """One round: a worker, and one call after the other."""
+    count, who = WARM + sizes.calls // sizes.rounds, f"{database.who.name}: {how}"
+    with database.worker(expected=count) as worker:
+        time.sleep(0.5)
+        calls = database.call("produce", count=count, pause=PAUSE, how=how)
+        deadline = time.monotonic() + 20
+        while f"all {count}" not in worker.lines() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        starts = worker.stop()
+    if len(starts) != count:
+        raise Fault(f"{len(starts)} of {count} started within 20 s")
+    tell(figures, part, who, calls, starts)
+
+
+def bare(server: Server, sizes: Sizes, figures: Figures, part: str) -> None:
+    """A NOTIFY, and when another process heard it."""
+    count = WARM + sizes.calls // sizes.rounds
+    with server.database(BARE_LIMIT) as database, database.process("listen", count=count) as listener:
+        listener.said("ready")
+        calls = database.call("produce", count=count, pause=PAUSE)
+        tell(figures, part, BARE, calls, listener.answer())
+
+
+def tell(
+    figures: Figures, part: str, who: str, calls: Sequence[tuple[float, bool]], starts: Sequence[float]
+) -> None:  # fmt: skip
+    """The figures of a round. Jobs are started in the order of the calls, as each had ended before the next."""
+    pairs = list(zip(sorted(starts), calls, strict=True))[WARM:]
+    for name, committing in (("COMMIT", True), ("the call", False)):
+        late = [(start - at) * 1000 for start, (at, how) in pairs if how == committing]
+        if late:
+            figures.add(part, f"from {name}, p50", who, "ms", percentile(late, 0.5))
+            figures.add(part, f"from {name}, p99", who, "ms", percentile(late, 0.99))
