@@ -1,6 +1,7 @@
-# Two commands need nothing but Python 3.11+ and make:
-#   make demo   a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
-#   make test   the whole test suite, on a PostgreSQL that it starts itself
+# Three commands need nothing but Python 3.11+ and make:
+#   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
+#   make test    the whole test suite, on a PostgreSQL that it starts itself
+#   make bench   pgsched beside its peers, each in an environment of its own; ONLY=herd for a part of it
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,11 +24,12 @@ lint: $(STAMPS)/dev
 	$(BIN)/mypy --strict pgsched
 	$(BIN)/lint-imports
 
-bench: $(STAMPS)/dev
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench:
+	$(PYTHON) benchmarks/environments.py
+	benchmarks/.environments/bench/bin/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo build dist
+	rm -rf $(VENV) .demo benchmarks/.environments build dist
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "pgsched needs Python 3.11 or later: make PYTHON=python3.11 ...")'

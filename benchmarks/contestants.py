@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Contestant:
     """One project that is measured. What `tuned` means for it stands at the top of its adapter."""
 
@@ -21,7 +20,7 @@ class Contestant:
     tuned: str = ""  # its documented best, where there is one
     registers: float = 1.0  # seconds that a worker may need to be ready with 1,000 schedules
     fills: float = 0.3  # and a client to put in 1,000 delayed jobs
-    work: Mapping[str, Any] = field(default_factory=dict)  # parameters for each of its workers
+    work: dict[str, Any] = field(default_factory=dict)  # parameters for each of its workers
 
     @property
     def key(self) -> str:

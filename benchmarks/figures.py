@@ -53,9 +53,7 @@ class Figures:
 
     def of(self, part: str, what: str | None = None, who: str | None = None) -> list[Figure]:
         """Those of a part, of one thing in it, of one contestant."""
-        return [
-            f for f in self._all.values() if f.part == part and what in (None, f.what) and who in (None, f.who)
-        ]
+        return [f for f in self._all.values() if f.part == part and what in (None, f.what) and who in (None, f.who)]
 
     def median(self, part: str, what: str, who: str) -> float | None:
         """One figure's median, where it was measured."""

@@ -18,6 +18,7 @@ from rig import Database, Server
 from rounds import Sizes
 
 PAUSE = 0.012  # seconds between two calls
+SLOW = {PGQUEUER.name: 0.05, PROCRASTINATE.name: 0.1}  # for whom that is too short with a million: calls would queue up
 WARM = 10  # calls of a round that do not count
 CALL = "from the call, p50"
 WHO = ((PGSCHED, "trigger"), (PGSCHED, "enqueue"), (PGQUEUER, "enqueue"), (PROCRASTINATE, "enqueue"),
@@ -69,10 +70,12 @@ def fill(database: Database, sizes: Sizes, figures: Figures) -> bool:
 
 def measure(database: Database, sizes: Sizes, figures: Figures, part: str, how: str) -> None:
     """One round: a worker, and one call after the other."""
-    count, who = WARM + sizes.calls // sizes.rounds, f"{database.who.name}: {how}"
+    pause = SLOW.get(database.who.name, PAUSE) if part == "million" else PAUSE
+    count = WARM + int(sizes.calls * min(1, 2 * PAUSE / pause)) // sizes.rounds
+    who = f"{database.who.name}: {how}"
     with database.worker(expected=count) as worker:
         time.sleep(0.5)
-        calls = database.call("produce", count=count, pause=PAUSE, how=how)
+        calls = database.call("produce", count=count, pause=pause, how=how)
         deadline = time.monotonic() + 20
         while f"all {count}" not in worker.lines() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -31,9 +31,7 @@ READY = 2.3  # seconds that a database and a worker need until they are ready fo
 
 def lag(server: Server, sizes: Sizes, figures: Figures) -> None:
     """How late a schedule of every second starts; beside each contestant one bare timer a second."""
-    cases = [
-        Case("p50", who.name, "ms", partial(fired, server, sizes, figures, who)) for who in CONTESTANTS
-    ]
+    cases = [Case("p50", who.name, "ms", partial(fired, server, sizes, figures, who)) for who in CONTESTANTS]
     repeat("lag", figures, cases, sizes)
 
 
@@ -132,4 +130,3 @@ def together(server: Server, who: Contestant, tuned: bool, how: How, count: int)
     if len(starts) < count:
         raise Fault(f"{len(starts):,} of {count:,} started within {LIMIT:g} s")
     return (max(starts) - at) * 1000
-

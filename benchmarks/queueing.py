@@ -1,4 +1,4 @@
-"""The part `enqueue`: how fast jobs are put into the queue, beside bare inserts of the same rows."""
+"""The part `enqueue`: how fast pgsched's clients put jobs into the queue, beside bare inserts of the same rows."""
 
 from __future__ import annotations
 
@@ -8,59 +8,72 @@ import time
 from collections.abc import Callable
 
 import psycopg
-from psycopg import sql
-from rig import Figure, Rig
+from contestants import PGSCHED
+from figures import Figures
+from rig import Database, Server
+from rounds import Sizes
 
 from pgsched import connect, connect_sync
 
 ARGS = {"to": "ada@example.org", "template": "welcome", "number": 12345}
 TABLE = """
-create table {}.bare (id bigint generated always as identity primary key, entrypoint text not null,
+create table bare (id bigint generated always as identity primary key, entrypoint text not null,
     args jsonb not null, due_at timestamptz not null default clock_timestamp())
 """
-ONE = "insert into {}.bare (entrypoint, args) values ('nothing', %s::text::jsonb)"
-MANY = "insert into {}.bare (entrypoint, args) select 'nothing', a from unnest(%s::text[]::jsonb[]) a"
+ONE = "insert into bare (entrypoint, args) values ('nothing', %s::text::jsonb)"
+MANY = "insert into bare (entrypoint, args) select 'nothing', a from unnest(%s::text[]::jsonb[]) a"
+BARE = "bare inserts"
 
 
-def enqueue(rig: Rig, count: int, batch: int) -> list[Figure]:
+def enqueue(server: Server, sizes: Sizes, figures: Figures) -> None:
     """Jobs a second, from one client after the other; no worker looks on."""
-    rig.fresh()
-    alone, together, whole = bare(rig, count, batch)
+    for _ in range(sizes.rounds):
+        with server.database(PGSCHED) as database:
+            bare(database, sizes.enqueued, sizes.batch, figures)
+            ours(database, sizes.enqueued, sizes.batch, figures)
+
+
+def ours(database: Database, count: int, batch: int, figures: Figures) -> None:
+    """The clients'."""
     jobs, keys = [ARGS] * batch, [f"key {n}" for n in range(batch)]
-    with connect_sync(rig.dsn, schema=rig.schema) as client, psycopg.connect(rig.dsn) as mine:
+    with connect_sync(database.dsn) as client, psycopg.connect(database.dsn) as mine:
         client.enqueue("nothing")  # opens its connection
-        found = {
-            "one by one": (rate(count, lambda: repeat(count, lambda: client.enqueue("nothing", ARGS))), alone),
-            "one by one, asynchronous": (asyncio.run(awaited(rig, count)), alone),
-            "one by one, in one transaction": (
-                rate(count, lambda: repeat(count, lambda: client.enqueue("nothing", ARGS, connection=mine))), together,
-            ),
-        }  # fmt: skip
+        add(figures, "one by one", rate(count, lambda: repeat(count, lambda: client.enqueue("nothing", ARGS))))
+        add(figures, "one by one, asynchronous", asyncio.run(awaited(database.dsn, count)))
+        joined = rate(count, lambda: repeat(count, lambda: client.enqueue("nothing", ARGS, connection=mine)))
         mine.commit()
-        for case, given in {"": None, ", unique keys": keys, ", all of them live already": keys}.items():
+        add(figures, "one by one, in one transaction", joined)
+        for case, given in (("", None), (", unique keys", keys), (", all of them live already", keys)):
 
             def whole_batch(keys: list[str] | None = given) -> object:
                 return client.enqueue_many("nothing", jobs, unique_keys=keys)
 
-            found[f"{batch:,} at once{case}"] = rate(batch, whole_batch), whole
-    return [Figure("enqueue", case, value, "jobs/s", limit) for case, (value, limit) in found.items()]
+            add(figures, f"{batch:,} at once{case}", rate(batch, whole_batch))
 
 
-def bare(rig: Rig, count: int, batch: int) -> tuple[float, float, float]:
+def bare(database: Database, count: int, batch: int, figures: Figures) -> None:
     """Rows a second into a table without triggers: each in a transaction, all in one, all in one statement."""
-    one, many, table = (sql.SQL(text).format(sql.Identifier(rig.schema)) for text in (ONE, MANY, TABLE))
-    rig.connection.execute(table)
+    database.connection.execute(TABLE)
     text = json.dumps(ARGS)
-    with psycopg.connect(rig.dsn, autocommit=True) as connection:
-        alone = rate(count, lambda: repeat(count, lambda: connection.execute(one, (text,))))
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        alone = rate(count, lambda: repeat(count, lambda: connection.execute(ONE, (text,))))
         with connection.transaction():
-            together = rate(count, lambda: repeat(count, lambda: connection.execute(one, (text,))))
-        return alone, together, rate(batch, lambda: connection.execute(many, ([text] * batch,)))
+            together = rate(count, lambda: repeat(count, lambda: connection.execute(ONE, (text,))))
+        whole = rate(batch, lambda: connection.execute(MANY, ([text] * batch,)))
+    for what, value in (
+        ("one by one", alone), ("one by one, in one transaction", together), (f"{batch:,} at once", whole),
+    ):  # fmt: skip
+        add(figures, what, value, BARE)
 
 
-async def awaited(rig: Rig, count: int) -> float:
+def add(figures: Figures, what: str, value: float, who: str = "pgsched") -> None:
+    """One figure."""
+    figures.add("enqueue", what, who, "jobs/s", value)
+
+
+async def awaited(dsn: str, count: int) -> float:
     """The asynchronous client's, one awaited after the other."""
-    async with connect(rig.dsn, schema=rig.schema) as client:
+    async with connect(dsn) as client:
         await client.enqueue("nothing")
         began = time.perf_counter()
         for _ in range(count):

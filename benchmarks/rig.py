@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -100,7 +101,7 @@ class Server:
         self.dsn, self.log, self.folder = dsn, log, folder
         self.connection = psycopg.connect(dsn, autocommit=True, application_name=OURS)
         self._templates: set[str] = set()
-        self._count = 0
+        self._numbers = itertools.count(1)  # threads take from it too
 
     @contextlib.contextmanager
     def database(self, who: Contestant) -> Iterator[Database]:
@@ -110,8 +111,7 @@ class Server:
             self._make(template)
             Database(self, who, template).call("install")
             self._templates.add(template)
-        self._count += 1
-        name = f"{template}_{self._count}"
+        name = f"{template}_{next(self._numbers)}"
         self._make(name, template)
         try:
             with contextlib.closing(Database(self, who, name)) as made:

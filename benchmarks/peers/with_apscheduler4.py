@@ -86,9 +86,7 @@ async def far(count: int, finished: int) -> None:
     await connection.execute("vacuum analyze job_results", timeout=200)
 
 
-async def work(
-    tuned: bool, schedule: dict[str, Any] | None = None, concurrent: int | None = None
-) -> list[float]:
+async def work(tuned: bool, schedule: dict[str, Any] | None = None, concurrent: int | None = None) -> list[float]:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with scheduler(tuned, concurrent) as made:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -87,13 +88,11 @@ async def tell(scheduler: Scheduler) -> None:
     """Says when the worker is ready: it listens, has looked, and has planned what it found."""
     await scheduler.ready.wait()
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
-        while (
-            await (
-                await connection.execute(
-                    "select 1 from pgsched.schedules where status = 'active' and next_run is null limit 1"
-                )
-            ).fetchone()
-        ):
+        while await (
+            await connection.execute(
+                "select 1 from pgsched.schedules where status = 'active' and next_run is null limit 1"
+            )
+        ).fetchone():
             await asyncio.sleep(0.05)
     probe.say("ready")
 
@@ -114,8 +113,9 @@ def work(tuned: bool, schedule: dict[str, Any] | None = None, settings: dict[str
 async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
     async with connect(probe.DSN) as client, await psycopg.AsyncConnection.connect(probe.DSN) as mine:
         if how == "trigger":
-            await client.create_schedule("triggered", "nothing", "@at 2099-01-01T00:00:00Z", overlap="allow")
-        put = partial(client.trigger, "triggered") if how == "trigger" else partial(client.enqueue, "nothing")
+            name = f"triggered-{time.time()}"
+            await client.create_schedule(name, "nothing", "@at 2099-01-01T00:00:00Z", overlap="allow")
+        put = partial(client.trigger, name) if how == "trigger" else partial(client.enqueue, "nothing")
 
         async def put_in_transaction() -> Callable[[], Awaitable[None]]:
             await put(connection=mine)

@@ -93,9 +93,7 @@ async def listens() -> None:
     probe.say("ready")
 
 
-async def work(
-    tuned: bool, schedule: dict[str, Any] | None = None, concurrency: int | None = None
-) -> list[float]:
+async def work(tuned: bool, schedule: dict[str, Any] | None = None, concurrency: int | None = None) -> list[float]:
     return await worker(tuned, schedule, concurrency)
 
 

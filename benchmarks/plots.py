@@ -1,0 +1,68 @@
+"""Draws the figures: bars side by side, on a logarithmic axis where they are far apart, with their spread."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from figures import Figure, Figures, shown
+from matplotlib import pyplot
+
+COLOURS = {
+    "the bare limit": "#9a9a9a", "bare inserts": "#9a9a9a", "pgsched": "#1f6feb", "PGQueuer": "#d97706",
+    "procrastinate": "#15803d", "APScheduler 3": "#a855f7", "APScheduler 4 alpha": "#db2777",
+}  # fmt: skip
+PANELS = 3  # side by side
+
+
+def draw(folder: Path, part: str, figures: Figures) -> list[str]:
+    """One picture of a part, a panel for each thing that was measured. The names of the files."""
+    panels: dict[tuple[str, str], list[Figure]] = {}
+    for figure in figures.of(part):
+        if figure.values:
+            panels.setdefault((figure.what, figure.unit), []).append(figure)
+    if not panels:
+        return []
+    columns = min(PANELS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    most = max(len(found) for found in panels.values())
+    size = (5.2 * columns, rows * (0.9 + 0.36 * most))
+    picture, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, ((what, unit), found) in zip(axes.flat, panels.items(), strict=False):
+        panel(axis, f"{what}, {unit}" if unit else what, found)
+    name = f"{part}.png"
+    picture.savefig(folder / name, dpi=110, metadata={"Software": None})
+    pyplot.close(picture)
+    return [name]
+
+
+def panel(axis: pyplot.Axes, title: str, found: list[Figure]) -> None:
+    """The bars of one thing, the best at the top."""
+    higher = any(unit in title for unit in ("/s", "%"))
+    found = sorted(found, key=lambda f: f.median or 0.0, reverse=not higher)
+    medians = [f.median or 0.0 for f in found]
+    spread = [[m - min(f.values) for m, f in zip(medians, found, strict=True)],
+              [max(f.values) - m for m, f in zip(medians, found, strict=True)]]  # fmt: skip
+    axis.barh([f.who for f in found], medians, xerr=spread, color=[colour(f.who) for f in found], ecolor="#444444")
+    positive = [m for m in medians if m > 0]
+    if positive and max(positive) > 20 * min(positive):
+        axis.set_xscale("log")
+        axis.set_xlim(left=min(positive) / 3)
+    for number, median in enumerate(medians):
+        axis.annotate(shown(median), (max(median, axis.get_xlim()[0]), number), xytext=(4, 0),
+                      textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    axis.set_title(title, fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.margins(x=0.18)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def colour(who: str) -> str:
+    """A contestant's, the same in all pictures; the longest name that fits decides."""
+    fits = [name for name in COLOURS if who.startswith(name)]
+    return COLOURS[max(fits, key=len)] if fits else "#666666"

@@ -1,0 +1,73 @@
+"""The part `sigkill`: a worker is killed in the middle of a job, beside another; seconds until the job starts again."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import psycopg
+from contestants import APSCHEDULER4, PGQUEUER, PGSCHED, PROCRASTINATE, Contestant
+from figures import Fault, Figures
+from rig import Process, Server, wait_for
+from rounds import Sizes
+
+WHAT = "kill to next attempt"
+WHO = (PGSCHED, PGQUEUER, PROCRASTINATE, APSCHEDULER4)
+
+
+def sigkill(server: Server, sizes: Sizes, figures: Figures) -> None:
+    """All defaults. pgsched alone first; then the others side by side, since they only wait."""
+    figures.add("sigkill", WHAT, "APScheduler 3", "s", None, "one process only")
+    uptime = server.connection.execute(
+        "select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8"
+    ).fetchone()
+    # After an outage of the server every owner gets the stall timeout to beat again before anybody reaps.
+    time.sleep(max(0.0, 32.0 - (uptime[0] if uptime else 0.0)))
+    for number in range(sizes.kills):
+        told(server, sizes, figures, PGSCHED, number)
+    for who in WHO[1:]:
+        with server.database(who):
+            pass  # its template, which no two threads are to make
+    with ThreadPoolExecutor(2 * len(WHO)) as pool:
+        for who in WHO[1:]:
+            for number in range(sizes.kills):
+                pool.submit(told, server, sizes, figures, who, number)
+
+
+def told(server: Server, sizes: Sizes, figures: Figures, who: Contestant, number: int) -> None:
+    """One kill, or why there is no figure."""
+    try:
+        value, note = killed(server, who, 2 + 0.37 * number, sizes.bounded), ""
+        if value is None:
+            note = f"not within {sizes.bounded:g} s"
+    except (Fault, psycopg.Error, OSError) as fault:
+        value, note = None, " ".join(str(fault).split())
+    figures.add("sigkill", WHAT, who.name, "s", value, note)
+
+
+def killed(server: Server, who: Contestant, after: float, bounded: float) -> float | None:
+    """Seconds from the kill to the next start, or None where there is none within the bound.
+
+    after: seconds from the job's start to the kill, so that it comes somewhere between two beats.
+    """
+    with ExitStack() as stack:
+        database = stack.enter_context(server.database(who))
+        workers = [stack.enter_context(database.worker()) for _ in range(2)]
+        database.call("enqueue", count=1, job="sleeper")
+        victim = wait_for(lambda: next((w for w in workers if starts(w)), None), "start", 30)
+        (other,) = (w for w in workers if w is not victim)
+        time.sleep(after)
+        at = time.time()
+        victim.kill()
+        while not starts(other):
+            other.alive()
+            if time.time() > at + bounded:
+                return None
+            time.sleep(0.05)
+        return starts(other)[0] - at
+
+
+def starts(worker: Process) -> list[float]:
+    """When its jobs began, as they told."""
+    return [float(line.split()[1]) for line in worker.lines() if line.startswith("started ")]

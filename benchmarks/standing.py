@@ -1,0 +1,146 @@
+"""The parts `idle` and `running`: what workers cost that stand still, and that have a thousand jobs running.
+
+Every contestant has a PostgreSQL of its own, so that all stand side by side for the same minute and what a server
+logs and writes is one contestant's alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import psutil  # comes with the extra `embedded`
+import psycopg
+from contestants import APSCHEDULER3, APSCHEDULER4, CONTESTANTS, PROCRASTINATE, Contestant
+from figures import Fault, Figures
+from rig import Database, Process, Server, server, wait_for
+from rounds import Sizes
+
+SETTLE = 5.0  # seconds until a worker that was started is really idle
+RUNNING = tuple(who for who in CONTESTANTS if who is not APSCHEDULER3)
+FAR = {"kind": "far", "count": 100}
+# A worker's limit, lifted for those whose default is below a thousand jobs at once.
+LIFTED = {PROCRASTINATE.name: "concurrency", APSCHEDULER4.name: "concurrent"}
+
+
+def idle(_: Server, sizes: Sizes, figures: Figures) -> None:
+    """What a worker with 100 schedules, none due, asks of the database and of the processor: minute by minute."""
+    window = 60.0 if sizes.minutes else 5.0
+    side_by_side(figures, "idle", partial(stand_idle, figures, max(1, sizes.minutes), window))
+
+
+def stand_idle(figures: Figures, minutes: int, window: float, who: Contestant, one: Server) -> None:
+    """One contestant's."""
+    with one.database(who) as database, database.worker(schedule=FAR) as worker:
+        time.sleep(SETTLE)
+        with one.logged() as count:
+            process = psutil.Process(worker.pid)
+            before, cpu = count(), sum(process.cpu_times()[:2])
+            for _ in range(minutes):
+                time.sleep(window)
+                after, used = count(), sum(process.cpu_times()[:2])
+                for what, value in (
+                    ("statements a minute", after[0] - before[0]), ("transactions a minute", after[1] - before[1]),
+                ):  # fmt: skip
+                    figures.add("idle", what, who.name, "", value * 60 / window)
+                figures.add("idle", "CPU seconds a minute", who.name, "s", (used - cpu) * 60 / window)
+                before, cpu = after, used
+        worker.alive()
+
+
+def running(_: Server, sizes: Sizes, figures: Figures) -> None:
+    """The memory of a worker whose jobs run, and what it costs the server to keep them alive for a minute."""
+    figures.add("running", FIRST["running"], APSCHEDULER3.name, "MB", None, "another process cannot wake it")
+    side_by_side(figures, "running", partial(run_jobs, figures, sizes), RUNNING)
+
+
+def run_jobs(figures: Figures, sizes: Sizes, who: Contestant, one: Server) -> None:
+    """One contestant's: the memory a few times, and the beats once, for a minute."""
+    for number in range(sizes.rounds):
+        with one.database(who) as database, with_jobs(database, sizes.running) as (process, empty):
+            used = process.memory_full_info().uss
+            figures.add("running", "memory per 1,000 jobs", who.name, "MB",
+                        (used - empty) / 1e6 * 1000 / sizes.running)  # fmt: skip
+            if number == sizes.rounds - 1:
+                beats(figures, database, process, sizes.beats)
+
+
+@contextmanager
+def with_jobs(database: Database, count: int) -> Iterator[tuple[psutil.Process, int]]:
+    """A worker in which so many jobs run, and the bytes that it had before. Its process is killed in the end."""
+    lifted = LIFTED.get(database.who.name)
+    params = {lifted: count} if lifted else {}
+    with database.worker(tuned=True, **params) as worker:
+        process = psutil.Process(worker.pid)
+        time.sleep(1)
+        empty = process.memory_full_info().uss
+        database.call("enqueue", count=count, job="sleeper", tuned=True)
+        wait_for(lambda: starts(worker) >= count, f"{count:,} running jobs", 60, 0.1)
+        time.sleep(1)
+        yield process, empty
+
+
+def starts(worker: Process) -> int:
+    """How many jobs have told that they began."""
+    return sum(line.startswith("started ") for line in worker.lines())
+
+
+def beats(figures: Figures, database: Database, process: psutil.Process, seconds: int) -> None:
+    """Statements, WAL and updates of a minute with nothing but running jobs, full-page images not among them."""
+    one, who = database.server, database.who.name
+    one.connection.execute("checkpoint")
+    time.sleep(min(16, seconds))  # every page that the beats touch has its full image now, PGQueuer's each 15 s too
+    with one.logged() as count:
+        before, updates, wal = count(), updated(database), position(one)
+        cpu = sum(process.cpu_times()[:2])
+        time.sleep(seconds)
+        wal, cpu = position(one) - wal, sum(process.cpu_times()[:2]) - cpu
+        after = count()
+    time.sleep(2)  # for the statistics that the sessions send
+    updates = [new - old for new, old in zip(updated(database), updates, strict=True)]
+    scale = 60 / seconds
+    for what, unit, value in (
+        ("statements a minute", "", (after[0] - before[0]) * scale),
+        ("WAL a minute", "kB", wal / 1000 * scale),
+        ("row updates a minute", "", updates[0] * scale),
+        ("HOT share", "%", 100 * updates[1] / updates[0] if updates[0] else None),
+        ("CPU seconds a minute", "s", cpu * scale),
+    ):
+        figures.add("running", what, who, unit, value, "" if value is not None else "no updates")
+
+
+def position(one: Server) -> int:
+    """Bytes of WAL so far."""
+    row = one.connection.execute("select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')").fetchone()
+    return int(row[0]) if row else 0
+
+
+def updated(database: Database) -> Sequence[int]:
+    """Row updates so far, and those of them that touched no index."""
+    row = database.connection.execute(
+        "select coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_hot_upd), 0)::bigint from pg_stat_user_tables"
+    ).fetchone()
+    return list(row) if row else [0, 0]
+
+
+def side_by_side(
+    figures: Figures, part: str, measure: Callable[[Contestant, Server], None], whom: Sequence[Contestant] = CONTESTANTS
+) -> None:  # fmt: skip
+    """Measures all contestants at once, each with a server of its own."""
+
+    def one_of(who: Contestant, one: Server) -> None:
+        try:
+            measure(who, one)
+        except (Fault, psycopg.Error, OSError, psutil.Error) as fault:
+            figures.add(part, FIRST[part], who.name, "", None, " ".join(str(fault).split()))
+
+    with ExitStack() as stack:
+        servers = [stack.enter_context(server()) for _ in whom]
+        with ThreadPoolExecutor(len(whom)) as pool:
+            list(pool.map(one_of, whom, servers))
+
+
+FIRST = {"idle": "statements a minute", "running": "memory per 1,000 jobs"}
