@@ -11,33 +11,38 @@ from pathlib import Path
 
 from contestants import APSCHEDULER3, APSCHEDULER4, BARE_LIMIT, PGQUEUER, PGSCHED, PROCRASTINATE, Contestant
 from figures import BARE, Fault, Figures
-from rig import Server
+from rig import Database, Server
 from rounds import Case, Sizes, repeat
 
 LIMIT = 40.0  # seconds for one drain
+LIMITS = {1: f"{BARE}: pgbench, one at a time", 100: f"{BARE}: pgbench, batches of 100"}
+# What must be written at the least, into pgsched's own table: the claim, and the end, each in a transaction.
 PGBENCH = """
 with due as materialized (
-    select id from bench_jobs where state = 0 order by id limit {batch} for no key update skip locked
+    select id from pgsched.runs where status = 'queued' and due_at <= now()
+    order by priority desc, due_at, id limit {batch} for no key update skip locked
 ), claimed as (
-    update bench_jobs j set state = 1, claimed_at = clock_timestamp() from due where j.id = due.id returning j.id
+    update pgsched.runs r set status = 'running', attempt = attempt + 1, claimed_at = clock_timestamp(),
+        worker = '00000000-0000-0000-0000-000000000000', heartbeat_at = clock_timestamp()
+    from due where r.id = due.id returning r.id
 ) select coalesce(array_agg(id), '{{}}')::text as ids from claimed \\gset
-update bench_jobs set state = 2, finished_at = clock_timestamp() where id = any(:ids::bigint[]);
+update pgsched.runs set status = 'succeeded', started_at = claimed_at, finished_at = clock_timestamp()
+where id = any(:ids::bigint[]) and status = 'running';
 """
 
 
 def drain(server: Server, sizes: Sizes, figures: Figures) -> None:
     """Jobs a second, from the instant at which all workers may claim to the last one's end being written."""
+    first = sizes.drains[0]
     cases = [
-        Case(f"claim {batch} and finish {batch}, {clients} {plural(clients, 'client')}", BARE, "jobs/s",
-             partial(bare, server, figures, sizes, batch, clients))
+        Case(what(first, clients), LIMITS[batch], "jobs/s", partial(bare, server, figures, sizes, batch, clients))
         for batch, clients in ((1, 1), (1, 2), (100, 1), (100, 2))
-    ]  # fmt: skip
+    ]
     for size in sizes.drains:
         for who, tuned in ((PGSCHED, False), (PGQUEUER, False), (PGQUEUER, True)):
             for workers in (1, 2):
                 if (tuned or who is PGSCHED or workers == 1) and (size < 100_000 or tuned or who is PGSCHED):
                     cases.append(case(server, figures, sizes, who, size, workers, tuned))
-    first = sizes.drains[0]
     for who, tuned, workers in (
         (PROCRASTINATE, False, 1), (PROCRASTINATE, True, 1), (PROCRASTINATE, True, 2), (APSCHEDULER4, False, 1),
         (APSCHEDULER4, True, 1), (APSCHEDULER4, True, 2), (APSCHEDULER3, True, 1),
@@ -74,7 +79,7 @@ def named(who: Contestant, tuned: bool) -> str:
 
 
 def drained(server: Server, who: Contestant, total: int, workers: int, tuned: bool) -> float:
-    """Jobs a second of one drain. All workers claim at one instant: no interpreter's start counts, and no head start."""
+    """Jobs a second of one drain. All workers claim at one instant: no interpreter's start counts."""
     with server.database(who) as database, contextlib.ExitStack() as stack:
         database.call("enqueue", count=total, tuned=tuned)
         release = stack.enter_context(database.gate(workers))
@@ -92,24 +97,13 @@ def drained(server: Server, who: Contestant, total: int, workers: int, tuned: bo
 def bare(server: Server, figures: Figures, sizes: Sizes, batch: int, clients: int) -> float:
     """Jobs a second that pgbench claims and finishes, two transactions each; where there is none, a loop of ours."""
     total = sizes.drains[0] if batch > 1 else sizes.drains[0] // 5
-    with server.database(BARE_LIMIT) as database:
-        database.connection.execute(f"insert into bench_jobs select from generate_series(1, {total})")
-        database.connection.execute("vacuum analyze bench_jobs")
+    with server.database(PGSCHED) as database:
+        database.call("enqueue", count=total)
         program = pgbench()
         if program is None:
             note = "a loop over psycopg: there is no pgbench"
-            figures.add("drain", f"claim {batch} and finish {batch}, {clients} {plural(clients, 'client')}", BARE,
-                        "jobs/s", None, note)  # fmt: skip
-            with contextlib.ExitStack() as stack:
-                release = stack.enter_context(database.gate(clients))
-                loops = [stack.enter_context(database.process("drain", batch=batch)) for _ in range(clients)]
-                began = release()
-                done = database.until_done(LIMIT)
-                for loop in loops:
-                    loop.answer()
-            if done is None:
-                raise Fault(f"not within {LIMIT:g} s")
-            return total / (done - began)
+            figures.add("drain", what(sizes.drains[0], clients), LIMITS[batch], "jobs/s", None, note)
+            return looped(database, total, batch, clients)
         script = server.folder / f"claim-{batch}.sql"
         script.write_text(PGBENCH.format(batch=batch))
         told = subprocess.run(
@@ -121,6 +115,20 @@ def bare(server: Server, figures: Figures, sizes: Sizes, batch: int, clients: in
         if told.returncode or not found:
             raise Fault(f"pgbench: {told.stderr[-300:]}")
         return float(found[1]) * batch
+
+
+def looped(database: Database, total: int, batch: int, clients: int) -> float:
+    """The same by loops over psycopg."""
+    with contextlib.ExitStack() as stack:
+        release = stack.enter_context(database.gate(clients))
+        loops = [stack.enter_context(database.process("drain", by=BARE_LIMIT, batch=batch)) for _ in range(clients)]
+        began = release()
+        done = database.until_done(LIMIT)
+        if done is None:
+            raise Fault(f"not within {LIMIT:g} s")
+        for loop in loops:
+            loop.answer()
+        return total / (done - began)
 
 
 def pgbench() -> str | None:

@@ -44,7 +44,7 @@ def make(name: str) -> None:
     venv.create(FOLDER / name, with_pip=True, symlinks=sys.platform != "win32")
     pip = [str(python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     with tempfile.TemporaryFile("w+") as said:
-        if subprocess.run([*pip, *REQUIREMENTS[name]], stdout=said, stderr=said).returncode:
+        if subprocess.run([*pip, *REQUIREMENTS[name]], stdout=said, stderr=said, check=False).returncode:
             said.seek(0)
             sys.exit(f"The environment {name} cannot be made:\n{said.read()}")
     stamp.write_text(wanted)

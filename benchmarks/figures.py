@@ -90,7 +90,7 @@ def cell(figure: Figure | None, number: Callable[[float], str] = shown) -> str:
         return notes
     median = number(percentile(figure.values, 0.5))
     least, most = number(min(figure.values)), number(max(figure.values))
-    text = median if least == most else f"{median} ({least}–{most})"
+    text = median if least == most else f"{median} ({least} - {most})"
     if 1 < len(figure.values) < 3:
         notes = "; ".join(filter(None, [notes, f"of {len(figure.values)}"]))
     return f"{text} [{notes}]" if notes else text

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from contestants import (
@@ -37,13 +38,13 @@ def lag(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 def fired(server: Server, sizes: Sizes, figures: Figures, who: Contestant) -> float:
     """The median lag of a round, in milliseconds; the other figures go beside it."""
-    with server.database(who) as database, server.database(BARE_LIMIT) as bare_database:
-        with database.worker(schedule={"kind": "every_second"}) as worker:
-            with bare_database.process("every_second", count=sizes.fires) as timer:
-                begin = time.time()
-                bare = [late * 1000 for late in timer.answer()]
-                end = time.time()
-            every = worker.stop()
+    with server.database(who) as database, server.database(BARE_LIMIT) as bare_database, ExitStack() as stack:
+        worker = stack.enter_context(database.worker(schedule={"kind": "every_second"}))
+        with bare_database.process("every_second", count=sizes.fires) as timer:
+            begin = time.time()
+            bare = [late * 1000 for late in timer.answer()]
+            end = time.time()
+        every = worker.stop()
     seconds = int(end) - int(begin)  # full seconds in between: so many had to fire
     starts = [start for start in every if begin <= start <= end]
     if not starts:

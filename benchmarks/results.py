@@ -19,16 +19,8 @@ from rig import Server
 
 SETTINGS = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "autovacuum")
 MEASURED = (
-    "pgsched",
-    "pgqueuer",
-    "procrastinate",
-    "apscheduler",
-    "psycopg",
-    "asyncpg",
-    "sqlalchemy",
-    "anyio",
-    "uvloop",
-)
+    "pgsched", "pgqueuer", "procrastinate", "apscheduler", "psycopg", "asyncpg", "sqlalchemy", "anyio", "uvloop",
+)  # fmt: skip
 
 
 def surroundings(server: Server, sizes: str) -> dict[str, Any]:

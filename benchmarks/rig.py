@@ -225,17 +225,20 @@ class Database:
             yield process
 
     @contextlib.contextmanager
-    def process(self, verb: str, **params: Any) -> Iterator[Process]:
-        """Any of the adapter's verbs, while it runs."""
-        with self._process(verb, params) as process:
+    def process(self, verb: str, by: Contestant | None = None, **params: Any) -> Iterator[Process]:
+        """Any of the adapter's verbs, while it runs; or another's adapter's, in this database."""
+        with self._process(verb, params, by=by) as process:
             yield process
 
     @contextlib.contextmanager
-    def _process(self, verb: str, params: Mapping[str, Any], expected: int = 0) -> Iterator[Process]:
+    def _process(
+        self, verb: str, params: Mapping[str, Any], expected: int = 0, by: Contestant | None = None
+    ) -> Iterator[Process]:
         self._started += 1
+        who = by or self.who
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "BENCH_"))}
         process = Process(
-            [str(python(self.who.environment)), self.who.script, verb, json.dumps(params)],
+            [str(python(who.environment)), who.script, verb, json.dumps(params)],
             {**outside, "BENCH_DSN": self.dsn, "BENCH_EXPECTED": str(expected)},
             self.server.folder / f"{self.name}-{self._started}",
         )

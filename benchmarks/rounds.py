@@ -34,8 +34,8 @@ class Sizes:
 
 QUICK = Sizes(
     rounds=1,
-    fires=3,
-    herds=(100, 1_000),
+    fires=2,
+    herds=(100,),
     drains=(1_000,),
     small=100,
     calls=20,
@@ -44,7 +44,7 @@ QUICK = Sizes(
     beats=5,
     running=100,
     kills=1,
-    bounded=6.0,
+    bounded=4.0,
     enqueued=50,
     batch=500,
     fire_times=500,

@@ -8,30 +8,30 @@ from __future__ import annotations
 import asyncio
 import select
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 
 import probe
 import psycopg
 
 SETTLE = 1.0  # seconds between arming a herd of timers and its instant
-TABLE = """
-create table bench_jobs (id bigint generated always as identity primary key, state int not null default 0,
-    claimed_at timestamptz, finished_at timestamptz)
-"""
-INDEX = "create index bench_jobs_waiting on bench_jobs (id) where state = 0"
 CLAIM = """
 with due as materialized (
-    select id from bench_jobs where state = 0 order by id limit %s for no key update skip locked
+    select id from pgsched.runs where status = 'queued' and due_at <= now()
+    order by priority desc, due_at, id limit %s for no key update skip locked
 )
-update bench_jobs j set state = 1, claimed_at = clock_timestamp() from due where j.id = due.id returning j.id
+update pgsched.runs r set status = 'running', attempt = attempt + 1, worker = %s, claimed_at = clock_timestamp(),
+    heartbeat_at = clock_timestamp()
+from due where r.id = due.id returning r.id
 """
-FINISH = "update bench_jobs set state = 2, finished_at = clock_timestamp() where id = any(%s)"
+FINISH = """
+update pgsched.runs set status = 'succeeded', started_at = claimed_at, finished_at = clock_timestamp()
+where id = any(%s) and worker = %s and status = 'running'
+"""
 
 
 def install() -> None:
-    with psycopg.connect(probe.DSN, autocommit=True) as connection:
-        connection.execute(TABLE)
-        connection.execute(INDEX)
+    """Nothing: what is drained is drained in a database of pgsched's."""
 
 
 async def every_second(count: int) -> list[float]:
@@ -90,11 +90,12 @@ async def produce(count: int, pause: float) -> list[tuple[float, bool]]:
 
 
 def drain(batch: int) -> list[float]:
-    """Claims and finishes batches, two transactions each, until nothing is left; runs nothing in between."""
+    """Claims and finishes batches, two transactions each, until nothing is due; runs nothing in between."""
+    worker = uuid.uuid4()
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
         connection.prepare_threshold = 0
-        while ids := [row[0] for row in connection.execute(CLAIM, (batch,)).fetchall()]:
-            connection.execute(FINISH, (ids,))
+        while ids := [row[0] for row in connection.execute(CLAIM, (batch, worker)).fetchall()]:
+            connection.execute(FINISH, (ids, worker))
     return []
 
 

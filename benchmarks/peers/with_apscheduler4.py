@@ -74,7 +74,8 @@ async def far(count: int, finished: int) -> None:
     ]
     names = ", ".join(columns)
     await connection.execute(
-        f"insert into schedules (id, {names}) select 'far-' || n, {names} from schedules, generate_series(2, {count}) n",
+        f"insert into schedules (id, {names})"
+        f" select 'far-' || n, {names} from schedules, generate_series(2, {count}) n",
         timeout=200,
     )
     await connection.execute(
