@@ -7,6 +7,7 @@ Needs nothing but Python 3.11+ and pip. An environment is made anew where its re
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,8 @@ def python(name: str) -> Path:
 def make(name: str) -> None:
     """Makes an environment where it is missing or of other requirements; all of it or nothing is there at the end."""
     wanted = "\n".join(REQUIREMENTS[name])
+    if name == "bench":
+        wanted += (HERE.parent / "pyproject.toml").read_text()  # what pgsched itself needs
     stamp = FOLDER / name / "requirements"
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -63,8 +66,6 @@ def versions(name: str) -> dict[str, str]:
         check=True,
         text=True,
     )
-    import json
-
     return dict(json.loads(told.stdout))
 
 
