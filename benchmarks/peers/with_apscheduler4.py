@@ -92,10 +92,11 @@ async def work(tuned: bool, schedule: dict[str, Any] | None = None, concurrent: 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with scheduler(tuned, concurrent) as made:
         if schedule:
+            full_second = datetime.now(UTC).replace(microsecond=0)  # it keeps the fraction of its start
             at = datetime.fromtimestamp(schedule.get("at", 0), UTC)
             for number in range(schedule.get("count", 1)):
                 trigger = {
-                    "every_second": lambda: CronTrigger(second="*", timezone=UTC),
+                    "every_second": lambda: CronTrigger(second="*", start_time=full_second, timezone=UTC),
                     "herd": lambda: DateTrigger(at),
                     "far": lambda: DateTrigger(datetime(2099, 1, 1, tzinfo=UTC)),
                 }[schedule["kind"]]()
