@@ -101,6 +101,8 @@ class Server:
         self.dsn, self.log, self.folder = dsn, log, folder
         self.connection = psycopg.connect(dsn, autocommit=True, application_name=OURS)
         self._templates: set[str] = set()
+        self._others: list[Server] = []
+        self._stack = contextlib.ExitStack()
         self._numbers = itertools.count(1)  # threads take from it too
 
     @contextlib.contextmanager
@@ -134,8 +136,15 @@ class Server:
     def _drop(self, name: str) -> None:
         self.connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
+    def others(self, count: int) -> list[Server]:
+        """So many embedded servers more, which live as long as this one is used."""
+        while len(self._others) < count:
+            self._others.append(self._stack.enter_context(server()))
+        return self._others[:count]
+
     def close(self) -> None:
         """Drops what it made, and lets go of the server, whoever that belongs to."""
+        self._stack.close()
         for name in self._templates:
             self._drop(name)
         self.connection.close()

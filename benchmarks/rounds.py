@@ -19,7 +19,7 @@ class Sizes:
     herds: tuple[int, ...] = (100, 1_000, 10_000)
     drains: tuple[int, ...] = (10_000, 100_000)
     small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
-    calls: int = 600  # triggers and enqueues in all rounds
+    calls: int = 450  # triggers and enqueues in all rounds
     million: int = 1_000_000
     minutes: int = 1  # that an idle worker is looked at
     beats: int = 60  # seconds that the running jobs are looked at
@@ -29,7 +29,7 @@ class Sizes:
     enqueued: int = 2_000
     batch: int = 10_000
     fire_times: int = 20_000
-    budget: float = 230.0  # seconds that a part may begin measurements in
+    budget: float = 220.0  # seconds that a part may begin measurements in
 
 
 QUICK = Sizes(
@@ -41,7 +41,7 @@ QUICK = Sizes(
     calls=20,
     million=1_000,
     minutes=0,
-    beats=5,
+    beats=3,
     running=100,
     kills=1,
     bounded=4.0,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import psutil  # comes with the extra `embedded`
 import psycopg
 from contestants import APSCHEDULER3, APSCHEDULER4, CONTESTANTS, PROCRASTINATE, Contestant
 from figures import Fault, Figures
-from rig import Database, Process, Server, server, wait_for
+from rig import Database, Process, Server, wait_for
 from rounds import Sizes
 
 SETTLE = 5.0  # seconds until a worker that was started is really idle
@@ -26,10 +26,10 @@ FAR = {"kind": "far", "count": 100}
 LIFTED = {PROCRASTINATE.name: "concurrency", APSCHEDULER4.name: "concurrent"}
 
 
-def idle(_: Server, sizes: Sizes, figures: Figures) -> None:
+def idle(server: Server, sizes: Sizes, figures: Figures) -> None:
     """What a worker with 100 schedules, none due, asks of the database and of the processor: minute by minute."""
     window = 60.0 if sizes.minutes else 5.0
-    side_by_side(figures, "idle", partial(stand_idle, figures, max(1, sizes.minutes), window))
+    side_by_side(server, figures, "idle", partial(stand_idle, figures, max(1, sizes.minutes), window))
 
 
 def stand_idle(figures: Figures, minutes: int, window: float, who: Contestant, one: Server) -> None:
@@ -51,10 +51,10 @@ def stand_idle(figures: Figures, minutes: int, window: float, who: Contestant, o
         worker.alive()
 
 
-def running(_: Server, sizes: Sizes, figures: Figures) -> None:
+def running(server: Server, sizes: Sizes, figures: Figures) -> None:
     """The memory of a worker whose jobs run, and what it costs the server to keep them alive for a minute."""
     figures.add("running", FIRST["running"], APSCHEDULER3.name, "MB", None, "another process cannot wake it")
-    side_by_side(figures, "running", partial(run_jobs, figures, sizes), RUNNING)
+    side_by_side(server, figures, "running", partial(run_jobs, figures, sizes), RUNNING)
 
 
 def run_jobs(figures: Figures, sizes: Sizes, who: Contestant, one: Server) -> None:
@@ -127,8 +127,12 @@ def updated(database: Database) -> Sequence[int]:
 
 
 def side_by_side(
-    figures: Figures, part: str, measure: Callable[[Contestant, Server], None], whom: Sequence[Contestant] = CONTESTANTS
-) -> None:  # fmt: skip
+    server: Server,
+    figures: Figures,
+    part: str,
+    measure: Callable[[Contestant, Server], None],
+    whom: Sequence[Contestant] = CONTESTANTS,
+) -> None:
     """Measures all contestants at once, each with a server of its own."""
 
     def one_of(who: Contestant, one: Server) -> None:
@@ -137,10 +141,8 @@ def side_by_side(
         except (Fault, psycopg.Error, OSError, psutil.Error) as fault:
             figures.add(part, FIRST[part], who.name, "", None, " ".join(str(fault).split()))
 
-    with ExitStack() as stack:
-        servers = [stack.enter_context(server()) for _ in whom]
-        with ThreadPoolExecutor(len(whom)) as pool:
-            list(pool.map(one_of, whom, servers))
+    with ThreadPoolExecutor(len(whom)) as pool:
+        list(pool.map(one_of, whom, server.others(len(whom))))
 
 
 FIRST = {"idle": "statements a minute", "running": "memory per 1,000 jobs"}
