@@ -48,6 +48,8 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('enable_seqscan', 'off', false),
     -- Their plans are the same whatever the parameters, and to plan one again takes longer than to carry it out.
     set_config('plan_cache_mode', 'force_generic_plan', false),
+    -- And in its order: a bitmap of all that may come is made before the first row, of which we want no more.
+    set_config('enable_bitmapscan', 'off', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
 SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves

@@ -1,15 +1,26 @@
 """Plans of the statements that a worker sends all the time: each given row is found by its id, whatever the server's
 statistics say. What is running grows from nothing to thousands, and back, between two looks of autovacuum."""
 
+import asyncio
+import os
 import uuid
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import psycopg
 import pytest
+from harness import Parts
+from plans import Watch
+from psycopg import sql
 
+from pgsched import Scheduler, migrate
 from pgsched import db as connections
-from pgsched.model import Claim, Outcome, RunStatus
-from pgsched.store import Store
+from pgsched.config import Settings
+from pgsched.listener import Listener
+from pgsched.model import Claim, Line, Outcome, RunStatus, Said
+from pgsched.reaper import Reaper
+from pgsched.retention import Retention
+from pgsched.store import Store, in_schema
 
 RUNNING, GIVEN, OTHERS = 3000, 1000, 20_000
 
@@ -74,3 +85,174 @@ async def test_what_runs_is_found_by_its_id_though_nothing_ran_when_the_table_wa
             lambda c: store.beat(c, worker, [(run, 1, now) for run in ids]),
         ):
             assert await waste(connection, call, whole=prepared) <= GIVEN, "each once at most, not each against each"
+
+
+# --- what a worker sends, beside 10^5 schedules and 10^5 finished runs -----------------------------------------
+
+MANY = 100_000
+PAGES = 400  # for some twenty runs and schedules at once; the tables have 7,000, and their indexes as many again
+FILL = """
+insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, accounted_through)
+select 'far ' || n, 'job', '@yearly', now() + interval '1 day' + n * interval '1 second', now(), now()
+from generate_series(1, {many}) n;
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, claimed_at, started_at, finished_at)
+select n, 'job', now() - n * interval '1 second', 'succeeded', 1, now(), now(), now() - n * interval '1 second'
+from generate_series(1, {many}) n
+"""
+# What a worker has to do: fire times due, ahead and blocked by an overlap, one that replaces a run, a pause that ends;
+# queued jobs, some in lines, some behind their schedule's run; a dead worker's runs; history that is old enough.
+WORK = """
+insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, overlap, status, paused_until)
+select kind || n, 'job', '@yearly',
+    case kind when 'ahead' then now() + interval '5 seconds' else now() - interval '1 second' end, now(),
+    case kind when 'replaces' then 'cancel' when 'waits' then 'queue' else 'skip' end,
+    case kind when 'paused' then 'paused' else 'active' end,
+    case kind when 'paused' then now() end
+from unnest('{due,ahead,replaces,waits,paused}'::text[]) kind, generate_series(1, 5) n;
+insert into pgsched.limits (entrypoint, owner, concurrency, starts, period)
+values ('limited', 'code:app', 50, 100, '1 minute');
+insert into pgsched.runs (entrypoint, priority, gated, line)
+select e, n % 3, e = 'limited', case e when 'limited' then 'k' end
+from unnest('{job,limited}'::text[]) e, generate_series(1, 10) n;
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, worker, heartbeat_at, claimed_at)
+select id, 'job', '2020-01-01Z', 'running', 1, gen_random_uuid(), now() - interval '1 minute', now()
+from pgsched.schedules where name ~ '^(replaces|waits)';
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated)
+select id, 'job', '2020-01-02Z', 'trigger', true from pgsched.schedules where name ~ '^far 1.?$';
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated, line)
+select id, 'limited', '2020-01-02Z', 'trigger', true, 's' || id from pgsched.schedules where name ~ '^far 2.?$';
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, finished_at)
+select n, 'job', '2020-01-01Z', 'succeeded', '2020-01-01Z' from generate_series(1, 20) n
+"""
+STATISTICS = ["never analysed", "analysed while empty", "analysed full"]
+# What no running worker sends: clients, people, and starts, which compare all that is declared.
+NOT_A_WORKERS = set(
+    [
+        "alter_schedule",
+        "backfill_runs",
+        "begin_transaction",
+        "cancel_run",
+        "commit_run",
+        "compare_limits",
+        "compare_schedules",
+        "count_runs_by_status",
+        "create_schedule",
+        "declare_limits",
+        "delete_worker",
+        "end_transactions",
+        "enqueue_run",
+        "enqueue_runs",
+        "get_run",
+        "insert_worker",
+        "list_dead_runs",
+        "list_fire_times",
+        "list_runs",
+        "list_runs_between",
+        "list_schedules",
+        "list_workers",
+        "lock_declarations",
+        "look_after_commit",
+        "note_zone",
+        "pause_schedule",
+        "read_clock",
+        "read_declarations",
+        "read_health",
+        "read_log",
+        "read_situation",
+        "read_status",
+        "read_zones",
+        "record_declarations",
+        "remove_schedule",
+        "replan_zone",
+        "resume_schedule",
+        "retire_schedules",
+        "retry_run",
+        "retry_runs",
+        "trigger_schedule",
+        "upsert_schedules",
+        "wait_for_transaction",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def full(dsn) -> Iterator[Callable[[str], str]]:
+    """Schemas that hold a lot, by what the server's statistics know of it."""
+    made: dict[str, str] = {}
+
+    def sent(connection, text: str, schema: str) -> None:
+        connection.execute(in_schema(text.format(many=MANY).encode(), schema, parametrised=False))
+
+    async def migrated(schema: str) -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            await migrate.migrate(connection, schema)
+
+    def schema(statistics: str) -> str:
+        name = f"plans {os.getpid()} {'empty' if 'empty' in statistics else 'never'}"
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            if name not in made:
+                asyncio.run(migrated(name))
+                for table in ("schedules", "runs"):
+                    sent(connection, f"alter table pgsched.{table} set (autovacuum_enabled = off)", name)
+                    sent(connection, f"alter table pgsched.{table} disable trigger user", name)
+                if "empty" in statistics:
+                    sent(connection, "analyze pgsched.schedules, pgsched.runs", name)
+                sent(connection, FILL, name)
+                made[name] = statistics
+            for table in ("schedules", "runs"):  # what an earlier test has left
+                sent(connection, f"delete from pgsched.{table} where id > {MANY}", name)
+            sent(connection, "truncate pgsched.limits, pgsched.workers", name)
+            if statistics == "analysed full":
+                sent(connection, "analyze pgsched.schedules, pgsched.runs", name)
+        return name
+
+    yield schema
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for name in made:
+            connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["planned for the values", "planned for any value"])
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_no_statement_of_a_running_worker_grows_with_the_tables(dsn, full, monkeypatch, statistics, generic):
+    schema = full(statistics)
+    store = Store(schema)
+    watch = Watch({store.query(name): name for name in Store.texts()}, generic)
+    monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
+    asyncio.run(all_of_a_worker(Settings(dsn=dsn, schema=schema), watch))
+    touched = {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
+    assert not touched
+    assert not {(one.name, table) for one in watch.seen for table in one.scans("Seq Scan") & {"runs", "schedules"}}
+    assert set(Store.texts()) - NOT_A_WORKERS <= {one.name for one in watch.seen}
+
+
+async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
+    """Passes, a resync, beats, ends, what runs say, reaping and retention: every statement once at least."""
+    sc = Scheduler()
+    for name in ("job", "limited"):
+        sc.entrypoint(name)(nothing)
+    changes = {"lookahead": "10s", "heartbeat_interval": "100ms", "stall_timeout": "2s"}
+    async with Parts(settings, sc, max_running=1000, **changes) as parts:
+        machine, store = parts.machine, parts.machine.store
+        async with machine.control.use() as connection:
+            await connection.execute(in_schema(WORK.encode(), settings.schema, parametrised=False))
+        await parts.dispatcher.claim_pass()  # by priority
+        parts.dispatcher._scarce = False
+        await parts.dispatcher.claim_pass()  # all at once; ends the pause
+        listener = Listener(machine, parts.dispatcher, parts.runner)
+        await listener.resync()
+        await listener.close()
+        await Reaper(machine, parts.runner).reap_pass()
+        await Retention(machine, asyncio.Event()).round()
+        claims = [Claim(run.id, run.attempt, machine.worker) for run in parts.taken][:20]
+        now = datetime.now(UTC)
+        ends = [Outcome(claim, RunStatus.SUCCEEDED, now, now) for claim in claims]
+        async with machine.control.use() as connection:
+            await store.beat(connection, machine.worker, [(c.run_id, c.attempt, now) for c in claims])
+            said = Said(1, [Line(now, "info", "a line")], (1.0, 2.0))
+            await store.write_journals(connection, machine.worker, [(claim, said) for claim in claims])
+            await store.finish_runs(connection, machine.worker, ends)
+            await store.look_after_ends(connection, machine.worker, ends)
+
+
+async def nothing() -> None: ...
