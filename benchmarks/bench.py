@@ -21,6 +21,7 @@ from contestants import PGSCHED
 from draining import drain
 from expressions import expressions
 from figures import Fault, Figures
+from growth import growth
 from latency import latency, million
 from psycopg import Error
 from punctual import herd, lag
@@ -40,6 +41,7 @@ PARTS: dict[str, Callable[[Server, Sizes, Figures], None]] = {
     "idle": idle,
     "sigkill": sigkill,
     "running": running,
+    "growth": growth,
     "enqueue": enqueue,
     "expressions": expressions,
 }

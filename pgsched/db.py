@@ -133,15 +133,15 @@ class Session:
         self._connection: Connection | None = None
 
     @contextlib.asynccontextmanager
-    async def use(self) -> AsyncIterator[Connection]:
-        """The connection, for as long as the block runs, and never longer than the statement limit.
+    async def use(self, limit: timedelta | None = None) -> AsyncIterator[Connection]:
+        """The connection, for as long as the block runs, and never longer than the limit, else the statement limit.
 
         After an error, a timeout or a cancellation the connection is thrown away unless it is certainly idle:
         what it was in the middle of must not leak into the next block.
         """
         async with self._lock:
             try:
-                async with asyncio.timeout(self._limit):
+                async with asyncio.timeout(self._limit if limit is None else limit.total_seconds()):
                     connection = await self.connect()
                     yield connection
             except BaseException as error:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from pgsched import declaration, log
-from pgsched.db import Connection, Failures
+from pgsched.db import STATEMENT_LIMIT, Connection, Failures
 from pgsched.declaration import Compared, Kind, Standing, Verdict
 from pgsched.errors import InvalidExpression
 from pgsched.machine import Machine
@@ -22,6 +22,9 @@ from pgsched.store import Planned
 # Seconds for which nobody may be left who has the declarations in force, before a worker that runs puts its own in
 # their place: a restart of the newer version's only worker takes less, and must not cost it its schedules.
 RESTART = 45.0
+# What a start may take for each schedule that it declares, beyond what any statement may.
+_EACH = timedelta(milliseconds=1)
+_BATCH = 5000  # schedules that one statement writes
 
 
 class Reconciler:
@@ -33,6 +36,7 @@ class Reconciler:
         self.restart = RESTART
         self._app, self._owner, self._rows = scheduler.app_name, scheduler.owner, scheduler.rows()
         self._limits = scheduler.limit_rows()
+        self.patience = STATEMENT_LIMIT + _EACH * len(self._rows)
         self._worker = machine.worker
         self._store = machine.store
         self._session = machine.control
@@ -76,7 +80,7 @@ class Reconciler:
             await self._due.wait()
             self._due.clear()
             try:
-                async with self._session.use() as connection:
+                async with self._session.use(self.patience) as connection:
                     await self._take_over(connection)
             except Failures as error:  # the next resync asks again
                 self._outage.lost(error, "declare")
@@ -92,6 +96,8 @@ class Reconciler:
                 await self._apply(connection, Verdict.BACK, standing.now)
 
     async def _turn(self, connection: Connection) -> Standing:
+        # A start that has as much to declare as this one is waited for, too.
+        await self._store.set_patience(connection, self.patience)
         # Lock first and then a look, in a statement of its own: it must see what the one before us committed.
         await self._store.lock_declarations(connection, self._app)
         return await self._store.read_declarations(connection, self._app, self.fingerprint)
@@ -116,7 +122,9 @@ class Reconciler:
         foreign = {compared.name for compared in kinds[Kind.FOREIGN]}
         wanted = {c.name for each in (Kind.NEW, Kind.CHANGED, Kind.RETURNING) for c in kinds[each]}
         if wanted:
-            written = await self._store.upsert_schedules(connection, [r for r in self._rows if r["name"] in wanted])
+            rows, written = [row for row in self._rows if row["name"] in wanted], list[str]()
+            for first in range(0, len(rows), _BATCH):
+                written += await self._store.upsert_schedules(connection, rows[first : first + _BATCH])
             # Another application may have taken a name since the comparison.
             foreign |= wanted.difference(written)
         for compared in kinds[Kind.CHANGED]:

@@ -76,6 +76,7 @@ class Scheduler:
         self.resources = resources
         self.entrypoints: dict[str, Entrypoint] = {}
         self.declared: dict[str, Declared] = {}
+        self._pairs: set[tuple[str, str]] = set()  # entrypoint and expression of each that is declared
         self.hooks = Hooks()
         self.ready = asyncio.Event()
         self._stop: Callable[[], None] | None = None
@@ -117,9 +118,7 @@ class Scheduler:
         """
         where = f"schedule({entrypoint!r}, {expression!r})"
         parse(expression, timezone, name=name or str(entrypoint))  # before anything else: it has the best sentence
-        if (entrypoint, expression) in {
-            (d.row["entrypoint"], d.row["expression"]) for d in self.declared.values()
-        } and name is None:
+        if name is None and (entrypoint, expression) in self._pairs:
             raise RegistrationError(f"{where} is declared twice: give the second one a name of its own, name='…'.")
         title = name if name is not None else f"{entrypoint} {expression}"
         given = {
@@ -139,6 +138,7 @@ class Scheduler:
             own = _made(where, executor, function) if executor is not None else None
             known.own += [own] if own is not None else []
             self.declared[title] = Declared(title, row, own, retry)
+            self._pairs.add((row["entrypoint"], row["expression"]))
             self.entrypoints.setdefault(entrypoint, known)
             return function
 

@@ -463,6 +463,10 @@ class Store:
         until this one ends."""
         await connection.execute(self.query("lock_declarations"), {"key": f"pgsched {self.schema} declarations {app}"})
 
+    async def set_patience(self, connection: Connection, limit: timedelta) -> None:
+        """How long each statement of this transaction may take, and wait for a lock."""
+        await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
+
     async def read_declarations(self, connection: Connection, app: str, fingerprint: str) -> Standing:
         """Where the application's declarations stand, seen by a worker whose own have this fingerprint."""
         cursor = connection.cursor(row_factory=class_row(Standing))

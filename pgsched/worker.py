@@ -161,7 +161,7 @@ class Worker:
     async def _start(self) -> None:
         """Checks the schema, says hello, reconciles what the code declares. Any failure here is the caller's."""
         try:
-            async with self.machine.control.use() as connection:
+            async with self.machine.control.use(self.reconciler.patience) as connection:
                 await migrate.check(connection, self.machine.settings.schema)
                 # Registered first: whoever starts beside us and is older must find us alive.
                 await self._register()

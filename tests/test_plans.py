@@ -126,53 +126,14 @@ select n, 'job', '2020-01-01Z', 'succeeded', '2020-01-01Z' from generate_series(
 """
 STATISTICS = ["never analysed", "analysed while empty", "analysed full"]
 # What no running worker sends: clients, people, and starts, which compare all that is declared.
-NOT_A_WORKERS = set(
-    [
-        "alter_schedule",
-        "backfill_runs",
-        "begin_transaction",
-        "cancel_run",
-        "commit_run",
-        "compare_limits",
-        "compare_schedules",
-        "count_runs_by_status",
-        "create_schedule",
-        "declare_limits",
-        "delete_worker",
-        "end_transactions",
-        "enqueue_run",
-        "enqueue_runs",
-        "get_run",
-        "insert_worker",
-        "list_dead_runs",
-        "list_fire_times",
-        "list_runs",
-        "list_runs_between",
-        "list_schedules",
-        "list_workers",
-        "lock_declarations",
-        "look_after_commit",
-        "note_zone",
-        "pause_schedule",
-        "read_clock",
-        "read_declarations",
-        "read_health",
-        "read_log",
-        "read_situation",
-        "read_status",
-        "read_zones",
-        "record_declarations",
-        "remove_schedule",
-        "replan_zone",
-        "resume_schedule",
-        "retire_schedules",
-        "retry_run",
-        "retry_runs",
-        "trigger_schedule",
-        "upsert_schedules",
-        "wait_for_transaction",
-    ]
-)
+NOT_A_WORKERS = """
+    alter_schedule backfill_runs begin_transaction cancel_run commit_run compare_limits compare_schedules
+    count_runs_by_status create_schedule declare_limits delete_worker end_transactions enqueue_run enqueue_runs get_run
+    insert_worker list_dead_runs list_fire_times list_runs list_runs_between list_schedules list_workers
+    lock_declarations look_after_commit note_zone pause_schedule read_clock read_declarations read_health read_log
+    read_situation read_status read_zones record_declarations remove_schedule replan_zone resume_schedule
+    retire_schedules retry_run retry_runs set_patience trigger_schedule upsert_schedules wait_for_transaction
+"""
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +184,7 @@ def test_no_statement_of_a_running_worker_grows_with_the_tables(dsn, full, monke
     touched = {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
     assert not touched
     assert not {(one.name, table) for one in watch.seen for table in one.scans("Seq Scan") & {"runs", "schedules"}}
-    assert set(Store.texts()) - NOT_A_WORKERS <= {one.name for one in watch.seen}
+    assert set(Store.texts()) - set(NOT_A_WORKERS.split()) <= {one.name for one in watch.seen}
 
 
 async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
@@ -231,7 +192,8 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
     sc = Scheduler()
     for name in ("job", "limited"):
         sc.entrypoint(name)(nothing)
-    changes = {"lookahead": "10s", "heartbeat_interval": "100ms", "stall_timeout": "2s"}
+    # Beats so rare that the reaper misses none of our own, which nobody here sends.
+    changes = {"lookahead": "10s", "heartbeat_interval": "20s", "stall_timeout": "2s"}
     async with Parts(settings, sc, max_running=1000, **changes) as parts:
         machine, store = parts.machine, parts.machine.store
         async with machine.control.use() as connection:

@@ -1,0 +1,135 @@
+"""The part `growth`: what a claim, a start and a worker's memory cost as tables and fleets grow.
+
+With 10,000,000 finished runs as well: BENCH_GROWTH_MOST=10000000.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import psycopg
+from contestants import PGSCHED, Contestant
+from figures import Figures
+from rig import Database, Server
+from rounds import Sizes
+
+from pgsched import embedded
+
+GROWING = Contestant("pgsched", "bench", "growing.py", "pgsched.runs", "")
+STEPS = (1_000, 10_000, 100_000, 1_000_000)
+QUICK_STEPS = (100, 1_000)
+QUICK_BELOW = 10_000  # of Sizes.million: then everything is small
+FLEETS = (1, 10, 100)
+JOBS, AT_ONCE = 20_000, 20
+DECLARED = 100_000
+SCHEDULES = """
+insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, accounted_through)
+select 'far-' || n, 'nothing', '@yearly', timestamptz '2099-01-01Z' + n * interval '1 second', now(), now()
+from generate_series({first}, {last}) n
+"""
+RUNS = """
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, claimed_at, started_at, finished_at)
+select n % {schedules} + 1, 'nothing', i, 'succeeded', 1, i, i, i
+from generate_series({first}, {last}) n, lateral (select now() - n * interval '1 s' as i) _
+"""
+
+
+def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
+    """Everything once: what is counted does not move, and what is timed is the median of many."""
+    quick = sizes.million < QUICK_BELOW
+    most = int(os.environ.get("BENCH_GROWTH_MOST", "0"))
+    tables(server, figures, QUICK_STEPS if quick else STEPS, most)
+    with roomy() as one:
+        for workers in FLEETS:
+            fleet(one, figures, workers, JOBS // 20 if quick else JOBS)
+    declared(server, figures, DECLARED // 100 if quick else DECLARED)
+
+
+def tables(server: Server, figures: Figures, steps: tuple[int, ...], most: int) -> None:
+    """A pass and a worker beside more and more schedules and finished runs."""
+    with server.database(PGSCHED) as database:
+        schedules = runs = 0
+        for step in steps + ((most,) if most > steps[-1] else ()):
+            began = time.monotonic()
+            if step <= steps[-1]:
+                fill(database, SCHEDULES, "schedules", schedules, step)
+                schedules = step
+            fill(database, RUNS, "runs", runs, step, schedules)
+            runs = step
+            who = f"pgsched: {schedules:,} schedules, {runs:,} finished runs"
+            with database.process("passes", by=GROWING, rounds=20) as process:
+                told = process.answer()
+            figures.add("growth", "a pass that claims 20", who, "ms", told["milliseconds"])
+            figures.add("growth", "pages a pass", who, "", sum(told["pages"].values()))
+            for name, pages in sorted(told["pages"].items()):
+                figures.add("growth", f"pages: {name}", who, "", pages)
+            with database.worker() as worker:
+                time.sleep(1)
+                used = psutil.Process(worker.pid).memory_full_info().uss / 1e6
+            figures.add("growth", "memory of a worker", who, "MB", used)
+            print(f"  growth: {who}: {time.monotonic() - began:.1f} s", flush=True)
+
+
+def fill(database: Database, statement: str, table: str, before: int, after: int, schedules: int = 0) -> None:
+    """Puts in what is missing, without triggers: as after years of work. Then what autovacuum would have done."""
+    run = database.connection.execute
+    run(f"alter table pgsched.{table} disable trigger user")
+    run(statement.format(first=before + 1, last=after, schedules=schedules))
+    run(f"alter table pgsched.{table} enable trigger user")
+    run(f"vacuum analyze pgsched.{table}")
+
+
+@contextmanager
+def roomy() -> Iterator[Server]:
+    """A server that lets more in than the hundred sessions of the default."""
+    with tempfile.TemporaryDirectory(prefix="pgsched-", ignore_cleanup_errors=True) as name:
+        data = f"{name}/postgres"
+        with embedded.start(data) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("alter system set max_connections = 300")
+        with embedded.start(data) as dsn:  # the last who left has stopped it
+            one = Server(dsn, Path(name), None)
+            try:
+                yield one
+            finally:
+                one.close()
+
+
+def fleet(server: Server, figures: Figures, workers: int, jobs: int) -> None:
+    """Many workers' passes at one queue; the sessions are real, the processes are one."""
+    who = f"pgsched: {workers} worker{'s' if workers > 1 else ''}"
+    with server.database(PGSCHED) as database:
+        database.call("enqueue", count=jobs)
+        database.connection.execute("vacuum analyze pgsched.runs")
+        before = pages(database)
+        with database.process("contend", by=GROWING, workers=workers, jobs=jobs, most=AT_ONCE) as process:
+            told = process.answer(120)
+        time.sleep(1)  # the sessions have told what they touched once they are gone
+        for what, unit in (
+            ("claims a second", "/s"), ("pass, p50", "ms"), ("pass, p99", "ms"), ("passes that found nothing", "%"),
+            ("sessions that wait for a lock", ""),
+        ):  # fmt: skip
+            figures.add("growth", what, who, unit, told[what])
+        figures.add("growth", "pages a claim", who, "", (pages(database) - before) / jobs)
+
+
+def pages(database: Database) -> int:
+    """Pages that all sessions of the database have touched so far."""
+    return int(database.value(
+        "select blks_hit + blks_read from pg_stat_database where datname = current_database()"
+    ))  # fmt: skip
+
+
+def declared(server: Server, figures: Figures, count: int) -> None:
+    """A worker's start with so many schedules in its code."""
+    who = f"pgsched: {count:,} declared schedules"
+    with server.database(PGSCHED) as database, database.process("register", by=GROWING, count=count) as process:
+        told = process.answer(150)
+    for what, value in told.items():
+        figures.add("growth", what if what != "peak" else "memory of its process, peak", who,
+                    "MB" if what == "peak" else "s", value)  # fmt: skip

@@ -1,0 +1,235 @@
+"""What pgsched's workers do beside tables that grow: passes, many workers at one queue, starts that declare a lot.
+
+Runs pgsched's own parts in this process, over connections as workers have them. Verbs: passes, contend, register.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import resource
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import probe
+import psycopg
+from psycopg import sql
+
+from pgsched import Scheduler
+from pgsched.config import Settings
+from pgsched.dispatcher import Dispatcher
+from pgsched.finisher import Finisher
+from pgsched.machine import Machine
+from pgsched.model import Claim, Outcome, RunStatus
+from pgsched.reaper import Reaper
+from pgsched.runner import Runner
+from pgsched.store import Store
+from pgsched.worker import Worker
+
+TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
+PLACE = re.compile(r"%\((\w+)\)s")
+DUE = 10  # fire times and as many jobs that a pass has to claim
+
+
+class Part:
+    """A worker's claim pass; what it claims is finished at once and never run."""
+
+    def __init__(self, most: int = 1000) -> None:
+        scheduler = Scheduler(app="growing")
+        scheduler.entrypoint("nothing")(nothing)
+        self.machine = Machine.build(scheduler, Settings(dsn=probe.DSN, max_running=most))
+        self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))
+        self.taken: list[Any] = []
+        self.runner.take = self.taken.extend
+        self.dispatcher = Dispatcher(self.machine, self.runner)
+        self.dispatcher.listening = True
+
+    async def finish(self) -> None:
+        """Ends what was claimed."""
+        ends = [Outcome(Claim(r.id, r.attempt, self.machine.worker), RunStatus.SUCCEEDED) for r in self.taken]
+        self.taken.clear()
+        if ends:
+            async with self.machine.control.use() as connection:
+                await self.machine.store.finish_runs(connection, self.machine.worker, ends)
+
+    async def close(self) -> None:
+        await self.machine.control.discard()
+
+
+async def nothing() -> None: ...
+
+
+# --- one worker's pass ---------------------------------------------------------------------------------------
+
+
+async def passes(rounds: int) -> dict[str, Any]:
+    """Pages that each statement of a pass touches, and how long a whole pass takes, which claims as many each time."""
+    part = Part()
+    try:
+        pages = await watched(part)
+        times = []
+        for _ in range(rounds + 3):
+            await due()
+            part.dispatcher._gated = part.dispatcher._scarce = False  # as in a worker that has room
+            began = time.perf_counter()
+            claimed = await part.dispatcher.claim_pass()
+            times.append((time.perf_counter() - began) * 1000)
+            assert claimed == 2 * DUE, claimed
+            await part.finish()
+        return {"pages": pages, "milliseconds": statistics.median(times[3:])}
+    finally:
+        await part.close()
+
+
+async def due() -> None:
+    """Something for a pass to claim: schedules of the fill whose time has come, and jobs."""
+    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
+        await connection.execute(
+            "update pgsched.schedules set next_run = now(), planned_at = clock_timestamp() where id in"
+            " (select id from pgsched.schedules where status = 'active' and next_run > now() order by id limit %s)",
+            (DUE,),
+        )
+        await connection.execute("select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]))", (DUE,))
+
+
+async def watched(part: Part) -> dict[str, int]:
+    """Pages by statement, of one pass that looks at everything, and of the reaper's look."""
+    names = {part.machine.store.query(name): name for name in Store.texts()}
+    pages: dict[str, int] = {}
+
+    class Watched(psycopg.AsyncCursor[Any]):
+        async def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+            if isinstance(query, bytes) and query in names:
+                name = names[query]
+                pages[name] = max(pages.get(name, 0), await touched(self.connection, query.decode(), params or {}))
+            return await super().execute(query, params, **options)
+
+    connection = await part.machine.control.connect()
+    connection.cursor_factory = Watched
+    await due()
+    await part.dispatcher.claim_pass()
+    await Reaper(part.machine, part.runner).reap_pass()
+    await part.finish()
+    connection.cursor_factory = psycopg.AsyncCursor
+    return pages
+
+
+async def touched(connection: psycopg.AsyncConnection[Any], query: str, params: dict[str, Any]) -> int:
+    """Pages that a statement touches, by the plan that a prepared one has; what it does is taken back."""
+    given = list(dict.fromkeys(PLACE.findall(query)))
+    text = PLACE.sub(lambda place: f"${given.index(place[1]) + 1}", query).replace("%%", "%")
+    types = ", ".join(TYPES.get(type(params[name]), "unknown") for name in given)
+    values = sql.SQL(", ").join(sql.Literal(params[name]) for name in given)
+    cursor = psycopg.AsyncCursor(connection)
+    async with connection.transaction(force_rollback=True):
+        await cursor.execute((f"prepare watched ({types}) as " if given else "prepare watched as ") + text)
+        call = sql.SQL("execute watched({})").format(values) if given else sql.SQL("execute watched")
+        await cursor.execute(sql.SQL("explain (analyze, buffers, format json) ") + call)
+        row = await cursor.fetchone()
+        await cursor.execute("deallocate watched")
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+# --- many workers at one queue -------------------------------------------------------------------------------
+
+
+async def contend(workers: int, jobs: int, most: int) -> dict[str, Any]:
+    """So many workers' claim passes at once, at one queue, until it is empty: each takes `most` at a time."""
+    parts = [Part(most) for _ in range(workers)]
+    try:
+        for part in parts:
+            await part.machine.control.connect()
+        async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
+            waits = asyncio.create_task(count_waits(connection))
+            began = time.perf_counter()
+            told = await asyncio.gather(*(drain(part) for part in parts))
+            took = time.perf_counter() - began
+            waits.cancel()
+            looks, waiting = waits_seen
+    finally:
+        for part in parts:
+            await part.close()
+    passes = [one for each in told for one in each]
+    assert sum(claimed for _, claimed in passes) == jobs, "claimed twice or not at all"
+    useful = [ms for ms, claimed in passes if claimed]
+    # Each worker's last pass finds nothing left, and is none that came in vain.
+    return {
+        "claims a second": jobs / took,
+        "pass, p50": statistics.median(useful),
+        "pass, p99": sorted(useful)[int(len(useful) * 0.99)],
+        "passes that found nothing": 100 * max(0, len(passes) - len(useful) - workers) / len(passes),
+        "sessions that wait for a lock": waiting / max(1, looks),
+    }
+
+
+waits_seen = [0, 0]  # looks, and sessions that stood in a lock's way at them
+
+
+async def drain(part: Part) -> list[tuple[float, int]]:
+    """Passes of one worker until nothing is queued: milliseconds, and how many were claimed."""
+    told = []
+    while True:
+        began = time.perf_counter()
+        claimed = await part.dispatcher.claim_pass()
+        told.append(((time.perf_counter() - began) * 1000, claimed))
+        if not claimed:
+            async with part.machine.control.use() as connection:
+                row = await (await connection.execute(
+                    "select exists (select from pgsched.runs where status = 'queued' and not gated)"
+                )).fetchone()  # fmt: skip
+            if row is None or not row[0]:
+                return told
+        part.taken.clear()
+
+
+async def count_waits(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Looks now and then how many sessions wait for a lock, be it of rows or inside the server."""
+    while True:
+        row = await (await connection.execute(
+            "select count(*) from pg_stat_activity where datname = current_database()"
+            " and wait_event_type in ('Lock', 'LWLock', 'BufferPin') and state = 'active'"
+        )).fetchone()  # fmt: skip
+        waits_seen[0] += 1
+        waits_seen[1] += row[0] if row else 0
+        await asyncio.sleep(0.02)
+
+
+# --- starts --------------------------------------------------------------------------------------------------
+
+
+async def register(count: int) -> dict[str, Any]:
+    """A worker that declares so many schedules: its first start, until all are planned, and one that changes nothing."""
+    told: dict[str, Any] = {}
+    for name in ("first start", "next start"):
+        scheduler = Scheduler(app="growing")
+        began = time.perf_counter()
+        for number in range(count):
+            scheduler.schedule("nothing", "@at 2099-01-01T00:00:00Z", name=f"declared-{number}")(nothing)
+        told[f"{name}: declaring in Python"] = time.perf_counter() - began
+        worker = Worker(scheduler, Settings(dsn=probe.DSN))
+        began = time.perf_counter()
+        running = asyncio.create_task(worker.run())
+        ready = asyncio.create_task(scheduler.ready.wait())
+        await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            await running
+        told[f"{name}: until ready"] = time.perf_counter() - began
+        async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
+            unplanned = "select exists (select from pgsched.schedules where status = 'active' and next_run is null)"
+            while (await (await connection.execute(unplanned)).fetchone() or [False])[0]:
+                await asyncio.sleep(0.1)
+        told[f"{name}: until all are planned"] = time.perf_counter() - began
+        worker.stop()
+        await running
+    told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return told
+
+
+if __name__ == "__main__":
+    probe.main({"passes": passes, "contend": contend, "register": register})

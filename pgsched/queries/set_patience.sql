@@ -1,0 +1,3 @@
+-- How long each statement of this transaction may take, and wait for a lock.
+select pg_catalog.set_config('statement_timeout', %(limit)s, true),
+    pg_catalog.set_config('lock_timeout', %(limit)s, true)
