@@ -74,6 +74,7 @@ class Dispatcher:
         self._full = False  # no lane has room: nothing to look for until a run ends
         self._lane_full = False
         self._scarce = True  # whether more may be due than there is room for
+        self._cut = False  # whether a pass took all that it had room for
         self._next: float | None = None
         self._resume = float("inf")
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
@@ -203,7 +204,7 @@ class Dispatcher:
         """One pass. Returns how many runs it claimed; they are with the runner then."""
         names = list(self._scheduler.entrypoints)
         claimed: list[ClaimedRun] = []
-        cut = False
+        self._cut = False
         self._skips: list[tuple[Schedule, Skip]] = []
         self._limiter.opens = None
         async with self._session.use() as connection:
@@ -216,7 +217,7 @@ class Dispatcher:
                     room = min(lane.free, MOST, slots, *(free[place] for place in lane.places))
                     if room > 0:
                         taken = await self._claim_lane(connection, lane, room)
-                        cut = cut or len(taken) >= room
+                        self._cut = self._cut or len(taken) >= room
                         slots -= len(taken)
                         for place in lane.places:
                             free[place] -= len(taken)
@@ -230,7 +231,7 @@ class Dispatcher:
             before = time.monotonic()
             outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
             self._clock.observe(outlook.now, before, time.monotonic())
-        self._arrange(outlook, len(claimed), cut)
+        self._arrange(outlook, len(claimed), self._cut)
         if claimed:
             self._log.debug("runs_claimed", count=len(claimed))
         return len(claimed)
@@ -256,7 +257,7 @@ class Dispatcher:
     ) -> list[ClaimedRun]:
         names = [e.name for e in lane.entrypoints]
         schedules = await self._store.lock_due_schedules(connection, names, self._lookahead, room, priority=priority)
-        claimed = await self._plan(connection, schedules) if schedules else []
+        claimed = await self._plan(connection, schedules, room) if schedules else []
         defaults = [
             EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
             for e in lane.entrypoints
@@ -269,7 +270,7 @@ class Dispatcher:
                 queued += await claim(connection, self._worker, defaults, self._lookahead, left, priority=priority)
         return claimed + await self._with_schedules(connection, queued)
 
-    async def _plan(self, connection: Connection, schedules: Sequence[Schedule]) -> list[ClaimedRun]:
+    async def _plan(self, connection: Connection, schedules: Sequence[Schedule], room: int) -> list[ClaimedRun]:
         """Plans locked schedules and writes the plans. Their locks are held until the commit."""
         now, live = await self._store.count_live_runs(connection, [s.id for s in schedules])
         horizon = now + self._lookahead
@@ -286,6 +287,9 @@ class Dispatcher:
         if not changed:
             return []
         by_id = {p.schedule.id: p for p in changed}
+        # Schedules that were made just now advance without a run of theirs, and others wait behind them. Those that
+        # cannot advance do not count: the next pass would find them again, and again.
+        self._cut = self._cut or len(schedules) >= room
         made = await self._write(connection, changed, horizon)
         if len(made) < sum(len(p.plan.runs) for p in changed):
             self._gated = True  # some stand in line, at the limits of their entrypoint, and may be claimed by this pass

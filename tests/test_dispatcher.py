@@ -275,6 +275,36 @@ async def test_a_resync_moves_the_alarm_and_asks_nothing_more(settings, db):
         await running
 
 
+async def test_new_schedules_are_all_planned_without_a_wait_in_between(settings, db, monkeypatch):
+    """A thousand at a time: a hundred thousand took as many pauses as there were passes."""
+    monkeypatch.setattr(dispatcher_module, "MOST", 10)
+    await db.all("select pgsched.create_schedule('n' || n, 'job', '@yearly') from generate_series(1, 25) n")
+    async with Parts(settings) as parts:
+        for planned, more in ((10, True), (20, True), (25, False)):
+            assert await parts.dispatcher.claim_pass() == 0
+            assert await db.value("select count(*) from pgsched.schedules where next_run is not null") == planned
+            assert (parts.dispatcher._next <= time.monotonic()) is more
+
+
+async def test_schedules_that_cannot_advance_make_no_pass_follow_the_other(settings, db, monkeypatch):
+    monkeypatch.setattr(dispatcher_module, "MOST", 10)
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
+        " select 'b' || n, 'job', '@yearly', now() - interval '1 second', 'queue' from generate_series(1, 10) n"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, gated)"
+        " select id, 'job', next_run - n * interval '1 day', (array['running', 'queued'])[n], 2 - n, true"
+        " from pgsched.schedules, generate_series(1, 2) n"
+    )
+    async with Parts(settings) as parts:
+        await parts.dispatcher.claim_pass()
+        before = await db.all("select id, next_run from pgsched.schedules order by id")
+        await parts.dispatcher.claim_pass()
+        assert parts.dispatcher._next is None or parts.dispatcher._next > time.monotonic()
+        assert await db.all("select id, next_run from pgsched.schedules order by id") == before
+
+
 async def test_more_than_one_pass_takes_is_all_claimed_ahead(settings, db, monkeypatch):
     monkeypatch.setattr(dispatcher_module, "MOST", 10)
     await db.all(

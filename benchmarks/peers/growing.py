@@ -204,7 +204,7 @@ async def count_waits(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def register(count: int) -> dict[str, Any]:
-    """A worker that declares so many schedules: its first start, until all are planned, and one that changes nothing."""
+    """A worker that declares so many schedules: its first start, until all are planned, then one without a change."""
     told: dict[str, Any] = {}
     for name in ("first start", "next start"):
         scheduler = Scheduler(app="growing")
