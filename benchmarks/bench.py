@@ -18,6 +18,7 @@ from pathlib import Path
 
 import results
 from contestants import PGSCHED
+from cost import cost
 from draining import drain
 from expressions import expressions
 from figures import Fault, Figures
@@ -42,6 +43,7 @@ PARTS: dict[str, Callable[[Server, Sizes, Figures], None]] = {
     "sigkill": sigkill,
     "running": running,
     "growth": growth,
+    "cost": cost,
     "enqueue": enqueue,
     "expressions": expressions,
 }
