@@ -27,7 +27,7 @@ QUICK_STEPS = (100, 1_000)
 QUICK_BELOW = 10_000  # of Sizes.million: then everything is small
 FLEETS = (1, 10, 100)
 JOBS, AT_ONCE = 20_000, 20
-DECLARED = 100_000
+DECLARED = DRAINED = 100_000
 SCHEDULES = """
 insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, accounted_through)
 select 'far-' || n, 'nothing', '@yearly', timestamptz '2099-01-01Z' + n * interval '1 second', now(), now()
@@ -48,6 +48,7 @@ def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
     with roomy() as one:
         for workers in FLEETS:
             fleet(one, figures, workers, JOBS // 20 if quick else JOBS)
+    left(server, figures, DRAINED // 100 if quick else DRAINED)
     declared(server, figures, DECLARED // 100 if quick else DECLARED)
 
 
@@ -123,6 +124,16 @@ def pages(database: Database) -> int:
     return int(database.value(
         "select blks_hit + blks_read from pg_stat_database where datname = current_database()"
     ))  # fmt: skip
+
+
+def left(server: Server, figures: Figures, jobs: int) -> None:
+    """What a drain leaves behind until the next vacuum."""
+    who = f"pgsched: after {jobs:,} jobs"
+    with server.database(PGSCHED) as database, database.process("drained", by=GROWING, jobs=jobs) as process:
+        told = process.answer(120)
+    figures.add("growth", "bytes a finished run, with indexes", who, "", told.pop("bytes"))
+    for what, value in told.items():
+        figures.add("growth", f"a pass that claims one, {what}", who, "ms", value)
 
 
 def declared(server: Server, figures: Figures, count: int) -> None:

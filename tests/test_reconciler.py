@@ -12,6 +12,8 @@ from harness import working
 from structlog.testing import capture_logs
 
 from pgsched import Retry, Scheduler
+from pgsched import reconciler as reconciler_module
+from pgsched.db import STATEMENT_LIMIT
 from pgsched.declaration import fingerprint
 from pgsched.errors import DatabaseUnavailable
 from pgsched.machine import Machine
@@ -557,3 +559,23 @@ async def test_the_comparison_reads_arguments_whatever_they_are(store, db):
     await store.upsert_schedules(db.connection, [row])
     (same,) = await store.compare_schedules(db.connection, "code:app", [json.loads(json.dumps(row))])
     assert not same.changes
+
+
+# --- starts that declare a lot ------------------------------------------------------------------------------
+
+
+async def test_all_that_is_declared_is_written_however_many_statements_it_takes(settings, db, monkeypatch):
+    monkeypatch.setattr(reconciler_module, "_BATCH", 2)
+    await start(declares({f"s{n}": "@yearly" for n in range(5)}), settings)
+    assert await db.value("select count(*) from pgsched.schedules") == 5
+
+
+async def test_a_start_may_take_longer_the_more_it_declares(settings, store, db):
+    machine = Machine.build(declares({"a": "@yearly", "b": "@daily"}), settings)
+    assert Reconciler(machine).patience > STATEMENT_LIMIT
+    before = await db.one("select current_setting('statement_timeout'), current_setting('lock_timeout')")
+    async with db.connection.transaction():
+        await store.set_patience(db.connection, timedelta(seconds=42))
+        limits = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
+        assert await db.one(limits) == ("42s", "42s")
+    assert await db.one(limits) == before, "of its own transaction only"

@@ -1,6 +1,6 @@
 """What pgsched's workers do beside tables that grow: passes, many workers at one queue, starts that declare a lot.
 
-Runs pgsched's own parts in this process, over connections as workers have them. Verbs: passes, contend, register.
+Runs pgsched's own parts in this process, as workers have them. Verbs: passes, contend, drained, register.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pgsched.worker import Worker
 
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")
+MANY = "select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]))"
 DUE = 10  # fire times and as many jobs that a pass has to claim
 
 
@@ -93,7 +94,7 @@ async def due() -> None:
             " (select id from pgsched.schedules where status = 'active' and next_run > now() order by id limit %s)",
             (DUE,),
         )
-        await connection.execute("select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]))", (DUE,))
+        await connection.execute(MANY, (DUE,))
 
 
 async def watched(part: Part) -> dict[str, int]:
@@ -200,6 +201,47 @@ async def count_waits(connection: psycopg.AsyncConnection[Any]) -> None:
         await asyncio.sleep(0.02)
 
 
+# --- what a drain leaves behind ------------------------------------------------------------------------------
+
+
+async def drained(jobs: int) -> dict[str, float]:
+    """A pass that claims one job, after so many were worked off since the last vacuum; milliseconds."""
+    told: dict[str, float] = {}
+    part = Part()
+    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as client:
+        await client.execute("alter table pgsched.runs set (autovacuum_enabled = off)")
+        for how, snapshot in (("", False), (", with a transaction open since before", True)):
+            for _ in range(0, jobs, 10_000):
+                await client.execute(MANY, (min(jobs, 10_000),))
+            async with await psycopg.AsyncConnection.connect(probe.DSN) as other:
+                if snapshot:
+                    await other.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+                    await other.execute("select 1")
+                while await part.dispatcher.claim_pass():
+                    await part.finish()
+                told[f"not vacuumed{how}"] = await alone(part, client)
+            if not snapshot:
+                row = await (await client.execute("select pg_total_relation_size('pgsched.runs')")).fetchone()
+                told["bytes"] = row[0] / jobs if row else 0
+            await client.execute("vacuum pgsched.runs")
+            told["vacuumed"] = await alone(part, client)
+    await part.close()
+    return told
+
+
+async def alone(part: Part, client: psycopg.AsyncConnection[Any]) -> float:
+    """The median of passes that claim one job each."""
+    times = []
+    for _ in range(30):
+        await client.execute("select pgsched.enqueue('nothing')")
+        part.dispatcher._gated = part.dispatcher._scarce = False
+        began = time.perf_counter()
+        await part.dispatcher.claim_pass()
+        times.append((time.perf_counter() - began) * 1000)
+        await part.finish()
+    return statistics.median(times)
+
+
 # --- starts --------------------------------------------------------------------------------------------------
 
 
@@ -232,4 +274,4 @@ async def register(count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    probe.main({"passes": passes, "contend": contend, "register": register})
+    probe.main({"passes": passes, "contend": contend, "drained": drained, "register": register})
