@@ -39,6 +39,24 @@ select n % {schedules} + 1, 'nothing', i, 'succeeded', 1, i, i, i
 from generate_series({first}, {last}) n, lateral (select now() - n * interval '1 s' as i) _
 """
 
+# What a look has to step over, and how much of it.
+BESIDE = {
+    "nothing": ("select {n}", 0),
+    "schedules of an entrypoint that nobody has": (
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)"
+        " select 'other-' || n, 'other', '@yearly', timestamptz '2098-01-01Z', now() from generate_series(1, {n}) n",
+        100_000,
+    ),
+    "due jobs of an entrypoint that nobody has": (
+        "insert into pgsched.runs (entrypoint, due_at) select 'other', now() from generate_series(1, {n}) n", 100_000,
+    ),
+    "schedules of which a run waits for its jitter": (
+        "with made as (" + SCHEDULES.format(first=1, last="{n}") + " returning id) insert into pgsched.runs"
+        " (schedule_id, entrypoint, fire_time, due_at, gated)"
+        " select id, 'nothing', now(), now() + interval '1 hour', true from made", 10_000,
+    ),
+}  # fmt: skip
+
 
 def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
     """Everything once: what is counted does not move, and what is timed is the median of many."""
@@ -49,6 +67,7 @@ def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
         for workers in FLEETS:
             fleet(one, figures, workers, JOBS // 20 if quick else JOBS)
     left(server, figures, DRAINED // 100 if quick else DRAINED)
+    beside(server, figures, 100 if quick else 1)
     declared(server, figures, DECLARED // 100 if quick else DECLARED)
 
 
@@ -134,6 +153,22 @@ def left(server: Server, figures: Figures, jobs: int) -> None:
     figures.add("growth", "bytes a finished run, with indexes", who, "", told.pop("bytes"))
     for what, value in told.items():
         figures.add("growth", f"a pass that claims one, {what}", who, "ms", value)
+
+
+def beside(server: Server, figures: Figures, share: int) -> None:
+    """What makes a look longer that it can do nothing about."""
+    for what, (statement, count) in BESIDE.items():
+        number = count // share
+        with server.database(PGSCHED) as database:
+            for table in ("schedules", "runs"):
+                database.connection.execute(f"alter table pgsched.{table} disable trigger user")
+            database.connection.execute(statement.format(n=number))
+            for table in ("schedules", "runs"):
+                database.connection.execute(f"alter table pgsched.{table} enable trigger user")
+            database.connection.execute("vacuum analyze pgsched.schedules, pgsched.runs")
+            with database.process("look", by=GROWING) as process:
+                who = f"pgsched: beside {number:,} {what}" if count else f"pgsched: beside {what}"
+                figures.add("growth", "a pass that claims one and looks at everything", who, "ms", process.answer())
 
 
 def declared(server: Server, figures: Figures, count: int) -> None:

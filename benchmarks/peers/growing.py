@@ -1,6 +1,6 @@
 """What pgsched's workers do beside tables that grow: passes, many workers at one queue, starts that declare a lot.
 
-Runs pgsched's own parts in this process, as workers have them. Verbs: passes, contend, drained, register.
+Runs pgsched's own parts in this process, as workers have them. Verbs: passes, contend, drained, look, register.
 """
 
 from __future__ import annotations
@@ -229,12 +229,21 @@ async def drained(jobs: int) -> dict[str, float]:
     return told
 
 
-async def alone(part: Part, client: psycopg.AsyncConnection[Any]) -> float:
+async def look() -> float:
+    """A pass that claims one job and looks at everything, runs that wait for their overlap too."""
+    part = Part()
+    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as client:
+        told = await alone(part, client, gated=True)
+    await part.close()
+    return told
+
+
+async def alone(part: Part, client: psycopg.AsyncConnection[Any], gated: bool = False) -> float:
     """The median of passes that claim one job each."""
     times = []
     for _ in range(30):
         await client.execute("select pgsched.enqueue('nothing')")
-        part.dispatcher._gated = part.dispatcher._scarce = False
+        part.dispatcher._gated, part.dispatcher._scarce = gated, False
         began = time.perf_counter()
         await part.dispatcher.claim_pass()
         times.append((time.perf_counter() - began) * 1000)
@@ -274,4 +283,4 @@ async def register(count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    probe.main({"passes": passes, "contend": contend, "drained": drained, "register": register})
+    probe.main({"passes": passes, "contend": contend, "drained": drained, "look": look, "register": register})
