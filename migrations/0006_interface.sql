@@ -408,38 +408,6 @@ end $$;
 comment on function pgsched.cancel(bigint) is
     'Cancels a queued run (returns cancelled), or asks the worker of a running one to (returns requested). PS404, PS409 where it has ended.';
 
-create or replace function pgsched.retry(run_id bigint) returns void
-    language plpgsql security invoker set search_path = pg_catalog, pg_temp as $$
-declare
-    state text;
-begin
-    select r.status into state from pgsched.runs r where r.id = run_id for update;
-    if state is null then
-        perform pgsched.no_run(run_id);
-    elsif state not in ('failed', 'cancelled') then
-        raise exception 'Run % is %: only a failed or cancelled one can be retried.', run_id, state
-            using errcode = 'PS409';
-    end if;
-    update pgsched.runs r
-    set status = 'queued', due_at = clock_timestamp(),
-        max_attempts = case when max_attempts is not null then greatest(max_attempts, attempt + 1) end,
-        finished_at = null, reason = null, cancel_requested_at = null, worker = null,
-        gated = g.overlap <> 'allow' or g.line is not null, line = g.line
-    from (
-        select q.overlap, pgsched.line_for(r.entrypoint, r.args, r.schedule_id, q.overlap) as line
-        from pgsched.runs r
-        cross join lateral (
-            select coalesce((select s.overlap from pgsched.schedules s where s.id = r.schedule_id), 'allow') as overlap
-        ) q
-        where r.id = run_id
-    ) g
-    where r.id = run_id;
-exception when unique_violation then
-    raise exception 'Run % cannot be retried: a live run has its unique key.', run_id using errcode = 'PS409';
-end $$;
-comment on function pgsched.retry(bigint) is
-    'Queues a failed or cancelled run again, with at least one more attempt; its errors stay. PS404, PS409 where it has neither failed nor been cancelled, or where a live run has its unique_key.';
-
 create function pgsched.retry_many(run_ids bigint[]) returns setof bigint
     language plpgsql security invoker set search_path = pg_catalog, pg_temp as $$
 declare

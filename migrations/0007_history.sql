@@ -114,6 +114,9 @@ exception when unique_violation then
     raise exception 'Run % cannot be retried: a live run has its unique key.', run_id using errcode = 'PS409';
 end $$;
 
+comment on function pgsched.retry(bigint) is
+    'Queues a failed or cancelled run again, with at least one more attempt; its errors stay. PS404, PS409 where it has neither failed nor been cancelled, or where a live run has its unique_key.';
+
 -- --- how long it is kept -------------------------------------------------------------------------------------
 
 -- Each status has an age of its own: what is kept longer must not be walked over by each round.
