@@ -9,10 +9,13 @@ with given as (
 held as materialized (
     select r.id, r.attempt, g.done, g.total
     from given g
-    join pgsched.runs r on r.id = g.id and r.attempt = g.attempt
-    where r.worker = %(worker)s and (r.status = 'running' or r.committed_at is not null)
-    order by r.id
-    for no key update of r skip locked
+    cross join lateral (  -- each by its id, as in finish_runs
+        select r.id, r.attempt
+        from pgsched.runs r
+        where r.id = g.id and r.attempt = g.attempt and r.worker = %(worker)s
+            and (r.status = 'running' or r.committed_at is not null)
+        for no key update skip locked
+    ) r
 ),
 progressed as (
     update pgsched.runs r
