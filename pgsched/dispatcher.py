@@ -1,7 +1,8 @@
 """Claims due runs and starts them. Retries belong to runner, dead workers to reaper.
 
-Sleeps until the earliest fire time or a wake-up; then one pass, one transaction: lock, plan, write, claim,
-look ahead. Nothing is started before the commit.
+Sleeps until the earliest fire time or a wake-up; then one pass. Where nothing but queued runs is due it claims them in
+one statement, else in one transaction: lock, plan, write, claim. Nothing is started before the commit. Then it looks
+ahead.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
 from pgsched.policy import Occupancy, Plan, fire_times, plan
 from pgsched.runner import Live, Runner
 from pgsched.scheduler import Entrypoint
-from pgsched.store import EntrypointDefaults, Outlook, Planned
+from pgsched.store import Due, EntrypointDefaults, Outlook, Planned
 
-# How many schedules or runs one pass takes at most, whatever is free: it bounds the transaction.
-MOST = 1000
+# How many schedules or runs one pass takes at most, whatever is free: it bounds the transaction, and half of what may
+# run at once by default leaves the database something to do while the other half runs.
+MOST = 500
+_LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more to claim
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
 
 
@@ -70,11 +73,14 @@ class Dispatcher:
         self._passing = False
         self._careful = False
         self._near = False
-        self._gated = True  # whether a run may wait for its schedule's overlap
+        self._gated = True  # whether a run waits for its schedule's overlap, or in a line
         self._full = False  # no lane has room: nothing to look for until a run ends
         self._lane_full = False
         self._scarce = True  # whether more may be due than there is room for
         self._cut = False  # whether a pass took all that it had room for
+        self._looked = float("-inf")  # when it was last looked ahead
+        self._due: Due  # what the pass has to look for in the lane that it is at
+        self._skips: list[tuple[Schedule, Skip]] = []
         self._next: float | None = None
         self._resume = float("inf")
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
@@ -116,9 +122,7 @@ class Dispatcher:
             await self._until_next()
             if self._stopping:
                 return
-            # Clear before looking: a wake-up in between costs one spare pass, never a lost one. What came to wait for
-            # its schedule's overlap since the last look has woken us.
-            self._gated = self._gated or self._woken
+            # Clear before looking: a wake-up in between costs one spare pass, never a lost one.
             self._woken = False
             self._passing = True
             try:
@@ -202,47 +206,69 @@ class Dispatcher:
 
     async def claim_pass(self) -> int:
         """One pass. Returns how many runs it claimed; they are with the runner then."""
-        names = list(self._scheduler.entrypoints)
-        claimed: list[ClaimedRun] = []
+        count = 0
         self._cut = False
-        self._skips: list[tuple[Schedule, Skip]] = []
         self._limiter.opens = None
         async with self._session.use() as connection:
-            async with connection.transaction():
-                if time.monotonic() >= self._resume:
-                    await self._store.resume_paused(connection)
-                slots = self._runner.room
-                free = self._runner.free()
-                for lane in self._lanes():
-                    room = min(lane.free, MOST, slots, *(free[place] for place in lane.places))
-                    if room > 0:
-                        taken = await self._claim_lane(connection, lane, room)
-                        self._cut = self._cut or len(taken) >= room
-                        slots -= len(taken)
-                        for place in lane.places:
-                            free[place] -= len(taken)
-                        claimed += taken
-                if not self._clock.known:  # which nothing could start by
-                    await self._read_clock(connection)
-            # The claims are committed: only now may anything start. It need not wait for the look at what is next.
-            self._runner.take(claimed)
-            for schedule, skip in self._skips:
-                self.skipped(schedule, skip)
-            before = time.monotonic()
-            outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
-            self._clock.observe(outlook.now, before, time.monotonic())
-        self._arrange(outlook, len(claimed), self._cut)
-        if claimed:
-            self._log.debug("runs_claimed", count=len(claimed))
-        return len(claimed)
+            if time.monotonic() >= self._resume:
+                await self._store.resume_paused(connection)
+            if not self._clock.known:  # and without it nothing could start
+                await self._read_clock(connection)
+            slots = self._runner.room
+            free = self._runner.free()
+            for lane in self._lanes():
+                room = min(lane.free, MOST, slots, *(free[place] for place in lane.places))
+                if room > 0:
+                    taken = await self._claim_lane(connection, lane, room)
+                    self._cut = self._cut or len(taken) >= room
+                    slots -= len(taken)
+                    for place in lane.places:
+                        free[place] -= len(taken)
+                    count += len(taken)
+            if not self._at_once():
+                await self._look_ahead(connection, count)
+        if count:
+            self._log.debug("runs_claimed", count=count)
+        return count
+
+    def _at_once(self) -> bool:
+        """Whether the next pass comes now, whatever a look ahead would say: the database then claims while what was
+        claimed runs. Not where a lane is full: whose places become free may go unnoticed by the next pass."""
+        if not self._cut or time.monotonic() - self._looked > _LOOK_EVERY or not all(x.free for x in self._lanes()):
+            return False
+        self._next = time.monotonic()
+        return True
+
+    async def _look_ahead(self, connection: Connection, claimed: int) -> None:
+        before = self._looked = time.monotonic()
+        names = list(self._scheduler.entrypoints)
+        outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
+        self._clock.observe(outlook.now, before, time.monotonic())
+        self._arrange(outlook, claimed, self._cut)
 
     async def _read_clock(self, connection: Connection) -> None:
         before = time.monotonic()
         self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
 
     async def _claim_lane(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
-        """Claims what is due of a lane. Where there may be more than there is room for, what has the highest priority
-        goes first, be it a fire time, a run that waits at a gate, or a queued one."""
+        """Claims what is due of a lane, and starts it once that is committed."""
+        runs, self._due = await self._store.claim_due_runs(
+            connection, self._worker, _defaults(lane), self._lookahead, room, alone=True
+        )
+        skips = self._skips = []
+        if self._due.mixed:
+            async with connection.transaction():
+                claimed = await self._claim_levels(connection, lane, room)
+        else:
+            claimed = await self._with_schedules(connection, runs)
+        self._runner.take(claimed)
+        for schedule, skip in skips:
+            self.skipped(schedule, skip)
+        return claimed
+
+    async def _claim_levels(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
+        """Where there may be more than there is room for, what has the highest priority goes first, be it a fire time,
+        a run that waits at a gate, or a queued one."""
         levels: list[int | None] = [None]
         if self._scarce or room < _SCARCE:
             levels = [*await self._store.read_levels(connection, [e.name for e in lane.entrypoints], self._lookahead)]
@@ -256,18 +282,27 @@ class Dispatcher:
         self, connection: Connection, lane: Lane, room: int, priority: int | None
     ) -> list[ClaimedRun]:
         names = [e.name for e in lane.entrypoints]
-        schedules = await self._store.lock_due_schedules(connection, names, self._lookahead, room, priority=priority)
-        claimed = await self._plan(connection, schedules, room) if schedules else []
-        defaults = [
-            EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
-            for e in lane.entrypoints
-        ]
+        claimed: list[ClaimedRun] = []
+        if self._due.fire_times and (
+            schedules := await self._store.lock_due_schedules(
+                connection, names, self._lookahead, room, priority=priority
+            )
+        ):
+            claimed += await self._plan(connection, schedules, room)
+        defaults = _defaults(lane)
         queued: list[ClaimedRun] = []
-        if self._gated and (left := room - len(claimed)) > 0:
+        if self._due.lines and (left := room - len(claimed)) > 0:
             queued += await self._limiter.claim(connection, defaults, left, priority)
-        for claim in (self._store.claim_gated_runs, self._store.claim_due_runs)[0 if self._gated else 1 :]:
-            if (left := room - len(claimed) - len(queued)) > 0:
-                queued += await claim(connection, self._worker, defaults, self._lookahead, left, priority=priority)
+        look = self._lookahead
+        if self._due.waiting and (left := room - len(claimed) - len(queued)) > 0:
+            queued += await self._store.claim_gated_runs(
+                connection, self._worker, defaults, look, left, priority=priority
+            )
+        if self._due.queued and (left := room - len(claimed) - len(queued)) > 0:
+            runs, _ = await self._store.claim_due_runs(
+                connection, self._worker, defaults, look, left, priority=priority
+            )
+            queued += runs
         return claimed + await self._with_schedules(connection, queued)
 
     async def _plan(self, connection: Connection, schedules: Sequence[Schedule], room: int) -> list[ClaimedRun]:
@@ -292,7 +327,8 @@ class Dispatcher:
         self._cut = self._cut or len(schedules) >= room
         made = await self._write(connection, changed, horizon)
         if len(made) < sum(len(p.plan.runs) for p in changed):
-            self._gated = True  # some stand in line, at the limits of their entrypoint, and may be claimed by this pass
+            # Some stand in line, at the limits of their entrypoint, and may be claimed by this pass.
+            self._due = replace(self._due, lines=True)
         return [by_id[schedule_id].claimed(run_id, fire_time) for run_id, schedule_id, fire_time in made]
 
     async def _write(
@@ -347,3 +383,10 @@ class Dispatcher:
             return runs
         known = {s.id: s for s in await self._store.get_schedules(connection, ids)}
         return [run.of(known[run.schedule_id]) if run.schedule_id in known else run for run in runs]
+
+
+def _defaults(lane: Lane) -> list[EntrypointDefaults]:
+    return [
+        EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
+        for e in lane.entrypoints
+    ]

@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from psycopg import sql
-from psycopg.rows import args_row, class_row, dict_row, scalar_row
+from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from pgsched import definition
@@ -52,6 +52,25 @@ class Outlook:
     next_resume: datetime | None  # when the first pause ends
     running_elsewhere: bool
     orphaned: bool  # the application's declarations in force are not ours, and those of no live worker; resync only
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is due where a claim of queued runs was to be made alone, and was not because there is more than them.
+
+    fire_times: schedules to be planned. waiting: runs that wait for their schedule's overlap. lines: runs that stand in
+    line at a limit. queued: the others.
+    """
+
+    fire_times: bool
+    waiting: bool
+    lines: bool
+    queued: bool
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there is more than queued runs."""
+        return self.fire_times or self.waiting or self.lines
 
 
 class Store:
@@ -164,14 +183,19 @@ class Store:
         limit: int,
         *,
         priority: int | None = None,
-    ) -> list[ClaimedRun]:
-        """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap."""
-        cursor = connection.cursor(row_factory=args_row(ClaimedRun))
-        await cursor.execute(
+        alone: bool = False,
+    ) -> tuple[list[ClaimedRun], Due]:
+        """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap.
+
+        alone: only where nothing else is due, be it a fire time or a run at a gate; returns what is, too.
+        """
+        cursor = await connection.execute(
             self.query("claim_due_runs"),
-            _claim_params(worker, defaults) | {"lookahead": lookahead, "limit": limit, "priority": priority},
+            _claim_params(worker, defaults)
+            | {"lookahead": lookahead, "limit": limit, "priority": priority, "alone": alone},
         )
-        return await cursor.fetchall()
+        rows = await cursor.fetchall()
+        return [ClaimedRun(*row[4:]) for row in rows if row[4] is not None], Due(*rows[0][:4])
 
     async def claim_gated_runs(
         self,

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from harness import Parts, until
 
+from pgsched import Scheduler
 from pgsched import dispatcher as dispatcher_module
 from pgsched.store import Store, in_schema
 
@@ -17,8 +18,14 @@ DUE = (
 )
 
 
+WAITING = (
+    "with far as (insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+    " values ('far', 'job', '@yearly', '2099-01-01Z') returning id)"
+    " insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated)"
+    " select id, 'job', now(), 'trigger', true from far"
+)
 STATEMENTS = [
-    "lock_due_schedules", "count_live_runs", "write_plans", "claim_gated_runs", "claim_due_runs", "read_clock",
+    "read_clock", "lock_due_schedules", "count_live_runs", "write_plans", "claim_gated_runs", "claim_due_runs",
 ]  # fmt: skip
 
 
@@ -26,6 +33,7 @@ STATEMENTS = [
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(settings, db, monkeypatch, statement, when):
     await db.all(DUE, 1)
+    await db.all(WAITING)
     await db.all("select pgsched.enqueue('job')")
     state = (
         "select (select array_agg((id, next_run, last_run)) from pgsched.schedules)::text,"
@@ -35,6 +43,8 @@ async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(setti
     real = getattr(Store, statement)
 
     async def dies(self, connection, *args, **kwargs):
+        if kwargs.get("alone"):
+            return await real(self, connection, *args, **kwargs)
         if when == "after":
             await real(self, connection, *args, **kwargs)
         connection.pgconn.finish()  # as if the network, or this process, were gone
@@ -51,9 +61,60 @@ async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(setti
             f"pgsched {parts.machine.worker}",
         )
         assert await db.one(state) == before
-        assert await parts.dispatcher.claim_pass() == 2
+        assert await parts.dispatcher.claim_pass() == 3
         assert await parts.dispatcher.claim_pass() == 0
-    assert await db.value("select count(*) from pgsched.runs") == 2
+    assert await db.value("select count(*) from pgsched.runs") == 3
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_claim_in_one_statement_whose_answer_is_lost_starts_nothing_and_doubles_nothing(
+    settings, db, monkeypatch, when
+):
+    await db.all("select pgsched.enqueue('job')")
+    real = Store.claim_due_runs
+
+    async def dies(self, connection, *args, **kwargs):
+        if when == "after":
+            await real(self, connection, *args, **kwargs)
+        connection.pgconn.finish()
+        raise psycopg.OperationalError("gone")
+
+    async with Parts(settings) as parts:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "claim_due_runs", dies)
+            with pytest.raises(psycopg.OperationalError):
+                await parts.dispatcher.claim_pass()
+        assert parts.taken == []
+        assert await parts.dispatcher.claim_pass() == (1 if when == "before" else 0), "it is the reaper's by then"
+    assert await db.value("select attempt from pgsched.runs where status = 'running'") == 1
+
+
+@pytest.mark.parametrize("other", ["fire time", "waiting run", "run in line", "nothing"])
+async def test_what_is_due_beside_queued_runs_goes_first_and_these_alone_take_one_statement(
+    settings, db, monkeypatch, other
+):
+    scheduler = Scheduler()
+    for name in ("job", "limited"):
+        scheduler.entrypoint(name)(nothing)
+    await db.all("select pgsched.enqueue('job', priority => -1) from generate_series(1, 60)")
+    if other == "fire time":
+        await db.all(DUE, 1)
+    elif other == "waiting run":
+        await db.all(WAITING)
+    elif other == "run in line":
+        await db.all("insert into pgsched.limits (entrypoint, owner, concurrency) values ('limited', 'code:app', 1)")
+        await db.all("select pgsched.enqueue('limited')")
+    blocks = []
+    real = psycopg.AsyncConnection.transaction
+    monkeypatch.setattr(psycopg.AsyncConnection, "transaction", lambda c: blocks.append(c) or real(c))
+    async with Parts(settings, scheduler, max_running=60) as parts:
+        parts.dispatcher._scarce = False
+        assert await parts.dispatcher.claim_pass() == 60
+    others = [run for run in parts.taken if run.schedule_id is not None or run.entrypoint == "limited"]
+    assert len(others) == len(blocks) == (other != "nothing")
+
+
+async def nothing() -> None: ...
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -2,6 +2,8 @@
 -- Those of schedules whose overlap has to be looked at are gated, and claim_gated_runs'.
 -- Priorities are walked one by one, so that within each the index gives the due ones in order and the far-future
 -- ones are never read; the lock lies inside, so that workers do not queue up for the same rows.
+-- alone: claims nothing where anything else is due that may have to go first, and says so; where nothing is, this one
+-- statement is all that a pass has to send.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -12,6 +14,24 @@ with recursive levels (priority) as (
     )
     from levels l
     where l.priority is not null
+),
+others as materialized (
+    select
+        %(alone)s::boolean and exists (
+            select from pgsched.schedules s
+            where s.status = 'active' and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
+                and s.entrypoint = any(%(entrypoints)s)
+        ) as fire_times,
+        %(alone)s::boolean and exists (
+            select from pgsched.runs r
+            where r.status = 'queued' and r.gated and r.line is null and r.due_at <= now() + %(lookahead)s
+                and r.entrypoint = any(%(entrypoints)s)
+        ) as waiting,
+        %(alone)s::boolean and exists (
+            select from pgsched.runs r
+            where r.status = 'queued' and r.gated and r.line is not null and r.due_at <= now() + %(lookahead)s
+                and r.entrypoint = any(%(entrypoints)s)
+        ) as lines
 ),
 due as materialized (
     select d.id
@@ -27,7 +47,7 @@ due as materialized (
         limit %(limit)s
         for no key update skip locked
     ) d
-    where l.priority is not null
+    where l.priority is not null and not (select o.fire_times or o.waiting or o.lines from others o)
     limit %(limit)s
 ),
 -- Queued while its entrypoint had no limits yet: it goes and stands in line.
@@ -36,24 +56,38 @@ strays as (
     set gated = true, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, null)
     from due, pgsched.limits l
     where r.id = due.id and l.entrypoint = r.entrypoint and l.limited
+),
+claimed as (
+    update pgsched.runs r
+    set status = 'running',
+        attempt = r.attempt + 1,
+        worker = %(worker)s,
+        claimed_at = clock_timestamp(),
+        heartbeat_at = clock_timestamp(),
+        started_at = null,
+        cancel_requested_at = null,
+        max_attempts = coalesce(r.max_attempts, e.max_attempts),
+        backoff = coalesce(r.backoff, e.backoff),
+        max_backoff = coalesce(r.max_backoff, e.max_backoff),
+        timeout = coalesce(r.timeout, e.timeout)
+    from due, unnest(
+        %(entrypoints)s::text[], %(max_attempts)s::int[], %(backoffs)s::interval[], %(max_backoffs)s::interval[],
+        %(timeouts)s::interval[]
+    ) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
+    where r.id = due.id and e.entrypoint = r.entrypoint
+        and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
+    returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
+        r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout
 )
-update pgsched.runs r
-set status = 'running',
-    attempt = r.attempt + 1,
-    worker = %(worker)s,
-    claimed_at = clock_timestamp(),
-    heartbeat_at = clock_timestamp(),
-    started_at = null,
-    cancel_requested_at = null,
-    max_attempts = coalesce(r.max_attempts, e.max_attempts),
-    backoff = coalesce(r.backoff, e.backoff),
-    max_backoff = coalesce(r.max_backoff, e.max_backoff),
-    timeout = coalesce(r.timeout, e.timeout)
-from due, unnest(
-    %(entrypoints)s::text[], %(max_attempts)s::int[], %(backoffs)s::interval[], %(max_backoffs)s::interval[],
-    %(timeouts)s::interval[]
-) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
-where r.id = due.id and e.entrypoint = r.entrypoint
-    and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
-returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
-    r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout
+select o.fire_times, o.waiting, o.lines,
+    (o.fire_times or o.waiting or o.lines) and exists (
+        select from levels l cross join lateral (
+            select from pgsched.runs r
+            where r.status = 'queued' and not r.gated and r.priority = l.priority
+                and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
+            limit 1
+        ) q
+        where l.priority is not null
+    ) as queued,
+    c.*
+from others o left join claimed c on true

@@ -49,7 +49,7 @@ class _Dispatcher(Dispatcher):
     outlook: Outlook | None = None
 
     async def claim_pass(self) -> int:
-        self._gated, self._resume = True, 0.0
+        self._resume = 0.0
         return await super().claim_pass()
 
     def _arrange(self, outlook: Outlook, claimed: int, cut: bool) -> None:
