@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+import psycopg
 from psycopg import sql
 
 from pgsched import log
@@ -44,8 +45,9 @@ class Listener:
         self._backoff = Backoff(0.05, 10.0)
         self._log = log.get()
         self._told_pooled = False
-        self._heard = asyncio.Event()
-        self._ready = asyncio.Event()  # something to read, or to ask
+        self._heard = False
+        self._ready = asyncio.Event()  # something to ask, or nobody to be heard any more
+        self._gone: psycopg.Error | None = None
         self._due = float("inf")
 
     async def run(self) -> None:
@@ -54,7 +56,7 @@ class Listener:
             try:
                 async with self._session.use() as connection:
                     # Hears those notifications that arrive within the answer to a statement.
-                    connection.add_notify_handler(lambda _: self._heard.set())
+                    connection.add_notify_handler(self._note)
                     await connection.execute(sql.SQL("listen {}").format(self._store.channel))
                 if not self._session.direct and not self._told_pooled:
                     self._told_pooled = True
@@ -101,29 +103,49 @@ class Listener:
             interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
         seconds = interval.total_seconds() or float("inf")
         self._due = time.monotonic() + seconds
+        self._gone = None
+        self._hear(connection)  # what came with the answers so far
         while True:
-            await self._readable(connection)
-            if time.monotonic() >= self._due:
-                await self.resync()
-                self._due = time.monotonic() + seconds
-            while connection.pgconn.notifies() is not None:
-                self._heard.set()
-            if self._heard.is_set():
-                # Clear before looking, as ever.
-                self._heard.clear()
-                self._call()
+            await self._until_due(connection)
+            await self.resync()
+            self._due = time.monotonic() + seconds
+            self._hear(connection)  # what has come with the answer
 
-    async def _readable(self, connection: Connection) -> None:
-        """Waits until something has come, or a resync is due."""
+    async def _until_due(self, connection: Connection) -> None:
+        """Waits until a resync is due. Notifications are passed on by the socket's own callback meanwhile: who waits for
+        a job to start waits for each turn of the loop."""
         loop = asyncio.get_running_loop()
-        self._ready.clear()
         descriptor = connection.fileno()
-        loop.add_reader(descriptor, self._ready.set)
+        loop.add_reader(descriptor, self._read, connection)  # anew each time: psycopg has its own meanwhile
         try:
-            await self._watch.wait(self._ready, self._due)
+            while time.monotonic() < self._due and self._gone is None:
+                self._ready.clear()
+                await self._watch.wait(self._ready, self._due)
         finally:
             loop.remove_reader(descriptor)
-        connection.pgconn.consume_input()  # raises OperationalError where the server has gone
+        if self._gone is not None:
+            gone, self._gone = self._gone, None
+            raise gone
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            connection.pgconn.consume_input()
+        except psycopg.Error as error:  # the server has gone
+            self._gone = error
+            self._ready.set()
+        else:
+            self._hear(connection)
+
+    def _hear(self, connection: Connection) -> None:
+        """Passes notifications on, however many, as one."""
+        while connection.pgconn.notifies() is not None:
+            self._heard = True
+        if self._heard:
+            self._heard = False
+            self._call()
+
+    def _note(self, _: object) -> None:
+        self._heard = True
 
     async def resync(self) -> None:
         """The one statement of an idle minute: it proves the connection, brings the clock and says we are here."""

@@ -24,8 +24,17 @@ from pgsched.limits import Candidate, Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.policy import Occupancy, Plan
 
+
+
+def _dense(text: bytes) -> bytes:
+    """A statement without indentation, and of its comments with the first line alone, by which people know it again in
+    pg_stat_activity. Psycopg reads what is longer than 4096 bytes anew each time it is sent."""
+    first, *lines = map(bytes.strip, text.splitlines())
+    return b"\n".join([first, *(line for line in lines if line and not line.startswith(b"--"))])
+
+
 _FILES = {
-    entry.name.removesuffix(".sql"): entry.read_bytes()
+    entry.name.removesuffix(".sql"): _dense(entry.read_bytes())
     for entry in files("pgsched").joinpath("queries").iterdir()
     if entry.name.endswith(".sql")
 }
