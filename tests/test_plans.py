@@ -5,7 +5,7 @@ import asyncio
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
@@ -183,6 +183,39 @@ def test_no_statement_of_a_running_worker_grows_with_the_tables(dsn, full, monke
     assert not touched
     assert not {(one.name, table) for one in watch.seen for table in one.scans("Seq Scan") & {"runs", "schedules"}}
     assert set(Store.texts()) - set(NOT_A_WORKERS.split()) <= {one.name for one in watch.seen}
+
+
+BACKLOG = """
+insert into pgsched.runs (entrypoint, status, attempt, finished_at)
+select 'job', 'succeeded', 1, '2020-01-01Z'::timestamptz + n * interval '1 second' from generate_series(1, {many}) n;
+insert into pgsched.runs (entrypoint) select 'job' from generate_series(1, {many});
+"""
+WAITING = """
+insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)
+select 'w' || n, 'job', '@yearly', '2099-01-01Z', 'queue' from generate_series(1, 20) n;
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, gated)
+select s.id, 'job', now() - n * interval '1 second', true
+from pgsched.schedules s, generate_series(1, {many} / 20) n;
+"""
+
+
+@pytest.mark.parametrize("generic", [False, True], ids=["planned for the values", "planned for any value"])
+async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_analysed(
+    settings, db, monkeypatch, generic
+):
+    store = Store(settings.schema)
+    watch = Watch({store.query(name): name for name in Store.texts()}, generic)
+    monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
+    async with Parts(settings, max_running=20) as parts:
+        for backlog in (BACKLOG, WAITING):
+            text = backlog.format(many=MANY // 2) + "; analyze pgsched.runs, pgsched.schedules"
+            await db.connection.execute(in_schema(text.encode(), settings.schema, parametrised=False))
+            parts.dispatcher._scarce = False
+            assert await parts.dispatcher.claim_pass() == 20
+        async with parts.machine.control.use() as connection:
+            assert (await store.prune_runs(connection, "succeeded", timedelta(days=1), 20, None)).gone == 20
+    assert {"claim_due_runs", "claim_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
+    assert not {(one.name, one.pages) for one in watch.seen if one.pages > 2 * PAGES}
 
 
 async def all_of_a_worker(settings: Settings, watch: Watch) -> None:

@@ -33,7 +33,7 @@ others as materialized (
                 and r.entrypoint = any(%(entrypoints)s)
         ) as lines
 ),
-due as materialized (
+found as materialized (
     select d.id
     from levels l
     cross join lateral (
@@ -50,12 +50,16 @@ due as materialized (
     where l.priority is not null and not (select o.fire_times or o.waiting or o.lines from others o)
     limit %(limit)s
 ),
+-- By way of an array, of which a planner expects a few elements. Of a limit that it does not know it expects a tenth of
+-- all that is queued, and would read the whole table to find these.
+due as materialized (select unnest(array(select id from found)) as id),
 -- Queued while its entrypoint had no limits yet: it goes and stands in line.
 strays as (
     update pgsched.runs r
     set gated = true, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, null)
     from due, pgsched.limits l
     where r.id = due.id and l.entrypoint = r.entrypoint and l.limited
+        and (select true from pgsched.limits where limited limit 1)
 ),
 claimed as (
     update pgsched.runs r

@@ -27,7 +27,8 @@ due as materialized (
 ),
 held as materialized (
     select r.id from pgsched.runs r
-    where r.id in (select id from due) and r.status = 'queued'
+    -- By way of an array, as in claim_due_runs.
+    where r.id = any(array(select id from due)) and r.status = 'queued'
     order by r.id
     for no key update skip locked
 ),
