@@ -16,13 +16,12 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TypeAlias
 
 TURN = 10.0  # seconds that anything sleeps at most before the clocks are compared
 JUMP = 0.05  # seconds; less is the noise of reading two clocks, or a clock being slewed
 STEP = 0.1  # seconds between bounds of the database's clock that no drift explains
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DRIFT = 500e-6  # by how much two disciplined clocks may part, in seconds a second
 _Bounds: TypeAlias = tuple[float, float]
 
@@ -56,7 +55,7 @@ class DatabaseClock:
         """Takes in one answer. before, after: time.monotonic() around the round trip, in seconds."""
         if before < self._forgotten:
             return
-        seconds = (stamp - _EPOCH) / timedelta(seconds=1)
+        seconds = stamp.timestamp()
         low, high = seconds - after, seconds + 1e-6 - before  # the stamp is cut to a microsecond
         step = 0.0
         if self._at is not None:
@@ -74,11 +73,11 @@ class DatabaseClock:
         nothing is known of it."""
         if not self.known:
             return float("inf")
-        return (instant - _EPOCH) / timedelta(seconds=1) - self._low + 1e-6  # more than a float loses here
+        return instant.timestamp() - self._low + 1e-6  # more than a float loses here
 
     def at(self, monotonic: float) -> datetime | None:
         """The database's time at a monotonic moment, by the middle of the bounds; None where nothing is known."""
-        return _EPOCH + timedelta(seconds=monotonic + (self._low + self._high) / 2) if self.known else None
+        return datetime.fromtimestamp(monotonic + (self._low + self._high) / 2, UTC) if self.known else None
 
     def now(self) -> datetime | None:
         """The database's time now, by the middle of the bounds; None where nothing is known."""
@@ -123,6 +122,7 @@ class Watch:
         self.jumped: Callable[[Jump], None] = lambda jump: None  # worker has everybody look at once
         self._clocks = clocks or Clocks()
         self._turn = turn
+        self.looked = 0.0  # up to when, on the monotonic clock, nothing has gone unseen
         self._boot, self._wall = self._read()
 
     def look(self) -> bool:
@@ -157,6 +157,7 @@ class Watch:
         second = self._clocks.monotonic()
         wall = self._clocks.wall()
         third = self._clocks.monotonic()
+        self.looked = first
         return (0.0, 0.0) if boot is None else (boot - second, boot - first), (wall - third, wall - second)
 
 

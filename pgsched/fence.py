@@ -49,6 +49,8 @@ class Fence:
     one of its own. committed: called once the commit is certain, in whatever thread has done it.
     """
 
+    __slots__ = ("_entered", "claim", "committed", "dsn", "pools", "schema", "started_at", "store")
+
     def __init__(
         self,
         dsn: str | None,

@@ -112,8 +112,8 @@ class Listener:
             self._hear(connection)  # what has come with the answer
 
     async def _until_due(self, connection: Connection) -> None:
-        """Waits until a resync is due. Notifications are passed on by the socket's own callback meanwhile: who waits for
-        a job to start waits for each turn of the loop."""
+        """Waits until a resync is due. Notifications are passed on by the socket's own callback meanwhile: who waits
+        for a job to start waits for each turn of the loop."""
         loop = asyncio.get_running_loop()
         descriptor = connection.fileno()
         loop.add_reader(descriptor, self._read, connection)  # anew each time: psycopg has its own meanwhile

@@ -12,7 +12,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from json.encoder import encode_basestring_ascii as _quoted
+from math import isfinite
 from typing import Any, TextIO
 
 import structlog
@@ -60,6 +64,11 @@ class _Stream:
             self.write("".join(held))
             self.flush()
 
+    def line(self, text: str) -> None:
+        """Writes a line at once, or with those that are held back."""
+        self.write(f"{text}\n")
+        self.flush()
+
     def write(self, text: str) -> int:
         if self._thread.held is not None:
             self._thread.held.append(text)
@@ -88,6 +97,15 @@ class _Stream:
         return self._stream.isatty()
 
 
+class _Lines:
+    """What structlog hands its rendered events to."""
+
+    def __init__(self, out: _Stream) -> None:
+        self.msg = self.log = out.line
+        self.debug = self.info = self.warn = self.warning = out.line  # the line says which
+        self.error = self.err = self.failure = self.critical = self.fatal = self.exception = out.line
+
+
 _out: _Stream | None = None
 
 
@@ -101,7 +119,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp,
         _one_line,
     ]
     renderer: Any
@@ -117,7 +135,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(out),  # type: ignore[arg-type]
+        logger_factory=lambda *_: _Lines(out),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)
@@ -135,12 +153,31 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-_encoder = json.JSONEncoder(default=repr)
+_encode = json.JSONEncoder(default=repr).encode
+_second = (0, "")  # the one that was stamped last, and as it is written
+
+
+def _stamp(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Adds the time, in UTC. Most lines are of the same second as the one before."""
+    global _second  # noqa: PLW0603 - threads exchange it whole
+    now = time.time()
+    second, written = _second
+    if int(now) != second:
+        second, written = _second = int(now), datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    event["timestamp"] = f"{written}.{int((now - second) * 1e6):06d}Z"
+    return event
 
 
 def _json(event: structlog.typing.EventDict, **_options: Any) -> str:
-    """An event as JSON, by an encoder that is made once."""
-    return _encoder.encode(event)
+    """An event as JSON: a line a run is dear, and its fields are words and numbers."""
+    return "{" + ", ".join([f"{_quoted(name)}: {_value(value)}" for name, value in event.items()]) + "}"
+
+
+def _value(value: Any) -> str:
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)
+    return repr(value) if kind is int or (kind is float and isfinite(value)) else _encode(value)
 
 
 def _one_line(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

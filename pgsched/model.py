@@ -1,4 +1,8 @@
-"""What the database holds and what the machine passes around: frozen values, no behaviour beyond reading them."""
+"""What the database holds and what the machine passes around: values, no behaviour beyond reading them.
+
+What people get to see is frozen. What is made for each run and stays in the machine is not: to make a frozen one takes
+seven times as long.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pgsched.errors import PgschedError
 
@@ -430,8 +434,7 @@ def _finite(value: Any) -> float:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A worker's hold on a run. Every write of the worker names all three; whoever lacks one has lost it."""
 
     run_id: int
@@ -439,7 +442,7 @@ class Claim:
     worker: uuid.UUID
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ClaimedRun:
     """A run as it came out of the claim, before its function has been looked up."""
 
@@ -471,7 +474,7 @@ class RunError:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """How an attempt ended, to be written under its claim.
 

@@ -52,7 +52,7 @@ class Stop(enum.Enum):
     DRAIN = "drain"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class End:
     """How an attempt came to its end.
 

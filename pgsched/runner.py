@@ -46,7 +46,7 @@ def _bound(*names: str) -> list[contextvars.ContextVar[Any]]:
     return [next(v for v in context if v.name == structlog.contextvars.STRUCTLOG_KEY_PREFIX + name) for name in names]
 
 
-_BOUND = _bound("run", "entrypoint", "attempt")
+_RUN, _ENTRYPOINT, _ATTEMPT = _bound("run", "entrypoint", "attempt")
 
 
 class State(enum.Enum):
@@ -319,13 +319,15 @@ class Runner:
 
     def _bind(self, live: Live) -> None:
         # What bind_contextvars() does, which also makes what it takes to undo it.
-        for variable, value in zip(_BOUND, (live.run.id, live.run.entrypoint, live.run.attempt), strict=True):
-            variable.set(value)
+        _RUN.set(live.run.id)
+        _ENTRYPOINT.set(live.run.entrypoint)
+        _ATTEMPT.set(live.run.attempt)
         THREADS.set(live.threads)
         JOURNAL.set(live.journal)
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
-        self._watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
+        if self._watch.looked < live.ended or not live.ended:
+            self._watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
         outcome = decide(
             live.run,
             live.claim,

@@ -25,7 +25,6 @@ from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Sc
 from pgsched.policy import Occupancy, Plan
 
 
-
 def _dense(text: bytes) -> bytes:
     """A statement without indentation, and of its comments with the first line alone, by which people know it again in
     pg_stat_activity. Psycopg reads what is longer than 4096 bytes anew each time it is sent."""
