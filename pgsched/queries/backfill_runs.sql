@@ -28,5 +28,5 @@ from wanted w
 cross join schedule s
 order by w.fire_time
 -- A run that was made since this statement's snapshot: left alone like any other.
-on conflict (schedule_id, fire_time, again) where status <> 'skipped' do nothing
+on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null do nothing
 returning id, fire_time

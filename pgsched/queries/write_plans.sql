@@ -55,7 +55,7 @@ made as (
     cross join lateral (
         select not p.waits and l.entrypoint is null and p.due_at <= %(horizon)s::timestamptz as claimed
     ) c
-    on conflict (schedule_id, fire_time, again) where status <> 'skipped' do nothing
+    on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null do nothing
     returning id, schedule_id, fire_time, status
 )
 select id, schedule_id, fire_time from made where status = 'running'
