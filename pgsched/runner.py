@@ -62,7 +62,7 @@ class Live:
 
     __slots__ = (
         "answer", "began", "cancellation", "claim", "context", "ended", "entered", "error", "executor", "fence",
-        "hooked", "ignored", "journal", "keeper", "outcome", "place", "problem", "result", "run", "started",
+        "gate", "hooked", "ignored", "journal", "keeper", "outcome", "place", "problem", "result", "run", "started",
         "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure", "view",
     )  # fmt: skip
 
@@ -98,6 +98,7 @@ class Live:
         self.task: asyncio.Task[None] | None = None
         self.keeper: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.gate: asyncio.Future[None] | None = None  # behind which the task of a held run waits for its instant
 
 
 class Runner:
@@ -160,6 +161,9 @@ class Runner:
                 due = self._due[instant] = (timer, [])
             live.timer, held = due
             held.append(live)
+            if live.gate is None:
+                live.gate = asyncio.get_running_loop().create_future()
+                self._make_task(live)
         else:
             self._doubt(live)
 
@@ -168,15 +172,18 @@ class Runner:
         once or the machine slept, their claims may have been taken back without our hearing of it: a beat is asked
         first."""
         timer, held = self._due.pop(instant)
-        late = self._watch.look() or time.monotonic() - instant >= SURE
+        jumped = self._watch.look()
+        now = time.monotonic()
         for live in held:
             if live.state is not State.HELD or live.timer is not timer:
                 continue  # dropped since, or to be asked about
             live.timer = None
-            if late:
+            if jumped or now - instant >= SURE:
                 self._doubt(live)
+            elif self._clock.monotonic(live.run.due_at) <= now:
+                self._start(live)
             else:
-                self._start_in_time(live)  # the database's clock may have been set back since
+                self._start_in_time(live)  # the database's clock has been set back since
 
     def _doubt(self, live: Live) -> None:
         live.unsure = True
@@ -197,17 +204,24 @@ class Runner:
         # The middle of the clock's bounds may be a little before what is certain.
         live.started_at = max(self._clock.at(live.started) or live.run.due_at, live.run.due_at)
         live.fence.started_at = live.started_at
+        if live.gate is None:
+            self._make_task(live)
+        else:
+            live.gate.set_result(None)
+        if not live.hooked or not self._hooks.before_run:
+            self._limit(live, live.started)
+
+    def _make_task(self, live: Live) -> None:
+        """Where a run is held this is done before its instant, which leaves next to nothing to do for each run then."""
         live.hooked = self._hooks.around_runs
         live.task = self.group.create_task(self._attempt(live), context=live.context)
         if not live.hooked:
             # What its end takes comes after the starts of all that are due with it.
             live.task.add_done_callback(lambda _: self._over(live))
-        if not live.hooked or not self._hooks.before_run:
-            self._limit(live)
 
-    def _limit(self, live: Live) -> None:
+    def _limit(self, live: Live, now: float) -> None:
         """The function's time begins."""
-        live.began = time.monotonic()
+        live.began = now
         if live.run.timeout is not None:
             live.timer = asyncio.get_running_loop().call_later(
                 live.run.timeout.total_seconds(), self.stop, live, Stop.TIMEOUT
@@ -216,6 +230,8 @@ class Runner:
     # --- one attempt ------------------------------------------------------------------------------------
 
     async def _attempt(self, live: Live) -> None:
+        if live.gate is not None:
+            await live.gate  # cancelled where the run is let go of
         live.entered = True
         run = live.view
         try:
@@ -242,7 +258,7 @@ class Runner:
 
     async def _before(self, live: Live, run: Run) -> None:
         await self.caller.call(self._hooks.before_run, live.context, run)
-        self._limit(live)
+        self._limit(live, time.monotonic())
 
     def _conclude(self, live: Live, result: Any, error: BaseException | None) -> None:
         """Nothing is awaited here, so nothing can interrupt the bookkeeping."""
@@ -501,6 +517,8 @@ class Runner:
     def _drop(self, live: Live) -> None:
         """Lets go of a run that has not started: gives it back, or forgets it where it is no longer ours."""
         live.timer = None  # it is others' too
+        if live.task is not None:
+            live.task.cancel()
         if live.stop is Stop.LOST:
             self._log.info("claim_dropped", run=live.run.id, entrypoint=live.run.entrypoint)
             self._ended(live, None)
