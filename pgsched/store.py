@@ -155,22 +155,22 @@ class Store:
             self.query("write_plans"),
             {
                 "worker": worker,
-                "schedule_ids": [p.schedule.id for p in plans],
-                "next_runs": [p.plan.next_run for p in plans],
-                "last_runs": [p.plan.runs[-1].fire_time if p.plan.runs else None for p in plans],
-                "run_counts": [len(p.plan.runs) for p in plans],
-                "statuses": [str(p.plan.status) for p in plans],
-                "notes": [p.plan.note for p in plans],
-                "accounted": [p.plan.accounted_through for p in plans],
-                "run_schedule_ids": [p.schedule.id for p, _ in runs],
-                "fire_times": [r.fire_time for _, r in runs],
-                "due_ats": [r.due_at for _, r in runs],
-                "previous": [r.previous for _, r in runs],
-                "waits": [r.waits for _, r in runs],
-                "max_attempts": [p.max_attempts for p, _ in runs],
-                "backoffs": [p.backoff for p, _ in runs],
-                "max_backoffs": [p.max_backoff for p, _ in runs],
-                "timeouts": [p.timeout for p, _ in runs],
+                "schedule_ids": _array(p.schedule.id for p in plans),
+                "next_runs": _array(p.plan.next_run for p in plans),
+                "last_runs": _array(p.plan.runs[-1].fire_time if p.plan.runs else None for p in plans),
+                "run_counts": _array(len(p.plan.runs) for p in plans),
+                "statuses": _array(p.plan.status for p in plans),
+                "notes": _texts(p.plan.note for p in plans),
+                "accounted": _array(p.plan.accounted_through for p in plans),
+                "run_schedule_ids": _array(p.schedule.id for p, _ in runs),
+                "fire_times": _array(r.fire_time for _, r in runs),
+                "due_ats": _array(r.due_at for _, r in runs),
+                "previous": _array(r.previous for _, r in runs),
+                "waits": _array(r.waits for _, r in runs),
+                "max_attempts": _array(p.max_attempts for p, _ in runs),
+                "backoffs": _array(_seconds(p.backoff) for p, _ in runs),
+                "max_backoffs": _array(_seconds(p.max_backoff) for p, _ in runs),
+                "timeouts": _array(_seconds(p.timeout) for p, _ in runs),
                 "horizon": horizon,
                 "skip_schedule_ids": [p.schedule.id for p, _ in skips],
                 "skip_fire_times": [s.fire_time for _, s in skips],
@@ -651,6 +651,11 @@ def _array(values: Iterable[object]) -> str:
     """An array of numbers, instants or bare words, as PostgreSQL writes it: of a thousand values one by one, psycopg
     would take as long as everything else."""
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def _seconds(duration: timedelta | None) -> str | None:
+    """A duration in such an array."""
+    return None if duration is None else f"{duration.total_seconds():f}s"
 
 
 def _texts(values: Iterable[str | None]) -> list[str | None] | None:
