@@ -61,6 +61,9 @@ def _take_event(_logger: Any, method: str, event: structlog.typing.EventDict) ->
     return event
 
 
+_take_event.passes_on = True  # type: ignore[attr-defined]  # log.teller() may do without it
+
+
 def _rendered(event: Mapping[str, Any]) -> str:
     shown = [str(event.get("event", ""))]
     for name, value in event.items():

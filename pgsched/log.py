@@ -6,6 +6,7 @@ An event is a past-tense name with fields. Arguments, local variables and passwo
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii as _quoted
 from math import isfinite
@@ -29,6 +30,21 @@ def get() -> Logger:
     """The logger of the daemon's own events, as logging is configured now."""
     logger: Logger = structlog.get_logger("pgsched").bind()
     return logger
+
+
+def teller(event: str) -> Callable[..., object]:
+    """What tells of an event at the level info, with fields, as logging is configured now: as get().info() does, and
+    in half the time where lines are JSON and go through nobody else's processors."""
+    processors = [p for p in structlog.get_config()["processors"] if not getattr(p, "passes_on", False)]
+    if _out is None or processors != _plain or not get().is_enabled_for(logging.INFO):
+        return functools.partial(get().info, event)
+    out = _out
+
+    def tell(**fields: Any) -> None:
+        fields["event"], fields["level"] = event, "info"
+        out.line(_json(_stamp(None, "info", fields)))
+
+    return tell
 
 
 @contextlib.contextmanager
@@ -107,6 +123,7 @@ class _Lines:
 
 
 _out: _Stream | None = None
+_plain: list[Any] | None = None  # the processors of lines that are JSON
 
 
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
@@ -114,7 +131,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
 
     level: debug, info, warning or error. form: json, console, or auto (console on a terminal).
     """
-    global _out  # noqa: PLW0603 - as structlog's and logging's own configuration
+    global _out, _plain  # noqa: PLW0603 - as structlog's and logging's own configuration
     out = _out = _Stream(stream or sys.stderr)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -132,6 +149,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         )
     else:
         renderer = structlog.processors.JSONRenderer(serializer=_json)
+    _plain = [*shared, renderer] if isinstance(renderer, structlog.processors.JSONRenderer) else None
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),

@@ -129,6 +129,7 @@ class Runner:
         self.caller = Caller(machine.settings.hook_timeout)
         self._reporting: set[asyncio.Task[None]] = set()
         self._log = log.get()
+        self._finished = log.teller("run_finished")
 
     # --- taking and starting ----------------------------------------------------------------------------
 
@@ -453,7 +454,7 @@ class Runner:
         if not landed:
             self._log.warning("claim_lost", **fields)
         elif outcome.status is RunStatus.SUCCEEDED:
-            self._log.info("run_finished", **fields)
+            self._finished(**fields)
         elif outcome.status is RunStatus.CANCELLED and live.stop is None:
             self._log.info("run_discarded", **fields)
         elif outcome.status is RunStatus.CANCELLED:

@@ -115,3 +115,26 @@ def test_two_workers_in_two_threads_may_both_write_lines_together(lines):
     go[2].set()
     thread.join()
     assert [line["event"] for line in lines()] == ["a1", "a2", "b1", "b2"]
+
+
+def test_what_is_told_often_looks_as_all_else(lines):
+    fields = {"run": 1, "entrypoint": 'a "b" ü', "took_s": 0.25, "late_ms": float("inf"), "nothing": None}
+    with log.together():
+        log.get().info("run_finished", **fields)
+        log.teller("run_finished")(**fields)
+    first, second = lines()
+    assert first.pop("timestamp")[:10] == second.pop("timestamp")[:10]
+    assert first == second and list(first) == list(second)
+
+
+@pytest.mark.parametrize("when", ["level", "processor"])
+def test_what_is_told_often_keeps_to_the_level_and_to_the_applications_processors(lines, when):
+    seen = []
+    if when == "level":
+        stream = io.StringIO()
+        log.configure("warning", "json", stream)
+    else:
+        structlog.configure(processors=[lambda _l, _m, event: seen.append(event["run"]) or "told"])
+    log.teller("run_finished")(run=7)
+    assert seen == ([] if when == "level" else [7])
+    assert when != "level" or stream.getvalue() == ""

@@ -58,7 +58,7 @@ def run(app: str, file: str | None, migrate_first: bool, **flags: str | None) ->
     log.configure(early.log_level, early.log_format)
     # A thousand runs at once are many objects, and none of them garbage: the usual 700 would have it looked for all the
     # time. What a run leaves behind in cycles is collected all the same, a little later.
-    gc.set_threshold(25_000)
+    gc.set_threshold(100_000)
     given_back = _complete(_run(app, given, file, migrate_first))
     if given_back:
         # A thread that would not stop would keep the interpreter from ending.
