@@ -29,7 +29,7 @@ class Sizes:
     enqueued: int = 2_000
     batch: int = 10_000
     fire_times: int = 20_000
-    budget: float = 220.0  # seconds that a part may begin measurements in
+    budget: float = 270.0  # seconds that a part may begin measurements in
 
 
 QUICK = Sizes(

@@ -236,7 +236,7 @@ class Dispatcher:
         claimed runs. Not where a lane is full: whose places become free may go unnoticed by the next pass."""
         if not self._cut or time.monotonic() - self._looked > _LOOK_EVERY or not all(x.free for x in self._lanes()):
             return False
-        self._next = time.monotonic()
+        self._next, self._scarce = time.monotonic(), True
         return True
 
     async def _look_ahead(self, connection: Connection, claimed: int) -> None:

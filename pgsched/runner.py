@@ -252,7 +252,10 @@ class Runner:
 
     def _over(self, live: Live) -> None:
         """The attempt's task has ended, or is at its end. One that was cancelled before its first step is told by
-        nothing else."""
+        nothing else. One that is cancelled while it is held has not started."""
+        if live.state is State.HELD:
+            self.stop(live, Stop.DRAIN)
+            return
         result, error = live.result, live.error
         live.result = live.error = None  # an error holds the frames it came through
         self._conclude(live, result, error if live.entered else asyncio.CancelledError())

@@ -117,6 +117,31 @@ async def test_what_is_due_beside_queued_runs_goes_first_and_these_alone_take_on
 async def nothing() -> None: ...
 
 
+async def test_a_pass_that_follows_at_once_goes_by_priority_and_looks_ahead_now_and_then(settings, db, monkeypatch):
+    monkeypatch.setattr(dispatcher_module, "MOST", 100)
+    looks = []
+    real = Store.read_outlook
+
+    async def seen(*args, **kwargs):
+        looks.append(len(parts.taken))
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(Store, "read_outlook", seen)
+    async with Parts(settings) as parts:
+        await parts.dispatcher.claim_pass()
+        await db.all("select pgsched.enqueue('job') from generate_series(1, 500)")
+        await parts.dispatcher.claim_pass()
+        await parts.dispatcher.claim_pass()
+        assert looks == [0] and parts.dispatcher._next <= time.monotonic(), "the next one comes at once"
+        await db.all(DUE, 100)
+        await db.all("select pgsched.enqueue('job', priority => 5) from generate_series(1, 50)")
+        await parts.dispatcher.claim_pass()
+        assert sum(run.schedule_id is None for run in parts.taken[200:300]) == 50, "the urgent ones first"
+        parts.dispatcher._looked -= 10
+        await parts.dispatcher.claim_pass()
+        assert looks == [0, 400], "not without a look for long"
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_what_is_committed_is_started_though_the_look_at_what_is_next_dies(settings, db, monkeypatch, when):
     await db.all(DUE, 1)

@@ -434,6 +434,21 @@ async def test_held_claims_are_given_back_on_drain(settings, db):
     assert await db.one("select status, attempt from pgsched.runs") == ("queued", 0)
 
 
+async def test_a_held_run_whose_task_is_cancelled_by_somebody_is_no_failed_attempt(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("later")
+    async def later(): ...
+
+    async with working(sc, settings, lookahead="10s") as worker:
+        await db.all("select pgsched.enqueue('later', due_at => now() + interval '2 seconds')")
+        await until(lambda: worker.runner.live)
+        for live in worker.runner.live.values():
+            live.task.cancel()
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'succeeded'")
+    assert await db.one("select attempt, errors, started_at >= due_at from pgsched.runs") == (1, [], True)
+
+
 @pytest.mark.parametrize(
     "change",
     [
