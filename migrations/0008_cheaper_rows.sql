@@ -31,6 +31,9 @@ create unique index runs_one_per_fire_time on pgsched.runs (schedule_id, fire_ti
     where status <> 'skipped' and schedule_id is not null;
 comment on index pgsched.runs_one_per_fire_time is 'No fire time has two runs, whatever workers, clocks and retries do.';
 
+-- Whether anything waits for an overlap is asked by each pass, whatever stands in line.
+create index runs_waiting on pgsched.runs (due_at) where status = 'queued' and gated and line is null;
+
 -- Names that index as it is now.
 create or replace function pgsched.trigger(name text) returns bigint
     language plpgsql security invoker set search_path = pg_catalog, pg_temp as $$

@@ -260,7 +260,11 @@ class Dispatcher:
             async with connection.transaction():
                 claimed = await self._claim_levels(connection, lane, room)
         else:
-            claimed = await self._with_schedules(connection, runs)
+            try:
+                claimed = await self._with_schedules(connection, runs)
+            except BaseException:  # they are claimed already
+                self._runner.give_back(runs)
+                raise
         self._runner.take(claimed)
         for schedule, skip in skips:
             self.skipped(schedule, skip)

@@ -116,21 +116,25 @@ class Listener:
         for a job to start waits for each turn of the loop."""
         loop = asyncio.get_running_loop()
         descriptor = connection.fileno()
-        loop.add_reader(descriptor, self._read, connection)  # anew each time: psycopg has its own meanwhile
+        # Anew each time: psycopg has its own meanwhile.
+        loop.add_reader(descriptor, self._read, descriptor, connection)
         try:
             while time.monotonic() < self._due and self._gone is None:
                 self._ready.clear()
                 await self._watch.wait(self._ready, self._due)
         finally:
-            loop.remove_reader(descriptor)
+            if self._gone is None:
+                loop.remove_reader(descriptor)
         if self._gone is not None:
             gone, self._gone = self._gone, None
             raise gone
 
-    def _read(self, connection: Connection) -> None:
+    def _read(self, descriptor: int, connection: Connection) -> None:
         try:
             connection.pgconn.consume_input()
         except psycopg.Error as error:  # the server has gone
+            # At once: libpq has closed the descriptor, and the next socket that anybody opens may have its number.
+            asyncio.get_running_loop().remove_reader(descriptor)
             self._gone = error
             self._ready.set()
         else:

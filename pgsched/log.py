@@ -35,13 +35,22 @@ def get() -> Logger:
 def teller(event: str) -> Callable[..., object]:
     """What tells of an event at the level info, with fields, as logging is configured now: as get().info() does, and
     in half the time where lines are JSON and go through nobody else's processors."""
-    processors = [p for p in structlog.get_config()["processors"] if not getattr(p, "passes_on", False)]
-    if _out is None or processors != _plain or not get().is_enabled_for(logging.INFO):
-        return functools.partial(get().info, event)
-    out = _out
+    config = structlog.get_config()
+    slowly = functools.partial(get().info, event)
+    if _out is None or config["logger_factory"] is not _factory or not get().is_enabled_for(logging.INFO):
+        return slowly
+    out, processors, seen = _out, config["processors"], list[Any]()
 
     def tell(**fields: Any) -> None:
-        fields["event"], fields["level"] = event, "info"
+        nonlocal seen
+        if processors != seen:  # they are changed in place, as by capture.capturing()
+            if [each for each in processors if not getattr(each, "passes_on", False)] != _plain:
+                slowly(**fields)
+                return
+            seen = list(processors)
+        fields["event"] = event
+        structlog.contextvars.merge_contextvars(None, "info", fields)
+        fields["level"] = "info"
         out.line(_json(_stamp(None, "info", fields)))
 
     return tell
@@ -124,6 +133,7 @@ class _Lines:
 
 _out: _Stream | None = None
 _plain: list[Any] | None = None  # the processors of lines that are JSON
+_factory: Callable[..., Any] | None = None  # of the loggers that configure() has set up
 
 
 def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
@@ -131,7 +141,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
 
     level: debug, info, warning or error. form: json, console, or auto (console on a terminal).
     """
-    global _out, _plain  # noqa: PLW0603 - as structlog's and logging's own configuration
+    global _out, _plain, _factory  # noqa: PLW0603 - as structlog's and logging's own configuration
     out = _out = _Stream(stream or sys.stderr)
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -149,11 +159,12 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         )
     else:
         renderer = structlog.processors.JSONRenderer(serializer=_json)
+    _factory = lambda *_: _Lines(out)  # noqa: E731
     _plain = [*shared, renderer] if isinstance(renderer, structlog.processors.JSONRenderer) else None
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=lambda *_: _Lines(out),
+        logger_factory=_factory,
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(out)

@@ -151,6 +151,12 @@ class Runner:
         if self.live:
             self.started()
 
+    def give_back(self, runs: Iterable[ClaimedRun]) -> None:
+        """Gives claims back that cannot be taken."""
+        for run in runs:
+            claim = Claim(run.id, run.attempt, self.worker)
+            self._finisher.put(Outcome(claim, RunStatus.QUEUED, refund=True), lambda outcome, landed: None)
+
     def _start_in_time(self, live: Live) -> None:
         """Starts a run whose claim is sure, or has it wait for its instant, with all others of that instant."""
         instant = self._clock.monotonic(live.run.due_at)
@@ -200,6 +206,9 @@ class Runner:
 
     def _start(self, live: Live) -> None:
         live.timer = None
+        if live.gate is not None and live.gate.done():  # somebody has cancelled its task, and _over() comes later
+            self.stop(live, Stop.DRAIN)
+            return
         live.state = State.RUNNING
         live.started = time.monotonic()
         # The middle of the clock's bounds may be a little before what is certain.
@@ -216,9 +225,8 @@ class Runner:
         """Where a run is held this is done before its instant, which leaves next to nothing to do for each run then."""
         live.hooked = self._hooks.around_runs
         live.task = self.group.create_task(self._attempt(live), context=live.context)
-        if not live.hooked:
-            # What its end takes comes after the starts of all that are due with it.
-            live.task.add_done_callback(lambda _: self._over(live))
+        # What its end takes comes after the starts of all that are due with it.
+        live.task.add_done_callback(lambda _: self._over(live))
 
     def _limit(self, live: Live, now: float) -> None:
         """The function's time begins."""
@@ -251,7 +259,7 @@ class Runner:
             await self._report(live, run, result, error, took)
 
     def _over(self, live: Live) -> None:
-        """The attempt's task has ended, or is at its end. One that was cancelled before its first step is told by
+        """The attempt's task has ended, or comes to its hooks. One that was cancelled before its first step is told by
         nothing else. One that is cancelled while it is held has not started."""
         if live.state is State.HELD:
             self.stop(live, Stop.DRAIN)

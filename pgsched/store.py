@@ -655,7 +655,7 @@ def _array(values: Iterable[object]) -> str:
 
 def _seconds(duration: timedelta | None) -> str | None:
     """A duration in such an array."""
-    return None if duration is None else f"{duration.total_seconds():f}s"
+    return None if duration is None else f"{duration.days} days {duration.seconds}.{duration.microseconds:06d}s"
 
 
 def _texts(values: Iterable[str | None]) -> list[str | None] | None:

@@ -1,6 +1,7 @@
 """Notifications: sent only when something may be due earlier than was thought, and never missed."""
 
 import asyncio
+import socket
 from datetime import timedelta
 
 import psycopg
@@ -9,6 +10,7 @@ from harness import until, working
 from psycopg import sql
 
 from pgsched import Retry, Scheduler, every
+from pgsched.listener import Listener
 
 
 class Ear:
@@ -147,3 +149,39 @@ async def test_failed_attempts_wake_everybody_for_the_retry(settings, db, ear):
         await db.all("select pgsched.enqueue('bad')")
         await db.until("select count(*) = 1 from pgsched.runs where status = 'queued' and attempt = 1")
         assert await ear.heard() == 2
+
+
+async def test_a_connection_that_the_server_closes_takes_no_other_sockets_reader_with_it(settings, db, monkeypatch):
+    """libpq closes the descriptor as it reads the end; the next socket that anybody opens gets its number."""
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(): ...
+
+    loop = asyncio.get_running_loop()
+    real, readers = Listener._read, []
+
+    async def another(number):
+        mine, its = socket.socketpair()
+        mine.setblocking(False)
+        with mine, its:
+            same = mine.fileno() == number
+            loop.call_later(0.1, its.send, b"hello")
+            async with asyncio.timeout(5):
+                return same, await loop.sock_recv(mine, 10)
+
+    def read(self, descriptor, connection):
+        task = loop.create_task(another(descriptor))  # which runs before the listener hears of it
+        real(self, descriptor, connection)
+        if self._gone is not None:
+            readers.append(task)
+        else:
+            task.cancel()
+
+    monkeypatch.setattr(Listener, "_read", read)
+    async with working(sc, settings, resync_interval="0") as worker:
+        pid = worker.listener._session._connection.info.backend_pid
+        await db.all("select pg_terminate_backend(%s)", pid)
+        await until(lambda: readers)
+        assert await readers[0] == (True, b"hello")
+        await until(worker.listener.listening.is_set)

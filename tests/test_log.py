@@ -138,3 +138,14 @@ def test_what_is_told_often_keeps_to_the_level_and_to_the_applications_processor
     log.teller("run_finished")(run=7)
     assert seen == ([] if when == "level" else [7])
     assert when != "level" or stream.getvalue() == ""
+
+
+def test_what_is_told_often_has_what_is_bound_to_the_context_and_goes_where_a_test_captures_it(lines):
+    told = log.teller("run_finished")
+    with structlog.contextvars.bound_contextvars(service="billing"):
+        told(run=1)
+    with structlog.testing.capture_logs() as captured:
+        told(run=2)
+    told(run=3)
+    assert [(line["run"], line.get("service")) for line in lines()] == [(1, "billing"), (3, None)]
+    assert captured == [{"run": 2, "event": "run_finished", "log_level": "info"}]

@@ -13,7 +13,7 @@ from harness import until, working
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
 from pgsched import runner as runner_module
 from pgsched.outcome import Stop
-from pgsched.store import in_schema
+from pgsched.store import Store, in_schema
 
 SECOND = timedelta(seconds=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -434,19 +434,60 @@ async def test_held_claims_are_given_back_on_drain(settings, db):
     assert await db.one("select status, attempt from pgsched.runs") == ("queued", 0)
 
 
-async def test_a_held_run_whose_task_is_cancelled_by_somebody_is_no_failed_attempt(settings, db):
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("when", ["while it is held", "as its instant comes"])
+async def test_a_held_run_whose_task_somebody_cancels_is_no_failed_attempt_and_holds_no_other_up(
+    settings, db, hooked, when
+):
     sc = Scheduler()
 
     @sc.entrypoint("later")
     async def later(): ...
 
+    if hooked:
+
+        @sc.after_run
+        async def after(run, end): ...
+
     async with working(sc, settings, lookahead="10s") as worker:
-        await db.all("select pgsched.enqueue('later', due_at => now() + interval '2 seconds')")
-        await until(lambda: worker.runner.live)
-        for live in worker.runner.live.values():
-            live.task.cancel()
-        await db.until("select count(*) = 1 from pgsched.runs where status = 'succeeded'")
-    assert await db.one("select attempt, errors, started_at >= due_at from pgsched.runs") == (1, [], True)
+        await db.all(
+            "insert into pgsched.runs (entrypoint, due_at)"
+            " select 'later', now() + interval '2 seconds' from generate_series(1, 5)"
+        )
+        await until(lambda: len(worker.runner.live) == 5)
+        task = next(iter(worker.runner.live.values())).task
+        if when == "while it is held":
+            task.cancel()
+        else:
+            asyncio.get_running_loop().call_at(next(iter(worker.runner._due)) - 1e-5, task.cancel)
+        await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
+    assert await db.one("select max(attempt), max(errors::text), bool_and(started_at >= due_at) from pgsched.runs") == (
+        1, "[]", True,
+    )  # fmt: skip
+
+
+async def test_what_is_claimed_and_cannot_be_taken_is_given_back_and_costs_no_attempt(settings, db, monkeypatch):
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(): ...
+
+    real, lost = Store.get_schedules, []
+
+    async def dies(self, connection, ids):
+        if not lost:
+            lost.append(ids)
+            connection.pgconn.finish()
+            raise psycopg.OperationalError("gone")
+        return await real(self, connection, ids)
+
+    monkeypatch.setattr(Store, "get_schedules", dies)
+    async with working(sc, settings):
+        await db.all("select pgsched.create_schedule('s', 'job', '@yearly', options => '{\"overlap\": \"allow\"}')")
+        await db.until("select next_run is not null from pgsched.schedules")  # then nothing else is due
+        await db.all("select pgsched.trigger('s')")
+        await db.until("select status = 'succeeded' from pgsched.runs")
+    assert lost and await db.one("select attempt, errors from pgsched.runs") == (1, [])
 
 
 @pytest.mark.parametrize(

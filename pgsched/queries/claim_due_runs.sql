@@ -27,10 +27,13 @@ others as materialized (
             where r.status = 'queued' and r.gated and r.line is null and r.due_at <= now() + %(lookahead)s
                 and r.entrypoint = any(%(entrypoints)s)
         ) as waiting,
+        -- Due or not: to find that out would step over all that is urgent and not due.
         %(alone)s::boolean and exists (
-            select from pgsched.runs r
-            where r.status = 'queued' and r.gated and r.line is not null and r.due_at <= now() + %(lookahead)s
-                and r.entrypoint = any(%(entrypoints)s)
+            select from unnest(%(entrypoints)s::text[]) as e (entrypoint) cross join lateral (
+                select from pgsched.runs r
+                where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = e.entrypoint
+                order by -r.priority limit 1  -- in which order the entrypoint's own index has them
+            ) l
         ) as lines
 ),
 found as materialized (

@@ -8,7 +8,8 @@ where l.entrypoint = any(%(entrypoints)s)
     -- No EXISTS: that may become a join, with a look at all that stands in line.
     and (
         select true from pgsched.runs r
-        where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = l.entrypoint limit 1
+        where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = l.entrypoint
+        order by -r.priority limit 1
     )
     and (
         l.concurrency is null
