@@ -232,8 +232,9 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
     sc = Scheduler()
     for name in ("job", "limited"):
         sc.entrypoint(name)(nothing)
-    # Beats so rare that the reaper misses none of our own, which nobody here sends.
-    changes = {"lookahead": "10s", "heartbeat_interval": "20s", "stall_timeout": "2s"}
+    # Beats so rare that the reaper misses none of our own, which nobody here sends; and it spares all for as long as
+    # the stall timeout after the server's start, which may be just now.
+    changes = {"lookahead": "10s", "heartbeat_interval": "20s", "stall_timeout": "500ms"}
     async with Parts(settings, sc, max_running=1000, **changes) as parts:
         machine, store = parts.machine, parts.machine.store
         async with machine.control.use() as connection:
