@@ -15,17 +15,17 @@ class Sizes:
     """How much of everything, and how long anything may take."""
 
     rounds: int = 3
-    fires: int = 11  # of the every-second schedule, a round; 3 x 11 in all
+    fires: int = 8  # of the every-second schedule, a round; 3 x 8 in all
     herds: tuple[int, ...] = (100, 1_000, 10_000)
     drains: tuple[int, ...] = (10_000, 100_000)
     small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
-    calls: int = 450  # triggers and enqueues in all rounds
+    calls: int = 360  # triggers and enqueues in all rounds
     million: int = 1_000_000
     minutes: int = 1  # that an idle worker is looked at
     beats: int = 60  # seconds that the running jobs are looked at
     running: int = 1_000
     kills: int = 3
-    bounded: float = 60.0  # seconds within which a killed worker's job must start again
+    bounded: float = 45.0  # seconds within which a killed worker's job must start again
     enqueued: int = 2_000
     batch: int = 10_000
     fire_times: int = 20_000

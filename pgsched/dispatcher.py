@@ -32,6 +32,9 @@ from pgsched.store import Due, EntrypointDefaults, Outlook, Planned
 # run at once by default leaves the database something to do while the other half runs.
 MOST = 500
 _LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more to claim
+# Seconds by which the pass that claims ahead comes later than it could. Fire times lie on whole seconds, and where the
+# lookahead is a whole one, too, it would come just when held runs start, and be in their way.
+_ASIDE = 0.1
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
 
 
@@ -153,6 +156,7 @@ class Dispatcher:
         whether it took all that it had room for."""
         now = time.monotonic()
         lookahead = self._lookahead.total_seconds()
+        lookahead -= min(_ASIDE, lookahead / 2)
         times = []
         self._near = outlook.next_near is not None
         self._gated = outlook.gated_near
