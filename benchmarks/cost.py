@@ -12,9 +12,9 @@ from rounds import Sizes
 COSTING = Contestant("pgsched", "bench", "costing.py", "pgsched.runs", "")
 CASES: dict[str, dict[str, Any]] = {
     "a job, enqueued by the thousand": {"kind": "bulk", "count": 20_000},
-    "a job, enqueued alone": {"kind": "single", "count": 1_000},
+    "a job, enqueued alone": {"kind": "single", "count": 500},
     "a fire time, of 10,000 at once": {"kind": "scheduled", "count": 10_000},
-    "a heartbeat, of 1,000 that run": {"kind": "beats", "count": 1_000, "seconds": 20},
+    "a heartbeat, of 1,000 that run": {"kind": "beats", "count": 1_000, "seconds": 12},
 }
 
 

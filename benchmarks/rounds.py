@@ -15,7 +15,7 @@ class Sizes:
     """How much of everything, and how long anything may take."""
 
     rounds: int = 3
-    fires: int = 8  # of the every-second schedule, a round; 3 x 8 in all
+    fires: int = 7  # of the every-second schedule, a round; 3 x 7 in all
     herds: tuple[int, ...] = (100, 1_000, 10_000)
     drains: tuple[int, ...] = (10_000, 100_000)
     small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
