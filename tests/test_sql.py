@@ -41,6 +41,7 @@ def run(status: str) -> str:
     return f"(select min(id) from pgsched.runs where status = '{status}')"
 
 
+ISO = "an instant in ISO 8601 with its UTC offset, such as 2027-01-01T09:00:00Z (add Z or +01:00)"
 OPTIONS = [
     ('{"overlap": "never"}', "overlap is skip, queue, allow, cancel, or a number from 1 to 100000, not \"never\"."),
     ('{"overlap": 0}', "overlap is skip, queue, allow, cancel, or a number from 1 to 100000, not 0."),
@@ -59,9 +60,17 @@ OPTIONS = [
     ('{"max_attempts": 99999999999}', "max_attempts is a whole number from 1 to 1000, not 99999999999."),
     ('{"backoff": "1 parsec"}', 'backoff is an interval from 0 to a hundred years, such as 5 minutes, not "1 parsec".'),
     ('{"max_backoff": [1]}', "max_backoff is an interval from 0 to a hundred years, such as 5 minutes, not [1]."),
-    ('{"starts_at": "2300-01-01Z"}', 'starts_at is an instant of the years 1900 to 2199, not "2300-01-01Z".'),
-    ('{"ends_at": "infinity"}', 'ends_at is an instant of the years 1900 to 2199, not "infinity".'),
-    ('{"ends_at": 5}', "ends_at is an instant of the years 1900 to 2199, not 5."),
+    ('{"starts_at": "2300-01-01T00Z"}', f'starts_at is {ISO}, not "2300-01-01T00Z".'),
+    (
+        '{"starts_at": "2300-01-01T00:00Z"}',
+        'starts_at is an instant of the years 1900 to 2199, not "2300-01-01T00:00Z".',
+    ),
+    (
+        '{"starts_at": "2027-02-30 00:00Z"}',
+        'starts_at is an instant of the years 1900 to 2199, not "2027-02-30 00:00Z".',
+    ),
+    ('{"ends_at": "infinity"}', f'ends_at is {ISO}, not "infinity".'),
+    ('{"ends_at": 5}', f"ends_at is {ISO}, not 5."),
     ('{"max_runs": 0}', "max_runs is a whole number from 1 to 2147483647, not 0."),
     ('{"priority": 101}', "priority is a whole number from -100 to 100, not 101."),
     ('{"priority": "high"}', 'priority is a whole number from -100 to 100, not "high".'),
@@ -183,7 +192,7 @@ async def test_retry_many_passes_over_what_it_may_not(world):
 
 async def test_null_sets_an_option_back_to_its_default(db):
     given = """{"overlap": 3, "catch_up": "all", "catch_up_limit": 7, "grace": 90, "jitter": "5 s",
-        "timeout": "PT5M", "max_attempts": 4, "backoff": "2 s", "max_backoff": "1 h", "starts_at": "2031-01-01Z",
+        "timeout": "PT5M", "max_attempts": 4, "backoff": "2 s", "max_backoff": "1 h", "starts_at": "2031-01-01 00:00Z",
         "ends_at": "2032-01-01T00:00:00Z", "max_runs": 9, "priority": -3, "note": "mine"}"""
     columns = """overlap, catch_up, catch_up_limit, grace::text, jitter::text, timeout::text, max_attempts,
         backoff::text, max_backoff::text, starts_at, ends_at, max_runs, priority, note, args::text, timezone"""
