@@ -20,7 +20,7 @@ from pgsched.expression import parse
 from pgsched.fate import Situation
 from pgsched.model import Retry, RunStatus, ScheduleStatus
 from pgsched.refusals import reach
-from pgsched.runs import ENDED, Runs
+from pgsched.runs import ENDED, REACH, Runs
 from pgsched.store import Store
 
 __all__ = ["Client", "Row", "connect"]
@@ -312,8 +312,11 @@ class Client:
     ) -> list[Row]:
         """The newest runs first, skips among them, at most `limit`; without args, result and errors.
 
-        schedule: a name; raises NotFound where there is none of it. since: an aware instant; only what ended from then
-        on, or has not ended.
+        schedule: a name; raises NotFound if no schedule has it. since: an aware instant; only runs that ended from
+        then on, or have not ended. status: the newest of an ended status are those that ended last.
+
+        The cost does not grow with history. entrypoint=, and a second filter beside schedule=, therefore search the
+        newest 100,000 runs only (with schedule=: of that schedule), and all live ones.
         """
         params = {
             "schedule": schedule,
@@ -321,6 +324,7 @@ class Client:
             "entrypoint": entrypoint,
             "limit": definition.whole("limit", limit, 1, 1_000_000),
             "since": definition.instant("since", since),
+            "most": REACH,
         }
         rows = await self._sql.rows("list_runs", params, connection)
         if not rows and schedule is not None:

@@ -20,6 +20,7 @@ from pgsched.errors import InvalidArguments, NotFound
 _FIRST, _GROWTH, _MOST = 0.02, 1.5, 0.5
 ENDED = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 DEAD = ("failed", "cancelled")
+REACH = 100_000  # how many runs of history a list searches for a filter that no index has
 _BATCH = 500  # runs that are queued again in one transaction
 
 
@@ -160,6 +161,10 @@ class Runs:
             if over:
                 return
             await self._sql.connections.sleep(_MOST)
+
+    async def beyond_reach(self, *, connection: Any = None) -> bool:
+        """Whether there may be more history than a list with a filter such as entrypoint= searches."""
+        return bool(await self._sql.call("read_reach", {"most": REACH}, connection))
 
     async def count(self, ids: Sequence[int], *, connection: Any = None) -> dict[str, int]:
         """How many of these runs are in which status; those that are deleted are in none."""

@@ -10,12 +10,13 @@ import click
 
 from pgsched.cli.details import LAST_LINES, print_line, print_runs, show_run
 from pgsched.cli.options import a_past, database_options, found, in_past, json_option, with_client
-from pgsched.cli.output import complain, print_json, print_json_line, say, write
+from pgsched.cli.output import complain, print_json, print_json_line, say, warn, write
 from pgsched.cli.retry import retry_many
 from pgsched.client import Client, Row
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
 from pgsched.model import RunStatus
+from pgsched.runs import REACH
 
 _ids = click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
 
@@ -45,11 +46,15 @@ def list_(
 ) -> None:
     """List the newest runs, the skipped fire times among them."""
 
-    async def read(client: Client) -> list[Row]:
+    async def read(client: Client) -> tuple[list[Row], bool]:
         name = schedule and (await found(client, schedule))["name"]
-        return await client.list_runs(name, status, entrypoint, limit, since=await in_past(client, since))
+        rows = await client.list_runs(name, status, entrypoint, limit, since=await in_past(client, since))
+        searched = entrypoint or (schedule and (status or since))
+        return rows, bool(searched) and len(rows) < limit and await client.runs.beyond_reach()
 
-    rows = with_client(settings, read)
+    rows, cut = with_client(settings, read)
+    if cut:
+        warn(f"Searched the newest {REACH:,} runs only, and all live ones.")
     if as_json:
         print_json(rows)
     elif not rows:

@@ -4,11 +4,24 @@ select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due
     r.status, r.reason, r.detail, r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.worker,
     r.started_at, r.finished_at, left(r.errors -> -1 ->> 'message', 500) as error, r.unique_key, r.created_at
 from pgsched.schedules s
-join pgsched.runs r on r.schedule_id = s.id
+cross join lateral (
+    select * from pgsched.runs r
+    where r.schedule_id = s.id and r.status <> 'skipped'
+        and r.fire_time between %(start)s::timestamptz and %(through)s::timestamptz
+    union all
+    select * from pgsched.runs r
+    where r.schedule_id = s.id and r.status = 'skipped'
+        and r.fire_time between %(start)s::timestamptz and %(through)s::timestamptz
+    union all
+    -- Skips that began before the stretch: one that reaches into it is among the last of them.
+    select * from (
+        select * from pgsched.runs r
+        where r.schedule_id = s.id and r.status = 'skipped' and r.fire_time < %(start)s::timestamptz
+        order by r.fire_time desc
+        limit 100
+    ) k
+    where k.skipped_through >= %(start)s::timestamptz
+) r
 where s.name = %(name)s::text
-    and (
-        (r.status <> 'skipped' and r.fire_time between %(start)s::timestamptz and %(through)s::timestamptz)
-        or (r.status = 'skipped' and r.fire_time <= %(through)s and coalesce(r.skipped_through, r.fire_time) >= %(start)s)
-    )
 order by r.fire_time, r.again, r.id
 limit %(limit)s::int

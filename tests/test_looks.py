@@ -1,0 +1,138 @@
+"""What a change of a schedule or a look at anything reads does not grow with history: in a plain session with the
+server's defaults, as psql has it, beside 10^5 ended runs of the very schedule that is changed and looked at."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from plans import Watch
+from psycopg import sql
+
+from pgsched import client as clients
+from pgsched import migrate
+from pgsched.client import Client
+from pgsched.connections import Pooled
+from pgsched.store import Store, in_schema
+
+MANY = 100_000
+PAGES = 400  # for fifty rows at most; the table has ten thousand, and its indexes as many again
+FILL = """
+insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, accounted_through, last_run)
+values ('busy', 'job', '@yearly', now() + interval '1 day', now(), now(), now() - interval '1 second');
+insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval, stall_timeout)
+values (gen_random_uuid(), 'app', 'host', 1, '1', '{{job}}', false, '1 s', '30 s');
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, status, attempt, claimed_at, started_at,
+    finished_at, result, reason, skipped_count, skipped_through)
+select 1, 'job', t, t, status, 1, t, t, t, '"ok"', case status when 'skipped' then 'overlap' end,
+    case status when 'skipped' then 1 end, case status when 'skipped' then t end
+from generate_series(1, {many}) n, lateral (select now() - n * interval '1 second' as t,
+    (array['succeeded', 'succeeded', 'skipped', 'failed'])[n %% 4 + 1] as status) x;
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, gated, origin)
+select 1, 'job', now() + n * interval '1 second', now() + interval '1 hour', true, 'trigger'
+from generate_series(1, 3) n;
+insert into pgsched.runs (entrypoint, due_at) select 'mail', now() + interval '1 hour' from generate_series(1, 3) n;
+"""
+
+
+@pytest.fixture(scope="module")
+def full(dsn) -> Iterator[str]:
+    """A schema that holds a lot, analysed."""
+    name = f"looks {os.getpid()}"
+
+    async def made() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+            await migrate.migrate(connection, name)
+
+    asyncio.run(made())
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        text = FILL.format(many=MANY).replace("%%", "%")
+        connection.execute(in_schema(text.encode(), name, parametrised=False))
+        connection.execute(in_schema(b"analyze pgsched.runs, pgsched.schedules", name, parametrised=False))
+    yield name
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+async def looking(dsn, full, monkeypatch):
+    """A client over a plain session, what it sent, and the session."""
+    monkeypatch.setattr(clients, "REACH", 1000)
+    store = Store(full)
+    watch = Watch({store.query(name): name for name in Store.texts()}, generic=False)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        connection.cursor_factory = watch.cursor()
+        yield Client(Pooled(dsn), full), watch, connection, store
+
+
+def checked(watch: Watch, *names: str) -> None:
+    assert {one.name for one in watch.seen} >= set(names)
+    assert not {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
+    assert not {one.name for one in watch.seen if "runs" in one.scans("Seq Scan")}
+
+
+async def test_lists_and_looks_read_the_newest_end_of_history(looking):
+    client, watch, on, _ = looking
+    now = datetime.now(UTC)
+    last = (await client.list_runs(limit=1, connection=on))[0]["id"]
+    lists = [
+        {}, {"schedule": "busy"}, {"entrypoint": "job"}, {"entrypoint": "nothing"},
+        {"since": now - timedelta(minutes=1)}, {"since": now + timedelta(days=1)},
+        {"since": now, "entrypoint": "nothing"},
+        *({"status": s} for s in ("queued", "running", "succeeded", "failed", "cancelled", "skipped")),
+        *({"status": s, "schedule": "busy"} for s in ("queued", "running", "succeeded", "failed", "cancelled")),
+        {"schedule": "busy", "since": now}, {"schedule": "busy", "entrypoint": "nothing"},
+    ]  # fmt: skip
+    for wanted in lists:
+        await client.list_runs(limit=50, connection=on, **wanted)
+    await client.list_runs_between("busy", now - timedelta(seconds=60), now, connection=on)
+    await client.situation("busy", connection=on)
+    await client.list_schedules(connection=on)
+    await client.get_run(last, connection=on)
+    await client.list_workers(connection=on)
+    await client.runs.list_dead(since=now - timedelta(minutes=1), connection=on)
+    await client._sql.rows("read_health", {}, on)
+    checked(watch, "list_runs", "list_runs_between", "read_situation", "list_schedules", "get_run", "list_workers",
+            "list_dead_runs", "read_health")  # fmt: skip
+
+
+async def test_the_lists_find_what_the_filters_ask_for(looking):
+    client, _, on, _ = looking
+    everything = await client.list_runs(limit=50, connection=on)
+    for wanted in (
+        {"status": "failed"}, {"status": "skipped", "schedule": "busy"}, {"status": "queued"}, {"entrypoint": "mail"},
+        {"schedule": "busy"}, {"since": everything[40]["finished_at"] or datetime.now(UTC)},
+    ):  # fmt: skip
+        found = await client.list_runs(limit=20, connection=on, **wanted)
+        assert found
+        assert [r["id"] for r in found] == sorted((r["id"] for r in found), reverse=True)
+        for row in found:
+            assert wanted.get("status", row["status"]) == row["status"]
+            assert wanted.get("schedule", row["schedule"]) == row["schedule"]
+            assert wanted.get("entrypoint", row["entrypoint"]) == row["entrypoint"]
+            assert row["finished_at"] is None or row["finished_at"] >= wanted.get("since", row["finished_at"])
+
+
+async def test_changes_read_what_they_change(looking):
+    client, watch, on, _ = looking
+    await client.pause("busy", connection=on)  # the session's first reads the catalogue, too
+    watch.seen.clear()
+    await client.pause("busy", connection=on)
+    await client.alter("busy", expression="@monthly", connection=on)
+    await client.resume("busy", connection=on)
+    run = await client.trigger("busy", connection=on)
+    await client.cancel(run, connection=on)
+    await client.retry(run, connection=on)
+    dead = await client.runs.list_dead(since=datetime.now(UTC) - timedelta(minutes=1), connection=on)
+    await client.runs.retry_many([row["id"] for row in dead[:10]], connection=on)
+    await client.backfill("busy", datetime.now(UTC) - timedelta(days=60), datetime.now(UTC), connection=on)
+    await client.enqueue("mail", unique_key="k", connection=on)
+    await client.enqueue_many("mail", [None] * 10, connection=on)
+    await client.create_schedule("new", "job", "@yearly", connection=on)
+    await client.remove("new", connection=on)
+    await client.remove("busy", connection=on)
+    checked(watch, "pause_schedule", "alter_schedule", "resume_schedule", "trigger_schedule", "cancel_run",
+            "retry_run", "retry_runs", "backfill_runs", "enqueue_run", "enqueue_runs", "create_schedule",
+            "remove_schedule")  # fmt: skip
