@@ -1,10 +1,17 @@
 """The interface in SQL means the same in every session, and does the same for every role that may call it."""
 
 import itertools
+import os
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+from harness import Parts
+from psycopg import sql
+
+from pgsched.store import in_schema
 
 STYLES = [
     {"DateStyle": dates, "TimeZone": zone, "IntervalStyle": intervals}
@@ -49,3 +56,104 @@ async def test_options_mean_the_same_in_every_session(db, styles):
         with pytest.raises(psycopg.Error, match="grace is an interval from 0") as refused:
             await db.all("select pgsched.alter('s', jsonb_build_object('grace', %s::text))", text)
         assert refused.value.sqlstate == "PS422"
+
+
+# --- the rights of another --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def roles(db, schema) -> AsyncIterator[SimpleNamespace]:
+    """admin may do everything in the schema; caller inherits nothing and may become admin; stranger has no rights.
+
+    The schema `apps` holds the application's own functions, and all three may use it.
+    """
+    names = SimpleNamespace(
+        apps=sql.Identifier(f"{schema} apps"),
+        **{name: sql.Identifier(f"{name} {os.getpid()}") for name in ("admin", "caller", "stranger")},
+    )
+    ours = sql.Identifier(schema)
+    for text in (
+        "create schema {apps}",
+        "create role {admin} nologin",
+        "create role {caller} login noinherit",
+        "create role {stranger} login",
+        "grant {admin} to {caller}",
+        "grant usage on schema {apps} to {admin}, {caller}, {stranger}",
+        "grant usage on schema {ours} to {admin}",
+        "grant select, insert, update, delete on {ours}.schedules, {ours}.runs to {admin}",
+        "grant select on {ours}.limits to {admin}",
+    ):
+        await db.connection.execute(sql.SQL(text).format(ours=ours, **vars(names)))
+    yield names
+    await db.connection.execute("reset role; reset session authorization")
+    await db.connection.execute(
+        sql.SQL(
+            "drop schema {apps} cascade; drop owned by {admin}, {caller}, {stranger};"
+            " drop role {admin}, {caller}, {stranger}"
+        ).format(**vars(names))
+    )
+
+
+# Each changes what a worker has claimed ahead, or what it would plan next.
+CALLS = [
+    "select pgsched.alter('s', '{\"expression\": \"0 4 * * *\"}')",
+    "select pgsched.alter('s', '{\"args\": {\"x\": 1}}')",
+    "select pgsched.pause('s')",
+    "select pgsched.remove('s')",
+    "select pgsched.trigger('s')",
+    "select pgsched.enqueue('job')",
+    "select pgsched.create_schedule('new', 'job', '@daily')",
+    "select pgsched.resume('paused')",
+    "update pgsched.schedules set expression = '@hourly'",
+]
+
+
+async def claimed_ahead(db, settings) -> None:
+    """Makes a schedule whose next fire time a worker holds already, and one that is paused."""
+    await db.all(
+        "select pgsched.create_schedule('s', 'job', '@every 5s'), pgsched.create_schedule('paused', 'job', '@daily')"
+    )
+    await db.all("select pgsched.pause('paused')")
+    async with Parts(settings, lookahead="10s") as parts:
+        await parts.dispatcher.claim_pass()
+        await parts.dispatcher.claim_pass()
+        assert [run.entrypoint for run in parts.taken] == ["job"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_definer_function_lends_its_callers_no_more_than_the_call(db, settings, roles, call):
+    """The caller has no rights in the schema when the transaction commits, which is when deferred work is done."""
+    await claimed_ahead(db, settings)
+    body = in_schema(call.encode(), db.schema, parametrised=False).decode()
+    await db.connection.execute(
+        sql.SQL(
+            "create function {apps}.change() returns void language plpgsql security definer"
+            " set search_path = pg_catalog, pg_temp as {}"
+        ).format(f"begin {body.replace('select', 'perform', 1)}; end", **vars(roles))
+    )
+    await db.connection.execute(sql.SQL("alter function {apps}.change() owner to {admin}").format(**vars(roles)))
+    before = await rows(db)
+    await db.connection.execute(sql.SQL("set session authorization {stranger}").format(**vars(roles)))
+    await db.connection.execute(sql.SQL("select {apps}.change()").format(**vars(roles)))
+    await db.connection.execute("reset session authorization")
+    assert await rows(db) != before
+
+
+@pytest.mark.parametrize("call", CALLS)
+async def test_a_role_that_is_taken_on_for_a_statement_suffices_until_the_commit(db, settings, roles, call):
+    await claimed_ahead(db, settings)
+    before = await rows(db)
+    await db.connection.execute(sql.SQL("set session authorization {caller}").format(**vars(roles)))
+    async with db.connection.transaction():
+        await db.connection.execute(sql.SQL("set local role {admin}").format(**vars(roles)))
+        await db.all(call)
+        await db.connection.execute("reset role")
+    await db.connection.execute("reset session authorization")
+    assert await rows(db) != before
+
+
+async def rows(db) -> list[tuple]:
+    return await db.all(
+        "select to_jsonb(s)::text from pgsched.schedules s"
+        " union all select to_jsonb(r)::text from pgsched.runs r order by 1"
+    )
