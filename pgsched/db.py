@@ -7,7 +7,7 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -73,7 +73,29 @@ def conninfo_for(dsn: str | None, name: str) -> str:
             "The DSN cannot be read: it is neither a URI nor key=value pairs that libpq knows. "
             "Write postgresql://user@host/database or host=… dbname=…."
         ) from None
+    if _misreads_password(dsn or "", given):
+        raise ConfigurationError(
+            "The DSN can be read in two ways: its password, or another part, holds '@' or '/' as it is. Write %40 for "
+            "'@' and %2F for '/' there."
+        )
     return conninfo.make_conninfo("", **{**_DEFAULTS, **given, "application_name": name})
+
+
+def _misreads_password(dsn: str, given: Mapping[str, Any]) -> bool:
+    """Whether libpq takes a part of the password for the host, the port or the database, and would quote it so in its
+    messages. It ends the password at the first '@', and sees none at all behind a '/'."""
+    scheme, found, rest = dsn.strip().partition("://")
+    if not found or scheme not in ("postgresql", "postgres"):
+        return False
+    authority, _, path = rest.partition("?")[0].partition("/")
+    hosts = str(given.get("host") or "").split(",")
+    ports = str(given.get("port") or "0").split(",")
+    return (
+        authority.count("@") > 1
+        or "@" in path
+        or any("@" in host[1:] for host in hosts)
+        or not all(port.isdecimal() for port in ports if port)
+    )
 
 
 def describe(error: BaseException) -> str:

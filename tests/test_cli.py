@@ -77,6 +77,26 @@ def test_no_database_is_exit_69_without_the_password(args):
     assert "s3cret" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://user:hunter@s3cret@127.0.0.1:1/db", "postgresql://user:hunter@@s3cret@127.0.0.1:1/db",
+        "postgresql://user:hunter/s3cret@127.0.0.1:1/db", "postgresql://user:s3cret/2@127.0.0.1:1/db",
+        "postgres://user:hun?ter@s3cret@127.0.0.1:1/db", "postgresql://user:s3cret/x?connect_timeout=2",
+    ],
+)  # fmt: skip
+def test_a_dsn_whose_password_needs_escapes_is_refused_without_any_part_of_it(dsn):
+    result = invoke("workers", "--dsn", dsn)
+    assert result.exit_code == 78
+    assert "Write %40 for '@' and %2F for '/' there." in result.stderr
+    assert "s3cret" not in result.stderr and "hunter" not in result.stderr
+
+
+@pytest.mark.parametrize("dsn", ["postgresql://user:a%40b%2Fc@127.0.0.1:1/db", "postgres:///db?user=me@home&port=1"])
+def test_a_dsn_with_escapes_is_used(dsn):
+    assert invoke("workers", "--dsn", dsn).exit_code == 69
+
+
 @pytest.mark.parametrize("args", [["schedules", "list"], ["runs", "list"], ["workers"], ["schedules", "trigger", "x"]])
 def test_an_unmigrated_schema_is_exit_78_with_the_command_to_run(dsn, fresh, args):
     result = invoke(*args, "--dsn", dsn, "--schema", fresh)
