@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -64,12 +65,21 @@ def script(schema: str) -> str:
     parts = [b"begin;\n", b"create schema if not exists " + sql.Identifier(schema).as_bytes() + b";\n"]
     parts.append(in_schema(_TABLE, schema, parametrised=False).lstrip())
     for migration in migrations():
-        parts.append(b"\n" + in_schema(migration.text, schema, parametrised=False))
+        parts.append(b"\n" + _for_schema(migration.text, schema))
         values = sql.SQL("({}, {}, {})").format(migration.version, migration.name, migration.checksum)
         insert = b"insert into pgsched.migrations (version, name, checksum) values "
         parts.append(b"\n" + in_schema(insert, schema, parametrised=False) + values.as_bytes() + b";\n")
     parts.append(b"commit;\n")
     return b"".join(parts).decode()
+
+
+def _for_schema(text: bytes, schema: str) -> bytes:
+    """A migration for another schema. If the name has dollar signs, function bodies are quoted with a tag that the name
+    does not hold: a bare $$ in it would end the first body."""
+    if "$" in schema:
+        tag = next(tag for n in itertools.count() if (tag := f"$b{n}$") not in schema)
+        text = text.replace(b"$$", tag.encode())
+    return in_schema(text, schema, parametrised=False)
 
 
 async def check(connection: Connection, schema: str) -> None:
@@ -132,7 +142,7 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
         coming = shipped[len(applied)]
         if not applied:
             await _create_schema(connection, schema)
-        await connection.execute(in_schema(rewrite(coming.text), schema, parametrised=False))
+        await connection.execute(_for_schema(rewrite(coming.text), schema))
         insert = in_schema(b"insert into pgsched.migrations (version, name, checksum) values (%s, %s, %s)", schema)
         await connection.execute(insert, (coming.version, coming.name, coming.checksum))
         return coming

@@ -1,6 +1,7 @@
 """A database of the first schema, with schedules and runs in it, brought to this version."""
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from pgsched import migrate
@@ -46,3 +47,20 @@ async def test_what_a_first_schema_holds_is_carried_over(dsn):
             assert await cursor.fetchall() == [(True, True), (False, False)]
         finally:
             await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("name", ["a$$b", "$b0$ $1 $$", "$$"])
+async def test_a_schema_may_have_dollar_signs_in_its_name(dsn, name):
+    """They end no function's body, in a migration and in the script of all of them."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        for apply in ("migrate", "script"):
+            try:
+                if apply == "migrate":
+                    await migrate.migrate(connection, name)
+                else:
+                    await connection.execute(migrate.script(name))
+                await migrate.check(connection, name)
+                call = in_schema(b"select pgsched.enqueue('job')", name, parametrised=False)
+                assert len(await (await connection.execute(call)).fetchall()) == 1
+            finally:
+                await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
