@@ -41,6 +41,7 @@ _SOCKET = ".s.PGSQL.5432"
 _SOCKET_LENGTH = 103  # bytes that a socket's path may have: 107 on Linux, 103 on macOS and the BSDs
 _UNSAFE = re.compile(r"[^\w./+@:~-]|\s")  # pg_ctl hands the path to a shell, and the DSN carries it in a URI
 _REASON = re.compile(r"(?:FATAL|PANIC|pg_ctl|initdb(?:: error)?): +(.+)")
+_ROOTS_OWN = Path("/var/lib/pgsched/postgres")  # PostgreSQL runs as another user then, and a home is root's alone
 _users: Counter[Path] = Counter()  # how often this very process has each directory open
 
 
@@ -75,9 +76,9 @@ def start(data_dir: str | None = None) -> Iterator[str]:
 def default_data_dir() -> Path:
     """Where the embedded PostgreSQL keeps its data unless told otherwise.
 
-    $XDG_DATA_HOME/pgsched/postgres on every Unix, with ~/.local/share where that is not set, or not
-    absolute; %LOCALAPPDATA%\\pgsched\\postgres on Windows. Raises ConfigurationError where the user has no
-    home directory.
+    $XDG_DATA_HOME/pgsched/postgres on every Unix. If that is not set, or not absolute: /var/lib/pgsched/postgres for
+    root, unless an earlier version made one in root's home, and ~/.local/share/pgsched/postgres for others.
+    %LOCALAPPDATA%\\pgsched\\postgres on Windows. Raises ConfigurationError if the user has no home directory.
     """
     windows = sys.platform == "win32"
     given = os.environ.get("LOCALAPPDATA" if windows else "XDG_DATA_HOME", "")
@@ -89,7 +90,14 @@ def default_data_dir() -> Path:
         raise ConfigurationError(
             "There is no home directory to keep the embedded PostgreSQL in. " + ELSEWHERE
         ) from None
-    return home.joinpath("AppData/Local" if windows else ".local/share", "pgsched", "postgres")
+    usual = home.joinpath("AppData/Local" if windows else ".local/share", "pgsched", "postgres")
+    if _is_root() and not (usual / "PG_VERSION").exists():
+        return _ROOTS_OWN
+    return usual
+
+
+def _is_root() -> bool:
+    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def _load() -> ModuleType:
@@ -312,6 +320,8 @@ def _leave(server: Any, path: Path) -> None:
             server.cleanup()
         except Exception as error:  # leaving must not hide why; the next start recovers and stops what is left
             logging.getLogger("pgsched").warning("embedded_not_stopped in %s: %s", path, _why(error))
+    if not (path / "postmaster.pid").exists():  # else it goes on for another process
+        _restore_modes(path)
 
 
 @contextlib.contextmanager
@@ -335,18 +345,65 @@ def _complaints() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _keeping_modes(*paths: Path) -> Iterator[None]:
-    """As root the package lets everybody list all parent directories. This leaves them to be traversed only."""
-    if sys.platform == "win32" or os.geteuid() != 0:
+def _keeping_modes(path: Path, *others: Path) -> Iterator[None]:
+    """As root the package lets everybody list all parent directories of the paths.
+
+    This lets others pass through them only, and notes the modes that they had beside the data directory `path`. Whoever
+    stops the server restores them, a later process too if this one is killed.
+    """
+    if not _is_root():
         yield
         return
-    before = {parent: stat.S_IMODE(parent.stat().st_mode) for path in paths for parent in path.resolve().parents}
+    parents = [parent for each in (path, *others) for parent in each.resolve().parents]
+    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
     try:
         yield
     finally:
+        opened = _opened(path)
         for parent, mode in before.items():
+            passable = mode | stat.S_IXGRP | stat.S_IXOTH
             if stat.S_IMODE(parent.stat().st_mode) != mode:
-                parent.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
+                parent.chmod(passable)
+            if passable != mode:
+                opened.setdefault(str(parent), mode)
+        if opened:
+            with contextlib.suppress(OSError):  # a full or read-only disk: they stay open, as they would by a kill
+                _note_opened(path, opened)
+
+
+def _note_opened(path: Path, opened: dict[str, int]) -> None:
+    # It replaces whatever stands there, which may be somebody else's link.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".pgsched-", delete=False) as stream:
+        json.dump(opened, stream)
+    Path(stream.name).replace(_modes_file(path))
+
+
+def _modes_file(path: Path) -> Path:
+    """Not in the data directory: the user as whom PostgreSQL runs must not say which modes root is to set."""
+    return path.parent / f".{path.name}-modes.json"
+
+
+def _opened(path: Path) -> dict[str, int]:
+    """The parent directories that were opened for the server of this data directory, and the modes they had."""
+    file = _modes_file(path)
+    try:
+        found = file.lstat()
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            return {}
+        return {str(parent): int(mode) for parent, mode in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # there is none
+        return {}
+
+
+def _restore_modes(path: Path) -> None:
+    """Gives the parents back the modes that they had, unless somebody has changed them since."""
+    if not _is_root() or not (opened := _opened(path)):
+        return
+    for parent, mode in opened.items():
+        with contextlib.suppress(OSError):
+            if stat.S_IMODE(Path(parent).stat().st_mode) == mode | stat.S_IXGRP | stat.S_IXOTH:
+                Path(parent).chmod(mode)
+    _modes_file(path).unlink(missing_ok=True)
 
 
 def _why(error: Exception) -> str:

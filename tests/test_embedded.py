@@ -486,10 +486,36 @@ def test_as_root_the_parents_can_be_traversed_and_not_listed(folder: pathlib.Pat
     with embedded.start(str(folder / "pg")):
         assert folder.stat().st_mode & 0o777 == 0o711
         assert (folder / "pg").stat().st_mode & 0o777 == 0o700
+        with embedded.start(str(folder / "pg")):  # the one that goes first leaves them as they are
+            pass
+        assert folder.stat().st_mode & 0o777 == 0o711
+    assert folder.stat().st_mode & 0o777 == 0o700
+    # As a process that was killed leaves it.
+    with embedded.start(str(folder / "pg")):
+        noted = (folder / ".pg-modes.json").read_text()
+    assert not (folder / ".pg-modes.json").exists()
+    (folder / ".pg-modes.json").write_text(noted)
+    folder.chmod(0o711)
+    with embedded.start(str(folder / "pg")):
+        pass
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@unix
+def test_roots_default_lies_outside_of_its_home(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert embedded.default_data_dir() == pathlib.Path("/var/lib/pgsched/postgres")
+    earlier = folder / ".local/share/pgsched/postgres"
+    earlier.mkdir(parents=True)
+    (earlier / "PG_VERSION").write_text("18")
+    assert embedded.default_data_dir() == earlier, "what an earlier version stored must not seem lost"
 
 
 @unix
 def test_the_default_follows_the_xdg_rules(monkeypatch: pytest.MonkeyPatch, folder: pathlib.Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     usual = folder / ".local/share/pgsched/postgres"
