@@ -83,10 +83,10 @@ class Command:
 class CommandExecutor(Executor):
     """Runs the command that the function returns: a list of texts, or a Command.
 
-    The command gets, besides the worker's environment, PGSCHED_RUN_ID, PGSCHED_ATTEMPT, PGSCHED_ENTRYPOINT, and for
-    fire times PGSCHED_SCHEDULE and PGSCHED_FIRE_TIME (ISO 8601, in UTC). Each line that it writes is kept with the
-    run, as far as the journal goes. Exit code 0 is success, with the result {"exit_code": 0, "output": the last 8
-    KiB}; any other fails the attempt with a CommandFailed.
+    The command gets, besides the worker's environment, PGSCHED_RUN_ID, PGSCHED_TOKEN, PGSCHED_ATTEMPT and
+    PGSCHED_ENTRYPOINT, and for fire times PGSCHED_SCHEDULE and PGSCHED_FIRE_TIME (ISO 8601, in UTC). Each line that it
+    writes is kept with the run, as far as the journal goes. Exit code 0 is success, with the result {"exit_code": 0,
+    "output": the last 8 KiB}; any other fails the attempt with a CommandFailed.
 
     Where the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, the command's process group
     gets SIGTERM, and who is left of it SIGKILL after cancel_timeout. What a command leaves behind in its group is
@@ -151,6 +151,7 @@ def _start(command: Command, env: dict[str, str]) -> Child:
 def _environment(run: Run, command: Command) -> dict[str, str]:
     more = {
         "PGSCHED_RUN_ID": str(run.id),
+        "PGSCHED_TOKEN": str(run.token),
         "PGSCHED_ATTEMPT": str(run.attempt),
         "PGSCHED_ENTRYPOINT": run.entrypoint,
     }

@@ -91,7 +91,7 @@ class DaskExecutor(Executor):
         assert self.function is not None
         package = pack(run, self.function)
         # Another attempt's task may still be there: no two of them have the same key.
-        key = f"pgsched-{run.id}-{run.attempt}-{uuid.uuid4().hex[:8]}"
+        key = f"pgsched-{run.id}-{run.token}-{uuid.uuid4().hex[:8]}"
         async with _linked(self._scheduler, self._connect_timeout) as (link, client):
             link.runs[key] = run
             future = client.submit(perform, package, _TOPIC, key=key, pure=False, **self._submit)

@@ -337,11 +337,11 @@ class Dispatcher:
         if len(made) < sum(len(p.plan.runs) for p in changed):
             # Some stand in line, at the limits of their entrypoint, and may be claimed by this pass.
             self._due = replace(self._due, lines=True)
-        return [by_id[schedule_id].claimed(run_id, fire_time) for run_id, schedule_id, fire_time in made]
+        return [by_id[schedule].claimed(run_id, fire_time, token) for run_id, schedule, fire_time, token in made]
 
     async def _write(
         self, connection: Connection, planned: Sequence[Planned], horizon: datetime
-    ) -> list[tuple[int, int, datetime]]:
+    ) -> list[tuple[int, int, datetime, int]]:
         """Writes plans, after a pass that the database refused one by one: what is wrong with one schedule makes
         that one invalid and stops no other."""
         if not self._careful:

@@ -37,8 +37,8 @@ _CLAIM_LOST = "PS410"
 
 def session_name(claim: Claim) -> str:
     """The application_name of an attempt's transaction. A reaper that looks for a worker's sign of life takes no
-    session of this kind for one."""
-    return f"pgsched-run {claim.worker} {claim.run_id}.{claim.attempt}"[:63]
+    session of this kind for one. PostgreSQL keeps 63 bytes: the token, which no other claim has, comes first."""
+    return f"pgsched-run {claim.token} {claim.worker}"[:63]
 
 
 class Fence:
@@ -91,7 +91,7 @@ class Fence:
     def statement(self, name: str) -> Statement:
         """A statement about this claim, and its parameters."""
         claim = self.claim
-        params = {"id": claim.run_id, "attempt": claim.attempt, "worker": claim.worker, "started_at": self.started_at}
+        params = {"id": claim.run_id, "token": claim.token, "worker": claim.worker, "started_at": self.started_at}
         store = self.store or Store(self.schema)
         return store.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
 

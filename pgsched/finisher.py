@@ -115,7 +115,7 @@ class Finisher:
         locked = []
         with log.together():
             for outcome, answer in batch:
-                landing = answers.get((outcome.claim.run_id, outcome.claim.attempt))
+                landing = answers.get((outcome.claim.run_id, outcome.claim.token))
                 if landing is Landing.LOCKED:
                     locked.append((outcome, answer))
                 elif landing is Landing.COMMITTED:
@@ -132,17 +132,17 @@ class Finisher:
         self._wake.set()
 
     async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], Landing]:
-        """Writes outcomes; returns by (run id, attempt) what became of each. Those that lost their claim are left
+        """Writes outcomes; returns by (run id, token) what became of each. Those that lost their claim are left
         out."""
         speaking = [(o.claim, o.journal) for o in outcomes if o.journal is not None]
         # First what they said: when a run has ended, all of it is there. One whose lines do not land does not end yet.
         mute = await self._scribe.write_all(speaking) if speaking else set()
-        ready = [o for o in outcomes if (o.claim.run_id, o.claim.attempt) not in mute] if mute else outcomes
+        ready = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in mute] if mute else outcomes
         async with self._session.use() as connection:
             landed = await self._store.finish_runs(connection, self._worker, ready) if ready else {}
             answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
             if len(landed) < len(outcomes):
-                missing = [o for o in outcomes if (o.claim.run_id, o.claim.attempt) not in landed]
+                missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in landed]
                 seen = await self._store.look_after_ends(connection, self._worker, missing)
                 answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
         return answers

@@ -96,20 +96,20 @@ class Heartbeat:
                 before = time.monotonic()
                 self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
             held = await self._store.beat(connection, self._worker, claims)
-        self._answers = {(run_id, attempt): held.get((run_id, attempt)) for run_id, attempt, _ in claims}
+        self._answers = {(run_id, token): held.get((run_id, token)) for run_id, token, _ in claims}
         answered, self._answered = self._answered, asyncio.get_running_loop().create_future()
         answered.set_result(None)
-        for (run_id, attempt), verdict in self._answers.items():
-            live = self._runner.live.get((run_id, attempt))
+        for (run_id, token), verdict in self._answers.items():
+            live = self._runner.live.get((run_id, token))
             if live is not None and live.state is State.HELD:
-                self._runner.verdict(run_id, attempt, verdict)
+                self._runner.verdict(run_id, token, verdict)
         running = [live for live in self._runner.live.values() if live.state is State.RUNNING]
         await self._scribe.write_some([(live.claim, live.journal) for live in running if live.journal.unwritten])
 
     def _claims(self) -> list[tuple[int, int, Any]]:
         claims = []
         for live in self._runner.live.values():
-            claims.append((live.claim.run_id, live.claim.attempt, live.started_at))
+            claims.append((live.claim.run_id, live.claim.token, live.started_at))
             if live.keeper is None and live.state is State.RUNNING:
                 live.keeper = self._runner.group.create_task(self._keep(live))
         return claims
@@ -119,8 +119,8 @@ class Heartbeat:
         claim = live.claim
         while live.state is State.RUNNING:
             await asyncio.shield(self._answered)
-            verdict = self._answers.get((claim.run_id, claim.attempt), False)
-            self._runner.verdict(claim.run_id, claim.attempt, verdict)
+            verdict = self._answers.get((claim.run_id, claim.token), False)
+            self._runner.verdict(claim.run_id, claim.token, verdict)
 
 
 class Guard:
@@ -192,7 +192,7 @@ class Guard:
                 runner.run(session.discard())
 
     async def _beat(self, session: Session) -> None:
-        claims = [(live.claim.run_id, live.claim.attempt, live.started_at) for live in list(self._runner.live.values())]
+        claims = [(live.claim.run_id, live.claim.token, live.started_at) for live in list(self._runner.live.values())]
         try:
             async with session.use() as connection:
                 await self._store.beat(connection, self._worker, claims)

@@ -351,7 +351,11 @@ class Fence(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One attempt at a run, as its function sees it. (id, attempt) is fit as an idempotency key and fencing token.
+    """One attempt at a run, as its function sees it.
+
+    Use id as an idempotency key: it stays the same in every attempt. Use token as a fencing token: it grows with each
+    claim and never repeats, so a system that refuses smaller tokens refuses every earlier claim. attempt is for people:
+    it repeats when a run is given back.
 
     fire_time: the nominal instant, aware, in UTC; None for an enqueued job. previous_fire_time: that of the
     schedule's run before this one, None for the first. Together they are the window that this run stands for: after
@@ -368,6 +372,7 @@ class Run:
     args: Mapping[str, Any] = field(repr=False)
     worker: uuid.UUID
     resources: Any = field(repr=False)
+    token: int = 0
     cancellation: Cancellation = field(default_factory=Cancellation, repr=False, compare=False)
     journal: Journal = field(default_factory=Journal, repr=False, compare=False)
     fence: Fence | None = field(default=None, repr=False, compare=False)
@@ -435,10 +440,13 @@ def _finite(value: Any) -> float:
 
 
 class Claim(NamedTuple):
-    """A worker's hold on a run. Every write of the worker names all three; whoever lacks one has lost it."""
+    """A worker's hold on a run. Every write of the worker names all three, and lands only if the row has all three.
+
+    The token alone decides: each claim draws a new one, so two claims of one worker and attempt differ too.
+    """
 
     run_id: int
-    attempt: int
+    token: int
     worker: uuid.UUID
 
 
@@ -454,6 +462,7 @@ class ClaimedRun:
     previous_fire_time: datetime | None
     due_at: datetime
     attempt: int
+    token: int
     max_attempts: int
     backoff: timedelta
     max_backoff: timedelta
@@ -502,6 +511,7 @@ class Silent:
 
     id: int
     attempt: int
+    token: int
     worker: uuid.UUID | None
     entrypoint: str
     heartbeat_at: datetime

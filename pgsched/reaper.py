@@ -101,7 +101,7 @@ class Reaper:
         if run.worker == self._worker:
             # Our own claims are the heartbeat's business, but for one that we do not know of: the answer to the
             # commit that made it never came.
-            known = (run.id, run.attempt) in self._runner.live
+            known = (run.id, run.token) in self._runner.live
             return not known and now - run.heartbeat_at >= 3 * self._settings.heartbeat_interval
         return is_stalled(run, now, self._settings.heartbeat_interval, self._settings.stall_timeout)
 
@@ -140,4 +140,4 @@ class Reaper:
 
 def _transaction(run: Silent) -> str:
     assert run.worker is not None
-    return session_name(Claim(run.id, run.attempt, run.worker))
+    return session_name(Claim(run.id, run.token, run.worker))

@@ -108,7 +108,8 @@ def target_of(function: Function) -> dict[str, str]:
 def pack(run: Run, function: Function, *, fenced: bool = False) -> str:
     """A run and its function as JSON, in one line. fenced: with the DSN of the worker's database, and a password that
     may be in it, for run.transaction() there."""
-    fields = {name: getattr(run, name) for name in ("id", "entrypoint", "fire_time", "previous_fire_time", "attempt")}
+    names = ("id", "entrypoint", "fire_time", "previous_fire_time", "attempt", "token")
+    fields = {name: getattr(run, name) for name in names}
     package = {
         "target": target_of(function),
         "run": fields | {"worker": str(run.worker)},
@@ -146,7 +147,7 @@ class Package:
         self._target: Mapping[str, str] = found["target"]
         self.cancellation = RemoteCancellation(found["grace"])
         fields = found["run"] | {"worker": uuid.UUID(found["run"]["worker"])}
-        claim = Claim(fields["id"], fields["attempt"], fields["worker"])
+        claim = Claim(fields["id"], fields["token"], fields["worker"])
         self.run = Run(
             **fields,
             schedule=None if found["schedule"] is None else Schedule(**found["schedule"]),

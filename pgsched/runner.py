@@ -108,7 +108,7 @@ class Runner:
 
     def __init__(self, machine: Machine, finisher: Finisher, threads: ThreadPoolExecutor) -> None:
         self.worker = machine.worker
-        # By (run id, attempt): a run that was lost may be claimed here again before its old attempt has ended.
+        # By (run id, token): a run that was lost may be claimed here again before its old attempt has ended.
         self.live: dict[tuple[int, int], Live] = {}
         self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
         self.started: Callable[[], None] = lambda: None  # there is something to keep alive
@@ -140,9 +140,9 @@ class Runner:
         for run in runs:
             name = run.schedule.name if run.schedule is not None else None
             executor = self._scheduler.executor_for(run.entrypoint, name)
-            claim = Claim(run.id, run.attempt, self.worker)
+            claim = Claim(run.id, run.token, self.worker)
             live = Live(run, claim, executor, Threads(self._threads), grace)
-            self.live[run.id, run.attempt] = live
+            self.live[run.id, run.token] = live
             self.slots_used += 1
             if live.place is not None:
                 self.used[live.place] += 1
@@ -154,7 +154,7 @@ class Runner:
     def give_back(self, runs: Iterable[ClaimedRun]) -> None:
         """Gives claims back that cannot be taken."""
         for run in runs:
-            claim = Claim(run.id, run.attempt, self.worker)
+            claim = Claim(run.id, run.token, self.worker)
             self._finisher.put(Outcome(claim, RunStatus.QUEUED, refund=True), lambda outcome, landed: None)
 
     def _start_in_time(self, live: Live) -> None:
@@ -335,6 +335,7 @@ class Runner:
             fire_time=run.fire_time,
             previous_fire_time=run.previous_fire_time,
             attempt=run.attempt,
+            token=run.token,
             args=args,
             worker=self.worker,
             resources=self._scheduler.resources,
@@ -402,7 +403,7 @@ class Runner:
 
     def _landed(self, outcome: Outcome, landed: bool) -> None:
         """The finisher's answer: what ended is written, or its claim was gone."""
-        live = self.live.get((outcome.claim.run_id, outcome.claim.attempt))
+        live = self.live.get((outcome.claim.run_id, outcome.claim.token))
         if live is None:
             return
         self._forget(live)
@@ -416,7 +417,7 @@ class Runner:
         self.changed(live)
 
     def _forget(self, live: Live) -> None:
-        self.live.pop((live.claim.run_id, live.claim.attempt), None)
+        self.live.pop((live.claim.run_id, live.claim.token), None)
         del live.view, live.fence  # which know it: nothing should have to wait for the garbage collector
 
     def _free(self, live: Live) -> None:
@@ -539,14 +540,14 @@ class Runner:
         else:
             self._ended(live, Outcome(live.claim, RunStatus.QUEUED, refund=True))
 
-    def verdict(self, run_id: int, attempt: int, cancel: bool | None) -> None:
+    def verdict(self, run_id: int, token: int, cancel: bool | None) -> None:
         """What a beat's answer says of a claim: None lost, True somebody asked to cancel it, False all is well."""
-        live = self.live.get((run_id, attempt))
+        live = self.live.get((run_id, token))
         if live is None or live.state is State.ENDED:
             return
         if cancel is None:
             if live.state is State.RUNNING and live.stop is not Stop.LOST:
-                self._log.warning("claim_lost", run=run_id, entrypoint=live.run.entrypoint, attempt=attempt)
+                self._log.warning("claim_lost", run=run_id, entrypoint=live.run.entrypoint, attempt=live.run.attempt)
             self.stop(live, Stop.LOST)
         elif cancel and live.stop is None:
             self.stop(live, Stop.REQUESTED)

@@ -36,11 +36,11 @@ class Scribe:
             await self._send(speaking)
 
     async def write_all(self, speaking: Sequence[Speaking]) -> set[tuple[int, int]]:
-        """Writes all there is. Returns the (run id, attempt) of those of which it could not: the claim is lost, or
+        """Writes all there is. Returns the (run id, token) of those of which it could not: the claim is lost, or
         somebody has the row locked."""
         missed: set[tuple[int, int]] = set()
         left = list(speaking)
-        while left := [(c, j) for c, j in left if j.unwritten and (c.run_id, c.attempt) not in missed]:
+        while left := [(c, j) for c, j in left if j.unwritten and (c.run_id, c.token) not in missed]:
             missed |= await self._send(left)
         return missed
 
@@ -71,7 +71,7 @@ class Scribe:
             return missed
         missed = set()
         for claim, journal, said in batch:
-            key = (claim.run_id, claim.attempt)
+            key = (claim.run_id, claim.token)
             if held is None:
                 self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=reason)
             if held is None or key in held:

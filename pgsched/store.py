@@ -143,10 +143,10 @@ class Store:
 
     async def write_plans(
         self, connection: Connection, worker: uuid.UUID, plans: Sequence[Planned], horizon: datetime
-    ) -> list[tuple[int, int, datetime]]:
+    ) -> list[tuple[int, int, datetime, int]]:
         """Advances locked schedules and makes their runs, claimed already where they are due by the horizon.
 
-        Returns (run id, schedule id, fire time) of the runs that this worker now holds. A fire time that has
+        Returns (run id, schedule id, fire time, token) of the runs that this worker now holds. A fire time that has
         a row already is left as it is.
         """
         runs = [(p, r) for p in plans for r in p.plan.runs]
@@ -180,7 +180,7 @@ class Store:
                 "skip_details": [s.detail for _, s in skips],
             },
         )
-        return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+        return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
 
     async def claim_due_runs(
         self,
@@ -324,9 +324,9 @@ class Store:
     async def beat(
         self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int, datetime | None]]
     ) -> dict[tuple[int, int], bool]:
-        """Renews claims, given as (run id, attempt, started at).
+        """Renews claims, given as (run id, token, started at).
 
-        Returns, for each (run id, attempt) that still holds, whether somebody asked to cancel its run. A claim that is
+        Returns, for each (run id, token) that still holds, whether somebody asked to cancel its run. A claim that is
         missing in the answer is lost.
         """
         cursor = await connection.execute(
@@ -334,7 +334,7 @@ class Store:
             {
                 "worker": worker,
                 "ids": _array(c[0] for c in claims),
-                "attempts": _array(c[1] for c in claims),
+                "tokens": _array(c[1] for c in claims),
                 "started": _array(c[2] for c in claims),
             },
         )
@@ -345,7 +345,7 @@ class Store:
     ) -> dict[tuple[int, int], bool]:
         """Writes how attempts ended, each under its claim.
 
-        Returns the (run id, attempt) of those that landed, and of each whether its own transaction had committed its
+        Returns the (run id, token) of those that landed, and of each whether its own transaction had committed its
         success before. look_after_ends() tells what became of the others.
         """
         cursor = await connection.execute(
@@ -353,7 +353,7 @@ class Store:
             {
                 "worker": worker,
                 "ids": _array(o.claim.run_id for o in outcomes),
-                "attempts": _array(o.claim.attempt for o in outcomes),
+                "tokens": _array(o.claim.token for o in outcomes),
                 "statuses": _array(o.status for o in outcomes),
                 "started": _array(o.started_at for o in outcomes),
                 "finished": _array(o.finished_at for o in outcomes),
@@ -371,7 +371,7 @@ class Store:
     async def look_after_ends(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
     ) -> dict[tuple[int, int], bool]:
-        """What became of outcomes that did not land just now, by (run id, attempt).
+        """What became of outcomes that did not land just now, by (run id, token).
 
         True: they landed at an earlier try. False: somebody has their row locked, try again. The others are lost.
         """
@@ -380,8 +380,7 @@ class Store:
             {
                 "worker": worker,
                 "ids": [o.claim.run_id for o in outcomes],
-                "attempts": [o.claim.attempt for o in outcomes],
-                "refunds": [int(o.refund) for o in outcomes],
+                "tokens": [o.claim.token for o in outcomes],
             },
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
@@ -389,7 +388,7 @@ class Store:
     async def write_journals(
         self, connection: Connection, worker: uuid.UUID, said: Sequence[tuple[Claim, Said]]
     ) -> set[tuple[int, int]]:
-        """Writes what attempts say, each under its claim. Returns the (run id, attempt) of those whose claim holds and
+        """Writes what attempts say, each under its claim. Returns the (run id, token) of those whose claim holds and
         whose row nobody else has locked; of the others nothing is written."""
         lines = [(c, n, line) for c, s in said for n, line in enumerate(s.lines, s.number)]
         cursor = await connection.execute(
@@ -397,11 +396,11 @@ class Store:
             {
                 "worker": worker,
                 "ids": [c.run_id for c, _ in said],
-                "attempts": [c.attempt for c, _ in said],
+                "tokens": [c.token for c, _ in said],
                 "done": [s.progress[0] if s.progress else None for _, s in said],
                 "total": [s.progress[1] if s.progress else None for _, s in said],
                 "line_ids": [c.run_id for c, _, _ in lines],
-                "line_attempts": [c.attempt for c, _, _ in lines],
+                "line_tokens": [c.token for c, _, _ in lines],
                 "numbers": [n for _, n, _ in lines],
                 "ats": [line.at for _, _, line in lines],
                 "levels": [clean(line.level)[:20] for _, _, line in lines],
@@ -445,7 +444,7 @@ class Store:
             self.query("reap_runs"),
             {
                 "ids": [s.id for s, _, _, _ in verdicts],
-                "attempts": [s.attempt for s, _, _, _ in verdicts],
+                "tokens": [s.token for s, _, _, _ in verdicts],
                 "beats": [s.heartbeat_at for s, _, _, _ in verdicts],
                 "statuses": [str(status) for _, status, _, _ in verdicts],
                 "delays": [delay.total_seconds() for _, _, delay, _ in verdicts],
@@ -616,7 +615,7 @@ class Planned:
             timeout=schedule.timeout or timeout,
         )
 
-    def claimed(self, run_id: int, fire_time: datetime) -> ClaimedRun:
+    def claimed(self, run_id: int, fire_time: datetime, token: int) -> ClaimedRun:
         """The run as it was just made and claimed."""
         run = next(r for r in self.plan.runs if r.fire_time == fire_time)
         return ClaimedRun(
@@ -628,6 +627,7 @@ class Planned:
             previous_fire_time=run.previous,
             due_at=run.due_at,
             attempt=1,
+            token=token,
             max_attempts=self.max_attempts,
             backoff=self.backoff,
             max_backoff=self.max_backoff,
@@ -666,7 +666,7 @@ def _texts(values: Iterable[str | None]) -> list[str | None] | None:
 
 def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:
     """The claim under which a run is held."""
-    return Claim(run.id, run.attempt, worker)
+    return Claim(run.id, run.token, worker)
 
 
 _DURATIONS = frozenset({"grace", "jitter", "timeout", "backoff", "max_backoff"})

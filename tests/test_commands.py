@@ -104,7 +104,7 @@ async def test_a_command_gets_its_words_as_they_are_and_knows_its_run(settings, 
 async def test_an_enqueued_job_has_no_schedule_in_its_environment():
     attempt = Attempt(Command("env | grep ^PGSCHED_ | sort", shell=True))
     assert (await attempt.execute())["output"].splitlines() == [
-        "PGSCHED_ATTEMPT=2", "PGSCHED_ENTRYPOINT=job", "PGSCHED_RUN_ID=7",
+        "PGSCHED_ATTEMPT=2", "PGSCHED_ENTRYPOINT=job", "PGSCHED_RUN_ID=7", "PGSCHED_TOKEN=0",
     ]  # fmt: skip
 
 

@@ -10,11 +10,12 @@ import pytest
 from harness import until
 
 from pgsched import Scheduler
+from pgsched.fence import session_name
 from pgsched.finisher import Finisher
 from pgsched.machine import Machine
 from pgsched.model import Claim, Outcome, RunError, RunStatus
 from pgsched.reaper import Reaper
-from pgsched.store import Store, in_schema
+from pgsched.store import EntrypointDefaults, Store, claim_of, in_schema
 
 ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
 
@@ -38,10 +39,11 @@ async def running(db, worker, count=1, *, attempt=1, silent=0.0, **values):
     """Runs that a worker has claimed; returns their ids."""
     names = "".join(f", {name}" for name in values)
     rows = await db.all(
-        f"insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at{names})"
-        " select 'job', 'running', %s, 3, %s, now(), clock_timestamp() - %s * interval '1 second'"
+        "insert into pgsched.runs (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at"
+        f"{names})"
+        " select 'job', 'running', %s, %s, 3, %s, now(), clock_timestamp() - %s * interval '1 second'"
         f"{', %s' * len(values)} from generate_series(1, %s) returning id",
-        attempt, worker, silent, *values.values(), count,
+        attempt, attempt, worker, silent, *values.values(), count,
     )  # fmt: skip
     return [row[0] for row in rows]
 
@@ -86,6 +88,34 @@ async def test_a_finish_whose_answer_was_lost_counts_as_landed_when_sent_again(m
     after = await db.all(ROW)
     assert await finish(machine, outcome) == {run}
     assert await db.all(ROW) == after
+
+
+async def test_a_give_back_that_is_sent_again_does_not_land_on_a_later_claim_of_the_same_worker(machine, db):
+    """The answer to the first is lost. Meanwhile the worker claims the run again: with the same attempt number."""
+    await db.all("select pgsched.enqueue('job')")
+    rules = [EntrypointDefaults("job", 3, timedelta(0), timedelta(0), None)]
+
+    async def claim():
+        async with machine.control.use() as connection:
+            [run], _ = await machine.store.claim_due_runs(connection, machine.worker, rules, timedelta(0), 1)
+        return run
+
+    first = await claim()
+    back = Outcome(claim_of(first, machine.worker), RunStatus.QUEUED, refund=True)
+    assert await finish(machine, back) == {first.id}
+    second = await claim()
+    assert (second.id, second.attempt, first.attempt) == (first.id, 1, 1)
+    assert second.token > first.token > 0
+    assert await finish(machine, back) == set()
+    assert await db.one("select status, attempt from pgsched.runs") == ("running", 1)
+    assert await finish(machine, Outcome(claim_of(second, machine.worker), RunStatus.SUCCEEDED)) == {first.id}
+
+
+def test_the_names_of_attempts_sessions_differ_for_the_largest_ids_and_tokens():
+    worker, ids, tokens = uuid.uuid4(), (1, 2**63 - 2, 2**63 - 1), (1, 2**63 - 2, 2**63 - 1)
+    names = {session_name(Claim(run, token, worker)) for run in ids for token in tokens}
+    assert len(names) == len(tokens), "a token is one claim's alone"
+    assert all(len(name) <= 63 for name in names)
 
 
 async def test_a_finish_that_comes_after_the_reaper_has_lost(machine, db):
@@ -146,7 +176,7 @@ async def test_what_comes_between_the_reapers_look_and_its_write_wins(machine, d
     between = {
         "beat": "update pgsched.runs set heartbeat_at = clock_timestamp()",
         "finish": "update pgsched.runs set status = 'succeeded', finished_at = now()",
-        "next attempt": "update pgsched.runs set attempt = 2",
+        "next attempt": "update pgsched.runs set attempt = 2, token = 2",
     }
 
     async def overtaken(self, connection, verdicts):

@@ -83,9 +83,9 @@ class Held:
 
     async def claim(self, attempt=1):
         run_id = await self.db.value(
-            "insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, heartbeat_at)"
-            " values ('job', 'running', %s, %s, now(), now()) returning id",
-            attempt, self.machine.worker,
+            "insert into pgsched.runs (entrypoint, status, attempt, token, worker, claimed_at, heartbeat_at)"
+            " values ('job', 'running', %s, %s, %s, now(), now()) returning id",
+            attempt, attempt, self.machine.worker,
         )  # fmt: skip
         return Claim(run_id, attempt, self.machine.worker)
 
@@ -401,7 +401,7 @@ async def test_a_lost_claim_writes_nothing(held):
     claim = await held.claim()
     held.journal.add("mine", "info")
     held.journal.progress = (1.0, 2.0)
-    for change in ("attempt = 2", "worker = gen_random_uuid(), attempt = 1", "status = 'queued'"):
+    for change in ("token = 2", "worker = gen_random_uuid(), token = 1", "status = 'queued'"):
         await held.db.all(f"update pgsched.runs set {change}")
         assert await held.scribe.write_all([(claim, held.journal)]) == {(claim.run_id, 1)}
     assert held.journal.unwritten and await held.texts() == []
@@ -482,6 +482,17 @@ async def test_an_attempt_that_was_given_back_and_the_next_of_its_number_keep_th
     again.add("of the second", "info")
     said = [(Claim(claim.run_id, 1, other), again.read())]
     assert await held.machine.store.write_journals(await held.machine.writes.connect(), other, said)
+    assert await held.texts() == ["of the first", "of the second"]
+
+
+async def test_two_claims_of_one_worker_and_attempt_number_keep_their_lines_apart(held, db):
+    claim = await held.claim()
+    held.journal.add("of the first", "info")
+    await held.scribe.write_all([(claim, held.journal)])
+    token = await db.value("update pgsched.runs set token = 7 returning token")
+    again = Journal()
+    again.add("of the second", "info")
+    assert await held.scribe.write_all([(claim._replace(token=token), again)]) == set()
     assert await held.texts() == ["of the first", "of the second"]
 
 

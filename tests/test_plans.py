@@ -65,7 +65,7 @@ async def test_what_runs_is_found_by_its_id_though_nothing_ran_when_the_table_wa
     ids = [
         row[0]
         for row in await db.all(
-            "update pgsched.runs set status = 'running', attempt = 1, worker = %s, max_attempts = 3"
+            "update pgsched.runs set status = 'running', attempt = 1, token = 1, worker = %s, max_attempts = 3"
             " where id in (select id from pgsched.runs order by id limit %s) returning id",
             worker, RUNNING,
         )
@@ -247,11 +247,11 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
         await listener.close()
         await Reaper(machine, parts.runner).reap_pass()
         await Retention(machine, asyncio.Event()).round()
-        claims = [Claim(run.id, run.attempt, machine.worker) for run in parts.taken][:20]
+        claims = [Claim(run.id, run.token, machine.worker) for run in parts.taken][:20]
         now = datetime.now(UTC)
         ends = [Outcome(claim, RunStatus.SUCCEEDED, now, now) for claim in claims]
         async with machine.control.use() as connection:
-            await store.beat(connection, machine.worker, [(c.run_id, c.attempt, now) for c in claims])
+            await store.beat(connection, machine.worker, [(c.run_id, c.token, now) for c in claims])
             said = Said(1, [Line(now, "info", "a line")], (1.0, 2.0))
             await store.write_journals(connection, machine.worker, [(claim, said) for claim in claims])
             await store.finish_runs(connection, machine.worker, ends)

@@ -38,7 +38,7 @@ def attempt(claim: Claim, fence: Fence | None, **args: str) -> Run:
     """A run as an executor sees it."""
     return Run(
         id=claim.run_id, entrypoint="job", schedule=None, fire_time=None, previous_fire_time=None,
-        attempt=claim.attempt, args=args, worker=claim.worker, resources=None, fence=fence,
+        attempt=1, token=claim.token, args=args, worker=claim.worker, resources=None, fence=fence,
         cancellation=Cancellation(30),
     )  # fmt: skip
 
@@ -46,8 +46,8 @@ def attempt(claim: Claim, fence: Fence | None, **args: str) -> Run:
 async def claimed(db) -> Claim:
     worker = uuid.uuid4()
     run_id = await db.value(
-        "insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, heartbeat_at)"
-        " values ('job', 'running', 1, %s, now(), now()) returning id", worker
+        "insert into pgsched.runs (entrypoint, status, attempt, token, worker, claimed_at, heartbeat_at)"
+        " values ('job', 'running', 1, 1, %s, now(), now()) returning id", worker
     )  # fmt: skip
     return Claim(run_id, 1, worker)
 
@@ -74,7 +74,7 @@ async def test_what_the_block_raises_leaves_nothing_behind(settings, db, paid, i
 
 async def test_a_claim_that_is_lost_writes_nothing(settings, db, paid, insert):
     claim = await claimed(db)
-    await db.all("update pgsched.runs set attempt = 2")
+    await db.all("update pgsched.runs set token = 2")
     fence = Fence(settings.dsn, settings.schema, claim)
     with pytest.raises(RemoteError, match="no longer this worker's") as caught:
         await ProcessExecutor(work.pays).execute(attempt(claim, fence, insert=insert))

@@ -417,7 +417,8 @@ async def test_without_a_right_nothing_is_done_as_the_owner(world, role):
 
 async def test_every_function_is_pinned_commented_and_lends_no_rights(db, schema):
     rows = await db.all(
-        "select p.proname, p.prosecdef, p.proconfig, obj_description(p.oid, 'pg_proc') from pg_proc p"
+        "select p.proname, p.prosecdef, p.prosqlbody is null, p.proconfig, obj_description(p.oid, 'pg_proc')"
+        " from pg_proc p"
         " join pg_namespace n on n.oid = p.pronamespace where n.nspname = %s",
         schema,
     )
@@ -425,5 +426,6 @@ async def test_every_function_is_pinned_commented_and_lends_no_rights(db, schema
     assert [
         row
         for row in rows
-        if row[1] or row[2] != ["search_path=pg_catalog, pg_temp"] or not (row[3] or "").endswith(".")
+        # A body that was resolved when the function was made needs no search_path.
+        if row[1] or (row[2] and row[3] != ["search_path=pg_catalog, pg_temp"]) or not (row[4] or "").endswith(".")
     ] == []

@@ -198,7 +198,7 @@ async def test_a_claim_that_is_lost_before_the_block_ends_takes_its_writes_with_
         await enqueue(db)
         await gates.reached.wait()
         await thief.execute(
-            in_schema(b"update pgsched.runs set attempt = 2, worker = %s, heartbeat_at = now()", settings.schema),
+            in_schema(b"update pgsched.runs set attempt = 2, token = 0, worker = %s", settings.schema),
             (uuid.uuid4(),),
         )
         gates.go.set()
@@ -271,8 +271,8 @@ async def claimed(db, *, silent=0.0):
     """A run that a worker has claimed which is nowhere to be found."""
     worker = uuid.uuid4()
     run_id = await db.value(
-        "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at)"
-        " values ('job', 'running', 1, 1, %s, now(), clock_timestamp() - %s * interval '1 second') returning id",
+        "insert into pgsched.runs (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at)"
+        " values ('job', 'running', 1, 1, 1, %s, now(), clock_timestamp() - %s * interval '1 second') returning id",
         worker, silent,
     )  # fmt: skip
     return Claim(run_id, 1, worker)
@@ -664,7 +664,7 @@ async def test_what_one_run_sets_in_its_session_is_not_there_for_the_next(settin
         (first, name, pid), (second, _, again) = seen
         assert first == second != "pg_temp"
         assert pid == again  # one connection serves them
-        assert name.startswith(f"pgsched-run {worker.machine.worker} ")
+        assert name.startswith("pgsched-run ") and name.endswith(f" {worker.machine.worker}")
 
 
 async def test_many_runs_take_turns_at_few_connections(settings, db, paid, insert):

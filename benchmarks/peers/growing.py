@@ -51,7 +51,7 @@ class Part:
 
     async def finish(self) -> None:
         """Ends what was claimed."""
-        ends = [Outcome(Claim(r.id, r.attempt, self.machine.worker), RunStatus.SUCCEEDED) for r in self.taken]
+        ends = [Outcome(Claim(r.id, r.token, self.machine.worker), RunStatus.SUCCEEDED) for r in self.taken]
         self.taken.clear()
         if ends:
             async with self.machine.control.use() as connection:

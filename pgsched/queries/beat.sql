@@ -2,8 +2,8 @@
 -- holds is read, not waited for. The answer has one row for each claim that still holds; that of a run whose own
 -- transaction has committed its success does.
 with claims as (
-    select * from unnest(%(ids)s::bigint[], %(attempts)s::int[], %(started)s::timestamptz[])
-        as c (id, attempt, started_at)
+    select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(started)s::timestamptz[])
+        as c (id, token, started_at)
 ),
 mine as materialized (
     select r.id, c.started_at
@@ -13,7 +13,7 @@ mine as materialized (
         -- keeps the status out of here, by which the index of all that runs would be walked for each claim.
         select r.id, r.status
         from pgsched.runs r
-        where r.id = c.id and r.attempt = c.attempt and r.worker = %(worker)s
+        where r.id = c.id and r.token = c.token and r.worker = %(worker)s
         offset 0
         for no key update skip locked
     ) r
@@ -25,12 +25,12 @@ beaten as (
     from mine
     where r.id = mine.id
 )
-select r.id, r.attempt, r.cancel_requested_at is not null and r.status = 'running'
+select r.id, r.token, r.cancel_requested_at is not null and r.status = 'running'
 from claims c
 cross join lateral (
-    select r.id, r.attempt, r.cancel_requested_at, r.status, r.committed_at
+    select r.id, r.token, r.cancel_requested_at, r.status, r.committed_at
     from pgsched.runs r
-    where r.id = c.id and r.attempt = c.attempt and r.worker = %(worker)s
+    where r.id = c.id and r.token = c.token and r.worker = %(worker)s
     offset 0
 ) r
 where r.status = 'running' or r.committed_at is not null

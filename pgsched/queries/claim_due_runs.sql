@@ -68,6 +68,7 @@ claimed as (
     update pgsched.runs r
     set status = 'running',
         attempt = r.attempt + 1,
+        token = pgsched.next_token(),
         worker = %(worker)s,
         claimed_at = clock_timestamp(),
         heartbeat_at = clock_timestamp(),
@@ -84,7 +85,7 @@ claimed as (
     where r.id = due.id and e.entrypoint = r.entrypoint
         and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
     returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
-        r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout
+        r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout
 )
 select o.fire_times, o.waiting, o.lines,
     (o.fire_times or o.waiting or o.lines) and exists (

@@ -42,6 +42,7 @@ strays as (
 update pgsched.runs r
 set status = 'running',
     attempt = r.attempt + 1,
+    token = pgsched.next_token(),
     worker = %(worker)s,
     claimed_at = clock_timestamp(),
     heartbeat_at = clock_timestamp(),
@@ -58,4 +59,4 @@ from held, unnest(
 where r.id = held.id and e.entrypoint = r.entrypoint
     and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
 returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
-    r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout
+    r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout

@@ -21,6 +21,7 @@ noted as (
 update pgsched.runs r
 set status = 'running',
     attempt = r.attempt + 1,
+    token = pgsched.next_token(),
     worker = %(worker)s,
     claimed_at = clock_timestamp(),
     heartbeat_at = clock_timestamp(),
@@ -36,4 +37,4 @@ from held, unnest(
 ) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
 where r.id = held.id and e.entrypoint = r.entrypoint
 returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
-    r.due_at, r.attempt, r.max_attempts, r.backoff, r.max_backoff, r.timeout
+    r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout

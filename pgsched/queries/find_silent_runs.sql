@@ -4,7 +4,7 @@ with sessions as materialized (
     select application_name from pg_catalog.pg_stat_activity where application_name like 'pgsched %%'
 ),
 silent as (
-    select r.id, r.attempt, r.worker, r.entrypoint, r.heartbeat_at,
+    select r.id, r.attempt, r.token, r.worker, r.entrypoint, r.heartbeat_at,
         coalesce(r.max_attempts, 1) as max_attempts,
         coalesce(r.backoff, '1 second') as backoff, coalesce(r.max_backoff, '1 hour') as max_backoff,
         coalesce(w.direct, false) as direct,

@@ -4,16 +4,16 @@
 -- its success has succeeded, however its function ended after that: only its result is still to be written.
 with given as (
     select * from unnest(
-        %(ids)s::bigint[], %(attempts)s::int[], %(statuses)s::text[], %(started)s::timestamptz[],
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(statuses)s::text[], %(started)s::timestamptz[],
         %(finished)s::timestamptz[], %(results)s::text[], %(error_types)s::text[], %(messages)s::text[],
         %(tracebacks)s::text[], %(reasons)s::text[], %(delays)s::float8[], %(refunds)s::int[]
-    ) as g (id, attempt, status, started_at, finished_at, result, error_type, message, traceback, reason,
+    ) as g (id, token, status, started_at, finished_at, result, error_type, message, traceback, reason,
             delay, refund)
 ),
 -- Lateral, so that each row is found by its id: by what the statistics still say, nothing or next to nothing is running,
 -- and a join would compare each given row with every running one. It brings along all that was given, for the same reason.
 held as materialized (
-    select g.id, g.attempt, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
+    select g.id, g.token, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
         c.committed, case when c.committed then 0 else g.refund end as refund,
         case when c.committed then 'succeeded' when c.cancelled then 'cancelled' else g.status end as status,
         case when c.committed and g.status <> 'succeeded' then 'after its transaction had committed: '
@@ -24,7 +24,7 @@ held as materialized (
     cross join lateral (
         select r.committed_at, r.cancel_requested_at, r.reason
         from pgsched.runs r
-        where r.id = g.id and r.attempt = g.attempt and r.worker = %(worker)s
+        where r.id = g.id and r.token = g.token and r.worker = %(worker)s
             and (r.status = 'running' or r.committed_at is not null)
         for no key update skip locked
     ) r
@@ -47,17 +47,17 @@ landed as (
         reason = g.reason,
         errors = case when g.error_type is null or g.committed then r.errors
                       else pgsched.appended(r.errors, jsonb_build_object(
-                          'attempt', g.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
+                          'attempt', r.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
                           'type', g.error_type, 'message', g.message, 'traceback', g.traceback,
                           'worker', r.worker, 'started_at', coalesce(g.started_at, r.started_at))) end,
         -- What was given back before it had started was no attempt.
         stops = case when g.refund = 0 or coalesce(g.started_at, r.started_at) is null then r.stops
                      else pgsched.appended(r.stops, jsonb_build_object(
-                         'attempt', g.attempt, 'at', clock_timestamp(), 'worker', r.worker,
+                         'attempt', r.attempt, 'at', clock_timestamp(), 'worker', r.worker,
                          'started_at', coalesce(g.started_at, r.started_at), 'end', 'given_back')) end
     from held g
     where r.id = g.id
-    returning r.id, g.attempt, r.schedule_id, r.status, r.fire_time, g.committed
+    returning r.id, r.token, r.schedule_id, r.status, r.fire_time, g.committed
 ),
 -- A schedule that somebody has locked is passed over: an end must never wait for a client's transaction.
 told as (
@@ -73,4 +73,4 @@ told as (
 tell as (
     update pgsched.schedules s set last_status = told.status from told where s.id = told.id
 )
-select id, attempt, committed from landed
+select id, token, committed from landed

@@ -1,15 +1,15 @@
 -- Takes silent claims away: only the very claim that was seen, with the very beat that was seen. A beat or a
 -- finish that comes in between wins, and one that holds the row just now is left in peace.
 with verdicts as (
-    select * from unnest(%(ids)s::bigint[], %(attempts)s::int[], %(beats)s::timestamptz[], %(statuses)s::text[],
+    select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(beats)s::timestamptz[], %(statuses)s::text[],
                          %(delays)s::float8[], %(messages)s::text[])
-        as v (id, attempt, heartbeat_at, status, delay, message)
+        as v (id, token, heartbeat_at, status, delay, message)
 ),
 stalled as materialized (
     select r.id, case when v.status = 'queued' and r.cancel_requested_at is not null then 'cancelled' else v.status end
         as status
     from verdicts v
-    join pgsched.runs r on r.id = v.id and r.attempt = v.attempt and r.heartbeat_at = v.heartbeat_at
+    join pgsched.runs r on r.id = v.id and r.token = v.token and r.heartbeat_at = v.heartbeat_at
     where r.status = 'running'
     order by r.id
     for no key update of r skip locked

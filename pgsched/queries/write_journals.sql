@@ -3,16 +3,16 @@
 -- same write has brought are left as they are.
 with given as (
     select * from unnest(
-        %(ids)s::bigint[], %(attempts)s::int[], %(done)s::float8[], %(total)s::float8[]
-    ) as g (id, attempt, done, total)
+        %(ids)s::bigint[], %(tokens)s::bigint[], %(done)s::float8[], %(total)s::float8[]
+    ) as g (id, token, done, total)
 ),
 held as materialized (
-    select r.id, r.attempt, g.done, g.total
+    select r.id, r.attempt, r.token, g.done, g.total
     from given g
     cross join lateral (  -- each by its id, as in finish_runs
-        select r.id, r.attempt
+        select r.id, r.attempt, r.token
         from pgsched.runs r
-        where r.id = g.id and r.attempt = g.attempt and r.worker = %(worker)s
+        where r.id = g.id and r.token = g.token and r.worker = %(worker)s
             and (r.status = 'running' or r.committed_at is not null)
         for no key update skip locked
     ) r
@@ -24,14 +24,14 @@ progressed as (
     where r.id = held.id and held.done is not null
 ),
 written as (
-    insert into pgsched.logs (run_id, attempt, worker, number, at, level, text)
-    select held.id, held.attempt, %(worker)s, l.number, l.at, l.level, l.text
+    insert into pgsched.logs (run_id, attempt, token, worker, number, at, level, text)
+    select held.id, held.attempt, held.token, %(worker)s, l.number, l.at, l.level, l.text
     from unnest(
-        %(line_ids)s::bigint[], %(line_attempts)s::int[], %(numbers)s::int[], %(ats)s::timestamptz[], %(levels)s::text[],
+        %(line_ids)s::bigint[], %(line_tokens)s::bigint[], %(numbers)s::int[], %(ats)s::timestamptz[], %(levels)s::text[],
         %(texts)s::text[]
-    ) as l (id, attempt, number, at, level, text)
-    join held on held.id = l.id and held.attempt = l.attempt
+    ) as l (id, token, number, at, level, text)
+    join held on held.id = l.id and held.token = l.token
     order by l.id, l.number
     on conflict do nothing
 )
-select id, attempt from held
+select id, token from held

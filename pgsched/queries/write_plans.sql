@@ -37,12 +37,13 @@ skipped as (
 made as (
     insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
                               max_attempts, backoff, max_backoff, timeout, gated, line,
-                              status, attempt, worker, claimed_at, heartbeat_at)
+                              status, attempt, token, worker, claimed_at, heartbeat_at)
     select s.id, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
            p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow' or l.entrypoint is not null,
            case when l.entrypoint is null then null when s.overlap <> 'allow' then 's' || s.id
                 else 'k' || pgsched.key_of(s.args, l.concurrency_key) end,
            case when c.claimed then 'running' else 'queued' end, c.claimed::int,
+           case when c.claimed then pgsched.next_token() else 0 end,
            case when c.claimed then %(worker)s::uuid end,
            case when c.claimed then clock_timestamp() end, case when c.claimed then clock_timestamp() end
     from unnest(
@@ -56,6 +57,6 @@ made as (
         select not p.waits and l.entrypoint is null and p.due_at <= %(horizon)s::timestamptz as claimed
     ) c
     on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null do nothing
-    returning id, schedule_id, fire_time, status
+    returning id, schedule_id, fire_time, status, token
 )
-select id, schedule_id, fire_time from made where status = 'running'
+select id, schedule_id, fire_time, token from made where status = 'running'

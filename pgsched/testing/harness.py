@@ -102,7 +102,7 @@ class _Runner(Runner):
     def take(self, runs: Iterable[ClaimedRun]) -> None:
         runs = list(runs)
         super().take(runs)
-        self.taken += [self.live[run.id, run.attempt] for run in runs]
+        self.taken += [self.live[run.id, run.token] for run in runs]
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
         outcome = super()._outcome(live, result, error)
@@ -111,7 +111,7 @@ class _Runner(Runner):
                 error = TimeoutError(outcome.error.message)
             elif not isinstance(error, Exception):  # a SystemExit must not end the test's process
                 error = RuntimeError(f"{live.run.entrypoint} raised {outcome.error.type}: {outcome.error.message}")
-            self.raised[live.claim.run_id, live.claim.attempt] = error
+            self.raised[live.claim.run_id, live.claim.token] = error
         return outcome
 
 
@@ -336,7 +336,7 @@ class Harness:
 
 
 def _key(live: Live) -> tuple[int, int]:
-    return live.claim.run_id, live.claim.attempt
+    return live.claim.run_id, live.claim.token
 
 
 def _names(scheduler: Scheduler) -> str:
