@@ -87,6 +87,7 @@ class Client:
         ends_at: datetime | None = None,
         max_runs: int | None = None,
         priority: int = 0,
+        app: str | None = None,
         connection: Connection | None = None,
     ) -> int:
         """Makes a schedule, which a worker plans as soon as this commits. Returns its id.
@@ -97,7 +98,7 @@ class Client:
         times run, "latest", "all" (the newest catch_up_limit of them, oldest first), "none". grace: a fire time older
         than this is missed. jitter: starts are put off by up to this. timeout, retry: default as the entrypoint says.
         starts_at, ends_at: it fires from the one through the other. max_runs: then it is finished. priority: -100 to
-        100, higher first.
+        100, higher first. app: only workers of that application run it; default any worker that has the entrypoint.
 
         Raises InvalidExpression, InvalidArguments (both ValueErrors), PgschedError where the name is taken.
         """
@@ -121,6 +122,7 @@ class Client:
                 "ends_at": ends_at,
                 "max_runs": max_runs,
                 "priority": priority,
+                "app": app,
             }
         )
         params = {key: columns.pop(key) for key in ("entrypoint", "expression", "timezone", "args")}

@@ -231,6 +231,10 @@ def _max_runs(what: str, value: Any) -> dict[str, Any]:
     return {what: None if value is None else whole(what, value, 1, 2**31 - 1)}
 
 
+def _app(what: str, value: Any) -> dict[str, Any]:
+    return {what: None if value is None else name_of(what, value)}
+
+
 def _priority(what: str, value: Any) -> dict[str, Any]:
     return {what: whole(what, value, -100, 100)}
 
@@ -251,4 +255,5 @@ _OPTIONS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "ends_at": _bound,
     "max_runs": _max_runs,
     "priority": _priority,
+    "app": _app,
 }

@@ -32,7 +32,7 @@ class Machine:
         """A worker's, with an identity of its own. Raises ConfigurationError for a DSN that cannot be read."""
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))
-        store = Store(settings.schema)
+        store = Store(settings.schema, scheduler.app_name)
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
         control, writes = Session(info, "control"), Session(info, "writes", limit)

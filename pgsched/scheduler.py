@@ -290,7 +290,7 @@ class Scheduler:
 
     def rows(self) -> list[dict[str, Any]]:
         """What it declares, as rows of schedules."""
-        return [{**declared.row, "owner": self.owner} for declared in self.declared.values()]
+        return [{**declared.row, "owner": self.owner, "app": self.app_name} for declared in self.declared.values()]
 
     def limit_rows(self) -> list[dict[str, Any]]:
         """The limits that all workers keep together, as rows."""

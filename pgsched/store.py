@@ -82,10 +82,13 @@ class Due:
 
 
 class Store:
-    """The statements, for one schema. Methods take the connection, so that they can share a transaction."""
+    """The statements, for one schema. Methods take the connection, so that they can share a transaction.
 
-    def __init__(self, schema: str = "pgsched") -> None:
-        self.schema = schema
+    app: the application whose worker sends them. Without one, claims see only work that names no application.
+    """
+
+    def __init__(self, schema: str = "pgsched", app: str = "") -> None:
+        self.schema, self.app = schema, app
         self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
 
     @staticmethod
@@ -118,7 +121,13 @@ class Store:
         cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(
             self.query("lock_due_schedules"),
-            {"entrypoints": list(entrypoints), "lookahead": lookahead, "limit": limit, "priority": priority},
+            {
+                "app": self.app,
+                "entrypoints": list(entrypoints),
+                "lookahead": lookahead,
+                "limit": limit,
+                "priority": priority,
+            },
         )
         return await cursor.fetchall()
 
@@ -200,7 +209,7 @@ class Store:
         cursor = await connection.execute(
             self.query("claim_due_runs"),
             _claim_params(worker, defaults)
-            | {"lookahead": lookahead, "limit": limit, "priority": priority, "alone": alone},
+            | {"app": self.app, "lookahead": lookahead, "limit": limit, "priority": priority, "alone": alone},
         )
         rows = await cursor.fetchall()
         return [ClaimedRun(*row[4:]) for row in rows if row[4] is not None], Due(*rows[0][:4])
@@ -217,7 +226,7 @@ class Store:
     ) -> list[ClaimedRun]:
         """Claims queued runs that wait for their schedule's overlap, as far as it leaves room; locks the schedules."""
         cursor = connection.cursor(row_factory=scalar_row)
-        look = {"lookahead": lookahead, "limit": limit, "priority": priority}
+        look = {"app": self.app, "lookahead": lookahead, "limit": limit, "priority": priority}
         params = _claim_params(worker, defaults) | look
         await cursor.execute(self.query("lock_gated_schedules"), {**look, "entrypoints": params["entrypoints"]})
         ids = await cursor.fetchall()
@@ -240,7 +249,13 @@ class Store:
         cursor = connection.cursor(row_factory=class_row(Candidate))
         await cursor.execute(
             self.query("read_lines"),
-            {"entrypoints": list(rooms), "rooms": list(rooms.values()), "limit": limit, "priority": priority},
+            {
+                "app": self.app,
+                "entrypoints": list(rooms),
+                "rooms": list(rooms.values()),
+                "limit": limit,
+                "priority": priority,
+            },
         )
         return await cursor.fetchall()
 
@@ -277,7 +292,10 @@ class Store:
     async def read_levels(self, connection: Connection, entrypoints: Sequence[str], lookahead: timedelta) -> list[int]:
         """The priorities of what is due, highest first."""
         cursor = connection.cursor(row_factory=scalar_row)
-        await cursor.execute(self.query("read_levels"), {"entrypoints": list(entrypoints), "lookahead": lookahead})
+        await cursor.execute(
+            self.query("read_levels"),
+            {"app": self.app, "entrypoints": list(entrypoints), "lookahead": lookahead},
+        )
         return await cursor.fetchall()
 
     async def resume_paused(self, connection: Connection) -> int:
@@ -302,6 +320,7 @@ class Store:
             self.query("read_outlook"),
             {
                 "worker": worker,
+                "app": self.app,
                 "entrypoints": list(entrypoints),
                 "lookahead": lookahead,
                 "touch": seen is not None,

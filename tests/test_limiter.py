@@ -135,7 +135,7 @@ async def test_per_key_lets_others_pass_a_busy_key(settings, db):
 
 async def pages(settings, statement: bytes) -> tuple[int, int]:
     """How many runs the look at the lines finds for ten places, and how many pages it touches."""
-    wanted = {"entrypoints": ["job"], "rooms": [10], "limit": 10, "priority": None}
+    wanted = {"app": "", "entrypoints": ["job"], "rooms": [10], "limit": 10, "priority": None}
     async with await psycopg.AsyncConnection.connect(settings.dsn) as other:
         cursor = await other.execute(b"explain (analyze, buffers, format json) " + statement, wanted)
         plan = (await cursor.fetchone())[0][0]["Plan"]

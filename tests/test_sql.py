@@ -417,8 +417,8 @@ async def test_without_a_right_nothing_is_done_as_the_owner(world, role):
 
 async def test_every_function_is_pinned_commented_and_lends_no_rights(db, schema):
     rows = await db.all(
-        "select p.proname, p.prosecdef, p.prosqlbody is null, p.proconfig, obj_description(p.oid, 'pg_proc')"
-        " from pg_proc p"
+        "select p.proname, p.prosecdef and p.prorettype <> 'trigger'::regtype, p.prosqlbody is null,"
+        " p.proconfig, obj_description(p.oid, 'pg_proc') from pg_proc p"
         " join pg_namespace n on n.oid = p.pronamespace where n.nspname = %s",
         schema,
     )

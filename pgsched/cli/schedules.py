@@ -130,6 +130,7 @@ def show(settings: Settings, name: str, moment: Moment | None, as_json: bool) ->
 @click.option("--ends-at", type=an_instant, metavar="INSTANT", help="Not after.")
 @click.option("--max-runs", type=click.IntRange(min=1), help="Finish after so many runs.")
 @click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher first.  [0]")
+@click.option("--app", metavar="NAME", help="Only workers of this application run it.  [any that has the entrypoint]")
 @json_option
 @database_options
 def add(

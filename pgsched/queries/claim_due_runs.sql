@@ -20,12 +20,12 @@ others as materialized (
         %(alone)s::boolean and exists (
             select from pgsched.schedules s
             where s.status = 'active' and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
-                and s.entrypoint = any(%(entrypoints)s)
+                and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
         ) as fire_times,
         %(alone)s::boolean and exists (
             select from pgsched.runs r
             where r.status = 'queued' and r.gated and r.line is null and r.due_at <= now() + %(lookahead)s
-                and r.entrypoint = any(%(entrypoints)s)
+                and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
         ) as waiting,
         -- Due or not: to find that out would step over all that is urgent and not due.
         %(alone)s::boolean and exists (
@@ -44,7 +44,7 @@ found as materialized (
         from pgsched.runs r
         where r.status = 'queued' and not r.gated and r.priority = l.priority
             and r.due_at <= now() + %(lookahead)s
-            and r.entrypoint = any(%(entrypoints)s)
+            and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
             and (%(priority)s::int is null or r.priority = %(priority)s)
         order by r.due_at, r.id
         limit %(limit)s
@@ -93,6 +93,7 @@ select o.fire_times, o.waiting, o.lines,
             select from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
+                and (r.app is null or r.app = %(app)s)
             limit 1
         ) q
         where l.priority is not null

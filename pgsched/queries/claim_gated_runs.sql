@@ -12,7 +12,7 @@ due as materialized (
     select c.id
     from gates g
     cross join lateral (
-        select r.id, r.due_at, r.entrypoint, r.priority
+        select r.id, r.due_at, r.entrypoint, r.priority, r.app
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
@@ -21,6 +21,7 @@ due as materialized (
         limit greatest(g.room, 0)
     ) c
     where c.due_at <= now() + %(lookahead)s and c.entrypoint = any(%(entrypoints)s)
+        and (c.app is null or c.app = %(app)s)
         and (%(priority)s::int is null or c.priority = %(priority)s)
     order by c.priority desc, c.due_at, c.id
     limit %(limit)s

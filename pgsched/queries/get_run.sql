@@ -1,6 +1,6 @@
 -- One run, all of it. JSON is read as text, so that no value of it can break the page. Of one that goes on although it
 -- was to stop, detail tells so: its worker can only ask it again.
-select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.args::text as args, r.fire_time,
+select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.args::text as args, r.fire_time,
     r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason,
     case when r.status <> 'running' then r.detail
         when r.cancel_requested_at < now() - interval '10 seconds'

@@ -80,7 +80,8 @@ chosen as materialized (
     order by id desc
     limit %(limit)s::int
 )
-select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due_at, r.priority, r.origin, r.again,
+select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.fire_time, r.due_at, r.priority, r.origin,
+    r.again,
     r.status, r.reason, r.detail, r.skipped_count, r.skipped_through, r.attempt, r.max_attempts, r.worker,
     r.started_at, r.finished_at,
     case when r.status = 'running' and r.progressed_at >= r.claimed_at

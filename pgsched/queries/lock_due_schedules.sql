@@ -11,6 +11,7 @@ from pgsched.schedules s
 where s.status = 'active'
     and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
     and s.entrypoint = any(%(entrypoints)s)
+    and (s.app is null or s.app = %(app)s)
     and (%(priority)s::int is null or s.priority = %(priority)s)
     and (
         s.next_run is null or s.next_run <= now() or s.overlap = 'allow'

@@ -1,31 +1,35 @@
 -- What `pgsched health` looks at, in one row.
 -- A schedule with a live run may wait for it and is not overdue.
-with live as materialized (select entrypoints from pgsched.live_workers),
+with live as materialized (select app, entrypoints from pgsched.live_workers),
 overdue as (
     select s.name from pgsched.schedules s
     where s.status = 'active'
         and coalesce(s.next_run, '-infinity'::timestamptz) < now() - interval '2 minutes'
         and (s.next_run is not null or s.updated_at < now() - interval '2 minutes')
-        and exists (select from live where s.entrypoint = any(live.entrypoints))
+        and exists (
+            select from live where s.entrypoint = any(live.entrypoints) and (s.app is null or s.app = live.app)
+        )
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued' and r.gated)
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
 ),
 -- What is due and nobody can do: the last worker of its application has gone, or never came.
 unserved as (
-    select u.entrypoint, min(u.due_at) as since
+    select u.app, u.entrypoint, min(u.due_at) as since
     from (
-        select s.entrypoint, coalesce(s.next_run, s.updated_at) as due_at from pgsched.schedules s
+        select s.app, s.entrypoint, coalesce(s.next_run, s.updated_at) as due_at from pgsched.schedules s
         where s.status = 'active'
         union all
         -- Apart, since each has an index of its own: together they would read all of history.
-        select r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued' and not r.gated
+        select r.app, r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued' and not r.gated
         union all
-        select r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued' and r.gated
+        select r.app, r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued' and r.gated
     ) u
     where u.due_at < now() - interval '2 minutes'
         and exists (select from live)
-        and not exists (select from live where u.entrypoint = any(live.entrypoints))
-    group by u.entrypoint
+        and not exists (
+            select from live where u.entrypoint = any(live.entrypoints) and (u.app is null or u.app = live.app)
+        )
+    group by u.app, u.entrypoint
 ),
 silent as (
     select id from pgsched.runs where status = 'running' and heartbeat_at < now() - interval '2 minutes'
@@ -46,6 +50,8 @@ select
     (select count(*) from overdue) as overdue,
     array(select name from overdue order by name limit 5) as overdue_names,
     (select count(*) from unserved) as unserved,
-    array(select entrypoint from unserved order by since limit 5) as unserved_names,
+    array(
+        select entrypoint || coalesce(' of ' || app, '') from unserved order by since, entrypoint limit 5
+    ) as unserved_names,
     (select count(*) from invalid) as invalid,
     array(select name from invalid order by name limit 5) as invalid_names

@@ -14,13 +14,14 @@ with recursive levels (priority) as (
 select priority from (
     select s.priority from pgsched.schedules s
     where s.status = 'active' and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
-        and s.entrypoint = any(%(entrypoints)s)
+        and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
     order by coalesce(s.next_run, '-infinity'::timestamptz) limit 10000
 ) schedules
 union
 select priority from (
     select r.priority from pgsched.runs r
     where r.status = 'queued' and r.gated and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
+        and (r.app is null or r.app = %(app)s)
     order by r.due_at limit 10000
 ) gated
 union
@@ -28,6 +29,6 @@ select l.priority from levels l
 where exists (
     select from pgsched.runs r
     where r.status = 'queued' and not r.gated and r.priority = l.priority and r.due_at <= now() + %(lookahead)s
-        and r.entrypoint = any(%(entrypoints)s)
+        and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
 )
 order by 1 desc

@@ -22,6 +22,7 @@ bound as (select now() + %(lookahead)s as horizon),
 waiting as materialized (
     select r.due_at from pgsched.runs r
     where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
+        and (r.app is null or r.app = %(app)s)
         and r.due_at <= (select horizon from bound)
         and (r.attempt > 0 or r.origin is not null or not exists (
             select from pgsched.schedules s where s.id = r.schedule_id and s.status = 'paused'
@@ -33,27 +34,32 @@ select
     least(
         (select coalesce(s.next_run, '-infinity'::timestamptz) from pgsched.schedules s
          where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
+            and (s.app is null or s.app = %(app)s)
             and coalesce(s.next_run, '-infinity'::timestamptz) > (select horizon from bound)
          order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
+                and (r.app is null or r.app = %(app)s)
                 and r.due_at > (select horizon from bound)
             order by r.due_at limit 1
         ) d where l.priority is not null),
         (select r.due_at from pgsched.runs r
          where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
+            and (r.app is null or r.app = %(app)s)
             and r.due_at > (select horizon from bound)
          order by r.due_at limit 1)
     ) as next_ahead,
     least(
         (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
          where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
+            and (s.app is null or s.app = %(app)s)
             and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
          order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
+                and (r.app is null or r.app = %(app)s)
                 and r.due_at <= (select horizon from bound)
             order by r.due_at limit 1
         ) d where l.priority is not null),

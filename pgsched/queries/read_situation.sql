@@ -1,7 +1,8 @@
 -- What a due fire time of a schedule may be waiting for: the clock, whether a live worker knows its entrypoint, and its
 -- live runs.
 select clock_timestamp() as now,
-    exists (select from pgsched.live_workers w where s.entrypoint = any(w.entrypoints)) as served,
+    exists (select from pgsched.live_workers w where s.entrypoint = any(w.entrypoints)
+            and (s.app is null or s.app = w.app)) as served,
     array(
         -- Apart, since each has an index of its own: together they would read all of the schedule's history.
         select id from (

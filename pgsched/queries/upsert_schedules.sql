@@ -5,19 +5,19 @@ with declared as (
     select * from jsonb_to_recordset(%(declared)s) as d (
         name text, entrypoint text, expression text, timezone text, args jsonb, overlap text, catch_up text,
         catch_up_limit int, grace interval, jitter interval, timeout interval, max_attempts int, backoff interval,
-        max_backoff interval, starts_at timestamptz, ends_at timestamptz, max_runs int, priority smallint, owner text)
+        max_backoff interval, starts_at timestamptz, ends_at timestamptz, max_runs int, priority smallint, owner text, app text)
 ),
 wanted as (
     select name, entrypoint, expression, timezone, args, overlap, catch_up, catch_up_limit,
         grace::pgsched.duration as grace, jitter::pgsched.duration as jitter, timeout::pgsched.duration as timeout,
         max_attempts, backoff::pgsched.duration as backoff, max_backoff::pgsched.duration as max_backoff,
-        starts_at::pgsched.instant as starts_at, ends_at::pgsched.instant as ends_at, max_runs, priority, owner
+        starts_at::pgsched.instant as starts_at, ends_at::pgsched.instant as ends_at, max_runs, priority, owner, app
     from declared
 ),
 written as (
     insert into pgsched.schedules as s (name, entrypoint, expression, timezone, args, overlap, catch_up,
         catch_up_limit, grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs,
-        priority, owner)
+        priority, owner, app)
     select * from wanted order by name
     on conflict (name) do update set
         entrypoint = excluded.entrypoint, expression = excluded.expression, timezone = excluded.timezone,
@@ -26,7 +26,7 @@ written as (
         jitter = excluded.jitter, timeout = excluded.timeout, max_attempts = excluded.max_attempts,
         backoff = excluded.backoff, max_backoff = excluded.max_backoff, starts_at = excluded.starts_at,
         ends_at = excluded.ends_at, max_runs = excluded.max_runs, priority = excluded.priority,
-        owner = excluded.owner,
+        owner = excluded.owner, app = excluded.app,
         -- An invalid one is planned again: what was wrong may have been the code, and this may be newer code.
         status = case when s.retired_at is not null and s.paused_at is not null and s.resumed_at is null
                       then 'paused'  -- as it was when it was retired

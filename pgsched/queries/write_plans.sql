@@ -18,9 +18,9 @@ with advanced as (
     where s.id = p.id
 ),
 skipped as (
-    insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, due_at, status, reason, detail,
+    insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, due_at, status, reason, detail,
                               skipped_count, skipped_through, finished_at)
-    select s.id, s.entrypoint, s.args, p.fire_time, p.fire_time, 'skipped', p.reason, p.detail,
+    select s.id, s.app, s.entrypoint, s.args, p.fire_time, p.fire_time, 'skipped', p.reason, p.detail,
            p.skipped_count, p.through, clock_timestamp()
     from unnest(
         %(skip_schedule_ids)s::bigint[], %(skip_fire_times)s::timestamptz[], %(skip_throughs)s::timestamptz[],
@@ -35,10 +35,10 @@ skipped as (
     )
 ),
 made as (
-    insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
+    insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
                               max_attempts, backoff, max_backoff, timeout, gated, line,
                               status, attempt, token, worker, claimed_at, heartbeat_at)
-    select s.id, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
+    select s.id, s.app, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
            p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow' or l.entrypoint is not null,
            case when l.entrypoint is null then null when s.overlap <> 'allow' then 's' || s.id
                 else 'k' || pgsched.key_of(s.args, l.concurrency_key) end,

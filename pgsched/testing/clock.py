@@ -58,8 +58,8 @@ class TestStore(Store):
 
     __test__ = False  # for pytest, which takes the name for a test's
 
-    def __init__(self, schema: str) -> None:
-        super().__init__(schema)
+    def __init__(self, schema: str, app: str = "") -> None:
+        super().__init__(schema, app)
         self._queries = {name: in_schema(rewritten(text), schema) for name, text in self.texts().items()}
 
 

@@ -194,7 +194,7 @@ class Harness:
         self, built: Machine, start: datetime, threads: ThreadPoolExecutor, ready: asyncio.Future[None]
     ) -> None:
         standing = StandingClock(start)
-        machine = replace(built, store=TestStore(self.schema), clock=standing)
+        machine = replace(built, store=TestStore(self.schema, built.store.app), clock=standing)
         self.clock = Clock(machine.control, self.schema, standing)
         self._finisher = Finisher(machine)
         self._runner = _Runner(machine, self._finisher, threads)
