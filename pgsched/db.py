@@ -191,6 +191,13 @@ class Session:
         self.generation += 1
         return connection
 
+    @property
+    def target(self) -> tuple[int, str]:
+        """The socket's descriptor, and the server's address as libpq has resolved it. Connected ones only."""
+        assert self._connection is not None
+        info = self._connection.info
+        return self._connection.fileno(), f"{info.hostaddr or info.host}:{info.port}"
+
     async def discard(self) -> None:
         """Closes the connection at once, without a word to the server."""
         connection, self._connection = self._connection, None

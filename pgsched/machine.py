@@ -11,6 +11,7 @@ from pgsched.config import Settings
 from pgsched.db import STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
+from pgsched.whereabouts import Whereabouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Machine:
     clock: DatabaseClock = field(default_factory=DatabaseClock)
     watch: Watch = field(default_factory=Watch)
     outage: Outage = field(default_factory=Outage)
+    whereabouts: Whereabouts = field(default_factory=Whereabouts.own)
 
     @classmethod
     def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Machine:

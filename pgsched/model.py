@@ -505,16 +505,30 @@ class Outcome:
     journal: Journal | None = field(default=None, repr=False)
 
 
+class Process(StrEnum):
+    """What a worker can see of another worker's process."""
+
+    UNKNOWN = "unknown"  # it runs on another machine, or nobody can look
+    ALIVE = "alive"
+    ENDED = "ended"
+
+
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """A running run whose last sign of life is a while ago, as the reaper saw it."""
+    """A running run whose last sign of life is a while ago, as the reaper saw it.
+
+    heartbeat_at: the run's own, None if somebody wrote the row by hand. alive_at: the last sign of life, be it a beat
+    of the worker that found the row locked. connected: the server sees a session of the worker. vouched: another
+    worker that connects over the same route has been well, with the same sessions, since before this one fell silent.
+    """
 
     id: int
     attempt: int
     token: int
     worker: uuid.UUID | None
     entrypoint: str
-    heartbeat_at: datetime
+    heartbeat_at: datetime | None
+    alive_at: datetime
     max_attempts: int
     backoff: timedelta
     max_backoff: timedelta
@@ -522,3 +536,7 @@ class Silent:
     connected: bool
     heartbeat_interval: timedelta | None
     stall_timeout: timedelta | None
+    machine: str = ""
+    pid: int = 0
+    process_started: str = ""
+    vouched: bool = False

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pgsched.account import TICK, Account, FireTimes, Interruption, Skip, open_account
 from pgsched.duration import format_duration
 from pgsched.expression import parse
-from pgsched.model import RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
+from pgsched.model import Process, RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
 
 # How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime. A backlog
 # ("all") that is older waits for its turn; lock_due_schedules.sql knows the same number.
@@ -257,17 +257,37 @@ def spread(delay: timedelta, share: float, run_id: int, attempt: int) -> timedel
     return delay * (1 - share * (int.from_bytes(digest) / 2**64))
 
 
-def is_stalled(run: Silent, now: datetime, heartbeat_interval: timedelta, stall_timeout: timedelta) -> bool:
-    """Whether a silent run's worker is to be taken for dead.
+def is_stalled(
+    run: Silent,
+    now: datetime,
+    heartbeat_interval: timedelta,
+    stall_timeout: timedelta,
+    *,
+    watched: timedelta,
+    process: Process = Process.UNKNOWN,
+    trusted: bool = True,
+) -> bool:
+    """Whether a silent run's worker is to be taken for dead. The worker's own settings count if they are known.
 
-    A process that died has lost its sessions within milliseconds, so without any of them three missed beats
-    are enough. One that is still connected, or whose sessions cannot be seen, gets the full stall timeout.
-    The worker's own settings count where they are known.
+    watched: for how long the reaper itself has seen this very silence, on its own clock. The database's clock alone
+    proves nothing: it may have been set forward, and after a failover the owner may not be back yet.
+    process: what the reaper can see of the worker's process. trusted: whether silence means anything; for a while after
+    an outage, and after the reaper's own start, it does not.
+
+    A process that died has lost its sessions within milliseconds, but so has one whose balancer restarts. So three
+    missed beats are enough only with a second sign: the process is known to have ended, or nothing is known of it and
+    the same route serves others well. Everything else gets the full stall timeout.
     """
-    silence = now - run.heartbeat_at
-    if run.direct and not run.connected and silence >= 3 * (run.heartbeat_interval or heartbeat_interval):
-        return True
-    return silence >= (run.stall_timeout or stall_timeout)
+    interval = run.heartbeat_interval or heartbeat_interval
+    if watched < 2 * interval:
+        return False
+    silence = now - run.alive_at
+    if not (run.direct and run.connected) and silence >= 3 * interval:
+        if process is Process.ENDED:
+            return True
+        if trusted and run.direct and run.vouched and process is Process.UNKNOWN:
+            return True
+    return trusted and silence >= (run.stall_timeout or stall_timeout)
 
 
 def after_loss(run: Silent) -> tuple[RunStatus, timedelta]:

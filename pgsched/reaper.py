@@ -1,4 +1,4 @@
-"""Re-queues or fails what stalled. Decides by the run's own heartbeat, never by how long a run takes."""
+"""Re-queues or fails what stalled. Decides by signs of life that it watches itself, never by how long a run takes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from datetime import datetime, timedelta
 import psycopg
 
 from pgsched import log
-from pgsched.db import Backoff, Failures
+from pgsched.db import Backoff, Connection, Failures
 from pgsched.fence import session_name
 from pgsched.machine import Machine
-from pgsched.model import Claim, RunStatus, Silent
+from pgsched.model import Claim, Process, RunStatus, Silent
 from pgsched.policy import after_loss, is_stalled
 from pgsched.runner import Runner
+from pgsched.store import SILENT_PAGE
 
 
 class Reaper:
@@ -33,13 +34,17 @@ class Reaper:
         self._outage = machine.outage
         self._watch = machine.watch
         self._runner = runner
-        self._distrust_until = 0.0
+        self._whereabouts = machine.whereabouts
+        # By (run id, token): the sign of life that was seen last, and when it was first seen, by our monotonic clock.
+        self._watched: dict[tuple[int, int], tuple[datetime, float]] = {}
         self._interval = machine.settings.heartbeat_interval.total_seconds()
         self._armed = asyncio.Event()
         self._armed_until = 0.0
         self._looked_at: datetime | None = None
         self._backoff = Backoff(0.1, 5.0)
         self._log = log.get()
+        # Who starts beside a failover must not take silence for death: the owners may not be back yet.
+        self.distrust()
 
     def saw_running(self, elsewhere: bool) -> None:
         """A look saw whether anybody else has runs going."""
@@ -74,44 +79,78 @@ class Reaper:
 
     async def _look(self) -> float:
         self._watch.look()  # it may have been asleep until now, as other workers on this machine were
+        watched, self._watched = self._watched, {}
+        after, wait, reaped = 0, self._interval, list[tuple[Silent, RunStatus, timedelta, datetime]]()
         async with self._session.use() as connection:
-            now, server_up, elsewhere, silent = await self._store.find_silent_runs(
-                connection, self._worker, self._settings.heartbeat_interval
-            )
-            if elsewhere == 0 and not silent and time.monotonic() >= self._armed_until:
-                self._armed.clear()
-            self._note_gap(now)
-            if self._in_grace(server_up):
-                return self._interval
-            verdicts = [(s, *self._fate(s), self._message(s, now)) for s in silent if self._is_lost(s, now)]
-            reaped = set(await self._store.reap_runs(connection, verdicts)) if verdicts else set()
-            if names := [_transaction(s) for s in silent if s.id in reaped and s.worker is not None]:
-                with contextlib.suppress(psycopg.Error):  # then they end by themselves, and are fenced all the same
-                    await self._store.end_transactions(connection, names)
-        for run, status, delay, _ in verdicts:
-            if run.id in reaped:
-                event = "run_reaped" if status is RunStatus.QUEUED else "run_failed_for_good"
-                self._log.warning(
-                    event, run=run.id, entrypoint=run.entrypoint, attempt=run.attempt, lost_worker=str(run.worker),
-                    silent_s=round((now - run.heartbeat_at).total_seconds(), 1), retry_in_s=delay.total_seconds(),
+            while True:
+                now, server_up, elsewhere, silent = await self._store.find_silent_runs(
+                    connection, self._worker, self._settings.heartbeat_interval,
+                    stall_timeout=self._settings.stall_timeout, machine=self._whereabouts.machine, after=after,
                 )  # fmt: skip
-        return self._next_look([s for s in silent if s.id not in reaped], now)
+                if after == 0:
+                    self._note_gap(now)
+                    if elsewhere == 0 and not silent and time.monotonic() >= self._armed_until:
+                        self._armed.clear()
+                gone = await self._judge(connection, silent, now, watched, self._in_grace(server_up))
+                reaped += gone
+                taken = {run.id for run, *_ in gone}
+                wait = min(wait, self._next_look([s for s in silent if s.id not in taken], now))
+                if len(silent) < SILENT_PAGE:
+                    break
+                after = silent[-1].id
+        for run, status, delay, seen in reaped:
+            event = "run_reaped" if status is RunStatus.QUEUED else "run_failed_for_good"
+            self._log.warning(
+                event, run=run.id, entrypoint=run.entrypoint, attempt=run.attempt, lost_worker=str(run.worker),
+                silent_s=round((seen - run.alive_at).total_seconds(), 1), retry_in_s=delay.total_seconds(),
+            )  # fmt: skip
+        return wait
 
-    def _is_lost(self, run: Silent, now: datetime) -> bool:
+    async def _judge(
+        self,
+        connection: Connection,
+        silent: list[Silent],
+        now: datetime,
+        watched: dict[tuple[int, int], tuple[datetime, float]],
+        grace: bool,
+    ) -> list[tuple[Silent, RunStatus, timedelta, datetime]]:
+        """Takes away those claims of a page that are lost, and returns them."""
+        processes: dict[tuple[str, int, str], Process] = {}
+        verdicts = []
+        for run in silent:
+            before = watched.get((run.id, run.token))
+            sign = before if before is not None and before[0] == run.alive_at else (run.alive_at, time.monotonic())
+            self._watched[run.id, run.token] = sign
+            where = (run.machine, run.pid, run.process_started)
+            if where not in processes:
+                processes[where] = self._whereabouts.state_of(*where)
+            seen_for = timedelta(seconds=time.monotonic() - sign[1])
+            if self._is_lost(run, now, seen_for, processes[where], not grace):
+                verdicts.append((run, *self._fate(run), self._message(run, now, processes[where])))
+        if not verdicts:
+            return []
+        reaped = set(await self._store.reap_runs(connection, verdicts))
+        if names := [_transaction(run) for run, *_ in verdicts if run.id in reaped and run.worker is not None]:
+            with contextlib.suppress(psycopg.Error):  # then they end by themselves, and are fenced all the same
+                await self._store.end_transactions(connection, names)
+        return [(run, status, delay, now) for run, status, delay, _ in verdicts if run.id in reaped]
+
+    def _is_lost(self, run: Silent, now: datetime, watched: timedelta, process: Process, trusted: bool) -> bool:
+        interval, stall_timeout = self._settings.heartbeat_interval, self._settings.stall_timeout
         if run.worker == self._worker:
             # Our own claims are the heartbeat's business, but for one that we do not know of: the answer to the
             # commit that made it never came.
             known = (run.id, run.token) in self._runner.live
-            return not known and now - run.heartbeat_at >= 3 * self._settings.heartbeat_interval
-        return is_stalled(run, now, self._settings.heartbeat_interval, self._settings.stall_timeout)
+            return not known and watched >= 2 * interval and now - run.alive_at >= 3 * interval
+        return is_stalled(run, now, interval, stall_timeout, watched=watched, process=process, trusted=trusted)
 
     def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
         # One of our own that nobody here knows of was never started: it is no attempt that failed.
         return (RunStatus.QUEUED, timedelta(0)) if run.worker == self._worker else after_loss(run)
 
-    def _message(self, run: Silent, now: datetime) -> str:
-        silence = (now - run.heartbeat_at).total_seconds()
-        how = "is gone" if run.direct and not run.connected else "is silent"
+    def _message(self, run: Silent, now: datetime, process: Process) -> str:
+        silence = (now - run.alive_at).total_seconds()
+        how = "is gone" if process is Process.ENDED or (run.direct and not run.connected) else "is silent"
         return f"its worker {run.worker} {how}: no heartbeat for {silence:.1f} s"
 
     def _note_gap(self, now: datetime) -> None:
@@ -129,13 +168,16 @@ class Reaper:
         return server_up < self._settings.stall_timeout or time.monotonic() < self._distrust_until
 
     def _next_look(self, silent: list[Silent], now: datetime) -> float:
-        """Sooner than the interval where a dead worker's third beat is about to be missed."""
-        left = [
-            (3 * (s.heartbeat_interval or self._settings.heartbeat_interval) - (now - s.heartbeat_at)).total_seconds()
-            for s in silent
-            if s.direct and not s.connected
-        ]
-        return min([self._interval, *(max(0.05, seconds) for seconds in left)])
+        """Sooner than the interval if a dead worker's third beat is about to be missed, and if a silence has nearly
+        been watched for long enough."""
+        left = []
+        for run in silent:
+            if run.direct and run.connected:
+                continue
+            interval = run.heartbeat_interval or self._settings.heartbeat_interval
+            seen = timedelta(seconds=time.monotonic() - self._watched[run.id, run.token][1])
+            left.append(max(3 * interval - (now - run.alive_at), 2 * interval - seen).total_seconds())
+        return min([self._interval, *(max(0.05, seconds) for seconds in left if seconds > 0)])
 
 
 def _transaction(run: Silent) -> str:

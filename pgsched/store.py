@@ -38,6 +38,7 @@ _FILES = {
     if entry.name.endswith(".sql")
 }
 _DEFAULT = Retry()
+SILENT_PAGE = 1000  # silent runs that the reaper looks at in one statement
 _QUALIFIER = re.compile(rb"\bpgsched\.(?=[a-z])")
 
 
@@ -438,15 +439,31 @@ class Store:
     # --- the reaper -------------------------------------------------------------------------------------
 
     async def find_silent_runs(
-        self, connection: Connection, worker: uuid.UUID, silence: timedelta
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        silence: timedelta,
+        *,
+        stall_timeout: timedelta = timedelta(seconds=30),
+        machine: str = "",
+        after: int = 0,
+        limit: int = SILENT_PAGE,
     ) -> tuple[datetime, timedelta, int, list[Silent]]:
-        """Running runs that have not beaten for a while.
+        """Running runs that have not beaten for a while, and whose claims may be taken now or soon: a page of them, by
+        id, behind `after`.
 
+        silence, stall_timeout, machine: the asker's; a worker's own stall timeout counts if it is known.
         Returns the database's now, how long the server has been up, how many runs other workers have running,
         and the silent ones.
         """
         cursor = connection.cursor(row_factory=dict_row)
-        await cursor.execute(self.query("find_silent_runs"), {"worker": worker, "silence": silence})
+        await cursor.execute(
+            self.query("find_silent_runs"),
+            {
+                "worker": worker, "silence": silence, "stall_timeout": stall_timeout, "machine": machine,
+                "after": after, "limit": limit,
+            },
+        )  # fmt: skip
         rows = await cursor.fetchall()
         head = rows[0]
         wanted = {f.name for f in fields(Silent)}

@@ -54,6 +54,7 @@ from pgsched.replanner import notice_zones
 from pgsched.retention import Retention
 from pgsched.runner import Live, Runner
 from pgsched.scheduler import Scheduler
+from pgsched.whereabouts import route
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
 _PULSE = 5.0  # seconds between touches of the health file
@@ -186,6 +187,9 @@ class Worker:
             heartbeat_interval=self.machine.settings.heartbeat_interval,
             stall_timeout=self.machine.settings.stall_timeout,
             fingerprint=self.reconciler.fingerprint,
+            machine=self.machine.whereabouts.machine,
+            process_started=self.machine.whereabouts.started,
+            route=route(*self.machine.control.target),
         )
 
     async def _serve(self) -> None:

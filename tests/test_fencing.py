@@ -7,15 +7,16 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from harness import until
+from harness import reap, until
 
 from pgsched import Scheduler
 from pgsched.fence import session_name
 from pgsched.finisher import Finisher
 from pgsched.machine import Machine
-from pgsched.model import Claim, Outcome, RunError, RunStatus
+from pgsched.model import Claim, Outcome, Process, RunError, RunStatus
 from pgsched.reaper import Reaper
-from pgsched.store import EntrypointDefaults, Store, claim_of, in_schema
+from pgsched.store import SILENT_PAGE, EntrypointDefaults, Store, claim_of, in_schema
+from pgsched.whereabouts import Whereabouts
 
 ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
 
@@ -48,13 +49,16 @@ async def running(db, worker, count=1, *, attempt=1, silent=0.0, **values):
     return [row[0] for row in rows]
 
 
-async def dead_worker(db, *, direct=True):
-    """A worker that is registered and has no session."""
-    worker = uuid.uuid4()
+async def dead_worker(db, *, direct=True, process=Process.ENDED, route=""):
+    """A worker that is registered and has no session. Of its process this one can see as much as is given."""
+    worker, own = uuid.uuid4(), Whereabouts.own()
+    machine = "another" if process is Process.UNKNOWN else own.machine
+    started = own.started if process is Process.ALIVE else "1"
     await db.all(
         "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
-        " stall_timeout) values (%s, 'a', 'h', 1, '0', '{}', %s, '1s', '30s')",
-        worker, direct,
+        " stall_timeout, machine, process_started, route)"
+        " values (%s, 'a', 'h', %s, '0', '{}', %s, '1s', '30s', %s, %s, %s)",
+        worker, own.pid, direct, machine, started, route,
     )  # fmt: skip
     return worker
 
@@ -122,7 +126,7 @@ async def test_a_finish_that_comes_after_the_reaper_has_lost(machine, db):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
     await old_enough(db)
-    await Reaper(machine, Roster()).reap_pass()
+    await reap(Reaper(machine, Roster()))
     before = await db.all(ROW)
     assert before[0][0] == "queued"
     late = Outcome(Claim(run, 1, dead), RunStatus.SUCCEEDED)
@@ -152,7 +156,7 @@ async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(machine, d
             held = await machine.store.beat(connection, machine.worker, [(mine, 1, None)])
             assert held == {(mine, 1): False}, "a locked row is not a lost one"
         async with asyncio.timeout(5):
-            await Reaper(machine, Roster()).reap_pass()
+            await reap(Reaper(machine, Roster()))
         await other.rollback()
     assert await db.value("select status from pgsched.runs where id = %s", theirs) == "running"
 
@@ -185,7 +189,7 @@ async def test_what_comes_between_the_reapers_look_and_its_write_wins(machine, d
 
     monkeypatch.setattr(Store, "reap_runs", overtaken)
     await old_enough(db)
-    await Reaper(machine, Roster()).reap_pass()
+    await reap(Reaper(machine, Roster()))
     assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
     assert await db.value("select errors from pgsched.runs where id = %s", run) == []
 
@@ -195,9 +199,9 @@ async def old_enough(db):
     await db.until("select now() - pg_postmaster_start_time() > interval '31 seconds'", limit=40)
 
 
-async def status_after_pass(machine, db, reaper=None):
+async def status_after_pass(machine, db, reaper=None, *, rested=True):
     await old_enough(db)
-    await (reaper or Reaper(machine, Roster())).reap_pass()
+    await reap(reaper or Reaper(machine, Roster()), rested=rested)
     return await db.value("select status from pgsched.runs")
 
 
@@ -219,8 +223,136 @@ async def test_silent_but_connected_is_not(machine, db, dsn):
 
 
 async def test_behind_a_pooler_the_stall_timeout_alone_decides(machine, db):
-    await running(db, await dead_worker(db, direct=False), silent=20)
+    await running(db, await dead_worker(db, direct=False, process=Process.UNKNOWN), silent=20)
     assert await status_after_pass(machine, db) == "running"
+
+
+@pytest.mark.parametrize("process", [Process.UNKNOWN, Process.ALIVE])
+async def test_a_worker_without_sessions_is_not_known_to_be_dead(machine, db, process):
+    await running(db, await dead_worker(db, process=process), silent=20)
+    assert await status_after_pass(machine, db) == "running"
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
+    assert await status_after_pass(machine, db) == "queued"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("here", "before", "queued"),
+        # Whatever ended the sessions of the one may have ended those of the other, which is back.
+        ("here", "after", "running"),
+        ("there", "before", "running"),
+    ],
+)
+async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_well(machine, db, dsn, case):
+    route, since, status = case
+    await old_enough(db)
+    witness, silence = await dead_worker(db, route=route), 20.0 if since == "after" else 0.31
+    dead = await dead_worker(db, process=Process.UNKNOWN, route="here")
+    await db.all("update pgsched.workers set heartbeat_interval = '100 milliseconds'")
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {witness}") as other:
+        await db.until(
+            "select clock_timestamp() - backend_start > interval '0.35 s' from pg_stat_activity"
+            " where application_name = %s", f"pgsched {witness}",
+        )  # fmt: skip
+        await running(db, dead, silent=silence)
+        await other.execute("select 1")
+        quick = replace(machine, settings=machine.settings.merged({"heartbeat_interval": "100ms"}, "test"))
+        assert await status_after_pass(quick, db) == status
+
+
+async def test_a_silence_is_judged_only_after_it_was_watched(machine, db, dsn):
+    """A step of the database's clock makes all beats old, and the owners' next ones are still to come."""
+    await old_enough(db)
+    dead = await dead_worker(db)
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
+        await running(db, dead, silent=3600)
+        reaper = Reaper(machine, Roster())
+        reaper._distrust_until = 0.0
+        await reaper.reap_pass()
+        assert await db.value("select status from pgsched.runs") == "running"
+        await db.all("update pgsched.runs set heartbeat_at = heartbeat_at + interval '1 second'")
+        await reap_twice_at_once(reaper)
+        assert await db.value("select status from pgsched.runs") == "running", "it has beaten in between"
+        assert await status_after_pass(machine, db, reaper) == "queued"
+
+
+async def reap_twice_at_once(reaper):
+    await reaper.reap_pass()
+    await reaper.reap_pass()
+
+
+async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_ended(machine, db):
+    """After a failover a fresh worker may be there before the owners are back."""
+    await old_enough(db)
+    for process in Process:
+        await running(db, await dead_worker(db, process=process), silent=3600)
+    reaper = Reaper(machine, Roster())
+    await reaper.reap_pass()
+    reaper._watched = {key: (sign, at - 10) for key, (sign, at) in reaper._watched.items()}
+    await reaper.reap_pass()
+    assert await db.all("select status from pgsched.runs order by id") == [("running",), ("running",), ("queued",)]
+
+
+async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(machine, db):
+    await old_enough(db)
+    await db.all(
+        "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, created_at)"
+        " values ('job', 'running', 1, 3, now() - interval '1 minute'), ('job', 'running', 1, 3, now())"
+    )
+    await reap(Reaper(machine, Roster()))
+    assert await db.all("select status from pgsched.runs order by id") == [("queued",), ("running",)]
+
+
+async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(machine, db, dsn):
+    still = await dead_worker(db)
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {still}"):
+        await running(db, still, SILENT_PAGE, silent=20)
+        run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
+        await old_enough(db)
+        await reap(Reaper(machine, Roster()))
+    assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
+
+
+async def test_the_reaper_looks_behind_a_full_page(machine, db):
+    """As many that may not be taken yet, and must be watched."""
+    await running(db, await dead_worker(db, process=Process.ALIVE), 2 * SILENT_PAGE, silent=20)
+    run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
+    await old_enough(db)
+    await reap(Reaper(machine, Roster()))
+    assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
+
+
+async def test_a_beat_that_finds_the_row_locked_is_a_sign_of_life(machine, db, dsn):
+    """Neither a client's lock, however long, nor its end makes the run another worker's."""
+    await old_enough(db)
+    owner = await dead_worker(db)
+    run, = await running(db, owner, silent=31)  # fmt: skip
+    reaper = Reaper(machine, Roster())
+    async with await psycopg.AsyncConnection.connect(dsn) as client, machine.writes.use() as connection:
+        assert await machine.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        assert await db.value("select passed_at from pgsched.workers") is None, "nobody was in the way"
+        await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
+        await client.execute(
+            in_schema(b"select from pgsched.runs for update", machine.store.schema, parametrised=False)
+        )
+        assert await machine.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        await client.rollback()
+        # The reaper comes first, before the beat that can write again.
+        assert await status_after_pass(machine, db, reaper) == "running"
+        # A worker that died beats no more, not even in vain.
+        await db.all("update pgsched.workers set passed_at = clock_timestamp() - interval '31 seconds'")
+        assert await status_after_pass(machine, db, reaper) == "queued"
+
+
+async def test_a_beat_waits_for_nobody_though_the_workers_row_is_locked_as_well(machine, db, dsn):
+    owner = await dead_worker(db)
+    run, = await running(db, owner)  # fmt: skip
+    async with await psycopg.AsyncConnection.connect(dsn) as client:
+        lock = b"select from pgsched.runs, pgsched.workers for update"
+        await client.execute(in_schema(lock, machine.store.schema, parametrised=False))
+        async with asyncio.timeout(5), machine.writes.use() as connection:
+            assert await machine.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
 
 
 async def test_a_run_whose_worker_row_was_pruned_is_reaped_after_the_stall_timeout(machine, db):
@@ -234,35 +366,34 @@ async def test_a_poison_run_ends_as_failed(machine, db):
 
 
 async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(machine, db, monkeypatch):
-    await running(db, await dead_worker(db), silent=60)
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     reaper = Reaper(machine, Roster())
     with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
         patch.setattr(Store, "find_silent_runs", lost)
         await reaper.reap_pass()
-    assert await status_after_pass(machine, db, reaper) == "running"
-    reaper._distrust_until -= 30
+    assert await status_after_pass(machine, db, reaper, rested=False) == "running"
     assert await status_after_pass(machine, db, reaper) == "queued"
 
 
-async def lost(*_):
+async def lost(*_, **__):
     raise psycopg.OperationalError("gone")
 
 
 async def test_a_gap_between_looks_counts_as_an_outage(machine, db):
     reaper = Reaper(machine, Roster())
-    await running(db, await dead_worker(db))
+    await running(db, await dead_worker(db, process=Process.UNKNOWN))
     assert await status_after_pass(machine, db, reaper) == "running"
     reaper._looked_at -= timedelta(seconds=60)  # as if this machine, or the server, had stood still
     await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '60 seconds'")
-    assert await status_after_pass(machine, db, reaper) == "running"
+    assert await status_after_pass(machine, db, reaper, rested=False) == "running"
 
 
 async def test_a_freshly_started_server_is_given_time(machine, db, monkeypatch):
-    await running(db, await dead_worker(db), silent=60)
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     real = Store.find_silent_runs
 
-    async def fresh(self, *args):
-        now, _, elsewhere, silent = await real(self, *args)
+    async def fresh(self, *args, **named):
+        now, _, elsewhere, silent = await real(self, *args, **named)
         return now, timedelta(seconds=5), elsewhere, silent
 
     monkeypatch.setattr(Store, "find_silent_runs", fresh)
@@ -279,7 +410,7 @@ async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(machine, db
     await running(db, machine.worker, 10_000)
     await running(db, await dead_worker(db), silent=60)
     await old_enough(db)
-    await Reaper(machine, Roster()).reap_pass()
+    await reap(Reaper(machine, Roster()))
     assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 1
 
 
@@ -322,7 +453,7 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
 
     second = replace(machine, control=machine.session("second"))
     third = replace(machine, control=machine.session("third"))
-    await asyncio.gather(beats(), finishes(), Reaper(second, Roster()).reap_pass(), Reaper(third, Roster()).reap_pass())
+    await asyncio.gather(beats(), finishes(), reap(Reaper(second, Roster())), reap(Reaper(third, Roster())))
     for each in (second, third):
         await each.control.discard()
     assert await db.value("select deadlocks from pg_stat_database where datname = current_database()") == before
@@ -358,7 +489,7 @@ async def test_a_request_to_cancel_outlives_the_attempt(machine, db, by):
     await db.all("select pgsched.cancel(%s)", run)
     if by == "reaper":
         await old_enough(db)
-        await Reaper(machine, Roster()).reap_pass()
+        await reap(Reaper(machine, Roster()))
     else:
         assert await finish(machine, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
     assert await db.one("select status, reason, finished_at is not null from pgsched.runs") == (

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from harness import Parts
+from harness import Parts, reap
 from plans import Watch
 from psycopg import sql
 
@@ -245,7 +245,7 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
         listener = Listener(machine, parts.dispatcher, parts.runner)
         await listener.resync()
         await listener.close()
-        await Reaper(machine, parts.runner).reap_pass()
+        await reap(Reaper(machine, parts.runner))
         await Retention(machine, asyncio.Event()).round()
         claims = [Claim(run.id, run.token, machine.worker) for run in parts.taken][:20]
         now = datetime.now(UTC)

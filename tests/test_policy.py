@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from pgsched.expression import parse
-from pgsched.model import Retry, RunStatus, Schedule, ScheduleStatus, Silent
+from pgsched.model import Process, Retry, RunStatus, Schedule, ScheduleStatus, Silent
 from pgsched.policy import Occupancy, after_loss, is_stalled, jitter, plan, retire, retry_delay
 
 NINE = datetime(2027, 1, 4, 9, tzinfo=UTC)
@@ -320,32 +320,44 @@ def test_retry_refuses(bad):
 
 
 SILENT = Silent(
-    id=1, attempt=1, worker=uuid4(), entrypoint="e", heartbeat_at=NINE, max_attempts=3, backoff=SECOND,
-    max_backoff=timedelta(hours=1), direct=True, connected=True, heartbeat_interval=None, stall_timeout=None,
+    id=1, attempt=1, token=1, worker=uuid4(), entrypoint="e", heartbeat_at=NINE, alive_at=NINE, max_attempts=3,
+    backoff=SECOND, max_backoff=timedelta(hours=1), direct=True, connected=True, heartbeat_interval=None,
+    stall_timeout=None,
 )  # fmt: skip
+GONE = {"connected": False}
+POOLED = {"connected": False, "direct": False}
+ENDED, ALIVE = Process.ENDED, Process.ALIVE
 
 
 @pytest.mark.parametrize(
-    ("what", "silence", "changes", "stalled"),
+    ("what", "silence", "changes", "seen", "stalled"),
     [
-        ("connected and silent for a while", 29.9, {}, False),
-        ("connected and silent for the stall timeout", 30, {}, True),
-        ("gone, two beats missed", 2.9, {"connected": False}, False),
-        ("gone, three beats missed", 3, {"connected": False}, True),
-        ("behind a pooler nothing can be seen", 29.9, {"connected": False, "direct": False}, False),
-        ("behind a pooler the stall timeout decides", 30, {"connected": False, "direct": False}, True),
-        (
-            "gone, but it beats only every ten seconds",
-            29,
-            {"connected": False, "heartbeat_interval": 10 * SECOND},
-            False,
-        ),
-        ("its own stall timeout counts", 59, {"stall_timeout": MINUTE}, False),
+        ("connected and silent for a while", 29.9, {}, {}, False),
+        ("connected and silent for the stall timeout", 30, {}, {}, True),
+        ("no sessions, which proves nothing", 29.9, GONE, {}, False),
+        ("no sessions for the stall timeout", 30, GONE, {}, True),
+        ("its process has ended, two beats missed", 2.9, GONE, {"process": ENDED}, False),
+        ("its process has ended, three beats missed", 3, GONE, {"process": ENDED}, True),
+        ("its process has ended, right after an outage", 3, GONE, {"process": ENDED, "trusted": False}, True),
+        ("its process has ended, its sessions are still to go", 3, {}, {"process": ENDED}, False),
+        ("its process has ended, behind a pooler", 3, POOLED, {"process": ENDED}, True),
+        ("no sessions while others of its route are well", 3, {**GONE, "vouched": True}, {}, True),
+        ("the same, right after an outage", 3, {**GONE, "vouched": True}, {"trusted": False}, False),
+        ("the same, but its process is there", 29.9, {**GONE, "vouched": True}, {"process": ALIVE}, False),
+        ("its process is there and silent for the stall timeout", 30, GONE, {"process": ALIVE}, True),
+        ("behind a pooler nothing can be seen", 29.9, {**POOLED, "vouched": True}, {}, False),
+        ("behind a pooler the stall timeout decides", 30, POOLED, {}, True),
+        ("right after an outage nothing is", 3600, {}, {"trusted": False}, False),
+        ("silent for an hour, seen for a moment", 3600, GONE, {"process": ENDED, "watched": 1.9 * SECOND}, False),
+        ("it beats every ten seconds", 29, {**GONE, "heartbeat_interval": 10 * SECOND}, {"process": ENDED}, False),
+        ("its own stall timeout counts", 59, {"stall_timeout": MINUTE}, {}, False),
+        ("a beat that found the row locked", 3600, {"alive_at": NINE + 3599 * SECOND}, {}, False),
     ],
 )
-def test_is_stalled(what, silence, changes, stalled):
+def test_is_stalled(what, silence, changes, seen, stalled):
     run = replace(SILENT, **changes)
-    assert is_stalled(run, NINE + silence * SECOND, SECOND, 30 * SECOND) is stalled, what
+    seen = {"watched": MINUTE, **seen}
+    assert is_stalled(run, NINE + silence * SECOND, SECOND, 30 * SECOND, **seen) is stalled, what
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from harness import until, working
+from harness import reap, until, working
 from psycopg.pq import TransactionStatus
 
 from pgsched import Retry, Run, Scheduler
@@ -227,13 +227,13 @@ async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_i
             commit = in_schema(b"select pgsched.commit_run(%s, 1, %s)", settings.schema)
             await connection.execute(commit, (claim.run_id, claim.worker))
             reaper._in_grace = lambda _: False
-            await reaper.reap_pass()
+            await reap(reaper)
             assert await db.value("select status from pgsched.runs") == "running"
             # So that the block's end finds its claim as it was.
             await connection.execute(
                 in_schema(b"update pgsched.runs set status = 'running'", settings.schema, parametrised=False)
             )
-        await reaper.reap_pass()
+        await reap(reaper)
     finally:
         await machine.control.discard()
         await machine.writes.discard()
@@ -252,7 +252,7 @@ async def test_a_reaped_attempt_loses_its_transaction_and_what_it_has_locked(set
                 await connection.execute(insert, ("zombie",))
                 name = session_name(claim)
                 assert await db.value("select count(*) from pg_stat_activity where application_name = %s", name) == 1
-                await reaper.reap_pass()
+                await reap(reaper)
                 await db.until("select count(*) = 0 from pg_stat_activity where application_name = %s", name)
                 await connection.execute("select 1")
     finally:

@@ -1,5 +1,6 @@
--- Renews claims. A row that somebody has locked just now (a finish, a reaper) is passed over: whether its claim
--- holds is read, not waited for. The answer has one row for each claim that still holds; that of a run whose own
+-- Renews claims. A row that somebody has locked just now (a finish, a reaper, a client) is passed over: whether its claim
+-- holds is read, not waited for. The sign of life is left in the worker's row then, since a client may keep its lock for
+-- as long as it likes. The answer has one row for each claim that still holds; that of a run whose own
 -- transaction has committed its success does.
 with claims as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(started)s::timestamptz[])
@@ -24,6 +25,25 @@ beaten as (
     set heartbeat_at = clock_timestamp(), started_at = coalesce(r.started_at, mine.started_at)
     from mine
     where r.id = mine.id
+),
+passed as (
+    update pgsched.workers w
+    set passed_at = clock_timestamp()
+    from (
+        select id from pgsched.workers
+        where id = %(worker)s and (select count(*) from mine) < cardinality(%(ids)s::bigint[])
+            and exists (
+                select from claims c
+                cross join lateral (
+                    select r.status from pgsched.runs r
+                    where r.id = c.id and r.token = c.token and r.worker = %(worker)s
+                    offset 0
+                ) r
+                where r.status = 'running' and c.id not in (select id from mine)
+            )
+        for no key update skip locked
+    ) me
+    where w.id = me.id
 )
 select r.id, r.token, r.cancel_requested_at is not null and r.status = 'running'
 from claims c

@@ -1,23 +1,46 @@
--- What a reap pass sees: always one row for the clock, and one for each running run that has been silent.
--- A worker's sessions carry its id in application_name; every role may read that column.
+-- What a reap pass sees: always one row for the clock, and one for each running run that has been silent and whose claim
+-- may be taken now or soon, by id. Those of a worker that stands still and is connected are left out until its stall
+-- timeout is near: there may be thousands.
+-- A worker's sessions carry its id in application_name, which every role may read. When a session began, and when it
+-- last asked for something, only its own role may read; without that nobody vouches for anybody.
 with sessions as materialized (
-    select application_name from pg_catalog.pg_stat_activity where application_name like 'pgsched %%'
+    select application_name as name, min(backend_start) as since, max(query_start) as asked_at
+    from pg_catalog.pg_stat_activity where application_name like 'pgsched %%'
+    group by 1
 ),
-silent as (
-    select r.id, r.attempt, r.token, r.worker, r.entrypoint, r.heartbeat_at,
+silent as materialized (
+    select r.id, r.attempt, r.token, r.worker, r.entrypoint, r.heartbeat_at, a.alive_at,
         coalesce(r.max_attempts, 1) as max_attempts,
         coalesce(r.backoff, '1 second') as backoff, coalesce(r.max_backoff, '1 hour') as max_backoff,
-        coalesce(w.direct, false) as direct,
-        exists (select from sessions where application_name = 'pgsched ' || r.worker) as connected,
-        w.heartbeat_interval, w.stall_timeout
+        coalesce(w.direct, false) as direct, s.name is not null as connected,
+        w.heartbeat_interval, w.stall_timeout, coalesce(w.machine, '') as machine, coalesce(w.pid, 0) as pid,
+        coalesce(w.process_started, '') as process_started, w.route
     from pgsched.runs r
     left join pgsched.workers w on w.id = r.worker
-    where r.status = 'running' and r.heartbeat_at < now() - %(silence)s
-    order by r.heartbeat_at
-    limit 1000
+    left join sessions s on s.name = 'pgsched ' || r.worker
+    cross join lateral (
+        -- A beat that passed over a locked row left its sign with the worker; a row written by hand has none at all.
+        select greatest(coalesce(r.heartbeat_at, r.claimed_at, r.created_at), w.passed_at) as alive_at
+    ) a
+    where r.status = 'running' and a.alive_at < now() - %(silence)s
+        and (
+            r.worker = %(worker)s
+            or s.name is null and (w.direct or w.machine = %(machine)s and w.machine <> '')
+            or a.alive_at < now() - (coalesce(w.stall_timeout, %(stall_timeout)s) - 3 * %(silence)s)
+        )
+        and r.id > %(after)s
+    order by r.id
+    limit %(limit)s
 )
 select now() as now, now() - pg_postmaster_start_time() as server_up,
-    (select count(*) from pgsched.runs where status = 'running' and worker <> %(worker)s) as elsewhere,
-    silent.*
+    (select count(*) from pgsched.runs where status = 'running' and worker is distinct from %(worker)s) as elsewhere,
+    silent.*,
+    -- Its sessions are older than this silence, so that what ended the others has not touched them, and are in use.
+    silent.route <> '' and exists (
+        select from pgsched.workers v join sessions s on s.name = 'pgsched ' || v.id
+        where v.id <> silent.worker and v.route = silent.route
+            and s.since < silent.alive_at and s.asked_at > silent.alive_at
+    ) as vouched
 from (select) one
 left join silent on true
+order by silent.id

@@ -9,7 +9,8 @@ stalled as materialized (
     select r.id, case when v.status = 'queued' and r.cancel_requested_at is not null then 'cancelled' else v.status end
         as status
     from verdicts v
-    join pgsched.runs r on r.id = v.id and r.token = v.token and r.heartbeat_at = v.heartbeat_at
+    join pgsched.runs r on r.id = v.id and r.token = v.token
+        and r.heartbeat_at is not distinct from v.heartbeat_at
     where r.status = 'running'
     order by r.id
     for no key update of r skip locked
