@@ -1,15 +1,17 @@
-# Three commands need nothing but Python 3.11+ and make:
+# These commands need nothing but Python 3.11+ and make:
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
 #   make test    the whole test suite, on a PostgreSQL that it starts itself
+#   make soak    the random model of tests/faults/model: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
 #   make bench   pgsched beside its peers, each in an environment of its own; ONLY=herd for a part of it
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint soak bench clean
 
 demo: $(STAMPS)/demo
 	@mkdir -p .demo
@@ -23,6 +25,9 @@ lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict pgsched
 	$(BIN)/lint-imports
+
+soak: $(STAMPS)/dev
+	PYTHONPATH=tests/faults:tests $(BIN)/python -m model.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench:
 	$(PYTHON) benchmarks/environments.py
