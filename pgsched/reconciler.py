@@ -10,9 +10,12 @@ import contextlib
 import time
 from datetime import datetime, timedelta
 
+import psycopg
+
 from pgsched import declaration, log
 from pgsched.db import STATEMENT_LIMIT, Connection, Failures
 from pgsched.declaration import Compared, Kind, Standing, Verdict
+from pgsched.duration import format_duration
 from pgsched.errors import InvalidExpression
 from pgsched.machine import Machine
 from pgsched.model import Schedule
@@ -24,6 +27,7 @@ from pgsched.store import Planned
 RESTART = 45.0
 # What a start may take for each schedule that it declares, beyond what any statement may.
 _EACH = timedelta(milliseconds=1)
+_LOOK = timedelta(seconds=5)  # what the look for the holder of a lock may take
 _BATCH = 5000  # schedules that one statement writes
 
 
@@ -63,6 +67,27 @@ class Reconciler:
                 "they are gone; `pgsched check` shows the difference",
             )
         return found
+
+    async def why_locked(self, error: BaseException) -> str | None:
+        """The sentence about whoever keeps a start from the schedules that it has to write. None if the error speaks of
+        no wait, or if nobody does."""
+        waited = isinstance(error, (TimeoutError, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled))
+        if not waited:
+            return None
+        names = [row["name"] for row in self._rows]
+        try:
+            async with self._session.use(_LOOK) as connection:
+                found = await self._store.find_lock(connection, self._worker, self._owner, names)
+        except Failures:
+            return None
+        if found is None:
+            return None
+        what, pid, since = found
+        when = "" if since is None else f" since {since:%Y-%m-%dT%H:%M:%SZ}"
+        return (
+            f"{what} is locked by session pid {pid}{when}: the start needs it, and has waited for "
+            f"{format_duration(self.patience)}. End that transaction, or start again once it is over."
+        )
 
     def saw_orphaned(self, orphaned: bool) -> None:
         """Takes in what a resync saw: whether the declarations in force are another version's that nobody has now."""

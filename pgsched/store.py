@@ -18,7 +18,7 @@ from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from pgsched import definition
-from pgsched.db import Connection, InUtc
+from pgsched.db import Connection, InUtc, application_name
 from pgsched.declaration import Compared, Standing
 from pgsched.limits import Candidate, Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
@@ -533,6 +533,20 @@ class Store:
     async def set_patience(self, connection: Connection, limit: timedelta) -> None:
         """How long each statement of this transaction may take, and wait for a lock."""
         await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
+
+    async def find_lock(
+        self, connection: Connection, worker: uuid.UUID, owner: str, names: Sequence[str]
+    ) -> tuple[str, int, datetime | None] | None:
+        """What a start of this owner cannot lock, the process id of the session that has it locked, and since when that
+        one has been in its transaction. None if nobody has."""
+        own = {"own": application_name(worker)}
+        for query, params in (
+            ("find_table_lock", own | {"schema": self.schema}),
+            ("find_row_lock", own | {"owner": owner, "names": list(names)}),
+        ):
+            for row in await self.rows(connection, query, params):
+                return row["what"], row["pid"], row["since"]
+        return None
 
     async def read_declarations(self, connection: Connection, app: str, fingerprint: str) -> Standing:
         """Where the application's declarations stand, seen by a worker whose own have this fingerprint."""

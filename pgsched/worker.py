@@ -41,7 +41,7 @@ from pgsched.clock import Jump, Watch
 from pgsched.config import Settings
 from pgsched.db import Failures, Session, conninfo_for, unreachable
 from pgsched.dispatcher import Dispatcher
-from pgsched.errors import PgschedError
+from pgsched.errors import DatabaseUnavailable, PgschedError
 from pgsched.finisher import Finisher
 from pgsched.heartbeat import Guard, Heartbeat
 from pgsched.hooks import SkipHooks
@@ -171,7 +171,8 @@ class Worker:
         except PgschedError:
             raise
         except Failures as error:
-            raise unreachable(error) from None
+            locked = await self.reconciler.why_locked(error)
+            raise (unreachable(error) if locked is None else DatabaseUnavailable(locked)) from None
 
     async def _register(self) -> None:
         connection = await self.machine.control.connect()

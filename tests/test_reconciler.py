@@ -486,6 +486,31 @@ async def test_the_memory_of_versions_is_short(settings, db, store):
     assert len(former) == 20
 
 
+# --- locks of others ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lock", ["select from pgsched.schedules where name = 'kept' for update", "lock pgsched.schedules"]
+)
+async def test_a_start_that_waits_for_somebodys_lock_names_the_session(settings, db, dsn, schema, lock):
+    await start(declares(V1), settings)
+    worker = Worker(declares({**V1, "kept": "@hourly"}), settings)
+    worker.reconciler.patience = timedelta(seconds=0.5)
+    async with await psycopg.AsyncConnection.connect(dsn) as holder:
+        await holder.execute(in_schema(lock.encode(), schema, parametrised=False))
+        pid = holder.info.backend_pid
+        with pytest.raises(DatabaseUnavailable) as told:
+            await worker.run()
+        since = await db.value("select xact_start from pg_stat_activity where pid = %s", pid)
+    what = "The table schedules" if lock.startswith("lock") else 'Schedule "kept"'
+    assert str(told.value) == (
+        f"{what} is locked by session pid {pid} since {since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: "
+        "the start needs it, and has waited for 500ms. End that transaction, or start again once it is over."
+    )
+    async with working(declares({**V1, "kept": "@hourly"}), settings):
+        assert (await stored(db))["kept"][0] == "@hourly"
+
+
 # --- at the same time -----------------------------------------------------------------------------------
 
 
