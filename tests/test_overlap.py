@@ -7,8 +7,9 @@ import psycopg
 import pytest
 from harness import Parts, until, working
 
-from pgsched import Retry, Run, Scheduler
+from pgsched import Retry, Run, Scheduler, connect
 from pgsched.config import Settings
+from pgsched.fate import Situation, fates
 from pgsched.store import Store, in_schema
 
 # A schedule whose fire times a test brings about by setting next_run.
@@ -224,6 +225,64 @@ async def test_a_removed_schedules_key_is_not_needed_for_its_drop(settings, db):
         " and attempt <= 1 and started_at is null and origin is null"
     )
     assert "Seq Scan" not in str(plan)
+
+
+# --- what is skipped -------------------------------------------------------------------------------------
+
+SKIPPED = """
+    select reason, detail, skipped_count, fire_time, skipped_through from pgsched.runs where status = 'skipped'
+    order by fire_time, id
+"""
+
+
+async def comes(db, parts: Parts) -> datetime:
+    """One more fire time, and a pass."""
+    await db.all(DUE)
+    due = await db.value("select next_run from pgsched.schedules")
+    await parts.dispatcher.claim_pass()
+    return due
+
+
+async def test_what_one_live_run_costs_is_one_row(settings, db, dsn, schema):
+    await db.all(MADE, "skip", "latest")
+    async with Parts(settings) as parts:
+        skips = []
+        parts.dispatcher.skipped = lambda schedule, skip: skips.append(skip.fire_time)
+        await parts.dispatcher.claim_pass()
+        first = [await comes(db, parts) for _ in range(3)]
+        blamed = f"run {parts.taken[0].id} was live"
+        assert await db.all(SKIPPED) == [("overlap", blamed, 3, first[0], first[2])]
+        assert skips == first, "the hook hears of each"
+        async with connect(dsn, schema=schema) as client:
+            row, records = await client.get_schedule("s"), await client.list_runs_between("s", first[0], first[2])
+        told = fates(row, records, Situation(first[2]), first[0], first[2])
+        assert [(fate.fire_time, fate.state) for fate in told] == [(first[0], "skipped")]
+        assert f"({blamed}), as one of 3 from" in told[0].sentence
+
+        # Somebody has the row locked: it is not waited for.
+        async with await psycopg.AsyncConnection.connect(dsn) as other:
+            await other.execute(in_schema(b"select from pgsched.runs for update", schema, parametrised=False))
+            async with asyncio.timeout(5):
+                beside = await comes(db, parts)
+            await other.rollback()
+        fourth = await comes(db, parts)
+        assert await db.all(SKIPPED) == [
+            ("overlap", blamed, 3, first[0], first[2]), ("overlap", blamed, 2, beside, fourth),
+        ]  # fmt: skip
+
+        # next_run is set back into what is told already.
+        await db.all("update pgsched.schedules set next_run = %s, planned_at = clock_timestamp()", first[1])
+        await db.all("update pgsched.schedules set accounted_through = %s", first[0])
+        before = await db.all(SKIPPED)
+        await parts.dispatcher.claim_pass()
+        assert await db.all(SKIPPED) == before
+
+        # Another run is to blame.
+        await db.all("update pgsched.schedules set accounted_through = %s", fourth)
+        await db.all(END, parts.taken[0].id)
+        await comes(db, parts)
+        after = await comes(db, parts)
+        assert (await db.all(SKIPPED))[2:] == [("overlap", f"run {parts.taken[1].id} was live", 1, after, after)]
 
 
 # --- real workers -------------------------------------------------------------------------------------------

@@ -17,22 +17,39 @@ with advanced as (
     ) as p (id, next_run, last_run, run_count, status, note, accounted_through)
     where s.id = p.id
 ),
-skipped as (
-    insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, due_at, status, reason, detail,
-                              skipped_count, skipped_through, finished_at)
-    select s.id, s.app, s.entrypoint, s.args, p.fire_time, p.fire_time, 'skipped', p.reason, p.detail,
-           p.skipped_count, p.through, clock_timestamp()
+-- What is skipped, beside the schedule's skip before it: they become one row if one live run is to blame for both and
+-- the account stood just there (here is the schedule as it was). A stuck run of an every-second schedule would make
+-- 86,400 rows a day. A row that somebody has locked is not waited for, and a new one begins.
+news as materialized (
+    select p.*, k.id as before, coalesce(k.skipped_through >= p.through, false) as known,
+        p.reason = 'overlap' and k.reason = p.reason and k.detail = p.detail and k.skipped_through = s.accounted_through
+            and k.skipped_through < p.fire_time and count(*) over (partition by p.schedule_id) = 1 as goes_on
     from unnest(
         %(skip_schedule_ids)s::bigint[], %(skip_fire_times)s::timestamptz[], %(skip_throughs)s::timestamptz[],
         %(skip_counts)s::bigint[], %(skip_reasons)s::text[], %(skip_details)s::text[]
     ) as p (schedule_id, fire_time, through, skipped_count, reason, detail)
     join pgsched.schedules s on s.id = p.schedule_id
+    left join lateral (
+        select * from pgsched.runs k
+        where k.schedule_id = p.schedule_id and k.status = 'skipped' and k.fire_time <= p.fire_time
+        order by k.fire_time desc limit 1
+        for no key update skip locked
+    ) k on true
+),
+grown as (
+    update pgsched.runs k
+    set skipped_through = n.through, skipped_count = k.skipped_count + n.skipped_count, finished_at = clock_timestamp()
+    from news n
+    where k.id = n.before and n.goes_on
+),
+skipped as (
+    insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, due_at, status, reason, detail,
+                              skipped_count, skipped_through, finished_at)
+    select s.id, s.app, s.entrypoint, s.args, n.fire_time, n.fire_time, 'skipped', n.reason, n.detail,
+           n.skipped_count, n.through, clock_timestamp()
+    from news n join pgsched.schedules s on s.id = n.schedule_id
     -- A client that set next_run back has it told once more only where more is told.
-    where not exists (
-        select from pgsched.runs k
-        where k.schedule_id = p.schedule_id and k.fire_time = p.fire_time and k.status = 'skipped'
-            and k.skipped_through >= p.through
-    )
+    where not n.known and n.goes_on is not true
 ),
 made as (
     insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
