@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -26,6 +28,9 @@ Failures = (psycopg.Error, DatabaseUnavailable, OSError, TimeoutError)
 
 STATEMENT_LIMIT = timedelta(seconds=15)
 _READ_ONLY = "25006"
+_STOOD_STILL = "25P03"
+# For how long a claim may lock schedules, at most, while the event loop is blocked or the process stands still.
+LOCKED_FOR = timedelta(seconds=2)
 _DEFAULTS = {
     "connect_timeout": "10",
     "keepalives_idle": "15",
@@ -52,6 +57,7 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('enable_bitmapscan', 'off', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
+_IDLE = "select set_config('idle_in_transaction_session_timeout', %s, false)"
 SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves
 
 
@@ -112,6 +118,11 @@ def refused(error: BaseException) -> bool:
     return isinstance(error, psycopg.DataError) or (state is not None and state[:2] in _REFUSALS)
 
 
+def stood_still(error: BaseException) -> bool:
+    """Whether the server ended a session because its transaction stood still for too long."""
+    return isinstance(error, psycopg.Error) and error.sqlstate == _STOOD_STILL
+
+
 def unreachable(error: BaseException) -> DatabaseUnavailable:
     """The error to raise where the database cannot be reached and nobody waits for it."""
     return DatabaseUnavailable(
@@ -142,11 +153,17 @@ class Backoff:
 class Session:
     """One connection, reserved for one purpose, made again when it is gone. One user at a time.
 
-    direct: whether the server itself answers (as opposed to a pooler), known after the first connect.
+    direct: whether the server itself answers (as opposed to a pooler), known after the first connect. idle: for how
+    long a transaction of it may stand still, with whatever it has locked, before the server ends the session.
     """
 
-    def __init__(self, info: str, purpose: str, limit: timedelta = STATEMENT_LIMIT) -> None:
+    def __init__(
+        self, info: str, purpose: str, limit: timedelta = STATEMENT_LIMIT, idle: timedelta | None = None
+    ) -> None:
         self.purpose = purpose
+        self._idle = idle
+        self._locking = False
+        self.severed = False  # by sever(); whoever has taken note of it sets it back
         self.direct = True
         self.generation = 0
         self._info = info
@@ -184,12 +201,39 @@ class Session:
         connection = await psycopg.AsyncConnection.connect(self._info, autocommit=True)
         try:
             self.direct = await prepare(connection)
+            if self.direct and self._idle is not None:
+                await connection.execute(_IDLE, (f"{self._idle // timedelta(milliseconds=1)}ms",))
         except BaseException:
             await connection.close()
             raise
         self._connection = connection
         self.generation += 1
         return connection
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, connection: Connection) -> AsyncIterator[None]:
+        """A transaction on the session's connection that holds locks, and that sever() ends."""
+        self._locking = True
+        try:
+            async with connection.transaction():
+                yield
+        finally:
+            self._locking = False
+
+    def sever(self) -> bool:
+        """Cuts the connection off if a transaction() is open, so that the server lets go of its locks.
+
+        For another thread, while the event loop is blocked. If the loop goes on at this very moment, its next statement
+        fails, or the answer to its commit is lost: both happen to any connection.
+        """
+        connection = self._connection
+        if connection is None or not self._locking:
+            return False
+        # The descriptor may be closed meanwhile; psycopg's own close() must not come twice for one number.
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as own:
+            own.shutdown(socket.SHUT_RDWR)
+            self.severed = True
+        return self.severed
 
     @property
     def target(self) -> tuple[int, str]:

@@ -8,8 +8,9 @@ ahead.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -17,7 +18,7 @@ import psycopg
 
 from pgsched import log
 from pgsched.account import FireTimes, Skip
-from pgsched.db import Backoff, Connection, Failures, describe
+from pgsched.db import STATEMENT_LIMIT, Backoff, Connection, Failures, describe, stood_still
 from pgsched.errors import InvalidExpression
 from pgsched.executors import Executor, OverriddenTimes, Place
 from pgsched.limiter import Limiter
@@ -75,6 +76,7 @@ class Dispatcher:
         self._stopping = False
         self._passing = False
         self._careful = False
+        self._most = MOST  # how many schedules or runs a pass takes at most
         self._near = False
         self._gated = True  # whether a run waits for its schedule's overlap, or in a line
         self._full = False  # no lane has room: nothing to look for until a run ends
@@ -133,11 +135,15 @@ class Dispatcher:
             except Failures as error:
                 self._careful = isinstance(error, (psycopg.DataError, psycopg.IntegrityError))
                 self._outage.lost(error, "claim")
+                if stood_still(error) or self._session.severed:
+                    self._session.severed = False
+                    self._most = max(1, self._most // 8)
                 self.saw_running(True)  # the commit's answer may have been lost: the reaper looks for orphans
                 await asyncio.sleep(self._backoff.delay())
                 self._woken = True
             else:
                 self._careful = False
+                self._most = min(MOST, 2 * self._most)
                 self._outage.answered()
                 self.passed.set()
             finally:
@@ -221,7 +227,7 @@ class Dispatcher:
             slots = self._runner.room
             free = self._runner.free()
             for lane in self._lanes():
-                room = min(lane.free, MOST, slots, *(free[place] for place in lane.places))
+                room = min(lane.free, self._most, slots, *(free[place] for place in lane.places))
                 if room > 0:
                     taken = await self._claim_lane(connection, lane, room)
                     self._cut = self._cut or len(taken) >= room
@@ -261,7 +267,7 @@ class Dispatcher:
         )
         skips = self._skips = []
         if self._due.mixed:
-            async with connection.transaction():
+            async with self._locks(connection):
                 claimed = await self._claim_levels(connection, lane, room)
         else:
             try:
@@ -273,6 +279,21 @@ class Dispatcher:
         for schedule, skip in skips:
             self.skipped(schedule, skip)
         return claimed
+
+    @contextlib.asynccontextmanager
+    async def _locks(self, connection: Connection) -> AsyncIterator[None]:
+        """A transaction that locks schedules, which others want. It may stand still for LOCKED_FOR.
+
+        A plan that takes longer (an executor's own next_fire_time) would be given up again and again. So after each
+        time the next pass plans fewer schedules, and one schedule alone gets the time that a statement has.
+        """
+        if self._most > 1:
+            async with self._session.transaction(connection):
+                yield
+        else:
+            async with connection.transaction():
+                await self._store.set_patience(connection, STATEMENT_LIMIT)
+                yield
 
     async def _claim_levels(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
         """Where there may be more than there is room for, what has the highest priority goes first, be it a fire time,

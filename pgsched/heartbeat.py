@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from pgsched import log
-from pgsched.db import Backoff, Failures, Session, describe
+from pgsched.db import LOCKED_FOR, Backoff, Failures, Session, describe
 from pgsched.machine import Machine
 from pgsched.runner import Live, Runner, State
 from pgsched.scribe import Scribe
@@ -185,6 +185,8 @@ class Guard:
                 if not told or blocked >= 2 * told:
                     told = blocked
                     self._log.warning("event_loop_blocked", for_s=round(blocked, 1), **self._culprit())
+                if blocked >= LOCKED_FOR.total_seconds() and self._machine.control.sever():
+                    self._log.warning("claim_abandoned", advice="its locks would have kept others from their schedules")
                 if blocked < self._limit:
                     session = session or self._machine.session("guard")
                     runner.run(self._beat(session))

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from pgsched.clock import DatabaseClock, Watch
 from pgsched.config import Settings
-from pgsched.db import STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
+from pgsched.db import LOCKED_FOR, STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
 from pgsched.whereabouts import Whereabouts
@@ -37,7 +37,7 @@ class Machine:
         store = Store(settings.schema, scheduler.app_name)
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
-        control, writes = Session(info, "control"), Session(info, "writes", limit)
+        control, writes = Session(info, "control", idle=LOCKED_FOR), Session(info, "writes", limit)
         return cls(worker, scheduler, settings, store, control, writes, watch=watch or Watch())
 
     def session(self, purpose: str, dsn: str | None = None) -> Session:

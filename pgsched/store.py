@@ -531,7 +531,7 @@ class Store:
         await connection.execute(self.query("lock_declarations"), {"key": f"pgsched {self.schema} declarations {app}"})
 
     async def set_patience(self, connection: Connection, limit: timedelta) -> None:
-        """How long each statement of this transaction may take, and wait for a lock."""
+        """How long each statement of this transaction may take, wait for a lock, and be waited for."""
         await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
 
     async def find_lock(
