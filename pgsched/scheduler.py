@@ -6,11 +6,9 @@ Nothing here talks to a database; worker does, with what is registered here.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pgsched import declaration, definition, executors
@@ -21,6 +19,7 @@ from pgsched.executors import Executor, Function, Place, Signature
 from pgsched.expression import parse
 from pgsched.hooks import Hooks
 from pgsched.model import Limits, Retry
+from pgsched.projects import Home, home_of_program
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -58,8 +57,9 @@ class Scheduler:
     """Collects entrypoints and schedules, and runs them.
 
     dsn: the database, default as `pgsched run` finds it. app: the name under which declared schedules are kept
-    apart from those of other applications, default the factory's import path; whoever has it declares the same
-    schedules, or is another version. resources: anything that runs
+    apart from those of other applications, and whose workers alone run them; default the project's name and the
+    factory's import path, "shop/app.create_scheduler". All of its workers declare the same schedules, or are of
+    another version. resources: anything that runs
     shall reach as `run.resources`. settings: any setting, as a keyword; flags, environment and pgsched.toml win.
 
     Raises ConfigurationError for settings that are unknown or out of range.
@@ -70,9 +70,10 @@ class Scheduler:
     ) -> None:
         self.settings: dict[str, Any] = {**settings, "dsn": dsn}
         Settings().merged(self.settings, "Scheduler")
-        if app is not None and (not isinstance(app, str) or not app.strip() or not app.isprintable()):
-            raise RegistrationError(f"app={app!r} must be a printable text that is not empty.")
+        if app is not None and (not isinstance(app, str) or not app.strip() or not app.isprintable() or len(app) > 200):
+            raise RegistrationError(f"app={app!r} must be a printable text of 1 to 200 characters.")
         self.app = app
+        self._home: Home | None = None
         self.resources = resources
         self.entrypoints: dict[str, Entrypoint] = {}
         self.declared: dict[str, Declared] = {}
@@ -278,10 +279,25 @@ class Scheduler:
         return known.retry if known is not None else Retry()
 
     @property
+    def home(self) -> Home:
+        """The project and the factory that it comes from; without a factory, the program that runs."""
+        if self._home is None:
+            self._home = home_of_program()
+        return self._home
+
+    def come_from(self, home: Home) -> None:
+        """Notes which factory has built it."""
+        self._home = home
+
+    @property
     def app_name(self) -> str:
-        """The application's name: as given, or by the program that runs."""
-        main = getattr(sys.modules.get("__main__"), "__file__", None)
-        return self.app or (Path(main).name if main else "python")
+        """The application's name: as given, or by where it comes from."""
+        return self.app or self.home.name
+
+    @property
+    def former_names(self) -> frozenset[str]:
+        """What the application of this very factory was called if nobody had named it, now and in earlier versions."""
+        return frozenset({self.home.name, self.home.path}) - {self.app_name}
 
     @property
     def owner(self) -> str:

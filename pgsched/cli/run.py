@@ -22,6 +22,7 @@ from pgsched import config, log
 from pgsched.config import Settings
 from pgsched.duration import format_duration
 from pgsched.errors import ConfigurationError, PgschedError
+from pgsched.projects import home_of_factory
 from pgsched.scheduler import Scheduler
 from pgsched.worker import GIVEN_BACK, serve
 
@@ -112,8 +113,7 @@ async def built(app: str) -> AsyncIterator[Scheduler]:
             raise ConfigurationError(
                 f"The factory {app} gave {_kind(product)}, not a Scheduler: let it return the Scheduler it builds."
             )
-        if product.app is None:
-            product.app = app.replace(":", ".")
+        product.come_from(home_of_factory(app, sys.modules[_module_of(app)]))
         yield product
 
 
@@ -135,9 +135,8 @@ def _kind(value: Any) -> str:
 
 def find(app: str) -> Any:
     """What an import path names. Raises ConfigurationError with one sentence."""
-    module_name, separator, attribute = app.partition(":")
-    if not separator:
-        module_name, _, attribute = app.rpartition(".")
+    module_name = _module_of(app)
+    attribute = app[len(module_name) + 1 :]
     parts = [*module_name.split("."), *attribute.split(".")]
     if not module_name or not all(part.isidentifier() for part in parts):
         raise ConfigurationError(
@@ -161,6 +160,11 @@ def find(app: str) -> Any:
             raise ConfigurationError(f"The module {module_name!r} has no {attribute!r}: check the path {app!r}.")
         found = getattr(found, name)
     return found
+
+
+def _module_of(app: str) -> str:
+    """The module's part of an import path, module:name or module.name."""
+    return app.partition(":")[0] if ":" in app else app.rpartition(".")[0]
 
 
 @contextlib.contextmanager
