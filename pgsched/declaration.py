@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
 from pgsched.model import ScheduleStatus
+from pgsched.projects import Home
 
 # A change of any of these has next_run planned anew.
 TIMING = frozenset({"expression", "timezone", "starts_at", "ends_at", "max_runs"})
@@ -72,6 +74,86 @@ def verdict(ours: str, standing: Standing) -> Verdict:
     return Verdict.DEFERRED if standing.alive else Verdict.BACK
 
 
+# --- whose they are -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A live worker. project: whose code it runs; None if it does not say."""
+
+    host: str
+    pid: int
+    project: str | None
+
+    def __str__(self) -> str:
+        return f"host {self.host}, pid {self.pid}" + (f", project {self.project}" if self.project else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Another application that owns a name which ours declares: how many schedules it has in force, how many of them
+    ours declares too, how many of its workers are alive."""
+
+    app: str
+    schedules: int
+    shared: int
+    alive: int
+
+
+def stranger(holders: Sequence[Holder], project: str, *, shares: bool) -> Holder | None:
+    """A live worker of the version in force whose code is another project's, or that has not one schedule in common
+    with ours: an application of the same name, and no older version of ours."""
+    for holder in holders:
+        if not shares or (holder.project and project and holder.project != project):
+            return holder
+    return None
+
+
+def refused(app: str, compared: Sequence[Compared], holders: Sequence[Holder], project: str) -> str | None:
+    """Why the start of a new version is refused: it would retire schedules that a stranger serves. None if it is not.
+    holders: the live workers of the version in force."""
+    own = [each for each in compared if each.owner == f"code:{app}" and not each.retired]
+    retired = [each.name for each in own if not each.declared]
+    holder = stranger(holders, project, shares=len(retired) < len(own))
+    if not retired or holder is None:
+        return None
+    names = ", ".join(map(repr, retired[:5])) + (", …" if len(retired) > 5 else "")
+    many = f"{len(retired)} schedule{'s' if len(retired) > 1 else ''}"
+    return (
+        f"This start would retire {many} of the application {app!r}: {names}. A worker with other code serves them "
+        f"({holder}). Give one of the two applications a name of its own with Scheduler(app='…'), or stop that worker "
+        "first."
+    )
+
+
+def is_ours(other: Other, home: Home, former: Collection[str], is_gone: Callable[[str], bool]) -> bool:
+    """Whether another application is ours under an earlier name: our factory had that name before, or the name is that
+    of a factory of our project which is not in this code any more. At least half of its schedules must be ours, too: in
+    a project of several services, another service's factory may not be importable here."""
+    if 2 * other.shared < other.schedules:
+        return False
+    project, _, path = other.app.rpartition("/")
+    return other.app in former or (bool(project) and project == home.project and is_gone(path))
+
+
+def whose(owner: str | None, app: str) -> str:
+    """What to do about a declared name that belongs to somebody else."""
+    if owner == "api":
+        return "a client made a schedule of that name: remove it, or declare another name"
+    if owner is None or not owner.startswith("code:"):
+        return "another application owns that name: declare another name"
+    old = owner.removeprefix("code:")
+    return (
+        f"the application {old!r} owns that name: declare another name; or, if this application was called so before, "
+        f"take its schedules over with `{adopt_command(old, app)}`"
+    )
+
+
+def adopt_command(old: str, new: str) -> str:
+    """What takes the schedules of an application over that has another name now."""
+    return shlex.join(["pgsched", "schedules", "adopt", old, new])
+
+
 # --- what differs ---------------------------------------------------------------------------------------
 
 
@@ -108,13 +190,14 @@ class Compared:
     changes: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-def kind(compared: Compared, owner: str) -> Kind:
-    """What a start of the owner's code means for one schedule."""
+def kind(compared: Compared, owner: str, ours: Collection[str] = (), awaited: Collection[str] = ()) -> Kind:
+    """What a start of the owner's code means for one schedule. ours: earlier owners that the start takes over from.
+    awaited: those that it would, were their workers not alive; what these have retired is theirs, too."""
     if compared.id is None:
         return Kind.NEW
-    if compared.owner != owner:
+    if compared.owner != owner and compared.owner not in ours:
         # What another application has let go of may be taken over, with its history; what the API made may not.
-        free = compared.retired and (compared.owner or "").startswith("code:")
+        free = compared.retired and (compared.owner or "").startswith("code:") and compared.owner not in awaited
         return Kind.RETURNING if free else Kind.FOREIGN
     if not compared.declared:
         return Kind.RETIRED
@@ -159,10 +242,20 @@ TimesOf = Callable[[Mapping[str, Any], datetime], Next | None]
 
 
 def difference(
-    compared: Compared, row: Mapping[str, Any] | None, owner: str, now: datetime, times_of: TimesOf
+    compared: Compared,
+    row: Mapping[str, Any] | None,
+    owner: str,
+    now: datetime,
+    times_of: TimesOf,
+    *,
+    ours: Collection[str] = (),
+    awaited: Collection[str] = (),
 ) -> Difference:
-    """What a start at `now` would make of one schedule. row: as it is declared, None where it is not."""
-    found = kind(compared, owner)
+    """What a start at `now` would make of one schedule. row: as it is declared, None where it is not. ours, awaited: as
+    kind() has them."""
+    found = kind(compared, owner, ours, awaited)
+    if found is Kind.UNCHANGED and compared.owner != owner:
+        found = Kind.CHANGED
     stays = Difference(
         compared.name,
         found,

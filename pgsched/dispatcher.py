@@ -59,6 +59,7 @@ class Dispatcher:
     def __init__(self, machine: Machine, runner: Runner) -> None:
         self.passed = asyncio.Event()
         self.saw_running: Callable[[bool], None] = lambda elsewhere: None  # the reaper hears of it
+        self.saw_forgotten: Callable[[bool], None] = lambda forgotten: None  # the worker writes its row again
         self.skipped: Callable[[Schedule, Skip], None] = lambda schedule, skip: None  # once it is committed
         self.listening = False  # only then may a claim be made ahead: a change must be heard of in time
         self._store = machine.store
@@ -118,6 +119,7 @@ class Dispatcher:
 
     def review(self, outlook: Outlook) -> None:
         """Takes in what a resync saw, without a pass of its own unless there is something to do."""
+        self.saw_forgotten(outlook.forgotten)
         self._arrange(outlook, 0, False)
         self._stir.set()
 
@@ -254,6 +256,7 @@ class Dispatcher:
         names = list(self._scheduler.entrypoints)
         outlook = await self._store.read_outlook(connection, self._worker, names, self._lookahead)
         self._clock.observe(outlook.now, before, time.monotonic())
+        self.saw_forgotten(outlook.forgotten)
         self._arrange(outlook, claimed, self._cut)
 
     async def _read_clock(self, connection: Connection) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import psycopg
@@ -31,6 +31,7 @@ class Listener:
         self.listening = asyncio.Event()
         self.woken: list[Callable[[], None]] = [dispatcher.wake]
         self.saw_orphaned: Callable[[bool], None] = lambda orphaned: None  # the reconciler hears of it
+        self.awaited: Callable[[], Sequence[str]] = tuple  # the reconciler says which applications it waits for
         self.state = "running"
         self._store = machine.store
         self._session = machine.session("listen", machine.settings.listen_dsn)
@@ -161,6 +162,7 @@ class Listener:
                 self._entrypoints,
                 self._settings.lookahead,
                 seen=(self.state, self._runner.slots_used),
+                awaited=self.awaited(),
             )
             self._clock.observe(outlook.now, before, time.monotonic())
         self._outage.answered()

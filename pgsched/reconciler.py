@@ -8,18 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import psycopg
+from psycopg import sql
 
 from pgsched import declaration, log
 from pgsched.db import STATEMENT_LIMIT, Connection, Failures
-from pgsched.declaration import Compared, Kind, Standing, Verdict
+from pgsched.declaration import Compared, Kind, Other, Standing, Verdict
 from pgsched.duration import format_duration
-from pgsched.errors import InvalidExpression
+from pgsched.errors import ConfigurationError, InvalidExpression
 from pgsched.machine import Machine
 from pgsched.model import Schedule
 from pgsched.policy import fire_times, retire
+from pgsched.projects import is_gone
 from pgsched.store import Planned
 
 # Seconds for which nobody may be left who has the declarations in force, before a worker that runs puts its own in
@@ -39,6 +42,8 @@ class Reconciler:
         self.fingerprint = scheduler.fingerprint
         self.restart = RESTART
         self._app, self._owner, self._rows = scheduler.app_name, scheduler.owner, scheduler.rows()
+        self._home, self._former = scheduler.home, scheduler.former_names
+        self.awaited: list[str] = []  # applications that ours takes over once their workers are gone
         self._limits = scheduler.limit_rows()
         self.patience = STATEMENT_LIMIT + _EACH * len(self._rows)
         self._worker = machine.worker
@@ -50,12 +55,13 @@ class Reconciler:
         self._log = log.get()
 
     async def start(self, connection: Connection) -> Verdict:
-        """Applies what the code declares, unless the worker is an old one beside newer ones."""
+        """Applies what the code declares, unless the worker is an old one beside newer ones. Raises ConfigurationError
+        if that would retire schedules which a worker of another code base serves; nothing is changed then."""
         async with connection.transaction():
-            standing = await self._turn(connection)
+            standing, earlier = await self._turn(connection)
             found = declaration.verdict(self.fingerprint, standing)
             if found is not Verdict.DEFERRED:
-                await self._apply(connection, found, standing.now)
+                await self._apply(connection, found, standing, earlier)
         if found is Verdict.DEFERRED:
             self._log.warning(
                 "declarations_deferred",
@@ -115,17 +121,57 @@ class Reconciler:
 
     async def _take_over(self, connection: Connection) -> None:
         async with connection.transaction():
-            standing = await self._turn(connection)
+            standing, earlier = await self._turn(connection)
             # Since the look somebody may have come back, or an equal of ours may have been quicker.
             if not standing.alive and standing.in_force != self.fingerprint:
-                await self._apply(connection, Verdict.BACK, standing.now)
+                await self._apply(connection, Verdict.BACK, standing, earlier)
+            elif standing.in_force == self.fingerprint and any(not other.alive for other in earlier):
+                await self._apply(connection, Verdict.CURRENT, standing, earlier)
 
-    async def _turn(self, connection: Connection) -> Standing:
+    async def _turn(self, connection: Connection) -> tuple[Standing, list[Other]]:
+        """Waits for our turn. Returns where our declarations stand, and what our application was called before."""
         # A start that has as much to declare as this one is waited for, too.
         await self._store.set_patience(connection, self.patience)
-        # Lock first and then a look, in a statement of its own: it must see what the one before us committed.
-        await self._store.lock_declarations(connection, self._app)
-        return await self._store.read_declarations(connection, self._app, self.fingerprint)
+        # All locks in one order, so that two starts that take over from each other wait and never deadlock.
+        earlier = {other.app for other in await self._earlier(connection)}
+        for app in sorted({self._app, *earlier}):
+            await self._store.lock_declarations(connection, app)
+        # Lock first and then a look, in a statement of its own: it must see what the one before us committed. Whoever
+        # turned up in between is not locked, and left to the next look.
+        standing = await self._store.read_declarations(connection, self._app, self.fingerprint)
+        found = [other for other in await self._earlier(connection) if other.app in earlier] if earlier else []
+        self.awaited = [other.app for other in found if other.alive]
+        return standing, found
+
+    async def _earlier(self, connection: Connection) -> list[Other]:
+        names = [row["name"] for row in self._rows]
+        others = await self._store.read_owners(connection, self._owner, names)
+        return [other for other in others if declaration.is_ours(other, self._home, self._former, is_gone)]
+
+    async def _adopt(self, connection: Connection, earlier: Sequence[Other]) -> None:
+        """Takes over what our application owns under earlier names, unless workers of that name are alive."""
+        for other in earlier:
+            command = declaration.adopt_command(other.app, self._app)
+            if other.alive:
+                self._log.warning(
+                    "application_move_waits",
+                    app=self._app,
+                    old=other.app,
+                    workers=other.alive,
+                    advice="these schedules are ours under an earlier name, and are taken over once its workers "
+                    f"are gone; `{command} --yes` does it at once",
+                )
+            else:
+                names, runs = await self._store.adopt(connection, other.app, self._app)
+                await connection.execute(sql.SQL("notify {}").format(self._store.channel))
+                self._log.warning("application_moved", app=self._app, old=other.app, schedules=len(names), runs=runs)
+
+    async def _check(self, connection: Connection, compared: Sequence[Compared]) -> None:
+        """Refuses to retire what a living worker of another code base serves."""
+        holders = await self._store.read_holders(connection, self._app, in_force=True)
+        problem = declaration.refused(self._app, compared, holders, self._home.project)
+        if problem is not None:
+            raise ConfigurationError(problem)
 
     async def _settle(self, connection: Connection, gone: list[Schedule], now: datetime) -> None:
         """Records what was due of retired schedules and not claimed: no claim pass looks at them any more."""
@@ -138,28 +184,37 @@ class Reconciler:
         if plans:
             await self._store.write_plans(connection, self._worker, plans, now)
 
-    async def _apply(self, connection: Connection, found: Verdict, now: datetime) -> None:
+    async def _apply(
+        self, connection: Connection, found: Verdict, standing: Standing, earlier: Sequence[Other]
+    ) -> None:
         """Writes what differs, and nothing else: a start that changes nothing neither locks a schedule nor wakes
         anybody."""
+        await self._adopt(connection, earlier)
         kinds: dict[Kind, list[Compared]] = {each: [] for each in Kind}
-        for compared in await self._store.compare_schedules(connection, self._owner, self._rows):
-            kinds[declaration.kind(compared, self._owner)].append(compared)
-        foreign = {compared.name for compared in kinds[Kind.FOREIGN]}
+        awaited = {f"code:{app}" for app in self.awaited}
+        stored = await self._store.compare_schedules(connection, [self._owner], self._rows)
+        if found is Verdict.NEW and standing.alive:
+            await self._check(connection, stored)
+        for compared in stored:
+            kinds[declaration.kind(compared, self._owner, awaited=awaited)].append(compared)
+        foreign = {compared.name: compared.owner for compared in kinds[Kind.FOREIGN]}
         wanted = {c.name for each in (Kind.NEW, Kind.CHANGED, Kind.RETURNING) for c in kinds[each]}
         if wanted:
             rows, written = [row for row in self._rows if row["name"] in wanted], list[str]()
             for first in range(0, len(rows), _BATCH):
                 written += await self._store.upsert_schedules(connection, rows[first : first + _BATCH])
             # Another application may have taken a name since the comparison.
-            foreign |= wanted.difference(written)
+            foreign |= dict.fromkeys(wanted.difference(written))
         for compared in kinds[Kind.CHANGED]:
             self._log.info("schedule_changed", schedule=compared.name, options=sorted(compared.changes))
-        for name in sorted(foreign):
-            self._log.warning("schedule_not_ours", schedule=name, advice="another application owns that name")
+        for name, owner in sorted(foreign.items()):
+            if owner not in awaited:
+                advice = declaration.whose(owner, self._app)
+                self._log.warning("schedule_not_ours", schedule=name, owner=owner, advice=advice)
         if kinds[Kind.RETIRED]:
             names = [row["name"] for row in self._rows]
             gone = await self._store.retire_schedules(connection, self._owner, names)
-            await self._settle(connection, gone, now)
+            await self._settle(connection, gone, standing.now)
             for retired in gone:
                 self._log.info("schedule_retired", schedule=retired.name)
         for entrypoint in await self._store.declare_limits(connection, self._owner, self._limits):

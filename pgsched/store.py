@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 
 from pgsched import definition
 from pgsched.db import Connection, InUtc, application_name
-from pgsched.declaration import Compared, Standing
+from pgsched.declaration import Compared, Holder, Other, Standing
 from pgsched.limits import Candidate, Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.policy import Occupancy, Plan
@@ -61,6 +61,7 @@ class Outlook:
     next_resume: datetime | None  # when the first pause ends
     running_elsewhere: bool
     orphaned: bool  # the application's declarations in force are not ours, and those of no live worker; resync only
+    forgotten: bool  # the worker's row in workers is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,11 +310,14 @@ class Store:
         worker: uuid.UUID,
         entrypoints: Sequence[str],
         lookahead: timedelta,
+        *,
         seen: tuple[str, int] | None = None,
+        awaited: Sequence[str] = (),
     ) -> Outlook:
         """When there is something to do next, and whether other workers have anything running.
 
         seen: the worker's state and how many runs it has; given, its row in workers is brought up to date too.
+        awaited: applications whose schedules this one takes over once none of their workers is alive.
         """
         state, running = seen or ("running", 0)
         cursor = connection.cursor(row_factory=class_row(Outlook))
@@ -325,6 +329,7 @@ class Store:
                 "entrypoints": list(entrypoints),
                 "lookahead": lookahead,
                 "touch": seen is not None,
+                "awaited": list(awaited),
                 "state": state,
                 "running": running,
             },
@@ -560,12 +565,36 @@ class Store:
         """Puts a fingerprint in force for the application."""
         await connection.execute(self.query("record_declarations"), {"app": app, "fingerprint": fingerprint})
 
+    async def read_owners(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[Other]:
+        """The other applications that own a name which the owner declares."""
+        cursor = connection.cursor(row_factory=class_row(Other))
+        await cursor.execute(self.query("read_owners"), {"owner": owner, "declared": list(declared)})
+        return await cursor.fetchall()
+
+    async def read_holders(self, connection: Connection, app: str, *, in_force: bool) -> list[Holder]:
+        """The live workers of an application; with in_force only those that have the declarations in force."""
+        cursor = connection.cursor(row_factory=class_row(Holder))
+        await cursor.execute(self.query("read_holders"), {"app": app, "in_force": in_force})
+        return await cursor.fetchall()
+
+    async def adopt(self, connection: Connection, old: str, new: str) -> tuple[list[str], int]:
+        """Gives what one application owns to another, in the caller's transaction. Returns the names of its schedules,
+        and how many live runs of no schedule there were."""
+        names = connection.cursor(row_factory=scalar_row)
+        await names.execute(self.query("adopt_schedules"), {"old": old, "new": new})
+        runs = connection.cursor(row_factory=scalar_row)
+        await runs.execute(self.query("adopt_runs"), {"old": old, "new": new})
+        await connection.execute(self.query("forget_declarations"), {"app": old})
+        return await names.fetchall(), await runs.fetchone() or 0
+
     async def compare_schedules(
-        self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
+        self, connection: Connection, owners: Sequence[str], declared: Sequence[dict[str, Any]]
     ) -> list[Compared]:
-        """The schedules that the owner declares, and those it owns and does not declare, by name. Locks nothing."""
+        """The schedules that the code declares, and those the owners have and it does not declare, by name. Locks
+        nothing."""
         cursor = connection.cursor(row_factory=dict_row)
-        await cursor.execute(self.query("compare_schedules"), {"owner": owner, "declared": Jsonb(list(declared))})
+        params = {"owners": list(owners), "declared": Jsonb(list(declared))}
+        await cursor.execute(self.query("compare_schedules"), params)
         return [_compared(row) for row in await cursor.fetchall()]
 
     async def upsert_schedules(self, connection: Connection, declared: Sequence[dict[str, Any]]) -> list[str]:

@@ -39,9 +39,9 @@ from pgsched import config, log, migrate, systemd
 from pgsched.capture import capturing
 from pgsched.clock import Jump, Watch
 from pgsched.config import Settings
-from pgsched.db import Failures, Session, conninfo_for, unreachable
+from pgsched.db import Connection, Failures, Session, conninfo_for, unreachable
 from pgsched.dispatcher import Dispatcher
-from pgsched.errors import DatabaseUnavailable, PgschedError
+from pgsched.errors import ConfigurationError, DatabaseUnavailable, PgschedError, SchemaError
 from pgsched.finisher import Finisher
 from pgsched.heartbeat import Guard, Heartbeat
 from pgsched.hooks import SkipHooks
@@ -74,6 +74,9 @@ class Worker:
         self.given_back = 0
         self._hard_exit = hard_exit
         self._stop = asyncio.Event()
+        self._forgotten = asyncio.Event()  # our row is gone, and has to be written again
+        self._known = asyncio.Lock()  # held by who writes or deletes our row
+        self._leaving = False
         self._log = log.get()
         self._threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
         self.finisher = Finisher(machine)
@@ -87,8 +90,10 @@ class Worker:
         self.retention = Retention(machine, self.finisher.wrote)
         self.listener = Listener(machine, self.dispatcher, self.runner)
         self.listener.saw_orphaned = self.reconciler.saw_orphaned
+        self.listener.awaited = lambda: self.reconciler.awaited
         self.listener.woken.append(self.heartbeat.ask_now)
         self.dispatcher.saw_running = self.reaper.saw_running
+        self.dispatcher.saw_forgotten = self._saw_forgotten
         self.dispatcher.skipped = self.skip_hooks.put
         self.runner.changed = self.dispatcher.slot_freed
         self.runner.started = self._runs_started
@@ -165,21 +170,45 @@ class Worker:
             async with self.machine.control.use(self.reconciler.patience) as connection:
                 await migrate.check(connection, self.machine.settings.schema)
                 # Registered first: whoever starts beside us and is older must find us alive.
-                await self._register()
+                await self._register(connection)
                 await self.reconciler.start(connection)
                 await notice_zones(connection, self.machine.store)
+        except SchemaError:
+            raise
+        except ConfigurationError:  # refused: as if it had never come
+            await self._say_goodbye()
+            raise
         except PgschedError:
             raise
         except Failures as error:
             locked = await self.reconciler.why_locked(error)
             raise (unreachable(error) if locked is None else DatabaseUnavailable(locked)) from None
 
-    async def _register(self) -> None:
-        connection = await self.machine.control.connect()
+    def _saw_forgotten(self, forgotten: bool) -> None:
+        if forgotten and not self._leaving:
+            self._forgotten.set()
+
+    async def _stay_known(self) -> None:
+        """Writes our row again whenever somebody has deleted it: others take a worker without a row for dead."""
+        while True:
+            await self._forgotten.wait()
+            self._forgotten.clear()
+            try:
+                # The goodbye may come meanwhile, over the same lock: it must be the last word.
+                async with self._known:
+                    if not self._leaving:
+                        async with self.machine.control.use() as connection:
+                            await self._register(connection)
+                        self._log.warning("worker_row_rewritten", worker=str(self.machine.worker))
+            except Failures as error:  # the next look sees it again
+                self.machine.outage.lost(error, "register")
+
+    async def _register(self, connection: Connection) -> None:
         await self.machine.store.insert_worker(
             connection,
             worker=self.machine.worker,
             app=self.machine.scheduler.app_name,
+            project=self.machine.scheduler.home.project or None,
             host=socket.gethostname(),
             pid=os.getpid(),
             version=version("pgsched"),
@@ -227,6 +256,7 @@ class Worker:
             "reaper": self.reaper.run(),
             "reconciler": self.reconciler.run(),
             "announce": self._announce(),
+            "presence": self._stay_known(),
             "pulse": self._pulse(),
             "retention": self.retention.run(),
             "skip_hooks": self.skip_hooks.run(),
@@ -306,8 +336,9 @@ class Worker:
             self._hard_exit(GIVEN_BACK if self.given_back else 0)
 
     async def _say_goodbye(self) -> None:
+        self._leaving = True
         with contextlib.suppress(*Failures):  # others forget us in a day
-            async with self.machine.control.use() as connection:
+            async with self._known, self.machine.control.use() as connection:
                 await self.machine.store.delete_worker(connection, self.machine.worker)
 
     @contextlib.contextmanager

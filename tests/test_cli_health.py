@@ -40,7 +40,18 @@ def checked(shell) -> tuple[int, dict[str, str]]:
 
 
 ALL_OK = dict.fromkeys(
-    ["database", "schema", "workers", "runs", "cancellation", "schedules", "entrypoints", "expressions"], "ok"
+    [
+        "database",
+        "schema",
+        "workers",
+        "runs",
+        "cancellation",
+        "schedules",
+        "entrypoints",
+        "applications",
+        "expressions",
+    ],
+    "ok",
 )
 
 
@@ -49,7 +60,7 @@ def test_a_system_that_works_is_healthy(shell, worker):
     shell.sql("insert into pgsched.runs (entrypoint, status, heartbeat_at) values ('e', 'running', now())")
     assert checked(shell) == (0, ALL_OK)
     lines = shell.ok("health").splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.startswith("ok       ") for line in lines)
 
 
@@ -188,3 +199,17 @@ def test_live_without_a_file_is_unhealthy_and_without_the_setting_a_mistake(monk
     assert "PGSCHED_HEALTH_FILE" in result.stderr
     monkeypatch.setenv("PGSCHED_HEALTH_FILE", "nope")
     assert invoke("health", "--live").exit_code == 4
+
+
+def test_an_application_whose_workers_are_gone_is_named_with_the_command_that_renames_it(shell, worker):
+    shell.sql("insert into pgsched.declarations (app, fingerprint) values ('old', 'x'), ('retired', 'x'), ('app', 'x')")
+    shell.sql(
+        "insert into pgsched.schedules (name, entrypoint, expression, app, owner, status, next_run, planned_at)"
+        " select app, 'e', '@yearly', app, 'code:' || app, status, now() + interval '9 days', now()"
+        " from (values ('old', 'active'), ('retired', 'finished'), ('app', 'active')) v (app, status)"
+    )
+    shell.sql("update pgsched.workers set app = 'app'")
+    assert checked(shell) == (0, {**ALL_OK, "applications": "warning"})
+    told = shell.ok("health")
+    assert "1 application with active schedules and no live worker: old." in told
+    assert "pgsched schedules adopt OLD NEW" in told

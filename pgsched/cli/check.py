@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,16 +15,28 @@ from pgsched.cli.output import heading, instant, local, plain, print_json, visib
 from pgsched.cli.run import built
 from pgsched.config import Settings
 from pgsched.db import Connection
-from pgsched.declaration import Difference, Kind, Next, Standing, Verdict
+from pgsched.declaration import Difference, Kind, Next, Other, Standing, Verdict
 from pgsched.executors import Executor
 from pgsched.expression import parse
 from pgsched.model import ScheduleStatus
+from pgsched.projects import is_gone
 from pgsched.refusals import reach, told
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
 
 Limits = dict[str, dict[str, tuple[Any, Any]]]
-Look = tuple[Standing, list[Difference], Limits]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found: where the declarations stand, what a start would change, what the application was called before,
+    and why a start would be refused."""
+
+    standing: Standing
+    differences: list[Difference]
+    limits: Limits
+    earlier: list[Other]
+    refusal: str | None
 
 
 @click.command()
@@ -43,13 +56,13 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     """
     early = config.load(flags, file=file)
     log.configure(early.log_level, early.log_format)
-    scheduler, (standing, differences, limits) = run_async(_check(app, flags, file), limit=None)
-    verdict = declaration.verdict(scheduler.fingerprint, standing)
-    different = bool(limits) or any(found.kind is not Kind.UNCHANGED for found in differences)
+    scheduler, found = run_async(_check(app, flags, file), limit=None)
+    verdict = declaration.verdict(scheduler.fingerprint, found.standing)
+    different = bool(found.limits) or any(each.kind is not Kind.UNCHANGED for each in found.differences)
     if as_json:
-        print_json(_as_json(scheduler, standing, verdict, different, (differences, limits)))
+        print_json(_as_json(scheduler, found, verdict, different))
     else:
-        _print(scheduler.app_name, standing, verdict, (differences, limits))
+        _print(scheduler.app_name, found, verdict)
     return 1 if different and not exit_zero else 0
 
 
@@ -73,7 +86,12 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
     """Where the application's declarations stand, and what a start of this code would make of each schedule."""
     rows = {name: declared.row for name, declared in scheduler.declared.items()}
     standing = await store.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
-    compared = await store.compare_schedules(connection, scheduler.owner, scheduler.rows())
+    others = await store.read_owners(connection, scheduler.owner, list(rows))
+    earlier = [x for x in others if declaration.is_ours(x, scheduler.home, scheduler.former_names, is_gone)]
+    ours = [f"code:{other.app}" for other in earlier if not other.alive]
+    awaited = [f"code:{other.app}" for other in earlier if other.alive]
+    compared = await store.compare_schedules(connection, [scheduler.owner, *ours], scheduler.rows())
+    holders = await store.read_holders(connection, scheduler.app_name, in_force=True)
 
     def times_of(row: Mapping[str, Any], anchor: datetime) -> Next | None:
         executor = scheduler.executor_for(row["entrypoint"], row["name"])
@@ -82,9 +100,16 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
         return parse(row["expression"], row["timezone"], name=row["name"], anchor=anchor)
 
     differences = [
-        declaration.difference(each, rows.get(each.name), scheduler.owner, standing.now, times_of) for each in compared
+        declaration.difference(
+            each, rows.get(each.name), scheduler.owner, standing.now, times_of, ours=ours, awaited=awaited
+        )
+        for each in compared
     ]
-    return standing, differences, await store.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
+    limits = await store.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
+    refusal = None
+    if standing.alive and declaration.verdict(scheduler.fingerprint, standing) is Verdict.NEW:
+        refusal = declaration.refused(scheduler.app_name, compared, holders, scheduler.home.project)
+    return Look(standing, differences, limits, earlier, refusal)
 
 
 # --- for programs ---------------------------------------------------------------------------------------
@@ -92,12 +117,11 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
 
 def _as_json(
     scheduler: Scheduler,
-    standing: Standing,
+    look: Look,
     verdict: Verdict,
     different: bool,
-    differing: tuple[list[Difference], Limits],
 ) -> dict[str, Any]:
-    differences, limits = differing
+    standing = look.standing
     return {
         "app": scheduler.app_name,
         "now": standing.now,
@@ -116,11 +140,15 @@ def _as_json(
                 "next_run": {"before": found.next_run_before, "after": found.next_run_after},
                 "paused_until": found.paused_until,
             }
-            for found in differences
+            for found in look.differences
         ],
         "limits": [
             {"entrypoint": entrypoint, "changes": {name: {"from": old, "to": new} for name, (old, new) in each.items()}}
-            for entrypoint, each in limits.items()
+            for entrypoint, each in look.limits.items()
+        ],
+        "refused": look.refusal,
+        "earlier_names": [
+            {"app": each.app, "schedules": each.schedules, "workers": each.alive} for each in look.earlier
         ],
     }
 
@@ -128,8 +156,8 @@ def _as_json(
 # --- for people -----------------------------------------------------------------------------------------
 
 
-def _print(app: str, standing: Standing, verdict: Verdict, found: tuple[list[Difference], Limits]) -> None:
-    differences, limits = found
+def _print(app: str, look: Look, verdict: Verdict) -> None:
+    differences, limits = look.differences, look.limits
     differing = [each for each in differences if each.kind is not Kind.UNCHANGED]
     unchanged = len(differences) - len(differing)
     if differing:
@@ -138,10 +166,14 @@ def _print(app: str, standing: Standing, verdict: Verdict, found: tuple[list[Dif
         write(f"No schedule of {visible(app)} differs, {unchanged} unchanged; limits do.")
     else:
         write(f"Nothing differs: the database has {_many(unchanged)} of {visible(app)} as the code declares.")
-    if (differing or limits) and (told := _told(standing, verdict)):
+    if look.refusal is not None:
+        write(f"A start of this code would be refused. {visible(look.refusal)}")
+    elif (differing or limits) and (told := _told(look.standing, verdict)):
         write(told)
+    for other in look.earlier:
+        write(_moved(other, app))
     for each in differing:
-        heading(f"{visible(each.name)}: {_what(each)}")
+        heading(f"{visible(each.name)}: {_what(each, app)}")
         for option, (old, new) in each.changes.items():
             write(f"  {option.replace('_', ' ')}: {visible(plain(old))} -> {visible(plain(new))}")
         if each.kind is Kind.CHANGED and each.status_before != each.status_after:
@@ -172,9 +204,28 @@ def _told(standing: Standing, verdict: Verdict) -> str | None:
     return None
 
 
-def _what(found: Difference) -> str:
+def _moved(other: Other, app: str) -> str:
+    """What becomes of the schedules that the application has under an earlier name."""
+    schedules = f"The application was called {visible(other.app)} before. Its {_many(other.schedules)}"
+    if not other.alive:
+        return f"{schedules} will be taken over by the next start."
+    command = visible(declaration.adopt_command(other.app, app))
+    return f"{schedules} will be taken over once its {_workers(other.alive)} gone. To do it at once: `{command} --yes`."
+
+
+def _workers(count: int) -> str:
+    return f"{count} live worker{'s are' if count > 1 else ' is'}"
+
+
+def _what(found: Difference, app: str) -> str:
     owner = (found.owner or "").removeprefix("code:")
-    whose = "the API" if owner == "api" else f"the application {visible(owner)}"
+    whose = "the API" if found.owner == "api" else f"the application {visible(owner)}"
+    if found.kind is Kind.FOREIGN and found.owner != "api":
+        command = visible(declaration.adopt_command(owner, app))
+        return (
+            f"not ours (the name belongs to {whose}, and is left alone; if this application was called so before, "
+            f"`{command}` takes it over)"
+        )
     return {
         Kind.NEW: "new",
         Kind.CHANGED: "changed",

@@ -109,6 +109,15 @@ def judged(row: dict[str, Any]) -> list[Check]:
         )
         if row["unserved"]
         else Check("entrypoints", "ok", "what is due has a worker that can do it"),
+        Check(
+            "applications",
+            "warning",
+            f"{_many(row['deserted'], 'application')} with active schedules and no live worker: "
+            f"{_some(row['deserted_names'])}. Start a worker of it; if it has another name now, run "
+            "`pgsched schedules adopt OLD NEW`",
+        )
+        if row["deserted"]
+        else Check("applications", "ok", "each one with active schedules has a live worker"),
         Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
         if invalid
         else Check("expressions", "ok", "no schedule is invalid"),

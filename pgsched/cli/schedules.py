@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pgsched.backfill import MOST
+from pgsched.cli.adopt import adopt
 from pgsched.cli.answer import Answer, show_answer
 from pgsched.cli.backfill import run_backfill
 from pgsched.cli.details import show_schedule
@@ -48,6 +49,9 @@ def schedules() -> None:
 
     Wherever a NAME is asked for, the name of an entrypoint that has exactly one schedule does as well.
     """
+
+
+schedules.add_command(adopt)
 
 
 @schedules.command("list")

@@ -7,7 +7,7 @@ with declared as materialized (
 ),
 stored as (
     select s as row from pgsched.schedules s
-    where s.name in (select name from declared) or (s.owner = %(owner)s and s.retired_at is null)
+    where s.name in (select name from declared) or (s.owner = any(%(owners)s) and s.retired_at is null)
 )
 select coalesce(d.name, (s.row).name) as name, d.name is not null as declared, (s.row).id as id,
     (s.row).owner as owner, (s.row).timezone as timezone, (s.row).status as status,

@@ -31,6 +31,12 @@ unserved as (
         )
     group by u.app, u.entrypoint
 ),
+-- Who declares active schedules, and has no worker left: stopped for good, or of another name now.
+deserted as (
+    select d.app from pgsched.declarations d
+    where exists (select from live) and not exists (select from live where live.app = d.app)
+        and exists (select from pgsched.schedules s where s.app = d.app and s.status = 'active')
+),
 silent as (
     select id from pgsched.runs where status = 'running' and heartbeat_at < now() - interval '2 minutes'
 ),
@@ -53,5 +59,7 @@ select
     array(
         select entrypoint || coalesce(' of ' || app, '') from unserved order by since, entrypoint limit 5
     ) as unserved_names,
+    (select count(*) from deserted) as deserted,
+    array(select app from deserted order by app limit 5) as deserted_names,
     (select count(*) from invalid) as invalid,
     array(select name from invalid order by name limit 5) as invalid_names

@@ -1,7 +1,8 @@
 -- What a pass left: the clock, the next thing beyond the horizon, the next one within it that was not taken
 -- (blocked by its overlap, locked by another worker, no free slot), and whether anybody else has runs going.
 -- As the resync it also says that this worker is still here, and looks whether its application's declarations are
--- orphaned: not this worker's, and those of no live one. One statement a minute does it all.
+-- orphaned: not this worker's, and those of no live one. One statement a minute does it all. Forgotten: the worker's own
+-- row is gone.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -69,10 +70,13 @@ select
     (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null) as next_resume,
     exists (select from pgsched.runs where status = 'running'
         and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere,
-    case when %(touch)s then exists (
+    case when %(touch)s then cardinality(%(awaited)s::text[]) > 0 and not exists (
+        select from pgsched.live_workers w where w.app = any(%(awaited)s)
+    ) or exists (
         select from pgsched.workers me
         join pgsched.declarations d on d.app = me.app and d.fingerprint <> me.fingerprint
         where me.id = %(worker)s and not exists (
             select from pgsched.live_workers w where w.app = d.app and w.fingerprint = d.fingerprint
         )
-    ) else false end as orphaned
+    ) else false end as orphaned,
+    not exists (select from pgsched.workers where id = %(worker)s) as forgotten
