@@ -96,7 +96,7 @@ async def _rest(world: World) -> list[Finding]:
     """Ends all schedules, whatever is paused, and waits until nothing is left to do."""
     for code in "ab":
         if not any(w.alive and not w.ending and w.code == code for w in world.workers):
-            world.add(daemon=False, code=code, lookahead=1, max_running=1000, resync=60)
+            world.add(code=code)
     # A worker that starts sets back what it declares.
     await world.until(lambda: all(worker.ready or not worker.alive for worker in world.workers), READY)
     async with world.connect() as connection:

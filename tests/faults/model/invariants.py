@@ -148,6 +148,11 @@ INVARIANTS: dict[str, str] = {
         join pgsched.model_schedules s on s.id = c.schedule_id
         where s.owner like 'code:model-%' and s.owner <> 'code:model-' || c.code
     """,
+    "a run that names an application is called by its code": """
+        select c.run_id, c.schedule_id, k.app, c.code from pgsched.model_calls c
+        join pgsched.model_claims k on k.run_id = c.run_id and k.token = c.token
+        where k.app like 'model-%' and k.app <> 'model-' || c.code
+    """,
     "next_run only grows, unless a client changes it or a claim is given back": """
         select t.row_id as schedule_id, t.old ->> 'next_run' as before, t.new ->> 'next_run' as after, t.session
         from pgsched.model_trail t

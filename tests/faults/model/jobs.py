@@ -1,11 +1,12 @@
 """The two applications of the model, "a" and "b": the same entrypoint names, with different code.
 
 Each call of a function is a row of model_calls, committed on the recorder's own connection before the function does
-anything, and completed when it ends. A daemon process finds its factories here: create_a, create_b.
+anything, and completed when it ends. A daemon process finds its factories here: create_a, create_b, and create_a2, create_b2 of the next version.
 """
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import psycopg
 
-from pgsched import Discard, Limits, RetryLater, Run, Scheduler
+from pgsched import Discard, Limits, ProcessExecutor, RetryLater, Run, Scheduler
 from pgsched.model import Retry
 from pgsched.store import in_schema
 
@@ -27,12 +28,22 @@ RATED = 5  # starts in any RATED_PERIOD
 RATED_PERIOD = timedelta(seconds=1)
 SHARED = ("quick", "slow", "thread", "flaky", "blocks", "pays", "capped", "keyed", "rated")
 ENTRYPOINTS = (*SHARED, "only-a", "only-b")
+HUNG_TIMEOUT = timedelta(milliseconds=400)
 # Schedules that the code declares: name, entrypoint, expression, overlap.
 DECLARED = {
     code: (
         (f"{code}-tick", "quick", "* * * * * *", "skip"),
         (f"{code}-slow", "slow", "*/2 * * * * *", "queue"),
         (f"{code}-many", "thread", "* * * * * *", "allow"),
+    )
+    for code in ("a", "b")
+}
+# The next version: one has changed, one is gone, one is new.
+SECOND = {
+    code: (
+        (f"{code}-tick", "quick", "*/2 * * * * *", "allow"),
+        (f"{code}-slow", "slow", "*/2 * * * * *", "queue"),
+        (f"{code}-new", "quick", "* * * * * *", "skip"),
     )
     for code in ("a", "b")
 }
@@ -82,8 +93,8 @@ def chance(run: Run) -> float:
     return int.from_bytes(digest) / 2**32
 
 
-def build(code: str, recorder: Recorder) -> Scheduler:
-    """The application with this code."""
+def build(code: str, recorder: Recorder, version: int = 1) -> Scheduler:
+    """The application with this code. Its second version declares other schedules."""
     sc = Scheduler(app=f"model-{code}")
 
     @sc.entrypoint("quick")
@@ -148,12 +159,33 @@ def build(code: str, recorder: Recorder) -> Scheduler:
         with recorder.call(run, code):
             await asyncio.sleep(seconds)
 
+    @sc.entrypoint("hung", retry=Retry(attempts=1), timeout=HUNG_TIMEOUT)
+    def hung(run: Run, n: int = 0, seconds: float = 1.5) -> None:
+        """Looks at nothing: its thread goes on after its run has ended."""
+        with recorder.call(run, code):
+            time.sleep(seconds)
+
+    sc.entrypoint("process", executor=ProcessExecutor, retry=RETRY)(PROCESSES[code])
     functions: dict[str, Any] = {"quick": quick, "slow": slow, "thread": thread}
-    for name, entrypoint, expression, overlap in DECLARED[code]:
+    for name, entrypoint, expression, overlap in DECLARED[code] if version == 1 else SECOND[code]:
         sc.schedule(entrypoint, expression, name=name, overlap=overlap)(functions[entrypoint])
     return sc
 
 
+def process_a(run: Run, n: int = 0, seconds: float = 0.1) -> None:
+    with _own().call(run, "a"):
+        time.sleep(seconds)
+
+
+def process_b(run: Run, n: int = 0, seconds: float = 0.1) -> None:
+    with _own().call(run, "b"):
+        time.sleep(seconds)
+
+
+PROCESSES = {"a": process_a, "b": process_b}
+
+
+@functools.cache
 def _own() -> Recorder:
     return Recorder(os.environ["MODEL_DSN"], os.environ["MODEL_SCHEMA"])
 
@@ -164,3 +196,11 @@ def create_a() -> Scheduler:
 
 def create_b() -> Scheduler:
     return build("b", _own())
+
+
+def create_a2() -> Scheduler:
+    return build("a", _own(), 2)
+
+
+def create_b2() -> Scheduler:
+    return build("b", _own(), 2)

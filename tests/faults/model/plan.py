@@ -54,9 +54,10 @@ class Burst:
 class Dice:
     """Draws the values of operations."""
 
-    def __init__(self, seed: str, length: float) -> None:
+    def __init__(self, seed: str, length: float, *, quick: bool) -> None:
         self.random = random.Random(seed)
         self.length = length
+        self.quick = quick
 
     def instant(self) -> float:
         """Half of them lie within 150 ms before a whole second."""
@@ -88,7 +89,11 @@ class Dice:
 
     def schedule(self) -> dict[str, Any]:
         entrypoint = self.random.choice(ENTRYPOINTS)
+        if not self.quick and self.maybe(0.07):
+            entrypoint = "hung"
         found = {"entrypoint": entrypoint, "args": self.args(entrypoint), **self.timing()}
+        if self.maybe(0.2):
+            found["app"] = self.random.choice(("model-a", "model-b"))
         found["overlap"] = self.random.choice(OVERLAPS)
         found["catch_up"] = self.random.choice(CATCH_UPS)
         choices: dict[str, tuple[float, Any]] = {
@@ -106,6 +111,7 @@ class Dice:
         return {
             "daemon": daemon,
             "code": self.random.choice("ab"),
+            "version": 2 if not self.quick and self.maybe(0.15) else 1,
             "lookahead": self.random.choice((0, 0.3, 1, 1, 3)),
             "max_running": self.random.choice((3, 1000, 1000)),
             "resync": self.random.choice((0, 60)),
@@ -129,6 +135,8 @@ class Dice:
 
     def job(self) -> dict[str, Any]:
         entrypoint = self.random.choice(ENTRYPOINTS)
+        if not self.quick and self.maybe(0.1):
+            entrypoint = self.random.choice(("process", "hung"))
         found: dict[str, Any] = {"entrypoint": entrypoint, "args": self.args(entrypoint)}
         if self.maybe(0.3):
             found["due"] = round(self.random.uniform(0.0, 2.0), 2)
@@ -206,10 +214,10 @@ ODD = (
 
 def generate(seed: int, number: int, *, length: float = 5.0, quick: bool = False) -> Burst:
     """The burst of a seed with this number. quick: without processes and without what takes long."""
-    dice = Dice(f"pgsched {seed} {number} {length} {quick}", length)
+    dice = Dice(f"pgsched {seed} {number} {length} {quick}", length, quick=quick)
     daemons = 0 if quick else dice.random.choice((0, 1, 2))
     odd = dice.maybe(0.3)
-    workers = [{**dice.worker(daemon=False), "code": code} for code in "ab"]
+    workers = [{**dice.worker(daemon=False), "code": code, "version": 1} for code in "ab"]
     workers += [dice.worker(daemon=n < daemons) for n in range(max(daemons, dice.random.randint(0, 2)))]
     operations = [Operation(0.0, "create", dice.of_client("create") | {"name": name}) for name in NAMES[:6]]
 

@@ -16,7 +16,7 @@ create table pgsched.model_calls (
 create table pgsched.model_paid (run_id bigint not null, at timestamptz not null default clock_timestamp());
 -- Workers whose calls may go on beside the next attempt: they were killed, or stood still too long to keep a claim.
 create table pgsched.model_excuses (
-    worker uuid not null, since timestamptz not null, until timestamptz not null default 'infinity', why text not null
+    worker uuid not null, since timestamptz not null default clock_timestamp(), why text not null, entrypoint text
 );
 create table pgsched.model_trail (
     id bigint generated always as identity primary key, at timestamptz not null default clock_timestamp(),
@@ -57,7 +57,7 @@ from pgsched.model_trail t where t.relation = 'runs' and t.op = 'INSERT';
 create view pgsched.model_claims as
 select t.row_id as run_id, t.id as note, t.at, t.session, (t.new ->> 'worker')::uuid as worker,
     (t.new ->> 'attempt')::int as attempt, (t.new ->> 'token')::bigint as token, t.new ->> 'entrypoint' as entrypoint,
-    (t.new ->> 'claimed_at')::timestamptz as claimed_at
+    (t.new ->> 'claimed_at')::timestamptz as claimed_at, t.new ->> 'app' as app
 from pgsched.model_trail t
 where t.relation = 'runs' and t.new ->> 'status' = 'running' and t.session like 'pgsched %'
     and (t.op = 'INSERT' or t.op = 'UPDATE' and t.old ->> 'status' <> 'running');
@@ -75,7 +75,8 @@ where t.relation = 'schedules' and t.op = 'UPDATE' and t.session not like 'pgsch
 create view pgsched.model_excused as
 select c.id from pgsched.model_calls c
 where exists (select from pgsched.model_excuses e
-    where e.worker = c.worker and e.since <= coalesce(c.ended, 'infinity') and e.until >= c.began);
+    where e.worker = c.worker and e.since <= coalesce(c.ended, 'infinity')
+        and coalesce(e.entrypoint, c.entrypoint) = c.entrypoint);
 """
 
 # A trigger of an application's, which refuses rows whose arguments say so: {"refuse": "insert"|"claim"|"end",

@@ -37,13 +37,13 @@ class Hosted:
 
     daemon = False
 
-    def __init__(self, world: "World", code: str, **settings: Any) -> None:
+    def __init__(self, world: "World", code: str, version: int, settings: dict[str, Any]) -> None:
         self.code = code
         self.error: BaseException | None = None
         self.ending = False  # we have asked it to end, in one way or another
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self.scheduler = jobs.build(code, world.recorder)
+        self.scheduler = jobs.build(code, world.recorder, version)
         self._settings = Settings(dsn=world.dsn, schema=world.schema).merged({**SETTINGS, **settings}, "model").check()
         self.worker: Worker | None = None
         self.thread = threading.Thread(target=self._main, name=f"model {code}", daemon=True)
@@ -95,7 +95,7 @@ class Process:
 
     daemon = True
 
-    def __init__(self, world: "World", code: str, **settings: Any) -> None:
+    def __init__(self, world: "World", code: str, version: int, settings: dict[str, Any]) -> None:
         self.code = code
         self.ending = False
         self._world = world
@@ -108,7 +108,7 @@ class Process:
         environment["PYTHONPATH"] = f"{TESTS / 'faults'}:{TESTS}"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pgsched", "run", f"model.jobs:create_{code}", *flags],
+                [sys.executable, "-m", "pgsched", "run", f"model.jobs:create_{code}{version if version > 1 else ''}", *flags],
                 cwd=world.folder, env=environment, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
             )  # fmt: skip
 

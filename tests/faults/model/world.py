@@ -5,6 +5,7 @@ All that workers log as errors is collected. Nothing here decides what is right.
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timedelta
@@ -35,6 +36,8 @@ class World:
         async with self.connect() as connection:
             for text in trail.statements(self.schema):
                 await connection.execute(text)
+        # What runs in a process of its own, a child of this one, finds its way by these.
+        os.environ.update(MODEL_DSN=self.dsn, MODEL_SCHEMA=self.schema)
         self.recorder = jobs.Recorder(self.dsn, self.schema)
 
     @contextlib.asynccontextmanager
@@ -74,11 +77,21 @@ class World:
         assert self.began is not None
         return self.began + timedelta(seconds=seconds)
 
-    def add(self, *, daemon: bool, code: str, lookahead: float, max_running: int, resync: int, **_: Any) -> AnyWorker:
+    def add(
+        self,
+        *,
+        daemon: bool = False,
+        code: str,
+        version: int = 1,
+        lookahead: float = 1,
+        max_running: int = 1000,
+        resync: int = 60,
+        **_: Any,
+    ) -> AnyWorker:
         """Starts a worker."""
         settings = {"lookahead": timedelta(seconds=lookahead), "max_running": max_running}
         settings["resync_interval"] = timedelta(seconds=resync)
-        worker = (Process if daemon else Hosted)(self, code, **settings)
+        worker = (Process if daemon else Hosted)(self, code, version, settings)
         self.workers.append(worker)
         return worker
 
@@ -91,13 +104,13 @@ class World:
             await asyncio.sleep(0.02)
         return True
 
-    async def excuse(self, worker: AnyWorker, why: str) -> None:
-        """From now on, this worker's calls may go on beside others of their runs."""
+    async def excuse(self, worker: AnyWorker, why: str, entrypoint: str | None = None) -> None:
+        """From now on, this worker's calls (of an entrypoint) may go on beside others of their runs."""
         if (name := await worker.id()) is not None:
             async with self.connect() as connection:
                 await self.rows(
-                    connection, "insert into pgsched.model_excuses (worker, since, why) values (%s, %s, %s)",
-                    name, self.began, why,
+                    connection, "insert into pgsched.model_excuses (worker, why, entrypoint) values (%s, %s, %s)",
+                    name, why, entrypoint,
                 )  # fmt: skip
 
     async def watch(self) -> None:
