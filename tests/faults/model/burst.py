@@ -19,6 +19,11 @@ from pgsched import migrate
 
 assert odd  # its operation is among clients.ACTS
 READY, REST = 20.0, 30.0  # seconds
+IDLE_LOOKS = 24
+SESSIONS = """
+    select a.pid, a.application_name, a.state, a.state_change, left(a.query, 200) as query
+    from pg_stat_activity a join pgsched.workers w on a.application_name = 'pgsched ' || w.id
+"""
 # The database refuses or loses these on purpose; what else is logged as an error is a finding.
 EXPECTED = ("hook_failed", "outcome_reduced", "outcome_refused")
 
@@ -55,6 +60,8 @@ async def _play(world: World, burst: Burst) -> list[Finding]:
     found = [surprise for surprise in surprises if surprise is not None]
     restless = await _rest(world)
     found += restless + await _check(world, settled=not restless)
+    if not restless and not burst.quick:
+        found += await _idle(world)
     found += await _stop(world)
     if problems := [p for p in world.problems() if not _explained(p, burst)]:
         found.append(Finding("no worker logs an error or ends by itself", problems, []))
@@ -137,6 +144,20 @@ async def _check(world: World, *, settled: bool) -> list[Finding]:
     if rows and settled:
         found.append(await finding(world, "every fire time is accounted for, and every run is of a fire time", rows))
     return found
+
+
+async def _idle(world: World) -> list[Finding]:
+    """Workers that have nothing to do send next to nothing: the resync is once a minute, and may fall into this."""
+    before: dict[Any, Any] = {}
+    quiet = 0
+    for _ in range(IDLE_LOOKS):
+        await asyncio.sleep(0.5)
+        now = {row["pid"]: row["state_change"] for row in await world.look(SESSIONS)}
+        quiet = quiet + 1 if sum(now.get(pid) != at for pid, at in before.items()) <= 1 else 0
+        if quiet == 4:
+            return []
+        before = now
+    return [Finding("workers at rest send at most a statement a minute", await world.look(SESSIONS), [])]
 
 
 async def _stop(world: World) -> list[Finding]:

@@ -1,7 +1,8 @@
 """The two applications of the model, "a" and "b": the same entrypoint names, with different code.
 
 Each call of a function is a row of model_calls, committed on the recorder's own connection before the function does
-anything, and completed when it ends. A daemon process finds its factories here: create_a, create_b, and create_a2, create_b2 of the next version.
+anything, and completed when it ends. A daemon process finds its factories here:
+create_a and create_b, and those of the next version, create_a2 and create_b2.
 """
 
 import asyncio

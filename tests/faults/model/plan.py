@@ -45,6 +45,7 @@ class Burst:
     workers: list[dict[str, Any]] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
     odd: bool = False
+    quick: bool = False
 
     @property
     def name(self) -> str:
@@ -92,7 +93,7 @@ class Dice:
         if not self.quick and self.maybe(0.07):
             entrypoint = "hung"
         found = {"entrypoint": entrypoint, "args": self.args(entrypoint), **self.timing()}
-        if self.maybe(0.2):
+        if entrypoint not in ("only-a", "only-b") and self.maybe(0.2):
             found["app"] = self.random.choice(("model-a", "model-b"))
         found["overlap"] = self.random.choice(OVERLAPS)
         found["catch_up"] = self.random.choice(CATCH_UPS)
@@ -212,11 +213,12 @@ ODD = (
 )  # fmt: skip
 
 
-def generate(seed: int, number: int, *, length: float = 5.0, quick: bool = False) -> Burst:
-    """The burst of a seed with this number. quick: without processes and without what takes long."""
+def generate(seed: int, number: int, *, length: float = 5.0, quick: bool = False, odd: bool = True) -> Burst:
+    """The burst of a seed with this number. quick: without processes and without what takes long. odd: with odd rows
+    in some bursts."""
     dice = Dice(f"pgsched {seed} {number} {length} {quick}", length, quick=quick)
     daemons = 0 if quick else dice.random.choice((0, 1, 2))
-    odd = dice.maybe(0.3)
+    odd = dice.maybe(0.3) and odd
     workers = [{**dice.worker(daemon=False), "code": code, "version": 1} for code in "ab"]
     workers += [dice.worker(daemon=n < daemons) for n in range(max(daemons, dice.random.randint(0, 2)))]
     operations = [Operation(0.0, "create", dice.of_client("create") | {"name": name}) for name in NAMES[:6]]
@@ -229,4 +231,4 @@ def generate(seed: int, number: int, *, length: float = 5.0, quick: bool = False
     draw(clients, int(length * dice.random.randint(4, 9)), lambda n: dice.held() if n == "hold" else dice.of_client(n))
     draw(PROCESSES if daemons else VIOLENCE, dice.random.randint(1, 4), dice.of_worker)
     operations.sort(key=lambda operation: operation.at)
-    return Burst(seed, number, length, workers, operations, odd)
+    return Burst(seed, number, length, workers, operations, odd, quick)

@@ -31,13 +31,13 @@ def server() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def soak(dsn: str, seed: int, only: int | None, seconds: float, quick: bool) -> Counter[str]:
+async def soak(dsn: str, seed: int, only: int | None, seconds: float, **how: bool) -> Counter[str]:
     """Prints each finding with what led to it. Returns how often each came up."""
     tally: Counter[str] = Counter()
     begun = time.monotonic()
     number = 0 if only is None else only
     while only is not None or time.monotonic() - begun < seconds:
-        burst = generate(seed, number, quick=quick)
+        burst = generate(seed, number, **how)
         since = time.monotonic()
         world, found = await bursts.run(dsn, burst)
         print(f"{burst.name}  {len(burst.operations)} operations, {time.monotonic() - since:.1f} s, "
@@ -60,12 +60,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="how long to go on")
     parser.add_argument("--seed", default="", help="a seed, or SEED:BURST to run one burst again; default: a new one")
     parser.add_argument("--quick", action="store_true", help="bursts as `make test` runs them: without processes")
+    parser.add_argument("--even", action="store_true", help="without odd rows")
     given = parser.parse_args()
     seed, _, only = given.seed.partition(":")
     number = int(seed) if seed else random.randrange(1_000_000)
     print(f"seed {number}", flush=True)
     with server() as dsn:
-        tally = asyncio.run(soak(dsn, number, int(only) if only else None, given.seconds, given.quick))
+        tally = asyncio.run(
+            soak(dsn, number, int(only) if only else None, given.seconds, quick=given.quick, odd=not given.even)
+        )
     count = tally.pop("(bursts)", 0)
     print(f"\n{count} bursts of seed {number}; " + (f"{sum(tally.values())} findings:" if tally else "no findings"))
     for name, times in tally.most_common():

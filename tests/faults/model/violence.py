@@ -12,9 +12,13 @@ LONG = 20.0  # seconds within which a worker must end
 
 
 def pick_one(world: World, pick: int, *, daemon: bool | None = None) -> AnyWorker | None:
-    """One of the workers that are alive and not about to end."""
+    """One of the workers that are alive and not about to end. It counts as ending: no other operation picks it."""
     able = [w for w in world.workers if w.alive and not w.ending and w.ready and daemon in (None, w.daemon)]
-    return able[pick % len(able)] if able else None
+    if not able:
+        return None
+    found = able[pick % len(able)]
+    found.ending = True
+    return found
 
 
 @act
@@ -68,7 +72,6 @@ async def freeze(world: World, _connection: Any, pick: int, seconds: float) -> A
     name = await worker.id()
     if seconds > STALL / 2:
         await world.excuse(worker, "frozen")
-    worker.ending = True  # nobody else may pick it meanwhile
     worker.freeze()
     try:
         await asyncio.sleep(seconds)
@@ -85,6 +88,7 @@ async def terminate(world: World, connection: Any, pick: int) -> Any:
     if worker is None:
         return "nobody"
     name = await worker.id()
+    worker.ending = False
     rows = await world.rows(
         connection,
         "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name like %s",
