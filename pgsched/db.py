@@ -9,7 +9,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -25,6 +25,9 @@ Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
 # What may go wrong with a database that will be back: everything psycopg raises, and the sockets below it.
 Failures = (psycopg.Error, DatabaseUnavailable, OSError, TimeoutError)
+# And everything a statement may raise before it is sent, or when its answer is read: a value of one row that psycopg
+# cannot adapt. No service may end because of it.
+Mishaps = (*Failures, ValueError, TypeError, OverflowError, NotImplementedError)
 
 STATEMENT_LIMIT = timedelta(seconds=15)
 _READ_ONLY = "25006"
@@ -39,8 +42,13 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "target_session_attrs": "read-write",
 }
-# Data, constraints, a user's own trigger. Not connections, resources, conflicts, operators: those pass.
-_REFUSALS = ("22", "23", "2F", "38", "39", "44", "P0")
+# Errors that are known to pass: connections, conflicts, resources, locks, operators, the machine, time limits of a
+# transaction. With every other SQLSTATE the server refuses a statement because of its content.
+_PASSING = ("08", "40", "53", "55006", "55P", "57", "58", "25P0", _READ_ONLY)
+# An error of a prepared statement: another statement of that name, or a table that has been made again.
+_PREPARED = ("0A000", "26000", "42P05")
+# Something that a statement names is not there. Perhaps the whole schema is another one now.
+_UNDEFINED = ("42P01", "42703", "42883", "42704", "3F000")
 _SESSION = """
 select set_config('statement_timeout', '15s', false), set_config('lock_timeout', '10s', false),
     set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
@@ -84,7 +92,9 @@ def conninfo_for(dsn: str | None, name: str) -> str:
             "The DSN can be read in two ways: its password, or another part, holds '@' or '/' as it is. Write %40 for "
             "'@' and %2F for '/' there."
         )
-    return conninfo.make_conninfo("", **{**_DEFAULTS, **given, "application_name": name})
+    # Whatever the environment and the role say: psycopg would fail to encode a text that a smaller encoding lacks.
+    ours = {"client_encoding": "utf8", "application_name": name}
+    return conninfo.make_conninfo("", **{**_DEFAULTS, **given, **ours})
 
 
 def _misreads_password(dsn: str, given: Mapping[str, Any]) -> bool:
@@ -112,10 +122,31 @@ def describe(error: BaseException) -> str:
     return first[0] if first else type(error).__name__
 
 
+def passing(error: BaseException) -> bool:
+    """Whether an error is known to pass by itself: the database is away, busy, or in somebody else's hands."""
+    if not isinstance(error, psycopg.Error):
+        return isinstance(error, Failures)
+    if error.sqlstate is not None:
+        return error.sqlstate.startswith(_PASSING)
+    # Without an SQLSTATE the server has not answered: the connection has gone, or psycopg cannot adapt a value.
+    return not isinstance(error, (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError))
+
+
 def refused(error: BaseException) -> bool:
-    """Whether the database refused a statement for what is in it, and would refuse it again."""
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    return isinstance(error, psycopg.DataError) or (state is not None and state[:2] in _REFUSALS)
+    """Whether a statement failed for what is in it, and would fail again. Its rows must be sent apart then."""
+    return isinstance(error, Mishaps) and not passing(error)
+
+
+def answered(error: BaseException) -> bool:
+    """Whether the server answered a statement with an error and went on, so that other rows may do better."""
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return refused(error)
+    return not error.sqlstate.startswith(("08", "53", "57P", "58", "25P0", _READ_ONLY))
+
+
+def of_prepared(error: BaseException) -> bool:
+    """Whether an error may be that of a prepared statement, which a new connection does not have."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _PREPARED
 
 
 def stood_still(error: BaseException) -> bool:
@@ -166,6 +197,7 @@ class Session:
         self.severed = False  # by sever(); whoever has taken note of it sets it back
         self.direct = True
         self.generation = 0
+        self.misfit: Callable[[], None] = lambda: None  # a statement did not fit the schema: it may be another one now
         self._info = info
         self._limit = limit.total_seconds()
         self._lock = asyncio.Lock()
@@ -188,10 +220,13 @@ class Session:
                     self._connection.closed
                     or self._connection.info.transaction_status != TransactionStatus.IDLE
                     or (isinstance(error, psycopg.Error) and error.sqlstate == _READ_ONLY)
+                    or of_prepared(error)
                     or not isinstance(error, Exception)
                 )
                 if unusable or isinstance(error, TimeoutError):
                     await self.discard()
+                if of_prepared(error) or (isinstance(error, psycopg.Error) and error.sqlstate in _UNDEFINED):
+                    self.misfit()
                 raise
 
     async def connect(self) -> Connection:
@@ -290,6 +325,7 @@ class Outage:
 
     def __init__(self, log: Logger | None = None) -> None:
         self.since: float | None = None
+        self._refusals: set[tuple[str, str]] = set()  # those logged since a statement was last answered
         self._log = log or get()
 
     @property
@@ -298,8 +334,13 @@ class Outage:
         return self.since is None
 
     def lost(self, error: BaseException, purpose: str) -> None:
-        """A statement failed."""
-        if self.since is None:
+        """A statement failed. One that the server refuses is a fault of the statement: the database is there."""
+        if refused(error):
+            refusal = (purpose, describe(error))
+            if refusal not in self._refusals:
+                self._refusals.add(refusal)
+                self._log.error("statement_refused", purpose=purpose, error=refusal[1])
+        elif self.since is None:
             self.since = time.monotonic()
             self._log.error("database_lost", purpose=purpose, error=describe(error))
         else:
@@ -311,3 +352,4 @@ class Outage:
             gone = time.monotonic() - self.since
             self.since = None
             self._log.info("database_back", lost_for_s=round(gone, 3))
+        self._refusals.clear()

@@ -1,6 +1,7 @@
 """Writes outcomes, many in one fenced statement, until the database has them. Decides nothing about them.
 
-What an attempt said last goes out before its end, by scribe.
+An outcome that the database refuses is written with less in it, at last as a mere failure. One that is refused even so
+is kept, with its claim, and tried again now and then. What an attempt said last goes out before its end, by scribe.
 """
 
 from __future__ import annotations
@@ -8,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 
 from pgsched import log
-from pgsched.db import Backoff, Failures, describe, refused
+from pgsched.apart import Apart
+from pgsched.aside import Kind
+from pgsched.db import Backoff, Connection, Mishaps, describe, passing
 from pgsched.machine import Machine
 from pgsched.model import Outcome, RunError, RunStatus
 from pgsched.scribe import Scribe
 
 BATCH = 1000
 _LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
+REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is refused in every form: first, most
+_PATIENCE = 3  # tries after which an error that passes, and does not, may be that of one row
 Answer = Callable[[Outcome, bool], None]
+Item = tuple[Outcome, Answer]
 
 
 class Landing(enum.IntEnum):
@@ -40,9 +46,12 @@ class Finisher:
         self._worker = machine.worker
         self._outage = machine.outage
         self._scribe = Scribe(machine)
-        self._waiting: list[tuple[Outcome, Answer]] = []
+        self._aside = machine.aside
+        self._waiting: list[Item] = []
         self._writing = 0
         self._locked = 0
+        self._kept: dict[tuple[int, int], tuple[Item, asyncio.TimerHandle]] = {}  # refused in every form
+        self._waits: dict[tuple[int, int], float] = {}  # how long each of them waited last
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
         self._done.set()
@@ -60,21 +69,24 @@ class Finisher:
     @property
     def pending(self) -> int:
         """Outcomes that are not written yet."""
-        return len(self._waiting) + self._writing + self._locked
+        return self.behind + self._locked
 
     @property
     def behind(self) -> int:
         """Outcomes that only wait for their turn; not those whose rows somebody has locked, for which nobody waits."""
-        return len(self._waiting) + self._writing
+        return len(self._waiting) + self._writing + len(self._kept)
 
     async def flush(self, seconds: float) -> bool:
-        """Waits until all is written, at most so long. Returns whether it is."""
+        """Waits until all is written, at most so long. Returns whether it is. Outcomes that were refused get one more
+        try, and are not waited for after that."""
+        for key in list(self._kept):
+            self._try_again(key)
         try:
             async with asyncio.timeout(seconds):
                 await self._done.wait()
         except TimeoutError:
             return False
-        return True
+        return not self._kept
 
     async def run(self) -> None:
         """Writes for ever. An outcome leaves the queue only when the database has answered for it."""
@@ -91,27 +103,25 @@ class Finisher:
             await self._write(batch)
             self._writing = 0
 
-    async def _write(self, batch: list[tuple[Outcome, Answer]]) -> None:
-        while True:
-            try:
-                answers = await self.send([outcome for outcome, _ in batch])
-            except Failures as error:
-                if refused(error):
-                    await self._write_singly(batch, error)
-                    return
-                self._outage.lost(error, "finish")
-                await asyncio.sleep(self._backoff.delay())
-                if isinstance(error, TimeoutError) and len(batch) > 1:
-                    # Perhaps it is only too much at once.
-                    await self._write(batch[: len(batch) // 2])
-                    batch = batch[len(batch) // 2 :]
-            else:
-                self._outage.answered()
-                self.wrote.set()
-                self._answer(batch, answers)
-                return
+    async def _write(self, batch: Sequence[Item]) -> None:
+        """Writes a batch, whatever it takes. One that the database refuses is taken apart."""
+        await Apart(self._send, self._reduce, self._wait, _PATIENCE).all(batch)
 
-    def _answer(self, batch: list[tuple[Outcome, Answer]], answers: dict[tuple[int, int], Landing]) -> None:
+    async def _send(self, batch: Sequence[Item]) -> tuple[()]:
+        answers = await self.send([outcome for outcome, _ in batch])
+        self._outage.answered()
+        self.wrote.set()
+        refused_before = len(self._waits)
+        self._answer(batch, answers)
+        if len(self._waits) < refused_before:
+            await self._noting(self._aside.review)
+        return ()
+
+    async def _wait(self, error: BaseException) -> None:
+        self._outage.lost(error, "finish")
+        await asyncio.sleep(self._backoff.delay())
+
+    def _answer(self, batch: Sequence[Item], answers: dict[tuple[int, int], Landing]) -> None:
         locked = []
         with log.together():
             for outcome, answer in batch:
@@ -122,11 +132,13 @@ class Finisher:
                     answer(_committed(outcome), True)
                 else:
                     answer(outcome, landing is Landing.LANDED)
+                if landing is not Landing.LOCKED and self._waits:
+                    self._waits.pop((outcome.claim.run_id, outcome.claim.token), None)
         if locked:
             self._locked += len(locked)
             asyncio.get_running_loop().call_later(_LOCKED_AGAIN, self._put_again, locked)
 
-    def _put_again(self, locked: list[tuple[Outcome, Answer]]) -> None:
+    def _put_again(self, locked: list[Item]) -> None:
         self._locked -= len(locked)
         self._waiting += locked
         self._wake.set()
@@ -147,27 +159,67 @@ class Finisher:
                 answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
         return answers
 
-    async def _write_singly(self, batch: list[tuple[Outcome, Answer]], error: BaseException) -> None:
-        """One outcome holds something that the database refuses: it must not keep the others from landing."""
-        if len(batch) > 1:
-            for item in batch:
-                await self._write([item])
-            return
-        outcome, answer = batch[0]
-        self._log.error("outcome_reduced", run=outcome.claim.run_id, error=describe(error))
-        bare = dataclasses.replace(
-            outcome,
-            result_json=None,
-            reason="the result could not be stored" if outcome.status is RunStatus.SUCCEEDED else outcome.reason,
-            error=RunError("Unstorable", "the error could not be stored") if outcome.error else None,
-            journal=None,
-        )
-        if bare == outcome:
-            # Nothing left to leave out: somebody's own constraint or trigger. The reaper will find the run.
-            self._log.error("outcome_refused", run=outcome.claim.run_id, error=describe(error))
-            answer(outcome, False)
-            return
-        await self._write([(bare, lambda told, landed: answer(told if told.committed else outcome, landed))])
+    async def _reduce(self, item: Item, error: BaseException) -> None:
+        """The database refuses this outcome: it is sent with less and less in it."""
+        outcome, answer = item
+        for bare in _barer(outcome) if not passing(error) else ():
+            refusals: list[BaseException] = []
+
+            async def refused(_: Item, refusal: BaseException, refusals: list[BaseException] = refusals) -> None:
+                refusals.append(refusal)
+
+            told = answer if bare.status is not outcome.status else _as(outcome, answer)
+            await Apart(self._send, refused, self._wait, _PATIENCE).all([(bare, told)])
+            if not refusals:
+                run, status = outcome.claim.run_id, str(bare.status)
+                self._log.error("outcome_reduced", run=run, status=status, error=describe(error))
+                return
+        # Somebody's own constraint or trigger.
+        await self._keep(item, error)
+
+    async def _keep(self, item: Item, error: BaseException) -> None:
+        """Keeps an outcome for later. Until then its claim is kept alive, so that nobody executes the run again."""
+        claim = item[0].claim
+        key = claim.run_id, claim.token
+        first, most = REFUSED_AGAIN
+        wait = self._waits[key] = min(2 * self._waits.get(key, (1.0 if passing(error) else first) / 2), most)
+        self._kept[key] = item, asyncio.get_running_loop().call_later(wait, self._try_again, key)
+        await self._noting(lambda connection: self._aside.put(connection, Kind.END, [(claim.run_id, error)]))
+
+    async def _noting(self, note: Callable[[Connection], Awaitable[None]]) -> None:
+        """Has a note written about refused outcomes. Nothing depends on it."""
+        try:
+            async with self._session.use() as connection:
+                await note(connection)
+        except Mishaps as error:
+            self._outage.lost(error, "finish")
+
+    def _try_again(self, key: tuple[int, int]) -> None:
+        item, timer = self._kept.pop(key)
+        timer.cancel()
+        self.put(*item)
+
+
+def _barer(outcome: Outcome) -> Iterator[Outcome]:
+    """The outcome with less and less in it. A give-back has nothing to leave out, and its run has not failed."""
+    if outcome.refund:
+        return
+    unstorable = RunError("Unstorable", "the error could not be stored") if outcome.error else None
+    reason = "the result could not be stored" if outcome.status is RunStatus.SUCCEEDED else outcome.reason
+    bare = dataclasses.replace(outcome, result_json=None, reason=reason, error=unstorable, journal=None)
+    if bare != outcome:
+        yield bare
+    reason = "its end could not be stored"
+    failed = dataclasses.replace(
+        bare, status=RunStatus.FAILED, reason=reason, error=RunError("Unstorable", reason), delay=timedelta(0)
+    )
+    yield failed
+    yield dataclasses.replace(failed, error=None)
+
+
+def _as(outcome: Outcome, answer: Answer) -> Answer:
+    """Answers with the outcome as it was, unless its transaction had committed."""
+    return lambda told, landed: answer(told if told.committed else outcome, landed)
 
 
 def _committed(outcome: Outcome) -> Outcome:

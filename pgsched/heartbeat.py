@@ -8,18 +8,25 @@ import inspect
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pgsched import log
-from pgsched.db import LOCKED_FOR, Backoff, Failures, Session, describe
+from pgsched.apart import Apart
+from pgsched.aside import Kind
+from pgsched.db import LOCKED_FOR, Backoff, Connection, Mishaps, Session, describe
 from pgsched.machine import Machine
 from pgsched.runner import Live, Runner, State
 from pgsched.scribe import Scribe
 
 _ASK_EVERY = 0.05  # seconds between beats that notifications ask for, at least
+_REFUSED_AGAIN = 5.0  # seconds between beats of a run whose beat the database refuses
 _LIBRARY = (str(Path(asyncio.__file__).parent.parent), "site-packages", "dist-packages", "<frozen")
+
+Beat = tuple[int, int, datetime | None]  # run id, token, started at
 
 
 class Heartbeat:
@@ -34,6 +41,8 @@ class Heartbeat:
         self._outage = machine.outage
         self._clock = machine.clock
         self._watch = machine.watch
+        self._aside = machine.aside
+        self._refused: dict[tuple[int, int], float] = {}  # claims whose beat was refused, and when it is tried again
         self._runner = runner
         self._scribe = Scribe(machine)
         self._wake = asyncio.Event()
@@ -74,7 +83,7 @@ class Heartbeat:
                 due = max(due + self._interval, now)  # after a blocked loop one beat, not all that were missed
             try:
                 await self.beat()
-            except Failures as error:
+            except Mishaps as error:
                 self._outage.lost(error, "heartbeat")
                 await asyncio.sleep(self._backoff.delay())
                 due = time.monotonic()
@@ -95,8 +104,10 @@ class Heartbeat:
             if not self._clock.known:  # and without it no held run can be started
                 before = time.monotonic()
                 self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
-            held = await self._store.beat(connection, self._worker, claims)
-        self._answers = {(run_id, token): held.get((run_id, token)) for run_id, token, _ in claims}
+            held = await self._send(connection, claims)
+        keys = [(run_id, token) for run_id, token, _ in claims]
+        # A refused beat says nothing about its claim.
+        self._answers = {key: held.get(key) for key in keys if key not in self._refused}
         answered, self._answered = self._answered, asyncio.get_running_loop().create_future()
         answered.set_result(None)
         for (run_id, token), verdict in self._answers.items():
@@ -106,8 +117,28 @@ class Heartbeat:
         running = [live for live in self._runner.live.values() if live.state is State.RUNNING]
         await self._scribe.write_some([(live.claim, live.journal) for live in running if live.journal.unwritten])
 
-    def _claims(self) -> list[tuple[int, int, Any]]:
-        claims = []
+    async def _send(self, connection: Connection, claims: Sequence[Beat]) -> dict[tuple[int, int], bool]:
+        """Sends the beats. A run that the database refuses to change keeps no other from being kept alive."""
+        now = time.monotonic()
+        live = self._runner.live
+        self._refused = {key: again for key, again in self._refused.items() if again > now and key in live}
+        held: dict[tuple[int, int], bool] = {}
+        refusals: list[tuple[int, BaseException]] = []
+
+        async def send(part: Sequence[Beat]) -> tuple[()]:
+            held.update(await self._store.beat(connection, self._worker, part))
+            return ()
+
+        async def refuse(beat: Beat, error: BaseException) -> None:
+            self._refused[beat[0], beat[1]] = now + _REFUSED_AGAIN
+            refusals.append((beat[0], error))
+
+        await Apart(send, refuse).all([beat for beat in claims if (beat[0], beat[1]) not in self._refused])
+        await self._aside.put(connection, Kind.BEAT, refusals)
+        return held
+
+    def _claims(self) -> list[Beat]:
+        claims: list[Beat] = []
         for live in self._runner.live.values():
             claims.append((live.claim.run_id, live.claim.token, live.started_at))
             if live.keeper is None and live.state is State.RUNNING:
@@ -195,11 +226,18 @@ class Guard:
 
     async def _beat(self, session: Session) -> None:
         claims = [(live.claim.run_id, live.claim.token, live.started_at) for live in list(self._runner.live.values())]
+
+        async def refuse(beat: Beat, error: BaseException) -> None:
+            self._log.error("guard_failed", run=beat[0], error=describe(error))
+
         try:
             async with session.use() as connection:
-                await self._store.beat(connection, self._worker, claims)
-        except Failures as error:
+                await Apart(lambda part: self._beats(connection, part), refuse).all(claims)
+        except Mishaps as error:
             self._log.error("guard_failed", error=describe(error))
+
+    async def _beats(self, connection: Connection, claims: Sequence[Beat]) -> list[tuple[int, int]]:
+        return list(await self._store.beat(connection, self._worker, claims))
 
     def _culprit(self) -> dict[str, Any]:
         """Whose code holds the event loop's thread: the run's own function where it is found on the stack, else

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from pgsched import log
-from pgsched.db import Backoff, Connection, Failures
+from pgsched.db import Backoff, Connection, Mishaps
 from pgsched.dispatcher import Dispatcher
 from pgsched.machine import Machine
 from pgsched.runner import Runner
@@ -69,7 +69,7 @@ class Listener:
                 self._set_listening(True)
                 self._call()
                 await self._listen(connection)
-            except Failures as error:
+            except Mishaps as error:
                 self._set_listening(False)
                 await self._session.discard()
                 self._outage.lost(error, "listen")

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from pgsched.aside import Aside
 from pgsched.clock import DatabaseClock, Watch
 from pgsched.config import Settings
 from pgsched.db import LOCKED_FOR, STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
@@ -24,6 +25,7 @@ class Machine:
     store: Store
     control: Session
     writes: Session
+    aside: Aside
     clock: DatabaseClock = field(default_factory=DatabaseClock)
     watch: Watch = field(default_factory=Watch)
     outage: Outage = field(default_factory=Outage)
@@ -38,7 +40,7 @@ class Machine:
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
         control, writes = Session(info, "control", idle=LOCKED_FOR), Session(info, "writes", limit)
-        return cls(worker, scheduler, settings, store, control, writes, watch=watch or Watch())
+        return cls(worker, scheduler, settings, store, control, writes, Aside(store), watch=watch or Watch())
 
     def session(self, purpose: str, dsn: str | None = None) -> Session:
         """One more connection, to the same database or to another address of it."""

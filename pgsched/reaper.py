@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import psycopg
 
 from pgsched import log
-from pgsched.db import Backoff, Connection, Failures
+from pgsched.apart import Apart
+from pgsched.aside import Kind
+from pgsched.db import Backoff, Connection, Mishaps, refused
 from pgsched.fence import session_name
 from pgsched.machine import Machine
 from pgsched.model import Claim, Process, RunStatus, Silent
 from pgsched.policy import after_loss, is_stalled
 from pgsched.runner import Runner
 from pgsched.store import SILENT_PAGE
+
+Verdict = tuple[Silent, RunStatus, timedelta, str]
 
 
 class Reaper:
@@ -32,6 +37,7 @@ class Reaper:
         self._worker = machine.worker
         self._settings = machine.settings
         self._outage = machine.outage
+        self._aside = machine.aside
         self._watch = machine.watch
         self._runner = runner
         self._whereabouts = machine.whereabouts
@@ -61,7 +67,7 @@ class Reaper:
                 await self._armed.wait()
             try:
                 wait = await self.reap_pass()
-            except Failures as error:
+            except Mishaps as error:
                 self._outage.lost(error, "reap")
                 wait = self._backoff.delay()
             else:
@@ -72,9 +78,9 @@ class Reaper:
         """One look, and what follows from it. Returns the seconds until the next look is worth while."""
         try:
             return await self._look()
-        except Failures:
-            # Whatever kept this look from the database may have kept others' beats from it.
-            self.distrust()
+        except Mishaps as error:
+            if not refused(error):  # whatever kept this look from the database may have kept others' beats from it
+                self.distrust()
             raise
 
     async def _look(self) -> float:
@@ -98,6 +104,7 @@ class Reaper:
                 if len(silent) < SILENT_PAGE:
                     break
                 after = silent[-1].id
+            await self._aside.review(connection)
         for run, status, delay, seen in reaped:
             event = "run_reaped" if status is RunStatus.QUEUED else "run_failed_for_good"
             self._log.warning(
@@ -129,11 +136,22 @@ class Reaper:
                 verdicts.append((run, *self._fate(run), self._message(run, now, processes[where])))
         if not verdicts:
             return []
-        reaped = set(await self._store.reap_runs(connection, verdicts))
+        reaped = set(await self._reap(connection, verdicts))
         if names := [_transaction(run) for run, *_ in verdicts if run.id in reaped and run.worker is not None]:
             with contextlib.suppress(psycopg.Error):  # then they end by themselves, and are fenced all the same
                 await self._store.end_transactions(connection, names)
         return [(run, status, delay, now) for run, status, delay, _ in verdicts if run.id in reaped]
+
+    async def _reap(self, connection: Connection, verdicts: Sequence[Verdict]) -> list[int]:
+        """Takes claims away. A run that the database refuses to change is set aside, and keeps no other waiting."""
+        refusals: list[tuple[int, BaseException]] = []
+
+        async def refuse(verdict: Verdict, error: BaseException) -> None:
+            refusals.append((verdict[0].id, error))
+
+        reaped = await Apart(lambda part: self._store.reap_runs(connection, part), refuse).all(verdicts)
+        await self._aside.put(connection, Kind.REAP, refusals)
+        return reaped
 
     def _is_lost(self, run: Silent, now: datetime, watched: timedelta, process: Process, trusted: bool) -> bool:
         interval, stall_timeout = self._settings.heartbeat_interval, self._settings.stall_timeout
@@ -145,8 +163,9 @@ class Reaper:
         return is_stalled(run, now, interval, stall_timeout, watched=watched, process=process, trusted=trusted)
 
     def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
-        # One of our own that nobody here knows of was never started: it is no attempt that failed.
-        return (RunStatus.QUEUED, timedelta(0)) if run.worker == self._worker else after_loss(run)
+        # One of our own that nobody here has ever known of was never started: it is no attempt that failed.
+        never_started = run.worker == self._worker and (run.id, run.token) not in self._runner.unlanded
+        return (RunStatus.QUEUED, timedelta(0)) if never_started else after_loss(run)
 
     def _message(self, run: Silent, now: datetime, process: Process) -> str:
         silence = (now - run.alive_at).total_seconds()

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from pgsched import declaration, log
-from pgsched.db import STATEMENT_LIMIT, Connection, Failures
+from pgsched.db import STATEMENT_LIMIT, Connection, Mishaps
 from pgsched.declaration import Compared, Kind, Other, Standing, Verdict
 from pgsched.duration import format_duration
 from pgsched.errors import ConfigurationError, InvalidExpression
@@ -84,7 +84,7 @@ class Reconciler:
         try:
             async with self._session.use(_LOOK) as connection:
                 found = await self._store.find_lock(connection, self._worker, self._owner, names)
-        except Failures:
+        except Mishaps:
             return None
         if found is None:
             return None
@@ -113,7 +113,7 @@ class Reconciler:
             try:
                 async with self._session.use(self.patience) as connection:
                     await self._take_over(connection)
-            except Failures as error:  # the next resync asks again
+            except Mishaps as error:  # the next resync asks again
                 self._outage.lost(error, "declare")
             else:
                 self._orphaned_since = None

@@ -15,7 +15,7 @@ from datetime import timedelta
 from psycopg.errors import QueryCanceled
 
 from pgsched import log
-from pgsched.db import Failures, Session, describe, refused
+from pgsched.db import Mishaps, Session, describe, refused
 from pgsched.machine import Machine
 from pgsched.store import Pruned
 
@@ -58,7 +58,7 @@ class Retention:
     async def round(self) -> int:
         """Deletes all that is old enough. Returns how many runs went. The next round is soon enough for what fails.
 
-        What the database refuses, such as a run that a table of the application's refers to, ends its status only."""
+        A run that the database refuses to delete, because a table of the application refers to it, stays."""
         session = self._machine.session("retention")
         gone = 0
 
@@ -71,7 +71,7 @@ class Retention:
                 try:
                     if not await self._delete(session, status, age, deleted):
                         break
-                except Failures as error:
+                except Mishaps as error:
                     self._log.warning("retention_failed", status=status, error=describe(error))
                     if not refused(error):
                         break
@@ -82,22 +82,32 @@ class Retention:
         return gone
 
     async def _delete(self, session: Session, status: str, age: timedelta, deleted: Callable[[int], None]) -> bool:
-        """Deletes the runs of one status, batch by batch. Returns False where another worker is at it."""
+        """Deletes the runs of one status, batch by batch. Returns False where another worker is at it.
+
+        A batch that the database refuses is made smaller, and a run that is refused alone is stepped over."""
         size, last = self._sizes.first, None
+        kept, why, looking = 0, "", False
         while True:
             began = time.monotonic()
             try:
                 async with session.use() as connection:
-                    batch: Pruned = await self._machine.store.prune_runs(connection, status, age, size, last)
-            except (TimeoutError, QueryCanceled):
-                if size == 1:
+                    batch: Pruned = await self._machine.store.prune_runs(
+                        connection, status, age, size, last, look=looking
+                    )
+            except Mishaps as error:
+                if not (refused(error) or isinstance(error, (TimeoutError, QueryCanceled))) or (size == 1 and looking):
                     raise
-                size = max(1, size // 10)
+                # At one run: only looks at it, so as to go on behind it.
+                looking, why = size == 1, describe(error)
+                size = max(1, size // (2 if refused(error) else 10))
                 continue
             deleted(batch.gone)
+            kept += looking and batch.seen
             if not batch.mine or batch.seen < size:
+                if kept:
+                    self._log.warning("history_kept", status=status, runs=kept, reason=why)
                 return batch.mine
-            last = batch
+            last, looking = batch, False
             took = time.monotonic() - began
             if took > _SLOW:
                 size = max(1, size // 2)

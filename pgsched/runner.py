@@ -36,6 +36,7 @@ from pgsched.outcome import End, Stop, decide, where
 
 UNWRITTEN = 3 * BATCH  # ends that wait to be written, at most, before no more is claimed
 SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
+_UNLANDED = 10_000  # claims without an end that are remembered
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
 
@@ -110,6 +111,8 @@ class Runner:
         self.worker = machine.worker
         # By (run id, token): a run that was lost may be claimed here again before its old attempt has ended.
         self.live: dict[tuple[int, int], Live] = {}
+        # The last claims that began here and whose end did not land: the reaper counts their attempts.
+        self.unlanded: dict[tuple[int, int], None] = {}
         self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
         self.started: Callable[[], None] = lambda: None  # there is something to keep alive
         self.doubted: Callable[[], None] = lambda: None  # a claim must be asked about before its run starts
@@ -397,7 +400,7 @@ class Runner:
             live.keeper.cancel()
         self._free(live)
         if outcome is None:
-            self._forget(live)
+            self._forget(live, landed=False)
         else:
             self._finisher.put(outcome, self._landed)
 
@@ -406,7 +409,7 @@ class Runner:
         live = self.live.get((outcome.claim.run_id, outcome.claim.token))
         if live is None:
             return
-        self._forget(live)
+        self._forget(live, landed)
         ended, live.outcome = live.outcome, outcome
         if live.answer is not None and not live.answer.done():
             live.answer.set_result(landed)
@@ -416,8 +419,13 @@ class Runner:
             self._log.warning("error_after_commit", run=live.run.id, entrypoint=live.run.entrypoint, error=why)
         self.changed(live)
 
-    def _forget(self, live: Live) -> None:
-        self.live.pop((live.claim.run_id, live.claim.token), None)
+    def _forget(self, live: Live, landed: bool) -> None:
+        key = (live.claim.run_id, live.claim.token)
+        self.live.pop(key, None)
+        if not landed and live.started_at is not None:
+            self.unlanded[key] = None
+            if len(self.unlanded) > _UNLANDED:
+                del self.unlanded[next(iter(self.unlanded))]
         del live.view, live.fence  # which know it: nothing should have to wait for the garbage collector
 
     def _free(self, live: Live) -> None:

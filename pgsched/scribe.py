@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import psycopg
-
 from pgsched import log
-from pgsched.db import describe, refused
+from pgsched.apart import Apart
+from pgsched.db import describe
 from pgsched.machine import Machine
 from pgsched.model import Claim, Journal, Said
 
@@ -46,42 +45,41 @@ class Scribe:
 
     async def _send(self, speaking: Sequence[Speaking]) -> set[tuple[int, int]]:
         """Sends one batch of what these say; returns those that it did not land for."""
-        reason = ""
-        async with self._session.use() as connection:
-            batch: list[tuple[Claim, Journal, Said]] = []
-            room = BATCH
-            for claim, journal in speaking:
-                said = journal.read(min(room, _PART))
-                batch.append((claim, journal, said))
-                room -= sum(len(line.text) + 1 for line in said.lines)
-                if room <= 0:
-                    break
-            try:
-                held: set[tuple[int, int]] | None
+        missed: set[tuple[int, int]] = set()
+        read: dict[int, Said] = {}
+
+        async def write(part: Sequence[Speaking]) -> tuple[()]:
+            async with self._session.use() as connection:
+                batch = _batch(part)
+                read.update({id(journal): said for _, journal, said in batch})
                 held = await self._store.write_journals(connection, self._worker, [(c, said) for c, _, said in batch])
-            except psycopg.Error as error:
-                if not _for_good(error):
-                    raise
-                held = None
-                reason = describe(error)
-        if held is None and len(batch) > 1:  # one of them must not cost the others theirs
-            missed = set()
-            for claim, journal, _ in batch:
-                missed |= await self._send([(claim, journal)])
-            return missed
-        missed = set()
-        for claim, journal, said in batch:
-            key = (claim.run_id, claim.token)
-            if held is None:
-                self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=reason)
-            if held is None or key in held:
-                journal.wrote(said)
-            else:
-                missed.add(key)
+            for claim, journal, said in batch:
+                key = (claim.run_id, claim.token)
+                if key in held:
+                    journal.wrote(said)
+                else:
+                    missed.add(key)
+            return ()
+
+        async def refuse(one: Speaking, error: BaseException) -> None:
+            # A run must not be kept from ending by what it said.
+            claim, journal = one
+            said = read[id(journal)]
+            self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=describe(error))
+            journal.wrote(said)
+
+        await Apart(write, refuse).all(speaking)
         return missed
 
 
-def _for_good(error: psycopg.Error) -> bool:
-    """Whether the database will not take it: for what it is, or because the worker may not write there. A run must not
-    be kept from ending by what it said."""
-    return refused(error) or (error.sqlstate or "").startswith("42")
+def _batch(speaking: Sequence[Speaking]) -> list[tuple[Claim, Journal, Said]]:
+    """What these say, as far as it fits into one statement."""
+    batch: list[tuple[Claim, Journal, Said]] = []
+    room = BATCH
+    for claim, journal in speaking:
+        said = journal.read(min(room, _PART))
+        batch.append((claim, journal, said))
+        room -= sum(len(line.text) + 1 for line in said.lines)
+        if room <= 0:
+            break
+    return batch

@@ -500,10 +500,17 @@ class Store:
         return cursor.rowcount
 
     async def prune_runs(
-        self, connection: Connection, status: str, age: timedelta, limit: int, last: Pruned | None
+        self,
+        connection: Connection,
+        status: str,
+        age: timedelta,
+        limit: int,
+        last: Pruned | None,
+        *,
+        look: bool = False,
     ) -> Pruned:
         """Deletes runs of a status that ended longer ago than `age`, looking at `limit` of them at most, from where the
-        last batch stopped."""
+        last batch stopped. look: deletes nothing."""
         cursor = connection.cursor(row_factory=class_row(Pruned))
         await cursor.execute(
             self.query("prune_runs"),
@@ -512,6 +519,7 @@ class Store:
                 "status": status,
                 "age": age,
                 "limit": limit,
+                "look": look,
                 "after": last.after if last is not None else None,
                 "after_id": last.after_id if last is not None else None,
             },
@@ -519,6 +527,29 @@ class Store:
         row = await cursor.fetchone()
         assert row is not None
         return row
+
+    # --- rows that the server refuses -------------------------------------------------------------------
+
+    async def set_aside(self, connection: Connection, kind: str, rows: Sequence[tuple[int, str, bool]]) -> set[int]:
+        """Sets rows aside, given as (id, reason, whether the error passes by itself). Returns the ids of those that had
+        no entry yet."""
+        cursor = await connection.execute(
+            self.query("set_aside"),
+            {
+                "kind": kind,
+                "ids": [id for id, _, _ in rows],
+                "reasons": [clean(reason) for _, reason, _ in rows],
+                "passing": [passing for _, _, passing in rows],
+            },
+        )
+        return {row[0] for row in await cursor.fetchall() if row[1]}
+
+    async def take_back(self, connection: Connection) -> tuple[list[tuple[str, int]], bool]:
+        """Forgets the entries of rows that are gone or work again. Returns these as (kind, id), and whether there are
+        others."""
+        cursor = await connection.execute(self.query("take_back"), {})
+        rows = await cursor.fetchall()
+        return [(row[1], row[2]) for row in rows if row[1] is not None], rows[0][0]
 
     # --- workers and declared schedules -----------------------------------------------------------------
 

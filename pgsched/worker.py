@@ -39,7 +39,7 @@ from pgsched import config, log, migrate, systemd
 from pgsched.capture import capturing
 from pgsched.clock import Jump, Watch
 from pgsched.config import Settings
-from pgsched.db import Connection, Failures, Session, conninfo_for, unreachable
+from pgsched.db import Connection, Failures, Mishaps, Session, conninfo_for, unreachable
 from pgsched.dispatcher import Dispatcher
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, PgschedError, SchemaError
 from pgsched.finisher import Finisher
@@ -50,6 +50,7 @@ from pgsched.machine import Machine
 from pgsched.outcome import Stop
 from pgsched.reaper import Reaper
 from pgsched.reconciler import Reconciler
+from pgsched.rejoin import Rejoin
 from pgsched.replanner import notice_zones
 from pgsched.retention import Retention
 from pgsched.runner import Live, Runner
@@ -87,6 +88,7 @@ class Worker:
         self.guard = Guard(machine, self.runner)
         self.reaper = Reaper(machine, self.runner)
         self.reconciler = Reconciler(machine)
+        self.rejoin = Rejoin(machine, self._look_again)
         self.retention = Retention(machine, self.finisher.wrote)
         self.listener = Listener(machine, self.dispatcher, self.runner)
         self.listener.saw_orphaned = self.reconciler.saw_orphaned
@@ -200,7 +202,7 @@ class Worker:
                         async with self.machine.control.use() as connection:
                             await self._register(connection)
                         self._log.warning("worker_row_rewritten", worker=str(self.machine.worker))
-            except Failures as error:  # the next look sees it again
+            except Mishaps as error:  # the next look sees it again
                 self.machine.outage.lost(error, "register")
 
     async def _register(self, connection: Connection) -> None:
@@ -255,6 +257,7 @@ class Worker:
             "heartbeat": self.heartbeat.run(),
             "reaper": self.reaper.run(),
             "reconciler": self.reconciler.run(),
+            "rejoin": self.rejoin.run(),
             "announce": self._announce(),
             "presence": self._stay_known(),
             "pulse": self._pulse(),
@@ -327,6 +330,7 @@ class Worker:
                 self.runner.abandon(live)
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
+            self.given_back += self.finisher.pending  # others will find these runs
         limit = settings.hook_timeout.total_seconds()
         await asyncio.gather(self.runner.settle(limit), self.skip_hooks.flush(limit))
         await self._say_goodbye()
@@ -337,7 +341,7 @@ class Worker:
 
     async def _say_goodbye(self) -> None:
         self._leaving = True
-        with contextlib.suppress(*Failures):  # others forget us in a day
+        with contextlib.suppress(*Mishaps):  # others forget us in a day
             async with self._known, self.machine.control.use() as connection:
                 await self.machine.store.delete_worker(connection, self.machine.worker)
 

@@ -25,7 +25,7 @@ class Roster:
     """A runner's place for the reaper: the runs that this worker knows of."""
 
     def __init__(self):
-        self.live = {}
+        self.live, self.unlanded = {}, {}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from pgsched import Scheduler, migrate
 from pgsched import db as connections
+from pgsched.aside import Kind
 from pgsched.config import Settings
 from pgsched.listener import Listener
 from pgsched.model import Claim, Line, Outcome, RunStatus, Said
@@ -258,6 +259,9 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
             await store.write_journals(connection, machine.worker, [(claim, said) for claim in claims])
             await store.finish_runs(connection, machine.worker, ends)
             await store.look_after_ends(connection, machine.worker, ends)
+            await machine.aside.put(connection, Kind.SCHEDULE, [(1, ValueError("odd"))])
+            await machine.aside.put(connection, Kind.RUN, [(c.run_id, ValueError("odd")) for c in claims])
+            await machine.aside.review(connection)
 
 
 async def nothing() -> None: ...

@@ -32,8 +32,8 @@ def batches(monkeypatch):
     found = []
     real = Store.prune_runs
 
-    async def noted(self, connection, *which):
-        batch = await real(self, connection, *which)
+    async def noted(self, connection, *which, **options):
+        batch = await real(self, connection, *which, **options)
         status, _, limit, _ = which
         found.append((status, limit, batch.seen, batch.gone))
         return batch
@@ -113,12 +113,12 @@ async def test_a_batch_that_takes_too_long_is_made_smaller(db, keeper, monkeypat
     sizes = []
     real = Store.prune_runs
 
-    async def slow(self, connection, *which):
+    async def slow(self, connection, *which, **options):
         limit = which[2]
         sizes.append(limit)
         if limit > 1:
             raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
-        return await real(self, connection, *which)
+        return await real(self, connection, *which, **options)
 
     monkeypatch.setattr(Store, "prune_runs", slow)
     with capture_logs():
@@ -267,8 +267,8 @@ async def test_a_run_that_the_applications_own_table_refers_to_keeps_no_other_st
     with capture_logs() as events:
         assert await keeper.round() == 2
     assert await left(db) == ids[:1]
-    told = [e for e in events if e["event"] == "retention_failed"]
-    assert [e["status"] for e in told] == ["succeeded"] and "invoices" in told[0]["error"], told
+    told = [e for e in events if e["event"] == "history_kept"]
+    assert [e["status"] for e in told] == ["succeeded"] and "invoices" in told[0]["reason"], told
 
 
 async def test_a_batch_goes_by_the_index(db, keeper):
@@ -283,6 +283,7 @@ async def test_a_batch_goes_by_the_index(db, keeper):
         "limit": "int",
         "after": "timestamptz",
         "after_id": "int",
+        "look": "boolean",
     }
     for number, name in enumerate(kinds, 1):
         text = text.replace(f"%({name})s", f"${number}")
@@ -290,6 +291,20 @@ async def test_a_batch_goes_by_the_index(db, keeper):
         # After some executions the server plans for any parameters: it must know of the index then, too.
         await connection.execute("set plan_cache_mode = force_generic_plan")
         await connection.execute(f"prepare prune ({', '.join(kinds.values())}) as {text}")
-        cursor = await connection.execute("explain execute prune ('k', 'failed', '30 days', 10, null, null)")
+        cursor = await connection.execute("explain execute prune ('k', 'failed', '30 days', 10, null, null, false)")
         plan = "\n".join(row[0] for row in await cursor.fetchall())
     assert "runs_ended" in plan and "Seq Scan on runs" not in plan, plan
+
+
+async def test_a_run_that_somebody_refers_to_stays_and_keeps_no_younger_one(db, keeper):
+    ids = await ended(db, "succeeded", 8, 40)
+    await db.all("create table pgsched.shown (run bigint references pgsched.runs (id))")
+    wanted = [ids[-1], ids[20], ids[0]]
+    for run in wanted:
+        await db.all("insert into pgsched.shown values (%s)", run)
+    with capture_logs() as logs:
+        assert await keeper.round() == 37
+    assert await left(db) == sorted(wanted)
+    kept = [(line["status"], line["runs"]) for line in logs if line["event"] == "history_kept"]
+    assert kept == [("succeeded", 3)]
+    assert not [line for line in logs if line["event"] == "retention_failed"]

@@ -29,6 +29,7 @@ silent as materialized (
             or a.alive_at < now() - (coalesce(w.stall_timeout, %(stall_timeout)s) - 3 * %(silence)s)
         )
         and r.id > %(after)s
+        and r.id not in (select id from pgsched.resting where kind = 'reap' and until > now())
     order by r.id
     limit %(limit)s
 )

@@ -1,7 +1,8 @@
 -- Deletes a batch of the runs of one status that ended long enough ago, with their logs, from where the last batch stopped.
 -- One worker at a time: where another is at it, nothing is looked at. A row that somebody has locked is left to the next
--- round. What a schedule still needs is kept: the run of its last fire time, and those of fire times that it may come by
--- again (it was paused, or changed, before an earlier one had started), which would run twice.
+-- round. look: deletes nothing, to go on behind a run that the server refuses to delete. What a schedule still needs is
+-- kept: the run of its last fire time, and those of fire times that it may come by again (it was paused, or changed,
+-- before an earlier one had started), which would run twice.
 with turn as materialized (
     select pg_try_advisory_xact_lock(hashtextextended(%(key)s, 0)) as mine
 ),
@@ -22,6 +23,7 @@ gone as (
     -- By way of an array: of a limit that it does not know a planner expects a tenth of the table, and would read it all.
     using (select unnest(array(select id from old)) as id) old
     where r.id = old.id
+        and not %(look)s::boolean
         and (%(status)s = 'skipped' or not exists (
             select from pgsched.schedules s
             where s.id = r.schedule_id

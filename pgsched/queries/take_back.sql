@@ -1,0 +1,20 @@
+-- Forgets the entries of rows that could be changed after all, or that are gone. Returns them, and whether others remain.
+-- Each row is looked up by its id: an EXISTS may be planned as a look at all rows.
+with taken_back as (
+    delete from pgsched.set_aside a
+    where case
+        when a.kind = 'schedule' then coalesce((
+            select s.status not in ('active', 'paused') or s.planned_at > a.since
+            from pgsched.schedules s where s.id = a.id
+        ), true)
+        else coalesce((
+            select r.status <> case a.kind when 'run' then 'queued' else 'running' end
+                or a.kind in ('beat', 'reap') and r.heartbeat_at > a.since
+            from pgsched.runs r where r.id = a.id
+        ), true)
+    end
+    returning a.kind, a.id
+)
+select (select count(*) from pgsched.set_aside) > (select count(*) from taken_back) as others, t.kind, t.id
+from (select) one
+left join taken_back t on true

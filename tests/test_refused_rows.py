@@ -1,0 +1,295 @@
+"""A row that the server refuses to change decides only for itself: somebody's trigger, constraint, or odd value."""
+
+import uuid
+from datetime import UTC, datetime
+
+import psycopg
+import pytest
+from harness import Parts, reap, working
+from structlog.testing import capture_logs
+
+from pgsched import Retry, Run, Scheduler
+from pgsched.apart import Apart
+from pgsched.db import answered, conninfo_for, passing, refused
+from pgsched.heartbeat import Heartbeat
+from pgsched.reaper import Reaper
+
+STATES = ["P0001", "42501", "42703", "22003", "23503", "0A000", "XX000", "54001", "55000"]
+
+
+async def refuse(db, what="true", *, table="runs", when="update", state="'P0001'"):
+    """A trigger of the application's that refuses to have some rows written, with this SQLSTATE (an expression)."""
+    await db.all(
+        "create or replace function pgsched.hostile() returns trigger language plpgsql as $$ begin"
+        f" if {what} then raise 'not this one' using errcode = {state}; end if;"
+        " return case tg_op when 'DELETE' then old else new end; end $$"
+    )
+    await db.all(
+        f"create or replace trigger hostile before {when} on pgsched.{table}"
+        " for each row execute function pgsched.hostile()"
+    )
+
+
+OWN_STATE = "new.args ->> 'state'"  # each bad row has its own
+
+
+async def relent(db, table="runs"):
+    await db.all(f"drop trigger hostile on pgsched.{table}")
+
+
+def events(logs, name):
+    return [line for line in logs if line["event"] == name]
+
+
+# --- which errors -----------------------------------------------------------------------------------------------
+
+
+def error(state):
+    return psycopg.errors.lookup(state)("no") if state else psycopg.OperationalError("gone")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_server_that_answers_refuses_what_was_sent(state):
+    assert refused(error(state)) and not passing(error(state)) and answered(error(state))
+
+
+@pytest.mark.parametrize(
+    "state", ["08006", "40001", "40P01", "53100", "53300", "55P03", "57014", "57P01", "58030", "25006", "25P03", None]
+)
+def test_errors_that_are_known_to_pass(state):
+    assert passing(error(state)) and not refused(error(state))
+
+
+def test_a_value_that_cannot_be_sent_is_refused_and_a_lost_connection_is_not():
+    for odd in (UnicodeEncodeError("latin-1", "€", 0, 1, "no"), OverflowError(), TypeError(), psycopg.DataError("nul"),
+                psycopg.ProgrammingError("cannot adapt"), NotImplementedError()):  # fmt: skip
+        assert refused(odd) and not passing(odd)
+    for gone in (psycopg.OperationalError("gone"), psycopg.InterfaceError("closed"), OSError(), TimeoutError()):
+        assert passing(gone) and not refused(gone)
+    assert not refused(KeyError()) and not passing(KeyError()), "a fault of ours is neither"
+
+
+def test_the_encoding_is_ours_whatever_the_environment_says(monkeypatch, settings):
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with psycopg.connect(conninfo_for(settings.dsn, "test")) as connection:
+        assert connection.execute("select '€'").fetchone() == ("€",)
+
+
+# --- a batch ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_is_halved_down_to_the_row_and_all_others_land_once():
+    sent, aside = [], []
+
+    async def send(part):
+        if any(n in (3, 60) for n in part):
+            raise error("P0001")
+        sent.extend(part)
+        return part
+
+    async def put(n, _):
+        aside.append(n)
+
+    landed = await Apart(send, put).all(range(100))
+    assert landed == sent == [n for n in range(100) if n not in (3, 60)]
+    assert aside == [3, 60]
+
+
+async def test_an_error_that_passes_is_raised_or_waited_for_and_at_last_counts_as_a_refusal():
+    tries, aside = [], []
+
+    async def send(part):
+        tries.append(len(part))
+        if 3 in part:
+            raise error("40001")
+        return part
+
+    async def put(n, _):
+        aside.append(n)
+
+    async def wait(_): ...
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        await Apart(send, put).all([1, 2, 3, 4])
+    tries.clear()
+    assert await Apart(send, put, wait, 2).all([1, 2, 3, 4]) == [1, 2, 4]
+    assert aside == [3] and tries == [4, 4, 4, 2, 2, 1, 1]
+
+
+async def test_an_error_of_a_prepared_statement_gets_one_more_try():
+    tries = []
+
+    async def send(part):
+        tries.append(part)
+        if len(tries) == 1:
+            raise error("0A000")
+        return part
+
+    async def put(n, _):
+        raise AssertionError
+
+    assert await Apart(send, put).all([1]) == [1]
+
+
+# --- ends -------------------------------------------------------------------------------------------------------
+
+
+async def test_ends_that_are_refused_in_every_form_stop_no_other_and_their_runs_are_executed_once(settings, db):
+    calls = []
+    sc = Scheduler()
+
+    @sc.entrypoint("bad", retry=Retry(attempts=1))
+    async def bad(state: str):
+        calls.append(state)
+        return "done"
+
+    @sc.entrypoint("good")
+    async def good(): ...
+
+    await refuse(db, "new.entrypoint = 'bad' and new.status <> 'running'", state=OWN_STATE)
+    with capture_logs() as logs:
+        async with working(sc, settings, stall_timeout="1s") as worker:
+            for state in STATES:
+                await db.all("select pgsched.enqueue('bad', jsonb_build_object('state', %s::text))", state)
+                await db.all("select pgsched.enqueue('good')")
+            good_ones = "select count(*) = %s from pgsched.runs where entrypoint = 'good' and status = 'succeeded'"
+            await db.until(good_ones, len(STATES))
+            await db.until("select count(*) = %s from pgsched.resting where kind = 'end'", len(STATES))
+            reasons = await db.all("select distinct reason from pgsched.resting")
+            assert {reason for (reason,) in reasons} == {f"not this one (SQLSTATE {state})" for state in STATES}
+            beat = await db.value("select max(heartbeat_at) from pgsched.runs")
+            await db.until("select bool_and(heartbeat_at > %s) from pgsched.runs where entrypoint = 'bad'", beat)
+            await relent(db)
+            for key in list(worker.finisher._kept):  # as half a minute later
+                worker.finisher._try_again(key)
+            await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
+            assert await db.value("select count(*) from pgsched.runs where result = '\"done\"'") == len(STATES)
+            await db.until("select not exists (select from pgsched.set_aside)")
+            assert worker.finisher.pending == 0
+    assert sorted(calls) == sorted(STATES)
+    assert len(events(logs, "row_set_aside")) == len(events(logs, "row_taken_back")) == len(STATES)
+    assert not events(logs, "database_lost")
+
+
+async def test_an_end_is_written_in_its_barest_form_as_failed(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("bad", retry=Retry(attempts=5))
+    async def bad():
+        raise ValueError("an error that somebody's trigger cannot bear")
+
+    await refuse(db, "new.status not in ('running', 'failed') or new.errors::text like '%%bear%%'")
+    async with working(sc, settings):
+        await db.all("select pgsched.enqueue('bad')")
+        await db.until("select status = 'failed' and attempt = 1 from pgsched.runs")
+        reason, kind = await db.one("select reason, errors -> 0 ->> 'type' from pgsched.runs")
+    assert (reason, kind) == ("its end could not be stored", "Unstorable")
+
+
+async def test_a_drain_says_that_an_end_could_not_be_written(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("bad")
+    async def bad(): ...
+
+    await refuse(db, "new.status <> 'running'")
+    with capture_logs() as logs:
+        async with working(sc, settings) as worker:
+            await db.all("select pgsched.enqueue('bad')")
+            await db.until("select exists (select from pgsched.set_aside)")
+    assert worker.given_back == 1 and events(logs, "outcomes_not_written")
+
+
+async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_never_did_does_not(settings, db):
+    async with Parts(settings, heartbeat_interval="100ms") as parts:
+        me = parts.machine.worker
+        reaper = Reaper(parts.machine, parts.runner)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        make = (
+            "insert into pgsched.runs"
+            " (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at)"
+            " values ('job', 'running', 1, 1, 1, %s, now(), now() - interval '1 minute') returning id"
+        )  # fmt: skip
+        began, never = await db.value(make, me), await db.value(make, me)
+        parts.runner.unlanded[began, 1] = None
+        await reap(reaper)
+    statuses = dict(await db.all("select id, status from pgsched.runs"))
+    assert statuses == {began: "failed", never: "queued"}
+
+
+# --- lines, beats, reaps ----------------------------------------------------------------------------------------
+
+
+async def test_a_line_that_is_refused_costs_no_other_run_its_lines(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("talks")
+    async def talks(run: Run, text: str):
+        run.log(text)
+
+    await refuse(db, "new.text = 'bad'", table="logs", when="insert", state="'XX000'")
+    with capture_logs() as logs:
+        async with working(sc, settings):
+            await db.all(
+                "select pgsched.enqueue('talks', jsonb_build_object('text', t)) from unnest('{a,bad,b}'::text[]) t"
+            )
+            await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
+    assert sorted(await db.all("select text from pgsched.logs")) == [("a",), ("b",)]
+    assert len(events(logs, "lines_not_kept")) == 1
+
+
+async def held(db, worker):
+    """Silent runs of a worker, in order; those in the middle are the bad ones."""
+    rows = await db.all(
+        "insert into pgsched.runs (entrypoint, args, status, attempt, token, worker, claimed_at, heartbeat_at)"
+        " select 'job', case when s is null then '{}' else jsonb_build_object('state', s) end, 'running', 1, 1, %s,"
+        " now(), now() - interval '10 minutes' from unnest(array[null] || %s::text[] || array[null]) s returning id",
+        worker, STATES,
+    )  # fmt: skip
+    ids = [row[0] for row in rows]
+    return ids, ids[1:-1]
+
+
+async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their_claims(settings, db):
+    async with Parts(settings) as parts:
+        heartbeat = Heartbeat(parts.machine, parts.runner)
+        parts.machine.clock.observe(datetime.now(UTC), 0, 0)
+        ids, bad = await held(db, parts.machine.worker)
+        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
+        heartbeat._claims = lambda: [(run, 1, None) for run in ids]
+        with capture_logs() as logs:
+            await heartbeat.beat()
+        verdicts = heartbeat._answers
+        assert set(verdicts) == {(run, 1) for run in ids if run not in bad} and not any(verdicts.values())
+        silent = await db.all("select id from pgsched.runs where heartbeat_at < now() - interval '1 minute' order by 1")
+        assert [row[0] for row in silent] == bad
+        assert [line["id"] for line in events(logs, "row_set_aside")] == bad
+        assert await db.value("select count(*) from pgsched.resting where kind = 'beat'") == len(bad)
+        await relent(db)
+        heartbeat._refused.clear()
+        await heartbeat.beat()
+        with capture_logs() as logs:
+            await parts.machine.aside.review(await parts.machine.control.connect())
+        assert len(events(logs, "row_taken_back")) == len(bad)
+
+
+async def test_runs_that_cannot_be_reaped_keep_no_other_from_it_and_make_nobody_distrust(settings, db):
+    async with Parts(settings) as parts:
+        reaper = Reaper(parts.machine, parts.runner)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        _, bad = await held(db, uuid.uuid4())
+        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
+        distrusted = []
+        reaper.distrust = lambda: distrusted.append(1)
+        await reap(reaper)
+        assert not distrusted
+        running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
+        assert await db.value(running) == bad
+        assert await db.value("select array_agg(id order by id) from pgsched.resting where kind = 'reap'") == bad
+        await relent(db)
+        await reap(reaper)
+        assert await db.value(running) == bad, "they rest"
+        await db.all("update pgsched.runs set args = '{}' where id = any(%s)", bad)
+        await reap(reaper)
+        assert await db.value(running) is None
+        assert await db.all("select * from pgsched.set_aside") == []
