@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from pgsched.errors import InvalidExpression
-from pgsched.expression import parse
+from pgsched.expression import Expression, parse
 from pgsched.model import Schedule, SkipReason
 
 TICK = timedelta(microseconds=1)
@@ -99,6 +99,26 @@ class _From:
         return rest + (after < self.first <= until)
 
 
+@dataclass(frozen=True, slots=True)
+class _After:
+    """Fire times without those that other time zone rules named earlier: they have come, although their instants by
+    the present rules lie ahead."""
+
+    times: FireTimes
+    passed: datetime
+
+    def next(self, after: datetime) -> datetime | None:
+        return self.times.next(max(after, self.passed))
+
+    def latest(self, after: datetime, until: datetime) -> datetime | None:
+        after = max(after, self.passed)
+        return self.times.latest(after, until) if after < until else None
+
+    def count(self, after: datetime, until: datetime) -> int:
+        after = max(after, self.passed)
+        return self.times.count(after, until) if after < until else 0
+
+
 class Account:
     """One schedule's account, on its way from the last fire time that is decided to the next that is not.
 
@@ -163,11 +183,14 @@ class Account:
                 self.skip(SkipReason.PAUSED, stretch.through, stretch.note)
 
 
-def open_account(schedule: Schedule, times: FireTimes, now: datetime) -> Account:
+def open_account(schedule: Schedule, times: FireTimes, now: datetime, *, shifted: bool = False) -> Account:
     """The account with all settled that lies before the present timing, and before the last pause ended.
 
-    now: the database's clock, or up to when fire times are looked at.
+    now: the database's clock, or up to when fire times are looked at. shifted: other time zone rules than those of
+    `times` planned the schedule before; what their clock has shown counts as shown.
     """
+    if shifted:
+        times = _not_again(schedule, times)
     account = Account()
     entries = interruptions_of(json.loads(schedule.interruptions_json or "[]"))
     pending: list[Interruption] = []
@@ -194,6 +217,13 @@ def open_account(schedule: Schedule, times: FireTimes, now: datetime) -> Account
     )  # fmt: skip
     account.pass_over(pending)
     return account
+
+
+def _not_again(schedule: Schedule, times: FireTimes) -> FireTimes:
+    # If next_run stands it comes as it was planned, and with it what the clock shows then by the rules of the plan.
+    wall = schedule.accounted_wall if schedule.next_run is None else schedule.next_wall
+    passed = times.passed(wall) if wall is not None and isinstance(times, Expression) else None
+    return times if passed is None else _After(times, passed)
 
 
 def _opening(expression: str, accounted_through: datetime | None, since: datetime) -> datetime:

@@ -17,7 +17,7 @@ from croniter import CroniterBadDateError, croniter
 from pgsched.days import Days, calendar_of
 from pgsched.grammar import Fields
 from pgsched.instants import DAY, EPOCH, FIRST_YEAR, LAST_YEAR, NEVER, moment, seconds
-from pgsched.zones import stretch
+from pgsched.zones import changes, stretch
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ class Cron:
     def next(self, after: datetime) -> datetime | None:
         found = self._after(seconds(after))
         return None if found is None else moment(found)
+
+    def passed(self, wall: datetime) -> datetime | None:
+        """The instant after which fire times come if those through `wall`, by the zone's clock, have come already,
+        whenever that was. None for an interval, which goes by instants."""
+        if not self.fields.fixed:
+            return None
+        first = wall.replace(tzinfo=self.zone, fold=0).astimezone(UTC)
+        if first.astimezone(self.zone).replace(tzinfo=None) == wall:
+            return first
+        # The clock skips it: all that it skips there has come at the first instant after the skip.
+        before = wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
+        return next((moment(cut.start) for cut in changes(self.zone, seconds(before), seconds(first))), first)
 
     def latest(self, after: datetime, until: datetime) -> datetime | None:
         low, high = seconds(after), seconds(until)

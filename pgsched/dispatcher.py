@@ -25,6 +25,7 @@ from pgsched.limiter import Limiter
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
 from pgsched.policy import Occupancy, Plan, fire_times, plan
+from pgsched.replanner import ZoneRules, zoned
 from pgsched.runner import Live, Runner
 from pgsched.scheduler import Entrypoint
 from pgsched.store import Due, EntrypointDefaults, Outlook, Planned
@@ -72,6 +73,7 @@ class Dispatcher:
         self._outage = machine.outage
         self._runner = runner
         self._limiter = Limiter(machine)
+        self.zones = ZoneRules(machine.store, machine.worker, machine.scheduler.app_name)
         self._woken = False
         self._stir = asyncio.Event()
         self._stopping = False
@@ -180,6 +182,8 @@ class Dispatcher:
             times.append(max(now, self._clock.monotonic(outlook.next_ahead) - lookahead))
         if self._limiter.opens is not None:
             times.append(self._clock.monotonic(self._limiter.opens))
+        if self.zones.due_at < float("inf"):
+            times.append(max(now, self.zones.due_at))
         if outlook.next_near is not None and not self._full:
             # Not due yet: blocked by its overlap until then, or more than one pass takes. Due: likewise, or another
             # worker holds it just now, and nobody will tell should that one fail.
@@ -224,6 +228,8 @@ class Dispatcher:
         async with self._session.use() as connection:
             if time.monotonic() >= self._resume:
                 await self._store.resume_paused(connection)
+            if self.zones.due:
+                await self.zones.look(connection)
             if not self._clock.known:  # and without it nothing could start
                 await self._read_clock(connection)
             slots = self._runner.room
@@ -317,7 +323,7 @@ class Dispatcher:
         claimed: list[ClaimedRun] = []
         if self._due.fire_times and (
             schedules := await self._store.lock_due_schedules(
-                connection, names, self._lookahead, room, priority=priority
+                connection, names, self._lookahead, room, priority=priority, leave=self.zones.withheld
             )
         ):
             claimed += await self._plan(connection, schedules, room)
@@ -339,6 +345,8 @@ class Dispatcher:
 
     async def _plan(self, connection: Connection, schedules: Sequence[Schedule], room: int) -> list[ClaimedRun]:
         """Plans locked schedules and writes the plans. Their locks are held until the commit."""
+        # Locked, a row says which time zone rules count for it, however long ago we looked at those.
+        schedules = [s for s in schedules if self.zones.may_plan(s)]
         now, live = await self._store.count_live_runs(connection, [s.id for s in schedules])
         horizon = now + self._lookahead
         planned = [self._planned(s, live.get(s.id, Occupancy()), now, horizon) for s in schedules]
@@ -384,13 +392,15 @@ class Dispatcher:
 
     def _planned(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Planned:
         entrypoint = self._scheduler.entrypoints[schedule.entrypoint]
-        decided = self._decide(schedule, live, now, horizon)
-        return Planned.of(schedule, decided, entrypoint.retry, entrypoint.timeout)
+        shifted = self.zones.shifted(schedule)
+        decided = self._decide(schedule, live, now, horizon, shifted=shifted)
+        noted = zoned(schedule, decided.next_run, decided.accounted_through, shifted=shifted)
+        return Planned.of(schedule, decided, entrypoint.retry, entrypoint.timeout, noted)
 
-    def _decide(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Plan:
+    def _decide(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime, *, shifted: bool) -> Plan:
         """The plan; whatever is wrong with one schedule makes that one invalid and stops no other."""
         try:
-            return plan(schedule, self._times(schedule), live, now, horizon)
+            return plan(schedule, self._times(schedule), live, now, horizon, shifted=shifted)
         except InvalidExpression as error:
             problem = str(error)
         except Exception as error:  # an executor's own next_fire_time, or a fault of ours

@@ -93,6 +93,11 @@ class Expression:
             raise AssertionError(f"{self.text!r} in {self.timezone} has no progress from {after}: {found}")
         return found
 
+    def passed(self, wall: datetime) -> datetime | None:
+        """The instant after which fire times come if those through `wall` (naive, by the zone's clock) have come
+        already, by whatever rules. None if the expression does not go by the clock's readings but by instants."""
+        return self.times.passed(wall) if isinstance(self.times, Cron) else None
+
     def latest(self, after: datetime, until: datetime) -> datetime | None:
         """The last fire time in (after, until], or None. Takes O(log span) however dense the schedule is."""
         after, until = as_utc(after, "after"), as_utc(until, "until")

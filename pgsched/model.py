@@ -205,6 +205,11 @@ class Schedule:
     interruptions_json: str | None = field(repr=False)
     created_at: datetime
     updated_at: datetime
+    # Only a claim pass reads them: see migrations/0016_zone_rules.sql.
+    zone_rules: str | None = field(default=None, repr=False)
+    next_wall: datetime | None = field(default=None, repr=False)
+    accounted_wall: datetime | None = field(default=None, repr=False)
+    moved_from: datetime | None = field(default=None, repr=False)
 
 
 LEVELS = ("debug", "info", "warning", "error")  # of the lines that a run logs

@@ -81,14 +81,21 @@ def fire_times(schedule: Schedule) -> FireTimes:
     return parse(schedule.expression, schedule.timezone, name=schedule.name, anchor=anchor)
 
 
-def plan(schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, horizon: datetime) -> Plan:
+def plan(
+    schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, horizon: datetime, *, shifted: bool = False
+) -> Plan:
     """What to do with a schedule whose row is locked.
 
-    live: what is live of it. horizon: up to when a fire time may be claimed ahead of `now`.
+    live: what is live of it. horizon: up to when a fire time may be claimed ahead of `now`. shifted: whether other
+    time zone rules planned it before.
     next_run advances from fire time to fire time; `now` only says which of them have come.
     """
-    account = open_account(schedule, times, horizon)
+    account = open_account(schedule, times, horizon, shifted=shifted)
     first = account.next()
+    if first is not None and shifted and _put_back(schedule, first, now):
+        schedule = replace(schedule, next_run=schedule.moved_from)
+        account = open_account(schedule, times, horizon, shifted=True)
+        first = account.next()
     if first is None:
         return _settle(schedule, account, [])
     if first > now:
@@ -96,6 +103,13 @@ def plan(schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, h
         ahead = first <= horizon and meet(schedule, live) is Meeting.RUN
         return _settle(schedule, account, [first] if ahead else [])
     return _due(schedule, account, live, now)
+
+
+def _put_back(schedule: Schedule, first: datetime, now: datetime) -> bool:
+    """Whether new time zone rules put into the past what by the old ones had not come by then. It comes when it was to
+    come, so that neither catch_up nor grace takes it for missed."""
+    before = schedule.moved_from if schedule.next_run is None else None
+    return before is not None and first <= now and first < before
 
 
 def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import sql
 from psycopg.rows import class_row, dict_row, scalar_row
@@ -117,9 +117,11 @@ class Store:
         limit: int,
         *,
         priority: int | None = None,
+        leave: Withheld | None = None,
     ) -> list[Schedule]:
-        """Locks schedules to be planned: not planned yet, due, or due within the lookahead; of one priority where it
-        is given."""
+        """Locks schedules to be planned: not planned yet, due, or due within the lookahead; of one priority if it is
+        given. Those in a withheld time zone are left to others if their entrypoint is covered."""
+        leave = leave or Withheld()
         cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(
             self.query("lock_due_schedules"),
@@ -129,6 +131,8 @@ class Store:
                 "lookahead": lookahead,
                 "limit": limit,
                 "priority": priority,
+                "withheld": list(leave.zones),
+                "covered": list(leave.covered),
             },
         )
         return await cursor.fetchall()
@@ -173,6 +177,9 @@ class Store:
                 "statuses": _array(p.plan.status for p in plans),
                 "notes": _texts(p.plan.note for p in plans),
                 "accounted": _array(p.plan.accounted_through for p in plans),
+                "rules": _array(p.zoned.rules for p in plans),
+                "next_walls": _array(p.zoned.next_wall for p in plans),
+                "walls": _array(p.zoned.accounted_wall for p in plans),
                 "run_schedule_ids": _array(p.schedule.id for p, _ in runs),
                 "fire_times": _array(r.fire_time for _, r in runs),
                 "due_ats": _array(r.due_at for _, r in runs),
@@ -699,6 +706,22 @@ class EntrypointDefaults:
     timeout: timedelta | None
 
 
+class Withheld(NamedTuple):
+    """What a claim pass leaves to others: schedules of these zones, if their entrypoint is among the covered ones."""
+
+    zones: tuple[str, ...] = ()
+    covered: tuple[str, ...] = ()
+
+
+class Zoned(NamedTuple):
+    """What a plan notes of its time zone: the rules it went by, and what the zone's clock shows by them at next_run
+    and at accounted_through. All None for UTC."""
+
+    rules: str | None = None
+    next_wall: datetime | None = None
+    accounted_wall: datetime | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A locked schedule, what was decided for it, and the rules its runs get."""
@@ -709,10 +732,16 @@ class Planned:
     backoff: timedelta
     max_backoff: timedelta
     timeout: timedelta | None
+    zoned: Zoned = Zoned()
 
     @classmethod
     def of(
-        cls, schedule: Schedule, plan: Plan, retry: Retry | None = None, timeout: timedelta | None = None
+        cls,
+        schedule: Schedule,
+        plan: Plan,
+        retry: Retry | None = None,
+        timeout: timedelta | None = None,
+        zoned: Zoned | None = None,
     ) -> Planned:
         """With the schedule's own rules, and where it has none those of its entrypoint."""
         retry = retry or Retry()
@@ -723,6 +752,7 @@ class Planned:
             backoff=retry.backoff if schedule.backoff is None else schedule.backoff,
             max_backoff=retry.max_backoff if schedule.max_backoff is None else schedule.max_backoff,
             timeout=schedule.timeout or timeout,
+            zoned=zoned or Zoned(),
         )
 
     def claimed(self, run_id: int, fire_time: datetime, token: int) -> ClaimedRun:

@@ -51,11 +51,11 @@ from pgsched.outcome import Stop
 from pgsched.reaper import Reaper
 from pgsched.reconciler import Reconciler
 from pgsched.rejoin import Rejoin
-from pgsched.replanner import notice_zones
 from pgsched.retention import Retention
 from pgsched.runner import Live, Runner
 from pgsched.scheduler import Scheduler
 from pgsched.whereabouts import route
+from pgsched.zone_files import outdated_host, package_release, source_of
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
 _PULSE = 5.0  # seconds between touches of the health file
@@ -174,7 +174,7 @@ class Worker:
                 # Registered first: whoever starts beside us and is older must find us alive.
                 await self._register(connection)
                 await self.reconciler.start(connection)
-                await notice_zones(connection, self.machine.store)
+                await self.dispatcher.zones.look(connection)
         except SchemaError:
             raise
         except ConfigurationError:  # refused: as if it had never come
@@ -222,6 +222,9 @@ class Worker:
             machine=self.machine.whereabouts.machine,
             process_started=self.machine.whereabouts.started,
             route=route(*self.machine.control.target),
+            tzdata=source_of().release,
+            tzdata_from=source_of().place,
+            tzdata_package=package_release(),
         )
 
     async def _serve(self) -> None:
@@ -279,7 +282,11 @@ class Worker:
             app=self.machine.scheduler.app_name,
             entrypoints=len(self.machine.scheduler.entrypoints),
             schedules=len(self.machine.scheduler.declared),
+            tzdata=source_of().release,
+            tzdata_from=source_of().place,
         )
+        if advice := outdated_host():
+            self._log.warning("time_zone_files_outdated", advice=advice)
 
     async def _pulse(self) -> None:
         """Shows that the loop turns: to systemd's watchdog and to the health file. Asks no database."""

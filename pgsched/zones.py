@@ -78,10 +78,39 @@ def changes(zone: zoneinfo.ZoneInfo, after: int, until: int) -> Iterator[Stretch
         end = found.end
 
 
+class Rules(NamedTuple):
+    """The rules of one zone: the tzdata release that they come from (None: unknown), and their digest()."""
+
+    release: str | None
+    digest: str
+
+    @classmethod
+    def read(cls, text: str) -> "Rules":
+        """The rules out of their text."""
+        release, _, digest = text.rpartition(":")
+        return cls(release or None, digest)
+
+    def __str__(self) -> str:
+        return f"{self.release or ''}:{self.digest}"
+
+
+def newer(release: str | None, other: str | None) -> bool:
+    """Whether a release is known to be newer than another one, which is known too."""
+    return release is not None and other is not None and _age(release) > _age(other)
+
+
+def _age(release: str) -> tuple[str, int, str]:
+    return release[:4], len(release), release  # 2026z is followed by 2026aa
+
+
 def digest(name: str) -> str:
     """A hash over the zone's changes of UTC offset from 2020 to 2050: the same for the same rules, whatever file or
     Python they come from. Raises InvalidExpression for an unknown zone."""
-    zone = check_timezone(name)
+    return digest_of(check_timezone(name))
+
+
+def digest_of(zone: zoneinfo.ZoneInfo) -> str:
+    """The digest() of a zone that was loaded from somewhere else."""
     rules = [(_offset(zone, _FROM)), *((cut.start, cut.offset) for cut in changes(zone, _FROM, _UNTIL))]
     return hashlib.blake2b(repr(rules).encode(), digest_size=16).hexdigest()
 

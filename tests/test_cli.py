@@ -15,6 +15,7 @@ from psycopg import sql
 from shell import Shell, invoke, isolate, spawn
 
 from pgsched import embedded, migrate
+from pgsched.zone_files import source_of
 
 NO_DATABASE = "postgresql://me:s3cret@127.0.0.1:1/db?connect_timeout=5"
 
@@ -265,6 +266,7 @@ def test_next_has_no_marks_and_no_warnings_where_nothing_surprises():
 
 def test_next_as_json():
     result = invoke("next", "@every 1500ms", "--after", "2027-01-01T00:00:00Z", "--count", "1", "--json")
+    place, release = source_of("UTC")
     assert json.loads(result.stdout) == {
         "expression": "@every 1500ms",
         "timezone": "UTC",
@@ -273,6 +275,7 @@ def test_next_as_json():
             {"fire_time": "2027-01-01T00:00:01.500000Z", "local": "2027-01-01 00:00:01.500 +00:00 (Fri)", "mark": None}
         ],
         "warnings": [],
+        "tzdata": {"release": release, "from": place},
     }
 
 
@@ -334,7 +337,8 @@ def test_workers(shell, dsn):
     assert (row["id"], row["stall_timeout"], row["connected"]) == (str(worker), "30s", False)
     with psycopg.connect(dsn, application_name=f"pgsched {worker}"):
         heads, line = shell.ok("workers").splitlines()
-    assert heads.split() == ["id", "host", "pid", "app", "version", "state", "running", "started", "seen", "connected"]
+    assert heads.split()[:4] == ["id", "host", "pid", "app"]
+    assert heads.split()[4:] == ["version", "state", "running", "started", "seen", "tzdata", "connected"]
     cells = line.split()
     assert cells[:7] == [str(worker), "host\\x1b[1m", "77", "my.app", "0.1", "running", "5"]
     assert cells[-1] == "yes"

@@ -50,6 +50,7 @@ ALL_OK = dict.fromkeys(
         "entrypoints",
         "applications",
         "expressions",
+        "time zones",
     ],
     "ok",
 )
@@ -60,7 +61,7 @@ def test_a_system_that_works_is_healthy(shell, worker):
     shell.sql("insert into pgsched.runs (entrypoint, status, heartbeat_at) values ('e', 'running', now())")
     assert checked(shell) == (0, ALL_OK)
     lines = shell.ok("health").splitlines()
-    assert len(lines) == 9
+    assert len(lines) == len(ALL_OK)
     assert all(line.startswith("ok       ") for line in lines)
 
 
@@ -150,6 +151,19 @@ def test_an_invalid_schedule_is_a_warning_only(shell, worker):
     shell.sql("update pgsched.schedules set status = 'invalid', planned_at = now()")
     assert checked(shell) == (0, {**ALL_OK, "expressions": "warning"})
     assert "warning  expressions: 1 schedule invalid: n" in shell.ok("health")
+
+
+def test_workers_that_read_old_time_zone_files_are_a_warning(shell, worker):
+    shell.sql(
+        "update pgsched.workers set tzdata = '2026b', tzdata_from = '/there', tzdata_package = '2026b', host = 'h'"
+    )
+    assert checked(shell) == (0, ALL_OK)
+    assert "ok       time zones: tzdata 2026b from /there" in shell.ok("health")
+    shell.sql("update pgsched.workers set tzdata = '2025b'")
+    assert checked(shell) == (0, {**ALL_OK, "time zones": "warning"})
+    assert "on h (2025b in /there, package 2026b): bring the host's files up to date" in shell.ok("health")
+    shell.sql("update pgsched.workers set withheld = '{America/Edmonton}'")
+    assert "workers on h have other rules than the noted ones for America/Edmonton" in shell.ok("health")
 
 
 def test_no_database_is_69_and_a_wrong_schema_78(dsn, schema):

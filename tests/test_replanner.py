@@ -31,7 +31,8 @@ async def test_new_rules_have_the_zones_schedules_planned_anew_and_no_others(set
     # As old rules would have it.
     right = dict(await db.all("select name, next_run from pgsched.schedules"))
     await db.all("update pgsched.schedules set next_run = '2030-01-01', planned_at = clock_timestamp()")
-    await db.all("update pgsched.zones set digest = 'old' where name = 'Europe/Paris'")
+    await db.all("update pgsched.schedules set zone_rules = ':old' where name = 'paris'")
+    await db.all("update pgsched.zones set digest = 'old', release = null where name = 'Europe/Paris'")
     async with working(scheduler(), settings):
         await db.until("select next_run = %s from pgsched.schedules where name = 'paris'", right["paris"])
     assert await db.value("select next_run from pgsched.schedules where name = 'tokyo'") == datetime(

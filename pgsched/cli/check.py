@@ -11,7 +11,7 @@ import click
 
 from pgsched import config, db, declaration, log, migrate
 from pgsched.cli.options import bounded, database, json_option, run_async, setting_flags
-from pgsched.cli.output import heading, instant, local, plain, print_json, visible, write
+from pgsched.cli.output import heading, instant, local, plain, print_json, visible, warn, write
 from pgsched.cli.run import built
 from pgsched.config import Settings
 from pgsched.db import Connection
@@ -23,6 +23,7 @@ from pgsched.projects import is_gone
 from pgsched.refusals import reach, told
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
+from pgsched.zone_files import outdated
 
 Limits = dict[str, dict[str, tuple[Any, Any]]]
 
@@ -63,6 +64,9 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
         print_json(_as_json(scheduler, found, verdict, different))
     else:
         _print(scheduler.app_name, found, verdict)
+    for zone in sorted({str(row["timezone"]) for row in scheduler.rows()}):
+        if old := outdated(zone):
+            warn(f"{old}.")
     return 1 if different and not exit_zero else 0
 
 

@@ -17,6 +17,7 @@ from pgsched.db import conninfo_for
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
 from pgsched.refusals import reach, told
 from pgsched.store import Store
+from pgsched.zone_files import REMEDY
 
 STALE = 60.0  # seconds after which the loop of a daemon that has written nothing counts as stuck
 _LIMIT = 20.0
@@ -118,10 +119,28 @@ def judged(row: dict[str, Any]) -> list[Check]:
         )
         if row["deserted"]
         else Check("applications", "ok", "each one with active schedules has a live worker"),
+        _zones(row),
         Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
         if invalid
         else Check("expressions", "ok", "no schedule is invalid"),
     ]
+
+
+def _zones(row: dict[str, Any]) -> Check:
+    """Which tzdata the workers read, and whether some read older rules than others, or than they could."""
+    if row["withheld_zones"]:
+        return Check(
+            "time zones",
+            "warning",
+            f"workers on {_some(row['withheld_hosts'])} have other rules than the noted ones for "
+            f"{_some(row['withheld_zones'])}, and leave these zones to other workers: {REMEDY}",
+        )
+    if row["outdated_hosts"]:
+        hosts = _some(row["outdated_hosts"])
+        return Check("time zones", "warning", f"time zone files older than the package's on {hosts}: {REMEDY}")
+    return Check(
+        "time zones", "ok", f"tzdata {_some(row['tzdata'])}" if row["tzdata"] else "no worker names its tzdata"
+    )
 
 
 def _many(count: int, what: str) -> str:

@@ -10,6 +10,7 @@ from pgsched.cli.options import an_instant, json_option
 from pgsched.cli.output import instant, local, print_json, print_table, say, warn, write
 from pgsched.explain import in_words, mark, warnings
 from pgsched.expression import parse
+from pgsched.zone_files import outdated, source_of
 
 
 @click.command()
@@ -42,6 +43,9 @@ def next(*, expression: str, timezone: str, after: datetime | None, count: int, 
         if found is not None:
             times.append(found)
     sentence, traps = in_words(parsed), warnings(parsed, start)
+    if old := outdated(timezone):
+        traps = [*traps, old]
+    place, release = source_of(timezone)
     rows = [(time, local(time, timezone), mark(parsed, time)) for time in times]
     if as_json:
         print_json(
@@ -51,6 +55,7 @@ def next(*, expression: str, timezone: str, after: datetime | None, count: int, 
                 "in_words": sentence,
                 "fire_times": [{"fire_time": time, "local": there, "mark": told} for time, there, told in rows],
                 "warnings": traps,
+                "tzdata": {"release": release, "from": place},
             }
         )
     else:

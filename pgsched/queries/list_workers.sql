@@ -1,6 +1,7 @@
 -- The workers that say they live, and whether the server sees a session of theirs.
-select w.id, w.app, w.project, w.host, w.pid, w.version, w.entrypoints, w.state, w.running, w.direct, w.heartbeat_interval,
-    w.stall_timeout, w.fingerprint, w.started_at, w.seen_at,
+select w.id, w.app, w.project, w.host, w.pid, w.version, w.entrypoints, w.state, w.running, w.direct,
+    w.heartbeat_interval, w.stall_timeout, w.fingerprint, w.started_at, w.seen_at, w.tzdata, w.tzdata_from,
+    w.tzdata_package, w.withheld,
     exists (
         select from pg_catalog.pg_stat_activity a where a.application_name = 'pgsched ' || w.id
     ) as connected

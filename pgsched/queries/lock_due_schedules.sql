@@ -6,13 +6,15 @@
 select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, catch_up_limit,
     grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count, priority,
     status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status, accounted_through,
-    timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at
+    timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
+    zone_rules, next_wall, accounted_wall, moved_from
 from pgsched.schedules s
 where s.status = 'active'
     and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
     and s.entrypoint = any(%(entrypoints)s)
     and (s.app is null or s.app = %(app)s)
     and (%(priority)s::int is null or s.priority = %(priority)s)
+    and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
     and (
         s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
         or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')

@@ -1,3 +1,7 @@
--- Notes the rules of a time zone. The row's lock makes workers that start at once take turns.
-insert into pgsched.zones (name, digest) values (%(name)s, %(digest)s)
-on conflict (name) do update set digest = excluded.digest, noticed_at = clock_timestamp()
+-- Puts the rules of a time zone in force, if those in force are still the ones that were seen (null: none). The row's
+-- lock makes workers take turns; whoever comes second finds other rules than it saw, and has to look again.
+insert into pgsched.zones (name, digest, release) values (%(name)s, %(digest)s, %(release)s)
+on conflict (name) do update
+    set digest = excluded.digest, release = excluded.release, noticed_at = clock_timestamp()
+    where zones.digest = %(seen)s::text
+returning name

@@ -1,6 +1,7 @@
 -- What `pgsched health` looks at, in one row.
 -- A schedule with a live run may wait for it and is not overdue.
-with live as materialized (select app, entrypoints from pgsched.live_workers),
+with live as materialized (select id, app, entrypoints from pgsched.live_workers),
+zoned as (select w.* from pgsched.workers w join live on live.id = w.id),
 overdue as (
     select s.name from pgsched.schedules s
     where s.status = 'active'
@@ -61,5 +62,16 @@ select
     ) as unserved_names,
     (select count(*) from deserted) as deserted,
     array(select app from deserted order by app limit 5) as deserted_names,
+    array(select distinct z from zoned cross join lateral unnest(zoned.withheld) z order by z limit 5) as withheld_zones,
+    array(select distinct host from zoned where withheld <> '{}' order by host limit 5) as withheld_hosts,
+    -- Releases are a year and letters.
+    array(
+        select distinct host || ' (' || tzdata || ' in ' || tzdata_from || ', package ' || tzdata_package || ')'
+        from zoned where tzdata < tzdata_package collate "C" order by 1 limit 5
+    ) as outdated_hosts,
+    array(
+        select distinct coalesce(tzdata, 'unknown') || ' from ' || tzdata_from from zoned
+        where tzdata_from is not null order by 1 limit 5
+    ) as tzdata,
     (select count(*) from invalid) as invalid,
     array(select name from invalid order by name limit 5) as invalid_names

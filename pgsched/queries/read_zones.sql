@@ -1,5 +1,9 @@
--- The time zones that schedules are read in, and the digest of the rules by which they were planned; null: none yet.
-select s.timezone as name, z.digest
-from (select distinct timezone from pgsched.schedules where status in ('active', 'paused')) s
+-- The time zones that schedules are read in, the rules noted for each (null: none yet), and by which others than these
+-- some next_run was planned.
+select s.timezone as name, z.digest, z.release,
+    array_remove(array_agg(distinct s.zone_rules) filter (where s.next_run is not null), null) as planned_by
+from pgsched.schedules s
 left join pgsched.zones z on z.name = s.timezone
+where s.status in ('active', 'paused')
+group by s.timezone, z.digest, z.release
 order by 1

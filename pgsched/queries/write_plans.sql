@@ -10,18 +10,23 @@ with advanced as (
         note = coalesce(p.note, s.note),
         accounted_through = coalesce(p.accounted_through, s.accounted_through),
         interruptions = '[]',
+        zone_rules = p.rules,
+        next_wall = p.next_wall,
+        accounted_wall = coalesce(p.wall, s.accounted_wall),
+        moved_from = null,
         planned_at = clock_timestamp()
     from unnest(
         %(schedule_ids)s::bigint[], %(next_runs)s::timestamptz[], %(last_runs)s::timestamptz[],
-        %(run_counts)s::int[], %(statuses)s::text[], %(notes)s::text[], %(accounted)s::timestamptz[]
-    ) as p (id, next_run, last_run, run_count, status, note, accounted_through)
+        %(run_counts)s::int[], %(statuses)s::text[], %(notes)s::text[], %(accounted)s::timestamptz[],
+        %(rules)s::text[], %(next_walls)s::timestamp[], %(walls)s::timestamp[]
+    ) as p (id, next_run, last_run, run_count, status, note, accounted_through, rules, next_wall, wall)
     where s.id = p.id
 ),
 -- What is skipped, beside the schedule's skip before it: they become one row if one live run is to blame for both and
 -- the account stood just there (here is the schedule as it was). A stuck run of an every-second schedule would make
 -- 86,400 rows a day. A row that somebody has locked is not waited for, and a new one begins.
 news as materialized (
-    select p.*, k.id as before, coalesce(k.skipped_through >= p.through, false) as known,
+    select p.*, k.id as before, k.skipped_through >= p.through as known,
         p.reason = 'overlap' and k.reason = p.reason and k.detail = p.detail and k.skipped_through = s.accounted_through
             and k.skipped_through < p.fire_time and count(*) over (partition by p.schedule_id) = 1 as goes_on
     from unnest(
@@ -49,7 +54,7 @@ skipped as (
            n.skipped_count, n.through, clock_timestamp()
     from news n join pgsched.schedules s on s.id = n.schedule_id
     -- A client that set next_run back has it told once more only where more is told.
-    where not n.known and n.goes_on is not true
+    where (n.known or n.goes_on) is not true
 ),
 made as (
     insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
