@@ -76,7 +76,6 @@ class Worker:
         self._hard_exit = hard_exit
         self._stop = asyncio.Event()
         self._forgotten = asyncio.Event()  # our row is gone, and has to be written again
-        self._known = asyncio.Lock()  # held by who writes or deletes our row
         self._leaving = False
         self._log = log.get()
         self._threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
@@ -196,11 +195,10 @@ class Worker:
             await self._forgotten.wait()
             self._forgotten.clear()
             try:
-                # The goodbye may come meanwhile, over the same lock: it must be the last word.
-                async with self._known:
+                async with self.machine.control.use() as connection:
+                    # The goodbye takes turns with this on the one connection, and must be the last word.
                     if not self._leaving:
-                        async with self.machine.control.use() as connection:
-                            await self._register(connection)
+                        await self._register(connection)
                         self._log.warning("worker_row_rewritten", worker=str(self.machine.worker))
             except Mishaps as error:  # the next look sees it again
                 self.machine.outage.lost(error, "register")
@@ -349,7 +347,7 @@ class Worker:
     async def _say_goodbye(self) -> None:
         self._leaving = True
         with contextlib.suppress(*Mishaps):  # others forget us in a day
-            async with self._known, self.machine.control.use() as connection:
+            async with self.machine.control.use() as connection:
                 await self.machine.store.delete_worker(connection, self.machine.worker)
 
     @contextlib.contextmanager

@@ -14,7 +14,10 @@ from pgsched import Limits, Scheduler, connect
 from pgsched.cli.run import built
 from pgsched.declaration import Other, is_ours
 from pgsched.errors import ConfigurationError
+from pgsched.machine import Machine
 from pgsched.projects import Home
+from pgsched.reconciler import Reconciler
+from pgsched.store import Store
 
 HERE = Home("shop", "core.app.create_scheduler")
 OLD = "shop/no_such_module.create_scheduler"
@@ -248,13 +251,34 @@ async def test_an_old_process_that_starts_again_in_the_middle_of_a_move_brings_n
             )
 
 
-async def test_two_starts_that_take_over_from_each_other_wait_and_do_not_deadlock(settings, db):
+async def test_two_starts_that_take_over_from_each_other_wait_and_do_not_deadlock(settings, db, monkeypatch):
+    """Each holds its first lock, and goes for the other's."""
     one, two = Home("shop", "no_module_a.create"), Home("shop", "no_module_b.create")
-    await start(declares("a", "b", home=one), settings)
-    for _ in range(3):
-        await asyncio.gather(
-            start(declares("a", "b", home=one), settings), start(declares("a", "b", home=two), settings)
-        )
+    for home, name in ((one, "a"), (two, "b")):
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, owner, app)"
+            " values (%s, 'job', '@yearly', 'code:' || %s::text, %s)",
+            name, home.name, home.name,
+        )  # fmt: skip
+    real, held = Store.lock_declarations, set()
+    waiting = "select exists (select from pg_locks where not granted)"
+
+    async def lock(self, connection, app):
+        await real(self, connection, app)
+        held.add(connection)
+        while len(held) < 2 and not await db.value(waiting):
+            await asyncio.sleep(0.005)
+
+    monkeypatch.setattr(Store, "lock_declarations", lock)
+    both = [declares("a", "b", home=home) for home in (one, two)]
+    machines = [Machine.build(sc, settings) for sc in both]
+
+    async def reconciled(machine: Machine) -> None:
+        async with machine.control.use() as connection:
+            await Reconciler(machine).start(connection)
+        await machine.control.discard()
+
+    await asyncio.gather(*map(reconciled, machines))
     owners = await db.all("select distinct owner, app from pgsched.schedules")
     assert owners in [[(f"code:{home.name}", home.name)] for home in (one, two)]
 
@@ -354,6 +378,28 @@ async def test_an_idle_worker_without_a_resync_whose_row_is_deleted_writes_it_ag
         await db.until("select count(*) = 1 from pgsched.workers where id = %s", worker.machine.worker)
         assert await db.value("select app from pgsched.workers") == "svc"
     assert await db.all("select id from pgsched.workers") == [], "its goodbye is the last word"
+
+
+async def test_a_goodbye_is_the_last_word_though_the_row_is_being_written_again(settings, db, monkeypatch):
+    writing, going_on = asyncio.Event(), asyncio.Event()
+    real = Store.insert_worker
+
+    async def held(self, connection, **values):
+        writing.set()
+        await going_on.wait()
+        await real(self, connection, **values)
+
+    async with working(declares("kept", app="svc"), settings) as worker:
+        monkeypatch.setattr(Store, "insert_worker", held)
+        await db.all("delete from pgsched.workers")
+        await writing.wait()
+        worker.stop()
+        await until(lambda: worker._leaving)
+        going_on.set()
+    assert await db.all("select id from pgsched.workers") == []
+    # And the other way round: it said goodbye before its turn came.
+    worker._saw_forgotten(True)
+    assert not worker._forgotten.is_set()
 
 
 async def test_a_resync_that_finds_no_row_has_it_written_again(settings, db):
