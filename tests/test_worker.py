@@ -338,7 +338,9 @@ async def test_overlap_skip_is_recorded_and_allow_is_not(settings, db):
 
     async with working(sc, settings):
         await db.until("select count(*) >= 3 from pgsched.runs where entrypoint = 'allows' and status = 'running'")
-        await db.until("select sum(skipped_count) >= 2 from pgsched.runs where entrypoint = 'skips' and status = 'skipped'")
+        await db.until(
+            "select sum(skipped_count) >= 2 from pgsched.runs where entrypoint = 'skips' and status = 'skipped'"
+        )
         await db.until("select count(*) >= 1 from pgsched.runs where entrypoint = 'two' and status = 'skipped'")
         running = dict(
             await db.all("select entrypoint, count(*) from pgsched.runs where status = 'running' group by 1")
