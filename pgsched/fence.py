@@ -211,7 +211,7 @@ class Transaction:
 
 
 # Its message may still be on its way to the server: reading alone would not tell what becomes of it.
-_ASKING = ("end_transactions", "wait_for_transaction", "look_after_commit")
+_ASKING = ("end_transactions", "wait_for_transaction", "forget_transaction", "look_after_commit")
 
 
 class Transactions:

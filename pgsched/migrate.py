@@ -114,7 +114,7 @@ async def migrate(
     while True:
         try:
             applied = await _next(connection, schema, rewrite)
-        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, _Overtaken) as error:
             failures += 1
             if failures >= TRIES:
                 raise DatabaseUnavailable(
@@ -133,36 +133,51 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
     async with connection.transaction():
         await connection.execute("select set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
         await connection.execute("select set_config('statement_timeout', '0', true)")
-        await connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"pgsched {schema}",))
+        if not await _exists(connection, schema):
+            await _create_schema(connection, schema)
+        # Lock first and then a look: it must see what the one before us applied. Workers that read do not wait.
+        await connection.execute(in_schema(b"lock table pgsched.migrations in exclusive mode", schema), ())
         applied = await _applied(connection, schema)
         shipped = migrations()
         _compare(applied, shipped, schema)
         if len(applied) == len(shipped):
             return None
         coming = shipped[len(applied)]
-        if not applied:
-            await _create_schema(connection, schema)
         await connection.execute(_for_schema(rewrite(coming.text), schema))
         insert = in_schema(b"insert into pgsched.migrations (version, name, checksum) values (%s, %s, %s)", schema)
         await connection.execute(insert, (coming.version, coming.name, coming.checksum))
         return coming
 
 
+class _Overtaken(Exception):
+    """Another one has made the schema at the same time."""
+
+
 async def _create_schema(connection: Connection, schema: str) -> None:
-    # "if not exists" asks for the right to create even where the schema stands, so look first.
-    known = await connection.execute("select from pg_namespace where nspname = %s", (schema,))
-    if await known.fetchone() is None:
-        await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
-    await connection.execute(in_schema(_TABLE, schema, parametrised=False))
+    try:
+        # "if not exists" asks for the right to create even where the schema stands, so look first.
+        known = await connection.execute("select from pg_namespace where nspname = %s", (schema,))
+        if await known.fetchone() is None:
+            await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
+        await connection.execute(in_schema(_TABLE, schema, parametrised=False))
+    except (
+        psycopg.errors.UniqueViolation, psycopg.errors.DuplicateSchema, psycopg.errors.DuplicateTable,
+        psycopg.errors.DuplicateObject,
+    ) as error:  # fmt: skip
+        raise _Overtaken from error
 
 
-async def _applied(connection: Connection, schema: str) -> list[tuple[int, str, str]]:
+async def _exists(connection: Connection, schema: str) -> bool:
     known = await connection.execute(
         "select from pg_class c join pg_namespace n on n.oid = c.relnamespace"
         " where n.nspname = %s and c.relname = 'migrations'",
         (schema,),
     )
-    if await known.fetchone() is None:
+    return await known.fetchone() is not None
+
+
+async def _applied(connection: Connection, schema: str) -> list[tuple[int, str, str]]:
+    if not await _exists(connection, schema):
         return []
     query = in_schema(b"select version, name, checksum from pgsched.migrations order by version", schema)
     rows = await (await connection.execute(query, ())).fetchall()

@@ -522,7 +522,6 @@ class Store:
         await cursor.execute(
             self.query("prune_runs"),
             {
-                "key": f"pgsched {self.schema} retention",
                 "status": status,
                 "age": age,
                 "limit": limit,
@@ -571,7 +570,11 @@ class Store:
     async def lock_declarations(self, connection: Connection, app: str) -> None:
         """Waits until no other transaction is at work on the application's declarations, and keeps others out
         until this one ends."""
-        await connection.execute(self.query("lock_declarations"), {"key": f"pgsched {self.schema} declarations {app}"})
+        while True:
+            cursor = await connection.execute(self.query("lock_declarations"), {"app": app})
+            if cursor.rowcount:
+                return
+            await connection.execute(self.query("add_declarations"), {"app": app})
 
     async def set_patience(self, connection: Connection, limit: timedelta) -> None:
         """How long each statement of this transaction may take, wait for a lock, and be waited for."""

@@ -278,10 +278,9 @@ def test_it_waits_for_nobody_who_writes(deployed):
         for statement in (
             b"lock table pgsched.schedules, pgsched.declarations in share row exclusive mode",
             b"select from pgsched.schedules for update",
+            b"select from pgsched.declarations for update",
         ):
             other.execute(in_schema(statement, deployed.schema, parametrised=False))
-        key = f"pgsched {deployed.schema} declarations shop"
-        other.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
         late = threading.Timer(10, other.cancel)
         late.start()
         looked(deployed)

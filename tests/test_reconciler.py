@@ -517,10 +517,13 @@ async def test_a_start_that_waits_for_somebodys_lock_names_the_session(settings,
 @contextlib.asynccontextmanager
 async def starts_held(dsn: str, schema: str, db):
     """Keeps every start of the application waiting for its turn. Yields a way to wait until so many do."""
-    key = f"pgsched {schema} declarations app"
-    waiting = "select count(*) = %s from pg_locks where locktype = 'advisory' and not granted"
+    waiting = (
+        "select count(*) = %s from pg_stat_activity"
+        " where wait_event_type = 'Lock' and application_name like 'pgsched %%'"
+    )
     async with await psycopg.AsyncConnection.connect(dsn) as holder:
-        await holder.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
+        lock = b"select from pgsched.declarations where app = 'app' for update"
+        assert (await holder.execute(in_schema(lock, schema, parametrised=False))).rowcount == 1
         yield lambda count: db.until(waiting, count)
         await holder.rollback()
 
@@ -550,7 +553,8 @@ async def test_two_that_take_over_at_once_do_it_once(settings, db, dsn, schema):
             async with starts_held(dsn, schema, db) as waiting:
                 await waiting(2)
             await db.until("select status = 'active' from pgsched.schedules where name = 'dropped'")
-            await db.until("select not exists (select from pg_locks where locktype = 'advisory')")
+            held = "select from pg_locks where relation = 'pgsched.declarations'::regclass and mode = 'RowShareLock'"
+            await db.until(f"select not exists ({held})")
         assert len(named(events, "declarations_applied")) == 1
 
 

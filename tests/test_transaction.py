@@ -380,7 +380,9 @@ async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for
     monkeypatch.setattr("pgsched.ways.Coroutines.close", close)
     monkeypatch.setattr("pgsched.ways.Coroutines.end", _of_block)
     using = asyncio.create_task(use())
-    await db.until("select count(*) = 1 from pg_stat_activity where wait_event = 'advisory'")
+    await db.until(
+        "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%%transactions%%'"
+    )
     assert not using.done()
     connection, query, params = left[0]
     await psycopg.AsyncClientCursor(connection).execute(query, params)

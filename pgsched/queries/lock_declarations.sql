@@ -1,3 +1,3 @@
--- Lets the starts of one application take turns, until the transaction ends: also behind a pooler, and also where
--- the application has no row to lock yet.
-select pg_advisory_xact_lock(hashtextextended(%(key)s, 0))
+-- Lets the starts of one application take turns, until the transaction ends: also behind a pooler. A row, because any role
+-- that can connect can hold an advisory lock.
+select app from pgsched.declarations where app = %(app)s for update

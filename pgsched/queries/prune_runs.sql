@@ -4,7 +4,7 @@
 -- kept: the run of its last fire time, and those of fire times that it may come by again (it was paused, or changed,
 -- before an earlier one had started), which would run twice.
 with turn as materialized (
-    select pg_try_advisory_xact_lock(hashtextextended(%(key)s, 0)) as mine
+    select name from pgsched.turns where name = 'retention' for update skip locked
 ),
 old as materialized (
     select r.id, r.finished_at
@@ -13,7 +13,7 @@ old as materialized (
     where r.status in ('succeeded', 'failed', 'cancelled', 'skipped') and r.status = %(status)s
         and r.finished_at < now() - %(age)s::interval
         and (r.finished_at, r.id) > (coalesce(%(after)s::timestamptz, '-infinity'), coalesce(%(after_id)s::bigint, 0))
-        and (select mine from turn)
+        and exists (select from turn)
     order by r.finished_at, r.id
     limit %(limit)s
     for update skip locked
@@ -35,7 +35,7 @@ gone as (
 last as (
     select finished_at, id from old order by finished_at desc, id desc limit 1
 )
-select turn.mine, (select count(*) from old) as seen, (select count(*) from gone) as gone, last.finished_at as after,
+select exists (select from turn) as mine, (select count(*) from old) as seen, (select count(*) from gone) as gone, last.finished_at as after,
     last.id as after_id
-from turn
+from (select) one
 left join last on true

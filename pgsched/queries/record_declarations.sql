@@ -3,4 +3,4 @@ insert into pgsched.declarations as d (app, fingerprint)
 values (%(app)s, %(fingerprint)s)
 on conflict (app) do update set
     fingerprint = excluded.fingerprint, applied_at = clock_timestamp(),
-    former = (d.fingerprint || array_remove(d.former, excluded.fingerprint))[1:20]
+    former = (array_remove(d.fingerprint || array_remove(d.former, excluded.fingerprint), ''))[1:20]

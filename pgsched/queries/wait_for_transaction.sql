@@ -1,3 +1,3 @@
--- Waits until the transaction of that name has come to its end. A statement of its own: what is read after it must see
--- that end.
-select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(%(name)s, 0))
+-- Waits until the transaction that added that token has come to its end, committed or not. A statement of its own: what
+-- is read after it must see that end.
+insert into pgsched.transactions (token) values (%(token)s) on conflict do nothing returning token
