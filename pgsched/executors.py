@@ -14,7 +14,7 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from datetime import datetime
 from typing import Any
 
@@ -30,7 +30,7 @@ class Threads:
 
     __slots__ = ("call", "pool")
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, pool: futures.Executor) -> None:
         self.pool = pool
         self.call: asyncio.Future[tuple[bool, Any]] | None = None
 

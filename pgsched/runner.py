@@ -17,7 +17,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -107,7 +107,7 @@ class Runner:
 
     group: asyncio.TaskGroup
 
-    def __init__(self, machine: Machine, finisher: Finisher, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, machine: Machine, finisher: Finisher, threads: futures.Executor) -> None:
         self.worker = machine.worker
         # By (run id, token): a run that was lost may be claimed here again before its old attempt has ended.
         self.live: dict[tuple[int, int], Live] = {}
@@ -119,6 +119,8 @@ class Runner:
         # The held runs by their instant on the monotonic clock: one timer for all that start at once.
         self._due: dict[float, tuple[asyncio.TimerHandle, list[Live]]] = {}
         self.used: Counter[Place] = Counter()
+        # By (run id, token): attempts that have ended while their function goes on in its thread.
+        self.left_behind: dict[tuple[int, int], Live] = {}
         self.slots_used = 0
         self._scheduler = machine.scheduler
         self._settings = machine.settings
@@ -432,10 +434,27 @@ class Runner:
         self.slots_used -= 1
         if live.threads.call is not None and live.threads.busy:
             # A thread may outlive its run; its place is free when it is.
-            live.threads.call.add_done_callback(lambda _: self._free_place(live))
+            self.left_behind[live.claim.run_id, live.claim.token] = live
+            live.threads.call.add_done_callback(lambda _: self._thread_ended(live))
+            self._log.warning("thread_left_behind", run=live.run.id, **function_of(live))
+            if len(self.left_behind) == self._settings.max_threads:
+                self._log.error(
+                    "threads_exhausted",
+                    max_threads=self._settings.max_threads,
+                    advice="functions that hang have taken all threads, and this worker starts no synchronous run any "
+                    "more: give what they wait for a timeout, and restart the worker",
+                )
         else:
             self._free_place(live)
         self.changed(live)
+
+    def _thread_ended(self, live: Live) -> None:
+        """What was left behind has come to its end after all."""
+        if len(self.left_behind) == self._settings.max_threads:
+            self._log.warning("threads_free_again")
+        self.left_behind.pop((live.claim.run_id, live.claim.token), None)
+        self._log.info("thread_ended", run=live.run.id, **function_of(live))
+        self._free_place(live)
 
     def _free_place(self, live: Live) -> None:
         if live.place is not None:
@@ -518,6 +537,8 @@ class Runner:
     def _interrupt(self, live: Live, again: bool) -> None:
         if live.state is State.ENDED or live.task is None:
             return
+        if live.stop is Stop.DRAIN and live.threads.busy:
+            return  # its run is given back when nothing of this process goes on: by abandon()
         if not live.entered:
             # A task that is cancelled before its first step never enters its coroutine, and nothing would be
             # told of its end: it is cancelled as soon as it can notice.
@@ -584,6 +605,8 @@ class Runner:
         live.stop = live.stop or Stop.DRAIN
         self._log.warning("run_left_behind", run=live.run.id, entrypoint=live.run.entrypoint)
         self._conclude(live, None, asyncio.CancelledError())
+        if live.threads.busy and live.task is not None:
+            live.task.cancel()  # it waits for the thread, which need not keep a host program
 
     async def until_empty(self, of: Callable[[], Iterable[Live]], seconds: float) -> bool:
         """Waits until there is none of these left, at most so long. Returns whether there is none."""
@@ -596,3 +619,13 @@ class Runner:
             if tasks:
                 await asyncio.wait(tasks, timeout=left)
         return True
+
+
+def function_of(live: Live) -> dict[str, str]:
+    """The fields that name the function of an attempt, for the log."""
+    function = live.executor.function if live.executor is not None else None
+    fields = {"entrypoint": live.run.entrypoint}
+    if function is not None:
+        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__name__)
+        fields["function"] = f"{module}.{name}" if module else name
+    return fields

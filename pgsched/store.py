@@ -567,6 +567,10 @@ class Store:
         """Says that this worker is gone, and forgets others that must be."""
         await connection.execute(self.query("delete_worker"), {"worker": worker})
 
+    async def forget_workers(self, connection: Connection) -> int:
+        """Forgets workers that said no goodbye. Returns how many."""
+        return (await connection.execute(self.query("forget_workers"), {})).rowcount
+
     async def lock_declarations(self, connection: Connection, app: str) -> None:
         """Waits until no other transaction is at work on the application's declarations, and keeps others out
         until this one ends."""

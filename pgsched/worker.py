@@ -27,7 +27,6 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -52,8 +51,9 @@ from pgsched.reaper import Reaper
 from pgsched.reconciler import Reconciler
 from pgsched.rejoin import Rejoin
 from pgsched.retention import Retention
-from pgsched.runner import Live, Runner
+from pgsched.runner import Live, Runner, function_of
 from pgsched.scheduler import Scheduler
+from pgsched.threads import DaemonThreads
 from pgsched.whereabouts import route
 from pgsched.zone_files import outdated_host, package_release, source_of
 
@@ -78,7 +78,7 @@ class Worker:
         self._forgotten = asyncio.Event()  # our row is gone, and has to be written again
         self._leaving = False
         self._log = log.get()
-        self._threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
+        self._threads = DaemonThreads(settings.max_threads)
         self.finisher = Finisher(machine)
         self.runner = Runner(machine, self.finisher, self._threads)
         self.dispatcher = Dispatcher(machine, self.runner)
@@ -172,6 +172,7 @@ class Worker:
                 await migrate.check(connection, self.machine.settings.schema)
                 # Registered first: whoever starts beside us and is older must find us alive.
                 await self._register(connection)
+                await self.machine.store.forget_workers(connection)
                 await self.reconciler.start(connection)
                 await self.dispatcher.zones.look(connection)
         except SchemaError:
@@ -331,18 +332,29 @@ class Worker:
                 self.runner.stop(live, Stop.DRAIN)
             await self.runner.until_empty(self.runner.running, cancel + 0.5)
             stuck = self.runner.running()
-            for live in stuck:
-                self.runner.abandon(live)
+        await self._flush(grace)
+        limit = settings.hook_timeout.total_seconds()
+        await asyncio.gather(self.runner.settle(limit), self.skip_hooks.flush(limit))
+        # What will not end is given back last: another worker starts it at once, and nothing of it goes on here.
+        for live in stuck:
+            self.runner.abandon(live)
+        await self._flush(grace)
+        await self._say_goodbye()
+        self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
+        hanging = [function_of(live) | {"run": live.run.id} for live in self.runner.left_behind.values()]
+        if hanging:
+            self._log.warning(
+                "threads_end_with_process" if self._hard_exit else "threads_go_on", functions=hanging[:20]
+            )
+        if (stuck or hanging or self.runner.caller.stuck) and self._hard_exit is not None:
+            # Nothing else ends a coroutine that swallows its cancellation, nor a thread.
+            self._hard_exit(GIVEN_BACK if self.given_back else 0)
+
+    async def _flush(self, grace: float) -> None:
+        """Writes the ends that are there."""
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
             self.given_back += self.finisher.pending  # others will find these runs
-        limit = settings.hook_timeout.total_seconds()
-        await asyncio.gather(self.runner.settle(limit), self.skip_hooks.flush(limit))
-        await self._say_goodbye()
-        self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
-        if (stuck or self.runner.caller.stuck) and self._hard_exit is not None:
-            # Nothing else ends a coroutine that swallows its cancellation.
-            self._hard_exit(GIVEN_BACK if self.given_back else 0)
 
     async def _say_goodbye(self) -> None:
         self._leaving = True

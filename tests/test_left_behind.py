@@ -1,0 +1,128 @@
+"""Threads that outlive their runs, and workers that outlive their rows."""
+
+import asyncio
+import threading
+from datetime import timedelta
+
+from harness import until, working
+from structlog.testing import capture_logs
+
+from pgsched import Run, Scheduler
+from pgsched import worker as worker_module
+from pgsched.threads import DaemonThreads
+
+
+def hanging():
+    sc = Scheduler(app="left")
+    sc.gate = threading.Event()
+    sc.calls = []
+
+    @sc.entrypoint("hangs", timeout=timedelta(milliseconds=100))
+    def hangs(run: Run):
+        sc.calls.append(run.id)
+        sc.gate.wait(60)
+
+    @sc.entrypoint("quick")
+    async def quick(): ...
+
+    return sc
+
+
+async def test_threads_that_are_left_behind_are_named_and_when_none_is_left_that_too(settings, db):
+    sc = hanging()
+    with capture_logs() as events:
+        async with working(sc, settings, max_threads=2, cancel_timeout="50ms") as worker:
+            first = await db.value("select pgsched.enqueue('hangs')")
+            await db.until("select status = 'failed' from pgsched.runs where id = %s", first)
+            [left] = [e for e in events if e["event"] == "thread_left_behind"]
+            assert left["run"] == first and left["function"].endswith("hanging.<locals>.hangs")
+            assert not [e for e in events if e["event"] == "threads_exhausted"]
+            await db.all("select pgsched.enqueue('hangs')")
+            await until(lambda: [e for e in events if e["event"] == "threads_exhausted"])
+            sc.gate.set()
+            await until(lambda: not worker.runner.left_behind)
+            assert [e for e in events if e["event"] == "threads_free_again"]
+            assert worker.runner.threads_used == 0
+
+
+async def test_a_drain_ends_the_process_though_a_thread_hangs_whose_run_has_ended(settings, db, monkeypatch):
+    sc, codes = hanging(), []
+    build = worker_module.Worker.__init__
+
+    def with_exit(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        self._hard_exit = codes.append
+
+    monkeypatch.setattr(worker_module.Worker, "__init__", with_exit)
+    with capture_logs() as events:
+        async with working(sc, settings, cancel_timeout="50ms"):
+            await db.all("select pgsched.enqueue('hangs')")
+            await db.until("select status = 'failed' from pgsched.runs")
+    assert codes == [0], "nothing was given back"
+    [told] = [e for e in events if e["event"] == "threads_end_with_process"]
+    assert told["functions"][0]["entrypoint"] == "hangs"
+    assert not await db.value("select count(*) from pgsched.workers")
+    sc.gate.set()
+
+
+async def test_what_a_hanging_thread_left_is_given_back_after_the_hooks(settings, db, monkeypatch):
+    """A hook that takes its time must not see another worker execute the run beside the thread."""
+    sc, hook = hanging(), asyncio.Event()
+    sc.entrypoints["hangs"].timeout = None
+    entered = asyncio.Event()
+
+    @sc.after_run
+    async def slow(run: Run, end):
+        entered.set()
+        await hook.wait()
+
+    async with working(sc, settings, cancel_timeout="50ms", drain_timeout="50ms") as worker:
+        worker._hard_exit = lambda code: None
+        run = await db.value("select pgsched.enqueue('hangs')")
+        await until(lambda: sc.calls)
+        await db.all("select pgsched.enqueue('quick')")
+        await entered.wait()
+        worker.stop()
+        await until(lambda: worker.runner.live and worker.listener.state == "draining")
+        held = "select status = 'running' and clock_timestamp() - heartbeat_at < interval '1 s' from pgsched.runs"
+        silent = "select clock_timestamp() - claimed_at > interval '1.2 s' from pgsched.runs where id = %s"
+        await db.until(silent, run)
+        assert await db.value(f"{held} where id = %s", run), "not given back yet"
+        hook.set()
+        await db.until("select status = 'queued' and attempt = 0 from pgsched.runs where id = %s", run)
+    sc.gate.set()
+
+
+def test_the_pool_calls_in_as_many_threads_as_it_may_and_none_holds_up_the_interpreter():
+    pool, gate, names = DaemonThreads(2), threading.Event(), []
+
+    def work(number):
+        names.append(threading.current_thread())
+        gate.wait(20)
+        return number
+
+    futures = [pool.submit(work, n) for n in range(5)]
+    gate.set()
+    assert [each.result(20) for each in futures] == list(range(5))
+    assert len(set(names)) == 2 and all(thread.daemon for thread in names)
+    failing = pool.submit(int, "x")
+    assert isinstance(failing.exception(20), ValueError)
+    pool.shutdown()
+    for thread in set(names):
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+async def test_a_start_forgets_workers_that_crashed(settings, db):
+    keep = await db.value("select gen_random_uuid()")
+    await db.all("insert into pgsched.runs (entrypoint, status, attempt, worker, heartbeat_at)"
+                 " values ('other', 'running', 1, %s, now())", keep)  # fmt: skip
+    await db.all(
+        "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
+        " stall_timeout, seen_at)"
+        " select case n when 1 then %s else gen_random_uuid() end, 'a', 'h', n, '0', '{}', true, '1s', '30s',"
+        " now() - interval '11 minutes' from generate_series(1, 20000) n", keep,
+    )  # fmt: skip
+    async with working(hanging(), settings, stall_timeout="1h") as worker:
+        rows = {row[0] for row in await db.all("select id from pgsched.workers")}
+        assert rows == {keep, worker.machine.worker}
