@@ -9,7 +9,7 @@ from importlib.metadata import version as _version
 
 from pgsched.account import Skip
 from pgsched.blocking import connect_sync
-from pgsched.client import Client, connect
+from pgsched.client import Client, Enqueued, connect
 from pgsched.commands import Command, CommandExecutor, CommandFailed
 from pgsched.errors import (
     ClaimLost,
@@ -43,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseUnavailable",
     "Discard",
+    "Enqueued",
     "Executor",
     "InvalidArguments",
     "InvalidExpression",

@@ -23,9 +23,22 @@ from pgsched.refusals import reach
 from pgsched.runs import ENDED, REACH, Runs
 from pgsched.store import Store
 
-__all__ = ["Client", "Row", "connect"]
+__all__ = ["Client", "Enqueued", "Row", "connect"]
 
 _BATCH = 500  # fire times that a backfill writes in one statement
+
+
+class Enqueued(int):
+    """The id of a run, and whether the call has queued it. It is false if a run had the unique key already: then this
+    is that run's id."""
+
+    queued: bool
+
+    def __new__(cls, run_id: int, queued: bool) -> Enqueued:
+        """Made by enqueue() and enqueue_many()."""
+        made = super().__new__(cls, run_id)
+        made.queued = queued
+        return made
 
 
 @contextlib.asynccontextmanager
@@ -257,16 +270,25 @@ class Client:
         due_at: datetime | None = None,
         priority: int = 0,
         unique_key: str | None = None,
+        unique: str = "live",
+        app: str | None = None,
         connection: Connection | None = None,
-    ) -> int:
-        """Queues one run of an entrypoint. Returns its id.
+    ) -> Enqueued:
+        """Queues one run of an entrypoint. Returns its id, whose attribute `queued` is true if the call queued it.
 
-        args: given to the function by name. due_at: aware, default at once. priority: -100 to 100, higher
-        first. unique_key: where a run of the entrypoint that has it is queued or running, that one's id is
-        returned and nothing is queued.
+        args: given to the function by name.
+        due_at: aware; default at once.
+        priority: -100 to 100, higher first.
+        unique_key: if a run with the key is queued or running, nothing is queued and its id is returned.
+        unique: "live" (default), or "waiting": the key only counts while a run is queued, so that one can wait while
+            another runs. Use one of the two for a key. A run that would be tried again ends if another one waits.
+        app: only workers of that application run it; default any that has the entrypoint. Keys of applications are
+            apart, those of no application too.
         """
-        params = {**definition.job(entrypoint, due_at, priority), "args": definition.json_object("args", args)}
-        return int(await self._sql.call("enqueue_run", {**params, "unique_key": unique_key}, connection))
+        params = {**definition.job(entrypoint, due_at, priority, app, unique), "unique_key": unique_key}
+        params["args"] = definition.json_object("args", args)
+        [row] = await self._sql.rows("enqueue_run", params, connection)
+        return Enqueued(row["run_id"], row["queued"])
 
     async def enqueue_many(
         self,
@@ -276,17 +298,23 @@ class Client:
         due_at: datetime | None = None,
         priority: int = 0,
         unique_keys: Sequence[str | None] | None = None,
+        unique: str = "live",
+        app: str | None = None,
         connection: Connection | None = None,
-    ) -> list[int]:
-        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids, in order.
+    ) -> list[Enqueued]:
+        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids, in order, as
+        enqueue() does.
 
-        unique_keys: one for each of the arguments, or None. Where a live run of the entrypoint has it, one of an
-        earlier place included, that one's id stands in this place and nothing is queued for it.
+        unique_keys: one for each of the arguments, or None. If a run has the key, one of an earlier place included, its
+        id stands in this place and nothing is queued for it. The others: as enqueue() has them.
         """
         texts = [definition.json_object(f"args number {n}", args) for n, args in enumerate(list_of_args)]
-        params = {**definition.job(entrypoint, due_at, priority), "args": texts}
+        params = {**definition.job(entrypoint, due_at, priority, app, unique), "args": texts}
         params["unique_keys"] = definition.keys("unique_keys", unique_keys, len(texts))
-        return list(await self._sql.call("enqueue_runs", params, connection)) if texts else []
+        if not texts:
+            return []
+        [row] = await self._sql.rows("enqueue_runs", params, connection)
+        return [Enqueued(run_id, queued) for run_id, queued in zip(row["ids"], row["queued"], strict=True)]
 
     async def cancel(self, run_id: int, *, connection: Connection | None = None) -> str:
         """Cancels a queued run (returns "cancelled"), or asks the worker of a running one to ("requested").

@@ -94,12 +94,18 @@ def whole(what: str, value: Any, least: int, most: int) -> int:
     return value
 
 
-def job(entrypoint: str, due_at: datetime | None, priority: int) -> dict[str, Any]:
+def job(
+    entrypoint: str, due_at: datetime | None, priority: int, app: str | None = None, unique: str = "live"
+) -> dict[str, Any]:
     """What jobs have in common. Raises InvalidArguments."""
+    if unique not in ("live", "waiting"):
+        raise InvalidArguments(f"unique is 'live' or 'waiting', not {unique!r}.")
     return {
         "entrypoint": name_of("entrypoint", entrypoint),
         "due_at": instant("due_at", due_at),
         "priority": whole("priority", priority, -100, 100),
+        "app": None if app is None else name_of("app", app),
+        "unique": unique,
     }
 
 
@@ -123,7 +129,7 @@ def run_id(value: Any) -> int:
         raise InvalidArguments(f"A run's id is a whole number, not {value!r}.")
     if not 1 <= value <= _GREATEST_ID:
         raise NotFound(f"There is no run {value}.")
-    return value
+    return int(value)  # what enqueue() returns is more than that
 
 
 def one_of(kind: type[ScheduleStatus] | type[RunStatus], value: str | None) -> str | None:

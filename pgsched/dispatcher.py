@@ -115,7 +115,7 @@ class Dispatcher:
         if self._woken:
             return
         known = self._scheduler.entrypoints.get(live.run.entrypoint)
-        gate = live.run.schedule_id is not None or (known is not None and known.limits.shared)
+        gate = live.run.schedule_id is not None or (known is not None and known.limits.together)
         if self._lane_full or (self._near and self._gated) or (gate and (self._near or self._passing)):
             self.wake()
 

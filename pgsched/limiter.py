@@ -1,7 +1,7 @@
 """Claims runs of entrypoints that have limits, under the lock of these. What may be claimed is decided by limits.
 
-The lock lies on the entrypoint's row in `limits`. Whoever holds it counts what is running, and nobody else claims of
-the entrypoint meanwhile. Nothing is counted up or down, so a worker that dies takes no place with it: its runs are
+The lock lies on a row of `limits`. Its holder counts the running runs, and nobody else claims at these limits
+meanwhile. Nothing is counted up or down, so a worker that dies takes no place with it: its runs are
 running until they are reaped, and then they are not.
 """
 
@@ -30,14 +30,15 @@ class Limiter:
         self, connection: Connection, defaults: Sequence[EntrypointDefaults], limit: int, priority: int | None
     ) -> list[ClaimedRun]:
         """Claims runs that stand in line and are due, at most `limit`; of one priority where it is given."""
-        gates = await self._store.lock_limits(connection, [d.entrypoint for d in defaults])
+        entrypoints = [d.entrypoint for d in defaults]
+        gates = await self._store.lock_limits(connection, entrypoints)
         opening = [opens for gate in gates if (opens := opens_at(gate)) is not None]
         self.opens = min([*opening, *([self.opens] if self.opens else [])], default=None)
-        rooms = {gate.entrypoint: limit if (room := rate_room(gate)) is None else room for gate in gates}
-        open_gates = [gate for gate in gates if rooms[gate.entrypoint] > 0]
+        rooms = {gate.gate: limit if (room := rate_room(gate)) is None else room for gate in gates}
+        open_gates = [gate for gate in gates if rooms[gate.gate] > 0]
         if not open_gates:
             return []
-        candidates = await self._store.read_lines(connection, rooms, limit, priority)
+        candidates = await self._store.read_lines(connection, entrypoints, rooms, limit, priority)
         admitted = admit(candidates, open_gates, await self._schedule_rooms(connection, candidates), limit)
         if not admitted:
             return []
@@ -56,10 +57,10 @@ class Limiter:
         return {schedule: room if schedule in locked else 0 for schedule, room in rooms.items()}
 
     def _notes(self, gates: Sequence[Gate], admitted: Sequence[Candidate]) -> list[tuple[str, datetime, int]]:
-        counts = Counter(c.entrypoint for c in admitted)
+        counts = Counter(c.gate for c in admitted)
         return [
-            (gate.entrypoint, at, count)
+            (gate.gate, at, count)
             for gate in gates
-            if gate.starts is not None and counts[gate.entrypoint]
-            for at, count in noted(gate, counts[gate.entrypoint])
+            if gate.starts is not None and counts[gate.gate]
+            for at, count in noted(gate, counts[gate.gate])
         ]

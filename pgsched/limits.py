@@ -17,9 +17,9 @@ NOTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """An entrypoint's limits, as the claim has locked them, with what was claimed lately. now: the database's clock."""
+    """Limits, as the claim has locked them, with their recent starts. gate: their key. now: the database's clock."""
 
-    entrypoint: str
+    gate: str
     concurrency: int | None
     concurrency_key: list[str] | None
     per_key: int | None
@@ -32,11 +32,13 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A run that stands first in a line. running, key_running: how many are, of its entrypoint and of its key."""
+    """A run that stands first in a line. gate: the key of the limits that count it. running, key_running: how many
+    runs are running there, in all and of its key."""
 
     id: int
     schedule_id: int | None
     entrypoint: str
+    gate: str
     key: str
     priority: int
     due_at: datetime
@@ -90,7 +92,7 @@ def admit(
     schedule_rooms: of each schedule that does not allow overlap, how many more runs it allows; those that could not be
     locked have none.
     """
-    by_name = {gate.entrypoint: gate for gate in gates}
+    by_key = {gate.gate: gate for gate in gates}
     taken: Counter[str] = Counter()
     taken_keys: Counter[tuple[str, str]] = Counter()
     taken_schedules: Counter[int] = Counter()
@@ -98,11 +100,11 @@ def admit(
     for each in sorted(candidates, key=lambda c: (-c.priority, c.due_at, c.id)):
         if len(admitted) >= limit:
             break
-        gate = by_name[each.entrypoint]
-        key, room = (each.entrypoint, each.key), rate_room(gate)
+        gate = by_key[each.gate]
+        key, room = (each.gate, each.key), rate_room(gate)
         full = (
-            (room is not None and taken[each.entrypoint] >= room)
-            or (gate.concurrency is not None and each.running + taken[each.entrypoint] >= gate.concurrency)
+            (room is not None and taken[each.gate] >= room)
+            or (gate.concurrency is not None and each.running + taken[each.gate] >= gate.concurrency)
             or (gate.per_key is not None and each.key_running + taken_keys[key] >= gate.per_key)
             or (
                 each.schedule_id is not None
@@ -112,7 +114,7 @@ def admit(
         if full:
             continue
         admitted.append(each)
-        taken[each.entrypoint] += 1
+        taken[each.gate] += 1
         taken_keys[key] += 1
         if each.schedule_id is not None:
             taken_schedules[each.schedule_id] += 1

@@ -113,6 +113,9 @@ class Limits:
     concurrency_key: the name of an argument, or several names; runs that agree in these share a key, of which at
     most per_key (default 1) are running. starts, period: at most so many starts in any period, on all workers together.
 
+    shared: a name. All entrypoints of all applications with the same name count together; by default each entrypoint of
+    each application counts alone. If two declare different limits under one name, the last start wins.
+
     They are enforced when runs are claimed. What may not run yet stays queued, and is taken by priority and due time.
     Raises ValueError for values out of range.
     """
@@ -123,6 +126,7 @@ class Limits:
     per_worker: int | None = None
     starts: int | None = None
     period: timedelta | None = None
+    shared: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "per_key", "per_worker", "starts"):
@@ -139,6 +143,13 @@ class Limits:
             raise ValueError("Limits(per_key=…) needs concurrency_key=…: the argument by which runs are told apart.")
         if (self.starts is None) != (self.period is None):
             raise ValueError("Limits(starts=…, period=…) go together: so many starts in any such period.")
+        if self.shared is not None:
+            if not isinstance(self.shared, str) or not 1 <= len(self.shared) <= 200 or not self.shared.isprintable():
+                raise ValueError(
+                    f"Limits(shared=…) is a name of 1 to 200 printable characters, not {str(self.shared)[:60]!r}."
+                )
+            if not self.together:
+                raise ValueError("Limits(shared=…) needs limits to share: concurrency, concurrency_key or starts.")
         if self.period is not None:
             if not isinstance(self.period, timedelta):
                 raise ValueError(f"Limits(period=…) is a timedelta, not {self.period!r}.")
@@ -151,7 +162,7 @@ class Limits:
         return (self.concurrency_key,) if isinstance(self.concurrency_key, str) else self.concurrency_key or ()
 
     @property
-    def shared(self) -> bool:
+    def together(self) -> bool:
         """Whether there is something that all workers together have to keep."""
         return not (self.concurrency is None and self.concurrency_key is None and self.starts is None)
 
@@ -164,7 +175,9 @@ class Limits:
             "starts": self.starts,
             "period": None if self.period is None else f"{self.period.total_seconds():.6f} seconds",
         }
-        return row if self.shared else {}
+        if self.shared is not None:
+            row["shared"] = self.shared
+        return row if self.together else {}
 
 
 @dataclass(frozen=True, slots=True)

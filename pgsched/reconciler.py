@@ -217,8 +217,12 @@ class Reconciler:
             await self._settle(connection, gone, standing.now)
             for retired in gone:
                 self._log.info("schedule_retired", schedule=retired.name)
-        for entrypoint in await self._store.declare_limits(connection, self._owner, self._limits):
+        changed, taken = await self._store.declare_limits(connection, self._owner, self._limits)
+        for entrypoint in changed:
             self._log.info("limits_changed", entrypoint=entrypoint)
+        for shared, owner in taken:
+            advice = "declare the same limits under one shared name: the last start wins"
+            self._log.warning("shared_limits_differ", shared=shared, declared_before_by=owner, advice=advice)
         if found is not Verdict.CURRENT:
             await self._store.record_declarations(connection, self._app, self.fingerprint)
             counts = {each.name.lower(): len(rows) for each, rows in kinds.items() if rows}

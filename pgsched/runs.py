@@ -168,7 +168,7 @@ class Runs:
 
     async def count(self, ids: Sequence[int], *, connection: Any = None) -> dict[str, int]:
         """How many of these runs are in which status; those that are deleted are in none."""
-        rows = await self._sql.rows("count_runs_by_status", {"ids": list(ids)}, connection)
+        rows = await self._sql.rows("count_runs_by_status", {"ids": [int(run_id) for run_id in ids]}, connection)
         return {row["status"]: row["count"] for row in rows}
 
 

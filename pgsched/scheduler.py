@@ -175,10 +175,22 @@ class Scheduler:
             known.limits = limits or known.limits
             if (strange := Signature.of(function).unknown(known.limits.keys)) is not None:
                 raise RegistrationError(f"{where}: concurrency_key names {strange!r}, which is no argument of it.")
+            if (other := self._other_shared(known)) is not None:
+                raise RegistrationError(
+                    f"{where}: its limits differ from those of {other!r}, which share the name {known.limits.shared!r}."
+                )
             self.entrypoints[name] = known
             return function
 
         return register
+
+    def _other_shared(self, known: Entrypoint) -> str | None:
+        """An entrypoint with other limits under the same shared name."""
+        for other in self.entrypoints.values():
+            same = known.limits.shared is not None and other.limits.shared == known.limits.shared
+            if same and other is not known and other.limits.row() != known.limits.row():
+                return other.name
+        return None
 
     def command(
         self,

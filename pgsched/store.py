@@ -170,6 +170,7 @@ class Store:
             self.query("write_plans"),
             {
                 "worker": worker,
+                "app": self.app,
                 "schedule_ids": _array(p.schedule.id for p in plans),
                 "next_runs": _array(p.plan.next_run for p in plans),
                 "last_runs": _array(p.plan.runs[-1].fire_time if p.plan.runs else None for p in plans),
@@ -248,19 +249,28 @@ class Store:
     async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
         """Locks the limits of these entrypoints at which something may be claimed; others' locks are passed over."""
         cursor = connection.cursor(row_factory=class_row(Gate))
-        await cursor.execute(self.query("lock_limits"), {"entrypoints": list(entrypoints)})
+        await cursor.execute(self.query("lock_limits"), {"app": self.app, "entrypoints": list(entrypoints)})
         return await cursor.fetchall()
 
     async def read_lines(
-        self, connection: Connection, rooms: Mapping[str, int], limit: int, priority: int | None
+        self,
+        connection: Connection,
+        entrypoints: Sequence[str],
+        rooms: Mapping[str, int],
+        limit: int,
+        priority: int | None,
     ) -> list[Candidate]:
-        """The runs that stand first in the lines of locked limits, at most so many of each entrypoint."""
+        """The runs of these entrypoints that stand first in the lines of locked limits.
+
+        rooms: of each limit's key, how many runs at most.
+        """
         cursor = connection.cursor(row_factory=class_row(Candidate))
         await cursor.execute(
             self.query("read_lines"),
             {
                 "app": self.app,
-                "entrypoints": list(rooms),
+                "entrypoints": list(entrypoints),
+                "gates": list(rooms),
                 "rooms": list(rooms.values()),
                 "limit": limit,
                 "priority": priority,
@@ -287,11 +297,11 @@ class Store:
         ids: Sequence[int],
         notes: Sequence[tuple[str, datetime, int]],
     ) -> list[ClaimedRun]:
-        """Claims these runs, and writes down when runs of their entrypoints were claimed: (entrypoint, at, count)."""
+        """Claims these runs, and writes down when runs were claimed at their limits: (key of the limits, at, count)."""
         cursor = connection.cursor(row_factory=class_row(ClaimedRun))
         params = _claim_params(worker, defaults) | {
             "ids": list(ids),
-            "noted": [entrypoint for entrypoint, _, _ in notes],
+            "noted": [gate for gate, _, _ in notes],
             "started_at": [at for _, at, _ in notes],
             "started": [count for _, _, count in notes],
         }
@@ -654,18 +664,24 @@ class Store:
         await cursor.execute(self.query("retire_schedules"), {"owner": owner, "declared": list(declared)})
         return await cursor.fetchall()
 
-    async def declare_limits(self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]) -> list[str]:
-        """Puts an owner's limits in force, and lifts those that it declares no more. Returns the entrypoints of which
-        something changed."""
-        cursor = connection.cursor(row_factory=scalar_row)
-        await cursor.execute(self.query("declare_limits"), {"owner": owner, "declared": Jsonb(list(declared))})
-        return await cursor.fetchall()
+    async def declare_limits(
+        self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Puts an owner's limits in force, and lifts those that it declares no more.
+
+        Returns the entrypoints of which something changed, and the shared limits, with their owner, that another owner
+        had declared otherwise.
+        """
+        params = {"app": _app(owner), "owner": owner, "declared": Jsonb(list(declared))}
+        rows = await (await connection.execute(self.query("declare_limits"), params)).fetchall()
+        return [row[0] for row in rows if row[0] is not None], [(row[1], row[2]) for row in rows if row[0] is None]
 
     async def compare_limits(
         self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
     ) -> dict[str, dict[str, tuple[Any, Any]]]:
         """Of each entrypoint whose limits differ from the declared ones, what does: the value stored, and declared."""
-        rows = await self.rows(connection, "compare_limits", {"owner": owner, "declared": Jsonb(list(declared))})
+        params = {"app": _app(owner), "declared": Jsonb(list(declared))}
+        rows = await self.rows(connection, "compare_limits", params)
         return {
             row["entrypoint"]: {
                 name: (_limit(name, was), _limit(name, will))
@@ -814,6 +830,11 @@ def _texts(values: Iterable[str | None]) -> list[str | None] | None:
 def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:
     """The claim under which a run is held."""
     return Claim(run.id, run.token, worker)
+
+
+def _app(owner: str) -> str:
+    """The name of the application that owns what the code declares."""
+    return owner.removeprefix("code:")
 
 
 _DURATIONS = frozenset({"grace", "jitter", "timeout", "backoff", "max_backoff"})

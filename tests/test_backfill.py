@@ -62,7 +62,10 @@ async def test_again_runs_what_has_ended_once_more_and_leaves_alone_what_is_live
     await hourly(client)
     first = list((await client.backfill("s", NIGHT, NIGHT + 3 * HOUR)).queued.values())
     for run_id, status in zip(first, ("succeeded", "failed", "running", "queued"), strict=True):
-        await db.all("update pgsched.runs set status = %s, heartbeat_at = now() where id = %s", status, run_id)
+        await db.all(
+            "update pgsched.runs set status = %s, worker = gen_random_uuid(), claimed_at = now(),"
+            " heartbeat_at = now() where id = %s", status, run_id
+        )  # fmt: skip
     told = await client.backfill("s", NIGHT, NIGHT + 3 * HOUR, again=True, dry_run=True)
     done = await client.backfill("s", NIGHT, NIGHT + 3 * HOUR, again=True)
     assert list(told.queued) == list(done.queued) == [NIGHT, NIGHT + HOUR]
@@ -76,8 +79,9 @@ async def test_again_runs_what_has_ended_once_more_and_leaves_alone_what_is_live
 async def test_what_was_skipped_can_be_run_and_both_are_told(client, db):
     await hourly(client)
     await db.all(
-        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, reason, skipped_count, skipped_through)"
-        " select id, 'job', %s, 'skipped', 'missed', 4, %s from pgsched.schedules", NIGHT, NIGHT + 3 * HOUR,
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, reason, skipped_count, skipped_through,"
+        " finished_at)"
+        " select id, 'job', %s, 'skipped', 'missed', 4, %s, now() from pgsched.schedules", NIGHT, NIGHT + 3 * HOUR,
     )  # fmt: skip
     assert len((await client.backfill("s", NIGHT, NIGHT + 3 * HOUR)).queued) == 4
     assert await db.value("select count(*) from pgsched.runs") == 5

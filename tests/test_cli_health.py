@@ -58,7 +58,10 @@ ALL_OK = dict.fromkeys(
 
 def test_a_system_that_works_is_healthy(shell, worker):
     shell.ok("schedules", "add", "n", "e", "@daily")
-    shell.sql("insert into pgsched.runs (entrypoint, status, heartbeat_at) values ('e', 'running', now())")
+    shell.sql(
+        "insert into pgsched.runs (entrypoint, status, worker, claimed_at, heartbeat_at)"
+        " values ('e', 'running', gen_random_uuid(), now(), now())"
+    )
     assert checked(shell) == (0, ALL_OK)
     lines = shell.ok("health").splitlines()
     assert len(lines) == len(ALL_OK)
@@ -74,8 +77,9 @@ def test_no_worker_is_unhealthy_unless_the_server_sees_its_session(shell, worker
 
 def test_a_run_without_a_sign_of_life_is_unhealthy(shell, worker):
     shell.sql(
-        "insert into pgsched.runs (entrypoint, status, heartbeat_at)"
-        " select 'e', 'running', now() - n * interval '90 seconds' from generate_series(1, 2) n"
+        "insert into pgsched.runs (entrypoint, status, worker, claimed_at, heartbeat_at)"
+        " select 'e', 'running', gen_random_uuid(), now(), now() - n * interval '90 seconds'"
+        " from generate_series(1, 2) n"
     )
     assert checked(shell) == (4, {**ALL_OK, "runs": "failed"})
     assert "1 run without" in shell("health").stdout
@@ -83,12 +87,13 @@ def test_a_run_without_a_sign_of_life_is_unhealthy(shell, worker):
 
 def test_runs_that_do_not_stop_are_told_in_health_and_where_the_run_is_shown(shell, worker):
     shell.sql(
-        "insert into pgsched.runs (id, entrypoint, status, heartbeat_at, cancel_requested_at, started_at, timeout)"
-        " overriding system value values"
-        " (1, 'e', 'running', now(), now() - interval '2 minutes', now(), null),"
-        " (2, 'e', 'running', now(), null, now() - interval '5 minutes', '4 minutes'),"
-        " (3, 'e', 'running', now(), now() - interval '5 seconds', now() - interval '5 minutes', '5 minutes'),"
-        " (4, 'e', 'running', now(), null, now() - interval '5 minutes', null)"
+        "insert into pgsched.runs (id, entrypoint, status, worker, claimed_at, heartbeat_at, cancel_requested_at,"
+        " started_at, timeout) overriding system value"
+        " select id, 'e', 'running', gen_random_uuid(), now(), now(), asked, started, timeout::interval from (values"
+        " (1, now() - interval '2 minutes', now(), null),"
+        " (2, null, now() - interval '5 minutes', '4 minutes'),"
+        " (3, now() - interval '5 seconds', now() - interval '5 minutes', '5 minutes'),"
+        " (4, null, now() - interval '5 minutes', null)) v (id, asked, started, timeout)"
     )
     assert checked(shell) == (0, {**ALL_OK, "cancellation": "warning"})
     assert "2 runs going on a minute after the time to stop: 1, 2" in shell("health").stdout
@@ -142,7 +147,7 @@ def test_a_schedule_that_waits_for_its_own_run_is_not_overdue(shell, worker):
     shell.ok("schedules", "trigger", "n")
     shell.sql("update pgsched.schedules set next_run = now() - interval '1 hour', planned_at = now()")
     assert checked(shell) == (0, ALL_OK)
-    shell.sql("update pgsched.runs set status = 'succeeded'")
+    shell.sql("update pgsched.runs set status = 'succeeded', finished_at = now()")
     assert checked(shell)[0] == 4
 
 

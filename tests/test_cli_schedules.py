@@ -111,8 +111,10 @@ def test_show_tells_when_it_fires_next_and_why_fire_times_did_not_run(shell):
     shell.ok("schedules", "add", "n", "e", "30 9 * * *", "--tz", "Europe/Berlin", "--args", '{"x": 1}')
     shell.sql("update pgsched.schedules set next_run = '2031-01-01 08:30Z', planned_at = now()")
     shell.sql(
-        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, reason, skipped_count, skipped_through)"
-        " select id, 'e', '2030-12-01 08:30Z', 'skipped', 'missed', 12, '2030-12-12 08:30Z' from pgsched.schedules"
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, reason, skipped_count, skipped_through,"
+        " finished_at)"
+        " select id, 'e', '2030-12-01 08:30Z', 'skipped', 'missed', 12, '2030-12-12 08:30Z', now()"
+        " from pgsched.schedules"
     )
     text = shell.ok("schedules", "show", "n")
     assert re.search(r"^args +\{\"x\": 1\}$", text, re.M)
@@ -315,7 +317,10 @@ def test_runs_show_tells_errors_attempt_by_attempt(shell):
 def test_no_stored_json_breaks_a_page(shell, value):
     (run_id,) = runs_of(shell, 1)
     shell.sql(
-        "update pgsched.runs set args = %s::jsonb, result = %s::jsonb, errors = %s::jsonb", '{"x": 1}', value, value
+        "update pgsched.runs set args = %s::jsonb, result = %s::jsonb, errors = jsonb_build_array(%s::jsonb)",
+        '{"x": 1}',
+        value,
+        value,
     )
     for args in (["runs", "show", run_id], ["runs", "list"]):
         assert "\u202e" not in shell.ok(*args)
@@ -324,8 +329,11 @@ def test_no_stored_json_breaks_a_page(shell, value):
 
 def test_cancel_does_what_it_can_and_tells_the_rest(shell):
     queued, running, ended = runs_of(shell, 3)
-    shell.sql("update pgsched.runs set status = 'running' where id = %s", running)
-    shell.sql("update pgsched.runs set status = 'succeeded' where id = %s", ended)
+    shell.sql(
+        "update pgsched.runs set status = 'running', worker = gen_random_uuid(), claimed_at = now(),"
+        " heartbeat_at = now() where id = %s", running
+    )  # fmt: skip
+    shell.sql("update pgsched.runs set status = 'succeeded', finished_at = now() where id = %s", ended)
     result = shell("runs", "cancel", 999999, ended, queued, running)
     assert result.exit_code == 3
     assert result.stdout == f"{queued} cancelled\n{running} requested\n"
@@ -339,7 +347,7 @@ def test_cancel_does_what_it_can_and_tells_the_rest(shell):
 
 def test_retry_queues_a_failed_run_again(shell):
     failed, queued = runs_of(shell, 2)
-    shell.sql("update pgsched.runs set status = 'failed' where id = %s", failed)
+    shell.sql("update pgsched.runs set status = 'failed', finished_at = now() where id = %s", failed)
     assert json.loads(shell.ok("runs", "retry", failed, "--json")) == [{"id": failed, "result": "queued"}]
     assert shell.sql("select status from pgsched.runs where id = %s", failed) == [("queued",)]
     assert shell("runs", "retry", queued).exit_code == 1

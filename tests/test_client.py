@@ -307,8 +307,11 @@ async def test_a_sentence_never_quotes_the_row(client):
 
 async def test_cancel_tells_a_queued_run_from_a_running_one(client, db):
     queued, running, ended = await client.enqueue_many("send", [{}, {}, {}])
-    await db.all("update pgsched.runs set status = 'running' where id = %s", running)
-    await db.all("update pgsched.runs set status = 'succeeded' where id = %s", ended)
+    await db.all(
+        "update pgsched.runs set status = 'running', worker = gen_random_uuid(), claimed_at = now(),"
+        " heartbeat_at = now() where id = %s", running
+    )  # fmt: skip
+    await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where id = %s", ended)
     assert await client.cancel(queued) == "cancelled"
     assert await client.cancel(running) == "requested"
     assert (await client.get_run(running))["cancel_requested_at"] is not None
@@ -320,7 +323,7 @@ async def test_retry_queues_what_failed_and_only_that(client, db):
     run_id = await client.enqueue("send")
     with pytest.raises(PgschedError, match="only a failed or cancelled one"):
         await client.retry(run_id)
-    await db.all("update pgsched.runs set status = 'failed', attempt = 3, max_attempts = 3")
+    await db.all("update pgsched.runs set status = 'failed', finished_at = now(), attempt = 3, max_attempts = 3")
     await client.retry(run_id)
     run = await client.get_run(run_id)
     assert (run["status"], run["max_attempts"]) == ("queued", 4)
@@ -344,13 +347,13 @@ async def test_lists_of_runs_are_filtered_newest_first(client, db):
     of_a = await client.trigger("a")
     first, second = await client.enqueue_many("send", [{}, {}])
     await db.all(
-        "update pgsched.runs set status = 'failed', errors = %s::jsonb where id = %s",
+        "update pgsched.runs set status = 'failed', finished_at = now(), errors = %s::jsonb where id = %s",
         json.dumps([{"message": "first"}, {"message": "x" * 1000}]),
         second,
     )
     await db.all(
-        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, reason, skipped_count)"
-        " select id, 'e', now(), 'skipped', 'missed', 3 from pgsched.schedules"
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, reason, skipped_count, finished_at)"
+        " select id, 'e', now(), 'skipped', 'missed', 3, now() from pgsched.schedules"
     )
     everything = await client.list_runs()
     skip = everything[0]
@@ -373,7 +376,7 @@ async def test_lists_of_runs_are_filtered_newest_first(client, db):
 )
 async def test_no_stored_json_breaks_a_page(client, db, value):
     run_id = await client.enqueue("send")
-    await db.all("update pgsched.runs set result = %s::jsonb, errors = %s::jsonb", value, value)
+    await db.all("update pgsched.runs set result = %s::jsonb, errors = jsonb_build_array(%s::jsonb)", value, value)
     run = await client.get_run(run_id)
     assert json.dumps([run["result"], run["errors"]], allow_nan=False)
     assert run["result"] not in (None, [])

@@ -93,7 +93,7 @@ async def test_a_claim_in_one_statement_whose_answer_is_lost_starts_nothing_and_
 async def test_what_is_due_beside_queued_runs_goes_first_and_these_alone_take_one_statement(
     settings, db, monkeypatch, other
 ):
-    scheduler = Scheduler()
+    scheduler = Scheduler(app="app")
     for name in ("job", "limited"):
         scheduler.entrypoint(name)(nothing)
     await db.all("select pgsched.enqueue('job', priority => -1) from generate_series(1, 60)")
@@ -102,7 +102,11 @@ async def test_what_is_due_beside_queued_runs_goes_first_and_these_alone_take_on
     elif other == "waiting run":
         await db.all(WAITING)
     elif other == "run in line":
-        await db.all("insert into pgsched.limits (entrypoint, owner, concurrency) values ('limited', 'code:app', 1)")
+        await db.all(
+            "insert into pgsched.limits (gate, app, entrypoint, owner, concurrency)"
+            " values ('[\"app\", \"limited\"]', 'app', 'limited', 'code:app', 1)"
+        )
+        await db.all("insert into pgsched.limit_members values ('limited', 'app', '[\"app\", \"limited\"]', true)")
         await db.all("select pgsched.enqueue('limited')")
     blocks = []
     real = psycopg.AsyncConnection.transaction
@@ -186,8 +190,9 @@ async def test_a_run_that_another_worker_committed_after_the_lock_statements_sna
     async def overtaken(self, connection, *args, **kwargs):
         locked = await real(self, connection, *args, **kwargs)
         await db.all(
-            "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, heartbeat_at)"
-            " select id, 'job', now() - interval '1 day', 'running', now() from pgsched.schedules"
+            "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, worker, claimed_at, heartbeat_at)"
+            " select id, 'job', now() - interval '1 day', 'running', gen_random_uuid(), now(), now()"
+            " from pgsched.schedules"
         )
         return locked
 
@@ -301,7 +306,8 @@ async def test_a_run_that_ends_while_a_pass_is_under_way_is_looked_at_again(sett
         " values ('d', 'job', '@yearly', now() + interval '5 seconds')"
     )
     await db.all(
-        "insert into pgsched.runs (schedule_id, entrypoint, status) select id, 'job', 'running' from pgsched.schedules"
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, worker, claimed_at, heartbeat_at)"
+        " select id, 'job', now(), 'running', gen_random_uuid(), now(), now() from pgsched.schedules"
     )
     real = Store.read_outlook
 
@@ -380,8 +386,9 @@ async def test_schedules_that_cannot_advance_make_no_pass_follow_the_other(setti
         " select 'b' || n, 'job', '@yearly', now() - interval '1 second', 'cancel' from generate_series(1, 10) n"
     )
     await db.all(
-        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, gated)"
-        " select id, 'job', next_run - interval '1 day', 'running', 1, true from pgsched.schedules"
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, gated, worker, claimed_at,"
+        " heartbeat_at) select id, 'job', next_run - interval '1 day', 'running', 1, true,"
+        " gen_random_uuid(), now(), now() from pgsched.schedules"
     )
     async with Parts(settings) as parts, await psycopg.AsyncConnection.connect(dsn) as other:
         await other.execute(in_schema(b"select from pgsched.runs for update", settings.schema, parametrised=False))

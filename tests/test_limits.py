@@ -19,11 +19,11 @@ def gate(name: str = "e", **values: Any) -> Gate:
         "concurrency": None, "concurrency_key": None, "per_key": None, "starts": None, "period": None,
         "started_at": [], "started": [], "now": NOW,
     }  # fmt: skip
-    return Gate(**{**empty, "entrypoint": name, **values})
+    return Gate(**{**empty, "gate": name, **values})
 
 
 def run(id: int, key: str = "", *, at: str = "e", priority: int = 0, running: int = 0, of_key: int = 0, schedule=None):
-    return Candidate(id, schedule, at, key, priority, NOW + timedelta(microseconds=id), running, of_key)
+    return Candidate(id, schedule, "job", at, key, priority, NOW + timedelta(microseconds=id), running, of_key)
 
 
 ADMITTED = {
@@ -122,6 +122,9 @@ def test_no_window_of_the_period_ever_sees_more_starts(starts: int, asks: list[t
         ({"concurrency_key": ["a"]}, "a tuple of up to 8"),
         ({"starts": 3}, "go together"),
         ({"period": SECOND}, "go together"),
+        ({"shared": "smtp"}, "needs limits to share"),
+        ({"shared": "", "concurrency": 1}, "name of 1 to 200"),
+        ({"shared": 3, "concurrency": 1}, "name of 1 to 200"),
         ({"starts": 3, "period": 60}, "is a timedelta"),
         ({"starts": 3, "period": timedelta(0)}, "more than 0 s"),
     ],

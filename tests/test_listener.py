@@ -80,7 +80,10 @@ async def test_a_workers_own_doings_notify_nobody(settings, db, ear):
 )  # fmt: skip
 async def test_a_client_notifies_once_a_transaction(db, ear, statement, count):
     await db.all("select pgsched.create_schedule('s', 'x', '@daily')")
-    await db.all("insert into pgsched.runs (entrypoint, status) values ('x', 'running')")
+    await db.all(
+        "insert into pgsched.runs (entrypoint, status, worker, claimed_at, heartbeat_at)"
+        " values ('x', 'running', gen_random_uuid(), now(), now())"
+    )
     await ear.heard()
     await db.all(statement)
     assert await ear.heard() == count

@@ -562,7 +562,10 @@ async def test_a_log_is_read_whole_or_from_a_line_on(client, db, settings):
 
 async def test_following_ends_with_the_run_and_misses_no_line_of_its_end(client, db):
     run_id = await client.enqueue("job")
-    await db.all("update pgsched.runs set status = 'running', attempt = 1")
+    await db.all(
+        "update pgsched.runs set status = 'running', attempt = 1, worker = gen_random_uuid(), claimed_at = now(),"
+        " heartbeat_at = now()"
+    )
     await said_by(db, run_id, "a")
     seen, looks = [], []
     real = client.runs._sql.call
@@ -590,8 +593,9 @@ async def test_following_one_attempt_ends_with_that(client, db):
 
 def test_the_commands_show_it(shell):
     [(run_id,)] = shell.sql(
-        "insert into pgsched.runs (entrypoint, status, attempt, claimed_at, progressed_at, progress_done,"
-        " progress_total) values ('job', 'running', 1, now(), now(), 30, 120) returning id"
+        "insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, heartbeat_at, progressed_at,"
+        " progress_done, progress_total) values ('job', 'running', 1, gen_random_uuid(), now(), now(), now(), 30, 120)"
+        " returning id"
     )
     assert shell("runs", "logs", run_id).stderr == f"Run {run_id} has logged nothing.\n"
     for n in range(1, 26):
@@ -613,7 +617,8 @@ def test_the_commands_show_it(shell):
 
 def test_the_command_follows_until_the_run_has_ended(shell):
     [(run_id,)] = shell.sql(
-        "insert into pgsched.runs (entrypoint, status, attempt) values ('job','running',1) returning id"
+        "insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, heartbeat_at)"
+        " values ('job', 'running', 1, gen_random_uuid(), now(), now()) returning id"
     )
     insert = (
         "insert into pgsched.logs (run_id, attempt, worker, number, at, level, text)"

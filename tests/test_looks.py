@@ -117,7 +117,11 @@ async def test_the_lists_find_what_the_filters_ask_for(looking):
 
 async def test_changes_read_what_they_change(looking):
     client, watch, on, _ = looking
-    await client.pause("busy", connection=on)  # the session's first reads the catalogue, too
+    await client.pause("busy", connection=on)  # the session's first ones read the catalogue, too
+    first = await client.enqueue("mail", connection=on)
+    await client.cancel(first, connection=on)
+    await client.retry(first, connection=on)
+    await client.trigger("busy", connection=on)
     watch.seen.clear()
     await client.pause("busy", connection=on)
     await client.alter("busy", expression="@monthly", connection=on)

@@ -83,8 +83,9 @@ async def test_a_run_claimed_elsewhere_after_the_locks_snapshot_is_counted(setti
     await db.all("select pgsched.trigger('s')")
     real = Store.query
     late = (
-        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, heartbeat_at)"
-        " select id, 'job', now() - interval '1 day', 'running', now() from pgsched.schedules"
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, worker, claimed_at, heartbeat_at)"
+        " select id, 'job', now() - interval '1 day', 'running', gen_random_uuid(), now(), now()"
+        " from pgsched.schedules"
     )
 
     def overtaken(self, name):
@@ -161,7 +162,7 @@ async def test_retries_of_a_removed_schedule_go_on(settings, db):
         await db.all("select pgsched.remove('s')")
         await db.all("update pgsched.runs set status = 'queued', due_at = now()")
         assert await parts.dispatcher.claim_pass() == 1
-        await db.all("update pgsched.runs set status = 'failed'")
+        await db.all("update pgsched.runs set status = 'failed', finished_at = now()")
         await db.all("select pgsched.retry(id) from pgsched.runs")
         assert await parts.dispatcher.claim_pass() == 1
 

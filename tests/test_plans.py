@@ -66,7 +66,8 @@ async def test_what_runs_is_found_by_its_id_though_nothing_ran_when_the_table_wa
     ids = [
         row[0]
         for row in await db.all(
-            "update pgsched.runs set status = 'running', attempt = 1, token = 1, worker = %s, max_attempts = 3"
+            "update pgsched.runs set status = 'running', attempt = 1, token = 1, worker = %s, max_attempts = 3,"
+            " claimed_at = now(), heartbeat_at = now()"
             " where id in (select id from pgsched.runs order by id limit %s) returning id",
             worker, RUNNING,
         )
@@ -108,18 +109,19 @@ select kind || n, 'job', '@yearly',
     case kind when 'paused' then 'paused' else 'active' end,
     case kind when 'paused' then now() end
 from unnest('{due,ahead,replaces,waits,paused}'::text[]) kind, generate_series(1, 5) n;
-insert into pgsched.limits (entrypoint, owner, concurrency, starts, period)
-values ('limited', 'code:app', 50, 100, '1 minute');
-insert into pgsched.runs (entrypoint, priority, gated, line)
-select e, n % 3, e = 'limited', case e when 'limited' then 'k' end
+insert into pgsched.limits (gate, app, entrypoint, owner, concurrency, starts, period)
+values ('["app", "limited"]', 'app', 'limited', 'code:app', 50, 100, '1 minute');
+insert into pgsched.limit_members values ('limited', 'app', '["app", "limited"]', true);
+insert into pgsched.runs (entrypoint, priority, gated, limited_by, line)
+select e, n % 3, e = 'limited', case e when 'limited' then 'app' end, case e when 'limited' then 'k' end
 from unnest('{job,limited}'::text[]) e, generate_series(1, 10) n;
 insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, worker, heartbeat_at, claimed_at)
 select id, 'job', '2020-01-01Z', 'running', 1, gen_random_uuid(), now() - interval '1 minute', now()
 from pgsched.schedules where name ~ '^(replaces|waits)';
 insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated)
 select id, 'job', '2020-01-02Z', 'trigger', true from pgsched.schedules where name ~ '^far 1.?$';
-insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated, line)
-select id, 'limited', '2020-01-02Z', 'trigger', true, 's' || id from pgsched.schedules where name ~ '^far 2.?$';
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated, limited_by, line)
+select id, 'limited', '2020-01-02Z', 'trigger', true, 'app', 's' || id from pgsched.schedules where name ~ '^far 2.?$';
 insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, finished_at)
 select n, 'job', '2020-01-01Z', 'succeeded', '2020-01-01Z' from generate_series(1, 20) n
 """
@@ -164,7 +166,7 @@ def full(dsn) -> Iterator[Callable[[str], str]]:
                 made[name] = statistics
             for table in ("schedules", "runs"):  # what an earlier test has left
                 sent(connection, f"delete from pgsched.{table} where id > {MANY}", name)
-            sent(connection, "truncate pgsched.limits, pgsched.workers", name)
+            sent(connection, "truncate pgsched.limits, pgsched.limit_members, pgsched.workers", name)
             if statistics == "analysed full":
                 sent(connection, "analyze pgsched.schedules, pgsched.runs", name)
         return name
@@ -195,10 +197,12 @@ select 'job', 'succeeded', 1, '2020-01-01Z'::timestamptz + n * interval '1 secon
 insert into pgsched.runs (entrypoint) select 'job' from generate_series(1, {many});
 """
 LINES = """
-insert into pgsched.limits (entrypoint, owner, concurrency) values ('limited', 'code:app', 1);
+insert into pgsched.limits (gate, app, entrypoint, owner, concurrency, concurrency_key, per_key)
+values ('["app", "limited"]', 'app', 'limited', 'code:app', 1, '{{n}}', 1);
+insert into pgsched.limit_members values ('limited', 'app', '["app", "limited"]', true);
 insert into pgsched.runs (entrypoint) select 'job' from generate_series(1, 20);
-insert into pgsched.runs (entrypoint, gated, line)
-select 'limited', true, 'k' || n % 100 from generate_series(1, {many}) n
+insert into pgsched.runs (entrypoint, args)
+select 'limited', jsonb_build_object('n', n % 100) from generate_series(1, {many}) n
 """
 WAITING = """
 insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)
@@ -216,7 +220,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
     store = Store(settings.schema)
     watch = Watch({store.query(name): name for name in Store.texts()}, generic)
     monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
-    sc = Scheduler()
+    sc = Scheduler(app="app")
     for name in ("job", "limited"):
         sc.entrypoint(name)(nothing)
     async with Parts(settings, sc, max_running=50) as parts:
@@ -233,7 +237,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
 
 async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
     """Passes, a resync, beats, ends, what runs say, reaping and retention: every statement once at least."""
-    sc = Scheduler()
+    sc = Scheduler(app="app")
     for name in ("job", "limited"):
         sc.entrypoint(name)(nothing)
     # Beats so rare that the reaper misses none of our own, which nobody here sends; and it spares all for as long as

@@ -140,7 +140,10 @@ async def test_a_changed_expression_is_planned_anew_and_the_history_stays(settin
 async def test_a_renamed_one_is_retired_with_its_history_and_begins_anew(settings, db):
     await start(declares({"old": "@yearly"}), settings)
     (id_,) = await db.one("select id from pgsched.schedules")
-    await db.all("insert into pgsched.runs (schedule_id, entrypoint, status) values (%s, 'job', 'succeeded')", id_)
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, finished_at)"
+        " values (%s, 'job', now(), 'succeeded', now())", id_
+    )  # fmt: skip
     events = await start(declares({"new": "@yearly"}), settings)
     assert [event["schedule"] for event in named(events, "schedule_retired")] == ["old"]
     rows = await db.all("select name, status, retired_at is null, next_run is null from pgsched.schedules order by id")

@@ -56,7 +56,10 @@ async def test_it_looks_ever_less_often_until_the_run_has_ended(dsn, store, clie
     async def then(n):
         status = {5: "running", 10: "queued", 15: "succeeded"}.get(n)
         if status:
-            await db.all("update pgsched.runs set status = %s, result = '[1]'", status)
+            await db.all(
+                "update pgsched.runs set status = %s, result = '[1]', worker = gen_random_uuid(), claimed_at = now(),"
+                " heartbeat_at = now()", status
+            )  # fmt: skip
 
     looks = Looks(dsn, then)
     async with looks.pool:
@@ -94,7 +97,10 @@ async def test_what_has_committed_by_itself_is_over_once_its_result_is_there_too
 
 async def test_what_has_committed_is_over_where_its_worker_is_gone(client, db):
     run_id = await client.enqueue("job")
-    await db.all("update pgsched.runs set status = 'succeeded', committed_at = now(), worker = gen_random_uuid()")
+    await db.all(
+        "update pgsched.runs set status = 'succeeded', finished_at = now(), committed_at = now(),"
+        " worker = gen_random_uuid()"
+    )
     assert (await client.runs.wait(run_id, 0))["status"] == "succeeded"
 
 
@@ -157,7 +163,7 @@ async def test_many_are_queued_again_in_batches(client, db):
 
 async def test_what_somebody_is_at_is_left_alone(client, db, dsn, schema):
     ids = await dead(client, db, 3)
-    await db.all("update pgsched.runs set status = 'succeeded' where id = %s", ids[2])
+    await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where id = %s", ids[2])
     async with await psycopg.AsyncConnection.connect(dsn) as other:
         await other.execute(in_schema(b"select 1 from pgsched.runs where id = %s for update", schema), (ids[0],))
         assert await client.runs.retry_many([*ids, 10**6]) == [ids[1]]

@@ -23,8 +23,8 @@ async def world(db):
         await db.all("select pgsched.create_schedule(%s, 'job', '0 0 1 1 *')", name)
         await db.all("update pgsched.schedules set status = %s where name = %s", name, name)
     await db.all(
-        "insert into pgsched.runs (entrypoint, status, unique_key)"
-        " select 'job', s, nullif('k', case when s = 'running' then 'k' end)"
+        "insert into pgsched.runs (entrypoint, status, unique_key, worker, claimed_at, heartbeat_at)"
+        " select 'job', s, nullif('k', case when s = 'running' then 'k' end), gen_random_uuid(), now(), now()"
         " from unnest('{queued,running,succeeded,failed,cancelled,skipped}'::text[]) s"
     )
     return db
@@ -361,9 +361,15 @@ async def test_a_commit_wakes_the_workers(world, ears, dsn, schema, call):
 
 RIGHTS = {
     # Who only enqueues, and looks whether it was done.
-    "enqueue": ["select on pgsched.limits", "select, insert on pgsched.runs"],
+    "enqueue": [
+        "insert (entrypoint, args, due_at, priority, unique_key, unique_while, app) on pgsched.runs",
+        "select (id, entrypoint, unique_key, unique_while, app, status) on pgsched.runs",
+    ],
     # Who does everything that the functions do.
-    "all": ["select on pgsched.limits", "select, insert, update, delete on pgsched.schedules, pgsched.runs"],
+    "all": [
+        "select on pgsched.limits, pgsched.limit_members, pgsched.workers",
+        "select, insert, update, delete on pgsched.schedules, pgsched.runs",
+    ],
 }
 
 

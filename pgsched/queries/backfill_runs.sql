@@ -2,8 +2,7 @@
 -- live. Returns what was made. The schedule is locked first: a worker passes over a locked one, but would wait for a
 -- run of the same fire time that is not committed yet, and all that is due with it.
 with schedule as materialized (
-    select id, app, entrypoint, args, priority, max_attempts, backoff, max_backoff, timeout, overlap,
-        pgsched.line_for(entrypoint, args, id, overlap) as line
+    select id, app, entrypoint, args, priority, max_attempts, backoff, max_backoff, timeout
     from pgsched.schedules
     where name = %(name)s::text
     for no key update
@@ -20,10 +19,10 @@ wanted as (
     where had.last is null or (%(again)s::boolean and not had.live)
 )
 insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, previous_fire_time, due_at, priority, max_attempts,
-                          backoff, max_backoff, timeout, origin, gated, line, again)
+                          backoff, max_backoff, timeout, origin, again)
 select s.id, s.app, s.entrypoint, s.args, w.fire_time, w.previous, clock_timestamp(),
     coalesce(%(priority)s::int, greatest(-100, s.priority - 10)), s.max_attempts, s.backoff, s.max_backoff, s.timeout,
-    'backfill', s.overlap <> 'allow' or s.line is not null, s.line, coalesce(w.last + 1, 0)
+    'backfill', coalesce(w.last + 1, 0)
 from wanted w
 cross join schedule s
 order by w.fire_time

@@ -31,7 +31,8 @@ others as materialized (
         %(alone)s::boolean and exists (
             select from unnest(%(entrypoints)s::text[]) as e (entrypoint) cross join lateral (
                 select from pgsched.runs r
-                where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = e.entrypoint
+                where r.status = 'queued' and r.gated and r.line is not null and r.limited_by = %(app)s
+                    and r.entrypoint = e.entrypoint
                 order by -r.priority limit 1  -- in which order the entrypoint's own index has them
             ) l
         ) as lines
@@ -59,10 +60,10 @@ due as materialized (select unnest(array(select id from found)) as id),
 -- Queued while its entrypoint had no limits yet: it goes and stands in line.
 strays as (
     update pgsched.runs r
-    set gated = true, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, null)
-    from due, pgsched.limits l
-    where r.id = due.id and l.entrypoint = r.entrypoint and l.limited
-        and (select true from pgsched.limits where limited limit 1)
+    set gated = true, limited_by = m.app, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, null, m.app)
+    from due, pgsched.limit_members m
+    where r.id = due.id and m.entrypoint = r.entrypoint and m.app = %(app)s and m.limited
+        and (select true from pgsched.limit_members where limited limit 1)
 ),
 claimed as (
     update pgsched.runs r
@@ -83,7 +84,9 @@ claimed as (
         %(timeouts)s::interval[]
     ) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
     where r.id = due.id and e.entrypoint = r.entrypoint
-        and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
+        and not exists (
+            select from pgsched.limit_members m where m.entrypoint = r.entrypoint and m.app = %(app)s and m.limited
+        )
     returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
         r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout
 )

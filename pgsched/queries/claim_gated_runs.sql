@@ -36,9 +36,11 @@ held as materialized (
 -- Queued while its entrypoint had no limits yet: it goes and stands in line.
 strays as (
     update pgsched.runs r
-    set gated = true, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, (select s.overlap from pgsched.schedules s where s.id = r.schedule_id))
-    from held, pgsched.limits l
-    where r.id = held.id and l.entrypoint = r.entrypoint and l.limited
+    set gated = true, limited_by = m.app, line = pgsched.line_for(
+        r.entrypoint, r.args, r.schedule_id,
+        (select s.overlap from pgsched.schedules s where s.id = r.schedule_id), m.app)
+    from held, pgsched.limit_members m
+    where r.id = held.id and m.entrypoint = r.entrypoint and m.app = %(app)s and m.limited
 )
 update pgsched.runs r
 set status = 'running',
@@ -58,6 +60,8 @@ from held, unnest(
     %(timeouts)s::interval[]
 ) as e (entrypoint, max_attempts, backoff, max_backoff, timeout)
 where r.id = held.id and e.entrypoint = r.entrypoint
-    and not exists (select from pgsched.limits l where l.entrypoint = r.entrypoint and l.limited)
+    and not exists (
+        select from pgsched.limit_members m where m.entrypoint = r.entrypoint and m.app = %(app)s and m.limited
+    )
 returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
     r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout

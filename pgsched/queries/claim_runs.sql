@@ -1,4 +1,4 @@
--- Claims these queued runs, as far as nobody has them locked, and notes when runs of their entrypoints were claimed:
+-- Claims these queued runs, as far as nobody has them locked, and notes at their limits when runs were claimed:
 -- the whole list anew, under the lock of the limits.
 with held as materialized (
     select r.id from pgsched.runs r
@@ -10,13 +10,13 @@ noted as (
     update pgsched.limits l
     set started_at = n.started_at, started = n.started
     from (
-        select n.entrypoint, array_agg(n.started_at order by n.started_at) as started_at,
+        select n.gate, array_agg(n.started_at order by n.started_at) as started_at,
             array_agg(n.started order by n.started_at) as started
         from unnest(%(noted)s::text[], %(started_at)s::timestamptz[], %(started)s::int[])
-            as n (entrypoint, started_at, started)
+            as n (gate, started_at, started)
         group by 1
     ) n
-    where l.entrypoint = n.entrypoint
+    where l.gate = n.gate
 )
 update pgsched.runs r
 set status = 'running',

@@ -1,14 +1,15 @@
--- How the limits differ from what an application declares: one row for each entrypoint of which a limit does, with all
--- values that differ, as JSON texts in the order of their names; a period in seconds. Reads only and locks nothing.
+-- How the limits differ from those that an application declares: one row for each entrypoint of which a limit does, with
+-- all values that differ, as JSON texts in the order of their names; a period in seconds. Reads only and locks nothing.
 with declared as (
-    select d.entrypoint, d.concurrency, d.concurrency_key, d.per_key, d.starts, d.period
+    select d.entrypoint, d.shared, d.concurrency, d.concurrency_key, d.per_key, d.starts, d.period
     from jsonb_to_recordset(%(declared)s) as d (
-        entrypoint text, concurrency int, concurrency_key text[], per_key int, starts int, period interval)
+        entrypoint text, shared text, concurrency int, concurrency_key text[], per_key int, starts int, period interval)
 ),
 stored as (
-    select l.entrypoint, l.concurrency, l.concurrency_key, l.per_key, l.starts, l.period::interval as period
-    from pgsched.limits l
-    where l.limited and (l.owner = %(owner)s or l.entrypoint in (select entrypoint from declared))
+    select m.entrypoint, l.shared, l.concurrency, l.concurrency_key, l.per_key, l.starts, l.period::interval as period
+    from pgsched.limit_members m
+    join pgsched.limits l on l.gate = m.gate
+    where m.limited and m.app = %(app)s
 )
 select coalesce(s.entrypoint, d.entrypoint) as entrypoint, c.names, c.were, c.become
 from stored s
@@ -21,7 +22,8 @@ cross join lateral (
         ('concurrency_key', to_jsonb(s.concurrency_key), to_jsonb(d.concurrency_key)),
         ('per_key', to_jsonb(s.per_key), to_jsonb(d.per_key)),
         ('starts', to_jsonb(s.starts), to_jsonb(d.starts)),
-        ('period', to_jsonb(extract(epoch from s.period)), to_jsonb(extract(epoch from d.period)))
+        ('period', to_jsonb(extract(epoch from s.period)), to_jsonb(extract(epoch from d.period))),
+        ('shared', to_jsonb(s.shared), to_jsonb(d.shared))
     ) v (name, was, will)
     where v.was is distinct from v.will
 ) c

@@ -1,5 +1,7 @@
--- Queues one run of an entrypoint for each of many arguments; returns the ids in their order.
-select pgsched.enqueue_many(
+-- Queues one run of an entrypoint for each of many arguments. Returns in their order the ids, and whether each is new.
+select coalesce(array_agg(e.run_id order by e.place), '{}') as ids,
+    coalesce(array_agg(e.queued order by e.place), '{}') as queued
+from pgsched.enqueue_many_unique(
     %(entrypoint)s::text, %(args)s::text[]::jsonb[], %(due_at)s::timestamptz, %(priority)s::int,
-    %(unique_keys)s::text[]
-)
+    %(unique_keys)s::text[], %(app)s::text, %(unique)s::text
+) with ordinality as e (run_id, queued, place)

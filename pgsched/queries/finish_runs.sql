@@ -14,15 +14,17 @@ with given as (
 -- and a join would compare each given row with every running one. It brings along all that was given, for the same reason.
 held as materialized (
     select g.id, g.token, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
-        c.committed, case when c.committed then 0 else g.refund end as refund,
-        case when c.committed then 'succeeded' when c.cancelled then 'cancelled' else g.status end as status,
+        c.committed, case when c.committed or c.other > 0 then 0 else g.refund end as refund,
+        case when c.committed then 'succeeded' when c.cancelled then 'cancelled' when c.other = 0 then g.status
+            when g.error_type is null then 'cancelled' else 'failed' end as status,
         case when c.committed and g.status <> 'succeeded' then 'after its transaction had committed: '
                 || left(coalesce(g.error_type || ': ' || g.message, g.reason, 'its worker was stopped'), 2000)
             when c.cancelled or g.status = 'cancelled' then coalesce(r.reason, g.reason, 'cancelled on request')
-            else g.reason end as reason
+            when c.other > 0 then 'run ' || c.other || ' with its unique key is waiting' else g.reason end as reason
     from given g
     cross join lateral (
-        select r.committed_at, r.cancel_requested_at, r.reason
+        select r.committed_at, r.cancel_requested_at, r.reason,
+            g.status = 'queued' and r.unique_key is not null and r.unique_while = 'waiting' as alone
         from pgsched.runs r
         where r.id = g.id and r.token = g.token and r.worker = %(worker)s
             and (r.status = 'running' or r.committed_at is not null)
@@ -30,8 +32,12 @@ held as materialized (
     ) r
     cross join lateral (
         select r.committed_at is not null as committed,
-            g.status = 'queued' and r.cancel_requested_at is not null as cancelled
+            g.status = 'queued' and r.cancel_requested_at is not null as cancelled,
+            -- Null: whether another run with its key waits is not certain yet, so that this end has to come again.
+            case when r.alone and r.committed_at is null and r.cancel_requested_at is null
+                then pgsched.waiting_instead(g.id, array(select x.id from given x where x.status = 'queued')) else 0 end as other
     ) c
+    where c.other is not null
 ),
 landed as (
     update pgsched.runs r

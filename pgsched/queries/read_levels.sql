@@ -22,6 +22,7 @@ select priority from (
     select r.priority from pgsched.runs r
     where r.status = 'queued' and r.gated and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
         and (r.app is null or r.app = %(app)s)
+        and (r.limited_by is null or r.limited_by = %(app)s)
     order by r.due_at limit 10000
 ) gated
 union

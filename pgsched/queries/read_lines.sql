@@ -1,56 +1,63 @@
--- The runs that stand first in the lines of locked limits and could be claimed, most urgent first; of each entrypoint
--- no more than `rooms` (what its rate leaves, by its place in `entrypoints`) and its concurrency allow, with how many
--- are running of the entrypoint and of the run's key. A statement of its own, after the lock, so that what another
+-- The runs that stand first in the lines of locked limits and could be claimed, most urgent first; of each limit
+-- no more than `rooms` (what its rate leaves, by its place in `gates`) and its concurrency allow, with how many
+-- are running of the limit and of the run's key. A statement of its own, after the lock, so that what another
 -- worker claimed meanwhile is counted.
--- First it looks at the most urgent few of each entrypoint. Only where too many of these have to wait, and more stand
+-- First it looks at the most urgent few of each entrypoint. Only if too many of these have to wait, and more stand
 -- behind them, it walks line by line and priority by priority: ten thousand runs behind a busy key cost no more than
 -- one, and ten thousand lines are not walked to fill a few places.
-with recursive gates as materialized (
-    select l.entrypoint, l.concurrency_key, l.per_key,
+with recursive running as materialized (
+    select r.gate, case when l.per_key is not null then pgsched.key_of(r.args, l.concurrency_key) end as key
+    from pgsched.running_at_limits r
+    join pgsched.limits l on l.gate = r.gate
+    where r.gate = any(%(gates)s)
+),
+gates as materialized (
+    select l.gate, l.concurrency_key, l.per_key,
         least(g.room, l.concurrency - coalesce(n.running, 0), %(limit)s) as room, coalesce(n.running, 0) as running
-    from unnest(%(entrypoints)s::text[], %(rooms)s::int[]) as g (entrypoint, room)
-    join pgsched.limits l on l.entrypoint = g.entrypoint
-    left join (
-        select r.entrypoint, count(*)::int as running from pgsched.runs r where r.status = 'running' group by 1
-    ) n on n.entrypoint = g.entrypoint
+    from unnest(%(gates)s::text[], %(rooms)s::int[]) as g (gate, room)
+    join pgsched.limits l on l.gate = g.gate
+    left join (select r.gate, count(*)::int as running from running r group by 1) n on n.gate = g.gate
 ),
 busy as materialized (
-    select g.entrypoint, pgsched.key_of(r.args, g.concurrency_key) as key, count(*)::int as running
-    from gates g
-    join pgsched.runs r on r.status = 'running' and r.entrypoint = g.entrypoint
-    where g.per_key is not null
-    group by 1, 2
+    select r.gate, r.key, count(*)::int as running from running r where r.key is not null group by 1, 2
 ),
-levels (entrypoint, rank) as (
-    select g.entrypoint, f.rank
+-- The entrypoints of this worker that stand at each.
+members as materialized (
+    select m.gate, m.app, m.entrypoint, g.room
     from gates g
+    join pgsched.limit_members m on m.gate = g.gate
+    where g.room > 0 and m.app = %(app)s and m.entrypoint = any(%(entrypoints)s)
+),
+levels (gate, app, entrypoint, rank) as (
+    select m.gate, m.app, m.entrypoint, f.rank
+    from members m
     cross join lateral (
         select -r.priority as rank from pgsched.runs r
-        where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = g.entrypoint
+        where r.status = 'queued' and r.gated and r.line is not null
+            and r.limited_by = m.app and r.entrypoint = m.entrypoint
         order by -r.priority limit 1
     ) f
-    where g.room > 0
     union all
-    select l.entrypoint, f.rank
+    select l.gate, l.app, l.entrypoint, f.rank
     from levels l
     cross join lateral (
         select -r.priority as rank from pgsched.runs r
-        where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = l.entrypoint
-            and -r.priority > l.rank
+        where r.status = 'queued' and r.gated and r.line is not null
+            and r.limited_by = l.app and r.entrypoint = l.entrypoint and -r.priority > l.rank
         order by -r.priority limit 1
     ) f
 ),
 urgent as materialized (
-    select u.*, count(*) over (partition by u.entrypoint) >= 100 + g.room as cut
+    select g.gate, u.*, count(*) over (partition by l.gate, l.entrypoint) >= 100 + g.room as cut
     from levels l
-    join gates g on g.entrypoint = l.entrypoint
+    join gates g on g.gate = l.gate
     cross join lateral (
         select r.id, r.schedule_id, r.entrypoint, r.line, r.priority, r.due_at,
             pgsched.key_of(r.args, g.concurrency_key) as key
         from pgsched.runs r
         left join pgsched.schedules s on s.id = r.schedule_id
         where r.status = 'queued' and r.gated and r.line is not null
-            and r.entrypoint = l.entrypoint and -r.priority = l.rank and r.due_at <= now()
+            and r.limited_by = l.app and r.entrypoint = l.entrypoint and -r.priority = l.rank and r.due_at <= now()
             and (r.app is null or r.app = %(app)s)
             and not (s.status is not distinct from 'paused' and r.attempt = 0 and r.origin is null)
         order by r.due_at, r.id
@@ -60,49 +67,49 @@ urgent as materialized (
 ),
 -- Those among them that nothing is in the way of, but for each other.
 free as materialized (
-    select u.id, u.schedule_id, u.entrypoint, u.key, u.priority, u.due_at, u.cut, g.per_key - coalesce(b.running, 0) as left_,
-        row_number() over (partition by u.entrypoint, u.key order by u.priority desc, u.due_at, u.id) as place
+    select u.id, u.schedule_id, u.entrypoint, u.gate, u.key, u.priority, u.due_at,
+        g.per_key - coalesce(b.running, 0) as left_,
+        row_number() over (partition by u.gate, u.key order by u.priority desc, u.due_at, u.id) as place
     from urgent u
-    join gates g on g.entrypoint = u.entrypoint
-    left join busy b on b.entrypoint = u.entrypoint and b.key = u.key
+    join gates g on g.gate = u.gate
+    left join busy b on b.gate = u.gate and b.key = u.key
     where (u.line not like 's%%' or pgsched.has_room(u.schedule_id))
 ),
-few (entrypoint) as materialized (
-    select g.entrypoint
+few (gate) as materialized (
+    select g.gate
     from gates g
-    where g.room > 0 and exists (select from urgent u where u.entrypoint = g.entrypoint and u.cut)
-        and g.room > (
-            select count(*) from free f
-            where f.entrypoint = g.entrypoint and (f.left_ is null or f.place <= f.left_)
-        )
+    where g.room > 0 and exists (select from urgent u where u.gate = g.gate and u.cut)
+        and g.room > (select count(*) from free f where f.gate = g.gate and (f.left_ is null or f.place <= f.left_))
 ),
-lines (entrypoint, line, rank) as (
-    select g.entrypoint, f.line, f.rank
-    from few g
+lines (gate, app, entrypoint, line, rank) as (
+    select m.gate, m.app, m.entrypoint, f.line, f.rank
+    from few
+    join members m on m.gate = few.gate
     cross join lateral (
         select r.line, -r.priority as rank from pgsched.runs r
-        where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = g.entrypoint
+        where r.status = 'queued' and r.gated and r.line is not null
+            and r.limited_by = m.app and r.entrypoint = m.entrypoint
         order by r.line, -r.priority limit 1
     ) f
     union all
-    select w.entrypoint, f.line, f.rank
+    select w.gate, w.app, w.entrypoint, f.line, f.rank
     from lines w
     cross join lateral (
         select r.line, -r.priority as rank from pgsched.runs r
-        where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = w.entrypoint
-            and (r.line, -r.priority) > (w.line, w.rank)
+        where r.status = 'queued' and r.gated and r.line is not null
+            and r.limited_by = w.app and r.entrypoint = w.entrypoint and (r.line, -r.priority) > (w.line, w.rank)
         order by r.line, -r.priority limit 1
     ) f
 ),
 found as (
-    select f.id, f.schedule_id, f.entrypoint, f.key, f.priority, f.due_at
+    select f.id, f.schedule_id, f.entrypoint, f.gate, f.key, f.priority, f.due_at
     from free f
-    where f.entrypoint not in (select entrypoint from few) and (f.left_ is null or f.place <= f.left_)
+    where f.gate not in (select gate from few) and (f.left_ is null or f.place <= f.left_)
     union all
-    select h.id, h.schedule_id, h.entrypoint, h.key, h.priority, h.due_at
+    select h.id, h.schedule_id, h.entrypoint, w.gate, h.key, h.priority, h.due_at
     from lines w
-    join gates g on g.entrypoint = w.entrypoint
-    left join busy b on b.entrypoint = w.entrypoint and 'k' || b.key = w.line
+    join gates g on g.gate = w.gate
+    left join busy b on b.gate = w.gate and 'k' || b.key = w.line
     cross join lateral (
         select r.id, r.schedule_id, r.entrypoint, r.priority, r.due_at,
             pgsched.key_of(r.args, g.concurrency_key) as key
@@ -111,7 +118,7 @@ found as (
         where r.status = 'queued' and r.gated and r.line is not null
             -- As a range, so that only the index of lines has the order that is asked for: the other one would read
             -- the whole entrypoint to find a line.
-            and r.entrypoint = w.entrypoint
+            and r.limited_by = w.app and r.entrypoint = w.entrypoint
             and (r.line, -r.priority) between (w.line, w.rank) and (w.line, w.rank) and r.due_at <= now()
             and (r.app is null or r.app = %(app)s)
             and not (s.status is not distinct from 'paused' and r.attempt = 0 and r.origin is null)
@@ -121,19 +128,19 @@ found as (
     -- Of a schedule's line: others of its key, or of the schedule, may be in the way.
     where (%(priority)s::int is null or w.rank = -%(priority)s)
         and (g.per_key is null or not exists (
-            select from busy o where o.entrypoint = h.entrypoint and o.key = h.key and o.running >= g.per_key))
+            select from busy o where o.gate = w.gate and o.key = h.key and o.running >= g.per_key))
         and (w.line not like 's%%' or pgsched.has_room(h.schedule_id))
 ),
 first as (
-    select f.*, g.room, g.running,
-        row_number() over (partition by f.entrypoint order by f.priority desc, f.due_at, f.id) as place
+    select f.*, g.running,
+        row_number() over (partition by f.gate order by f.priority desc, f.due_at, f.id) <= g.room as fits
     from found f
-    join gates g on g.entrypoint = f.entrypoint
+    join gates g on g.gate = f.gate
 )
-select f.id, f.schedule_id, f.entrypoint, f.key, f.priority, f.due_at, f.running,
+select f.id, f.schedule_id, f.entrypoint, f.gate, f.key, f.priority, f.due_at, f.running,
     coalesce(b.running, 0) as key_running
 from first f
-left join busy b on b.entrypoint = f.entrypoint and b.key = f.key
-where f.place <= f.room
+left join busy b on b.gate = f.gate and b.key = f.key
+where f.fits
 order by f.priority desc, f.due_at, f.id
 limit %(limit)s

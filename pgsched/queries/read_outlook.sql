@@ -24,6 +24,7 @@ waiting as materialized (
     select r.due_at from pgsched.runs r
     where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
         and (r.app is null or r.app = %(app)s)
+        and (r.limited_by is null or r.limited_by = %(app)s)
         and r.due_at <= (select horizon from bound)
         and (r.attempt > 0 or r.origin is not null or not exists (
             select from pgsched.schedules s where s.id = r.schedule_id and s.status = 'paused'
@@ -48,6 +49,7 @@ select
         (select r.due_at from pgsched.runs r
          where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
             and (r.app is null or r.app = %(app)s)
+            and (r.limited_by is null or r.limited_by = %(app)s)
             and r.due_at > (select horizon from bound)
          order by r.due_at limit 1)
     ) as next_ahead,

@@ -6,19 +6,25 @@ with verdicts as (
         as v (id, token, heartbeat_at, status, delay, message)
 ),
 stalled as materialized (
-    select r.id, case when v.status = 'queued' and r.cancel_requested_at is not null then 'cancelled' else v.status end
-        as status
+    select r.id, o.other, case when v.status <> 'queued' then v.status when r.cancel_requested_at is not null then 'cancelled'
+        when o.other > 0 then 'failed' else 'queued' end as status
     from verdicts v
-    join pgsched.runs r on r.id = v.id and r.token = v.token
-        and r.heartbeat_at is not distinct from v.heartbeat_at
-    where r.status = 'running'
+    join pgsched.runs r on r.id = v.id and r.token = v.token and r.heartbeat_at is not distinct from v.heartbeat_at
+    cross join lateral (
+        -- Null: whether another run with its key waits is not certain yet. The next look asks again.
+        select case when v.status = 'queued' and r.unique_key is not null and r.unique_while = 'waiting'
+            and r.cancel_requested_at is null then pgsched.waiting_instead(r.id,
+                array(select x.id from verdicts x where x.status = 'queued')) else 0 end as other
+    ) o
+    where r.status = 'running' and o.other is not null
     order by r.id
     for no key update of r skip locked
 ),
 reaped as (
     update pgsched.runs r
     set status = stalled.status,
-        reason = case when stalled.status = 'cancelled' then coalesce(r.reason, 'cancelled on request') else r.reason end,
+        reason = case when stalled.status = 'cancelled' then coalesce(r.reason, 'cancelled on request')
+            when stalled.other > 0 then 'run ' || stalled.other || ' with its unique key is waiting' else r.reason end,
         worker = null,
         -- A run that was claimed ahead of its instant is not due before it, whoever died meanwhile.
         due_at = case when stalled.status = 'queued'

@@ -58,11 +58,12 @@ skipped as (
 ),
 made as (
     insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
-                              max_attempts, backoff, max_backoff, timeout, gated, line,
+                              max_attempts, backoff, max_backoff, timeout, gated, limited_by, line,
                               status, attempt, token, worker, claimed_at, heartbeat_at)
     select s.id, s.app, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
-           p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow' or l.entrypoint is not null,
-           case when l.entrypoint is null then null when s.overlap <> 'allow' then 's' || s.id
+           p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow' or l.app is not null,
+           l.app,
+           case when l.app is null then null when s.overlap <> 'allow' then 's' || s.id
                 else 'k' || pgsched.key_of(s.args, l.concurrency_key) end,
            case when c.claimed then 'running' else 'queued' end, c.claimed::int,
            case when c.claimed then pgsched.next_token() else 0 end,
@@ -74,9 +75,13 @@ made as (
         %(max_backoffs)s::interval[], %(timeouts)s::interval[]
     ) as p (schedule_id, fire_time, due_at, previous, waits, max_attempts, backoff, max_backoff, timeout)
     join pgsched.schedules s on s.id = p.schedule_id
-    left join pgsched.limits l on l.entrypoint = s.entrypoint and l.limited
+    left join (
+        select m.app, m.entrypoint, g.concurrency_key
+        from pgsched.limit_members m join pgsched.limits g on g.gate = m.gate
+        where m.app = %(app)s and m.limited
+    ) l on l.entrypoint = s.entrypoint
     cross join lateral (
-        select not p.waits and l.entrypoint is null and p.due_at <= %(horizon)s::timestamptz as claimed
+        select not p.waits and l.app is null and p.due_at <= %(horizon)s::timestamptz as claimed
     ) c
     on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null do nothing
     returning id, schedule_id, fire_time, status, token
