@@ -382,7 +382,7 @@ class Client:
         if not rows:
             raise _no_schedule(schedule)
         row = rows[0]
-        return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]))
+        return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]), row["refused"])
 
     async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
         """A run with its args, its result, the errors of its attempts and how each ended; see runs.get(). Raises

@@ -24,11 +24,14 @@ _LIVE = ("queued", "running")
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What holds now: the database's clock, whether a live worker knows the entrypoint, the schedule's live runs."""
+    """What holds now: the database's clock, whether a live worker knows the entrypoint, the schedule's live runs.
+
+    refused: why the database refuses to have the schedule planned."""
 
     now: datetime
     served: bool = True
     live: tuple[int, ...] = ()
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,8 @@ def _coming(row: Row, time: datetime) -> tuple[str, str]:
 def _waiting(row: Row, situation: Situation) -> str:
     if not situation.served:
         return f"It is due, and no live worker knows the entrypoint {row['entrypoint']!r}: start one that does"
+    if situation.refused is not None:
+        return f"It is due, but the database refuses to change the schedule: {situation.refused}"
     if situation.live:
         ids = ", ".join(map(str, situation.live[:3])) + (", …" if len(situation.live) > 3 else "")
         return (

@@ -51,6 +51,7 @@ ALL_OK = dict.fromkeys(
         "applications",
         "expressions",
         "time zones",
+        "rows",
     ],
     "ok",
 )
@@ -169,6 +170,23 @@ def test_workers_that_read_old_time_zone_files_are_a_warning(shell, worker):
     assert "on h (2025b in /there, package 2026b): bring the host's files up to date" in shell.ok("health")
     shell.sql("update pgsched.workers set withheld = '{America/Edmonton}'")
     assert "workers on h have other rules than the noted ones for America/Edmonton" in shell.ok("health")
+
+
+def test_a_row_that_the_database_refuses_is_unhealthy_until_it_changes(shell, worker):
+    shell.ok("schedules", "add", "n", "e", "@daily")
+    shell.sql("select pgsched.enqueue('e')")
+    shell.sql(
+        "insert into pgsched.set_aside (kind, id, row_version, reason, until) select 'run', id, xmin::text, 'no', now()"
+        " from pgsched.runs union all select 'schedule', id, xmin::text, 'nor this', now() from pgsched.schedules"
+    )
+    assert checked(shell) == (4, {**ALL_OK, "rows": "failed"})
+    said = shell("health").stdout
+    assert "2 rows that the database refuses to change: " in said
+    assert "the claim of run 1: no" in said and "schedule n: nor this" in said
+    assert "the database refuses its claim: no; it is tried again when it changes" in shell.ok("runs", "show", "1")
+    shell.sql("update pgsched.runs set args = '{}'")
+    shell.sql("update pgsched.schedules set args = '{}'")
+    assert checked(shell) == (0, ALL_OK)
 
 
 def test_no_database_is_69_and_a_wrong_schema_78(dsn, schema):

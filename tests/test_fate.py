@@ -87,6 +87,8 @@ SKIP: dict[str, Any] = {
         ("retired then, and nobody has looked yet", 0, {"accounted_through": at(-1), "interruptions": [
             {"kind": "retired", "since": "2027-01-04T08:30:00+00:00", "through": "2027-01-04T09:02:00+00:00",
              "note": None}]}, [], {}, "due", "It is due: a worker is about to claim it"),
+        ("its plan is refused", 0, {"accounted_through": at(-1)}, [], {"refused": "not this one"}, "due",
+         "It is due, but the database refuses to change the schedule: not this one"),
         ("no worker knows it", 0, {"accounted_through": at(-1)}, [], {"served": False}, "due",
          "It is due, and no live worker knows the entrypoint 'job': start one that does"),
         ("its own run is live", 0, {"accounted_through": at(-1)}, [], {"live": (15,)}, "due",

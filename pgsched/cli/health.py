@@ -123,6 +123,14 @@ def judged(row: dict[str, Any]) -> list[Check]:
         Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
         if invalid
         else Check("expressions", "ok", "no schedule is invalid"),
+        Check(
+            "rows",
+            "failed",
+            f"{_many(row['refused'], 'row')} that the database refuses to change: {_some(row['refused_rows'])}. "
+            "Mend the trigger or constraint that refuses, or change the row: then it is tried again",
+        )
+        if row["refused"]
+        else Check("rows", "ok", "the database refuses no row"),
     ]
 
 

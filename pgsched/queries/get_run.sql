@@ -1,8 +1,12 @@
 -- One run, all of it. JSON is read as text, so that no value of it can break the page. Of one that goes on although it
--- was to stop, detail tells so: its worker can only ask it again.
+-- was to stop, detail says so: its worker can only ask it again. Of one that the database refuses to change it says why.
 select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.args::text as args, r.fire_time,
     r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason,
-    case when r.status <> 'running' then r.detail
+    case when a.reason is not null
+            then 'the database refuses its ' || case a.kind when 'run' then 'claim' else a.kind end || ': ' || a.reason
+                || '; it is tried again when it changes, at the latest a little after '
+                || to_char(a.until at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
+        when r.status <> 'running' then r.detail
         when r.cancel_requested_at < now() - interval '10 seconds'
             then 'still running ' || date_trunc('second', now() - r.cancel_requested_at) || ' after it was asked to stop'
         when r.started_at + r.timeout < now() - interval '10 seconds'
@@ -15,4 +19,9 @@ select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.args::tex
     r.result::text as result, r.errors::text as errors, r.stops::text as stops, r.unique_key, r.created_at
 from pgsched.runs r
 left join pgsched.schedules s on s.id = r.schedule_id
+left join lateral (
+    select a.kind, a.reason, a.until from pgsched.resting a
+    where a.kind <> 'schedule' and a.id = r.id
+    order by a.since desc limit 1
+) a on true
 where r.id = %(run_id)s::bigint

@@ -47,7 +47,16 @@ stubborn as (
     where status = 'running' and (cancel_requested_at < now() - interval '1 minute'
         or started_at + timeout < now() - interval '1 minute')
 ),
-invalid as (select name from pgsched.schedules where status = 'invalid')
+invalid as (select name from pgsched.schedules where status = 'invalid'),
+-- Rows that the database refuses to change.
+refused as (
+    select r.since, r.id, case r.kind
+            when 'schedule' then 'schedule ' || coalesce((select s.name from pgsched.schedules s where s.id = r.id), '')
+            when 'run' then 'the claim of run ' || r.id
+            else 'the ' || r.kind || ' of run ' || r.id
+        end || ': ' || r.reason as what
+    from pgsched.resting r
+)
 select
     (select count(*) from live) as workers,
     (select count(*) from silent) as silent,
@@ -74,4 +83,6 @@ select
         where tzdata_from is not null order by 1 limit 5
     ) as tzdata,
     (select count(*) from invalid) as invalid,
-    array(select name from invalid order by name limit 5) as invalid_names
+    array(select name from invalid order by name limit 5) as invalid_names,
+    (select count(*) from refused) as refused,
+    array(select what from refused order by since, id limit 5) as refused_rows

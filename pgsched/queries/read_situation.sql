@@ -1,5 +1,5 @@
 -- What a due fire time of a schedule may be waiting for: the clock, whether a live worker knows its entrypoint, and its
--- live runs.
+-- live runs, and why the database refuses to have it planned.
 select clock_timestamp() as now,
     exists (select from pgsched.live_workers w where s.entrypoint = any(w.entrypoints)
             and (s.app is null or s.app = w.app)) as served,
@@ -11,6 +11,7 @@ select clock_timestamp() as now,
             select r.id from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued'
         ) r
         order by id limit 4
-    ) as live
+    ) as live,
+    (select a.reason from pgsched.resting a where a.kind = 'schedule' and a.id = s.id) as refused
 from pgsched.schedules s
 where s.name = %(name)s::text
