@@ -65,7 +65,10 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('enable_bitmapscan', 'off', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
-_IDLE = "select set_config('idle_in_transaction_session_timeout', %s, false)"
+# A session whose locks others want waits only briefly for the locks of a client, such as that of a unique index.
+_IDLE = """
+select set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', '1s', false)
+"""
 SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves
 
 
@@ -334,12 +337,14 @@ class Outage:
         return self.since is None
 
     def lost(self, error: BaseException, purpose: str) -> None:
-        """A statement failed. One that the server refuses is a fault of the statement: the database is there."""
-        if refused(error):
+        """A statement failed. If the server answered, the database is there: it refuses the statement, or somebody's
+        lock was in the way."""
+        if answered(error):
             refusal = (purpose, describe(error))
             if refusal not in self._refusals:
                 self._refusals.add(refusal)
-                self._log.error("statement_refused", purpose=purpose, error=refusal[1])
+                event = "statement_refused" if refused(error) else "statement_failed"
+                self._log.error(event, purpose=purpose, error=refusal[1])
         elif self.since is None:
             self.since = time.monotonic()
             self._log.error("database_lost", purpose=purpose, error=describe(error))

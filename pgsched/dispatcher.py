@@ -14,11 +14,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-import psycopg
-
 from pgsched import log
 from pgsched.account import FireTimes, Skip
-from pgsched.db import STATEMENT_LIMIT, Backoff, Connection, Failures, describe, stood_still
+from pgsched.careful import Careful
+from pgsched.db import STATEMENT_LIMIT, Backoff, Connection, Mishaps, describe, stood_still
 from pgsched.errors import InvalidExpression
 from pgsched.executors import Executor, OverriddenTimes, Place
 from pgsched.limiter import Limiter
@@ -78,7 +77,8 @@ class Dispatcher:
         self._stir = asyncio.Event()
         self._stopping = False
         self._passing = False
-        self._careful = False
+        self._careful = Careful(machine)
+        self._aside = machine.aside
         self._most = MOST  # how many schedules or runs a pass takes at most
         self._near = False
         self._gated = True  # whether a run waits for its schedule's overlap, or in a line
@@ -136,8 +136,8 @@ class Dispatcher:
             self._passing = True
             try:
                 await self.claim_pass()
-            except Failures as error:
-                self._careful = isinstance(error, (psycopg.DataError, psycopg.IntegrityError))
+            except Mishaps as error:
+                self._careful.failed(error)
                 self._outage.lost(error, "claim")
                 if stood_still(error) or self._session.severed:
                     self._session.severed = False
@@ -146,7 +146,9 @@ class Dispatcher:
                 await asyncio.sleep(self._backoff.delay())
                 self._woken = True
             else:
-                self._careful = False
+                if self._careful.passed():  # it left something out: a pass with more care comes soon
+                    self._woken = True
+                    await asyncio.sleep(self._backoff.delay())
                 self._most = min(MOST, 2 * self._most)
                 self._outage.answered()
                 self.passed.set()
@@ -226,6 +228,8 @@ class Dispatcher:
         self._cut = False
         self._limiter.opens = None
         async with self._session.use() as connection:
+            if self._careful.on:
+                await self._careful.find(connection, self._lookahead)
             if time.monotonic() >= self._resume:
                 await self._store.resume_paused(connection)
             if self.zones.due:
@@ -243,6 +247,7 @@ class Dispatcher:
                     for place in lane.places:
                         free[place] -= len(taken)
                     count += len(taken)
+            await self._aside.review(connection, at_once=False)
             if not self._at_once():
                 await self._look_ahead(connection, count)
         if count:
@@ -330,18 +335,32 @@ class Dispatcher:
         defaults = _defaults(lane)
         queued: list[ClaimedRun] = []
         if self._due.lines and (left := room - len(claimed)) > 0:
-            queued += await self._limiter.claim(connection, defaults, left, priority)
+            in_line = left
+            queued += await self._careful.step(
+                connection, lambda: self._limiter.claim(connection, defaults, in_line, priority)
+            )
         look = self._lookahead
         if self._due.waiting and (left := room - len(claimed) - len(queued)) > 0:
-            queued += await self._store.claim_gated_runs(
-                connection, self._worker, defaults, look, left, priority=priority
+            waiting = left
+            queued += await self._careful.step(
+                connection,
+                lambda: self._store.claim_gated_runs(
+                    connection, self._worker, defaults, look, waiting, priority=priority
+                ),
             )
         if self._due.queued and (left := room - len(claimed) - len(queued)) > 0:
-            runs, _ = await self._store.claim_due_runs(
-                connection, self._worker, defaults, look, left, priority=priority
+            queued += await self._careful.step(
+                connection, lambda: self._claim_queued(connection, defaults, left, priority)
             )
-            queued += runs
         return claimed + await self._with_schedules(connection, queued)
+
+    async def _claim_queued(
+        self, connection: Connection, defaults: Sequence[EntrypointDefaults], limit: int, priority: int | None
+    ) -> list[ClaimedRun]:
+        runs, _ = await self._store.claim_due_runs(
+            connection, self._worker, defaults, self._lookahead, limit, priority=priority
+        )
+        return runs
 
     async def _plan(self, connection: Connection, schedules: Sequence[Schedule], room: int) -> list[ClaimedRun]:
         """Plans locked schedules and writes the plans. Their locks are held until the commit."""
@@ -357,7 +376,7 @@ class Dispatcher:
         ]  # fmt: skip
         if replacing := [p.schedule.id for p in changed if p.plan.replaces]:
             # Somebody has one of the old runs locked: the fire time stays due, and is looked at again.
-            blocked = await self._store.replace_runs(connection, replacing)
+            blocked = await self._replace(connection, replacing)
             changed = [p for p in changed if p.schedule.id not in blocked]
         if not changed:
             return []
@@ -371,24 +390,36 @@ class Dispatcher:
             self._due = replace(self._due, lines=True)
         return [by_id[schedule].claimed(run_id, fire_time, token) for run_id, schedule, fire_time, token in made]
 
+    async def _replace(self, connection: Connection, schedules: Sequence[int]) -> set[int]:
+        """Cancels runs that others replace. Returns the schedules of which it could not."""
+        if not self._careful.on:
+            return await self._store.replace_runs(connection, schedules)
+
+        async def replace_runs(part: Sequence[int]) -> list[int]:
+            return list(await self._store.replace_runs(connection, part))
+
+        blocked, refused = await self._careful.change(connection, schedules, replace_runs)
+        return refused.union(blocked)
+
     async def _write(
         self, connection: Connection, planned: Sequence[Planned], horizon: datetime
     ) -> list[tuple[int, int, datetime, int]]:
-        """Writes plans, after a pass that the database refused one by one: what is wrong with one schedule makes
+        """Writes plans, after a pass that the database refused with care: what is wrong with one schedule makes
         that one invalid and stops no other."""
-        if not self._careful:
-            self._skips += [(p.schedule, skip) for p in planned for skip in p.plan.skips]
-            return await self._store.write_plans(connection, self._worker, planned, horizon)
-        made = []
-        for each in planned:
-            try:
-                async with connection.transaction():
-                    made += await self._store.write_plans(connection, self._worker, [each], horizon)
-                    self._skips += [(each.schedule, skip) for skip in each.plan.skips]
-            except (psycopg.DataError, psycopg.IntegrityError) as error:
-                refused = replace(each, plan=self._invalid(each.schedule, f"its plan was refused: {describe(error)}"))
-                await self._store.write_plans(connection, self._worker, [refused], horizon)
+
+        async def write(part: Sequence[Planned]) -> list[tuple[int, int, datetime, int]]:
+            return await self._store.write_plans(connection, self._worker, part, horizon)
+
+        left_out = set[int]()
+        if self._careful.on:
+            made, left_out = await self._careful.write(connection, planned, write, self._refused)
+        else:
+            made = await write(planned)
+        self._skips += [(p.schedule, skip) for p in planned for skip in p.plan.skips if p.schedule.id not in left_out]
         return made
+
+    def _refused(self, planned: Planned, error: BaseException) -> Planned:
+        return replace(planned, plan=self._invalid(planned.schedule, f"its plan was refused: {describe(error)}"))
 
     def _planned(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Planned:
         entrypoint = self._scheduler.entrypoints[schedule.entrypoint]

@@ -546,6 +546,37 @@ class Store:
 
     # --- rows that the server refuses -------------------------------------------------------------------
 
+    async def find_due_runs(
+        self, connection: Connection, entrypoints: Sequence[str], lookahead: timedelta, limit: int
+    ) -> list[int]:
+        """Locks the queued runs that a claim may take next, at most so many of each entrypoint."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        params = {"entrypoints": list(entrypoints), "lookahead": lookahead, "limit": limit, "app": self.app}
+        await cursor.execute(self.query("find_due_runs"), params)
+        return await cursor.fetchall()
+
+    async def try_claim(self, connection: Connection, worker: uuid.UUID, ids: Sequence[int]) -> None:
+        """Changes runs as a claim does. The caller takes it back."""
+        await connection.execute(self.query("try_claim"), {"worker": worker, "ids": list(ids)})
+
+    async def find_ended_pauses(self, connection: Connection, limit: int) -> list[int]:
+        """Locks schedules whose pause is over."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("find_ended_pauses"), {"limit": limit})
+        return await cursor.fetchall()
+
+    async def try_resume(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Resumes schedules. The caller takes it back."""
+        await connection.execute(self.query("try_resume"), {"ids": list(ids)})
+
+    async def settle_constraints(self, connection: Connection) -> None:
+        """Has deferred constraints of this transaction speak now."""
+        await connection.execute(self.query("settle_constraints"), {})
+
+    async def wait_briefly(self, connection: Connection, limit: timedelta) -> None:
+        """How long each statement of this transaction may wait for a lock."""
+        await connection.execute(self.query("wait_briefly"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
+
     async def set_aside(self, connection: Connection, kind: str, rows: Sequence[tuple[int, str, bool]]) -> set[int]:
         """Sets rows aside, given as (id, reason, whether the error passes by itself). Returns the ids of those that had
         no entry yet."""

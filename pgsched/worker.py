@@ -339,6 +339,7 @@ class Worker:
         for live in stuck:
             self.runner.abandon(live)
         await self._flush(grace)
+        self.given_back += self.finisher.pending  # others will find the runs whose ends are not written
         await self._say_goodbye()
         self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
         hanging = [function_of(live) | {"run": live.run.id} for live in self.runner.left_behind.values()]
@@ -354,7 +355,6 @@ class Worker:
         """Writes the ends that are there."""
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
-            self.given_back += self.finisher.pending  # others will find these runs
 
     async def _say_goodbye(self) -> None:
         self._leaving = True

@@ -136,6 +136,7 @@ NOT_A_WORKERS = """
     list_schedules list_workers lock_declarations look_after_commit note_zone pause_schedule read_clock
     read_declarations read_health read_keepers read_log read_reach read_situation read_status read_zones
     record_declarations remove_schedule replan_zone resume_schedule retire_schedules retry_run retry_runs set_patience
+    settle_constraints
     trigger_schedule upsert_schedules wait_for_transaction withhold_zones
 """
 
@@ -182,7 +183,8 @@ def full(dsn) -> Iterator[Callable[[str], str]]:
 def test_no_statement_of_a_running_worker_grows_with_the_tables(dsn, full, monkeypatch, statistics, generic):
     schema = full(statistics)
     store = Store(schema)
-    watch = Watch({store.query(name): name for name in Store.texts()}, generic)
+    # What is no query cannot be explained.
+    watch = Watch({store.query(name): name for name in Store.texts() if name != "settle_constraints"}, generic)
     monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
     asyncio.run(all_of_a_worker(Settings(dsn=dsn, schema=schema), watch))
     touched = {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
@@ -247,6 +249,8 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
         machine, store = parts.machine, parts.machine.store
         async with machine.control.use() as connection:
             await connection.execute(in_schema(WORK.encode(), settings.schema, parametrised=False))
+            parts.dispatcher._careful._limit = 5
+            await parts.dispatcher._careful.find(connection, timedelta(0))
         await parts.dispatcher.claim_pass()  # by priority
         parts.dispatcher._scarce = False
         await parts.dispatcher.claim_pass()  # all at once; ends the pause

@@ -6,13 +6,15 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 from harness import Parts, reap, working
+from psycopg import sql
 from structlog.testing import capture_logs
 
-from pgsched import Retry, Run, Scheduler
+from pgsched import Limits, Retry, Run, Scheduler, migrate
 from pgsched.apart import Apart
 from pgsched.db import answered, conninfo_for, passing, refused
 from pgsched.heartbeat import Heartbeat
 from pgsched.reaper import Reaper
+from pgsched.store import in_schema
 
 STATES = ["P0001", "42501", "42703", "22003", "23503", "0A000", "XX000", "54001", "55000"]
 
@@ -293,3 +295,176 @@ async def test_runs_that_cannot_be_reaped_keep_no_other_from_it_and_make_nobody_
         await reap(reaper)
         assert await db.value(running) is None
         assert await db.all("select * from pgsched.set_aside") == []
+
+
+# --- claims -----------------------------------------------------------------------------------------------------
+
+
+def claimers(calls) -> Scheduler:
+    """Entrypoints whose runs are claimed by each kind of claim."""
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(state: str | None = None):
+        calls.append(state)
+
+    @sc.entrypoint("limited", limits=Limits(concurrency=100))
+    async def limited(state: str | None = None):
+        calls.append(state)
+
+    return sc
+
+
+async def queue(db, kind, state):
+    """One run, or one due fire time, that is claimed in its own way."""
+    args = "jsonb_build_object('state', %s::text)" if state else "'{}'::jsonb"
+    given = [state] if state else []
+    if kind in ("job", "limited"):
+        await db.all(f"select pgsched.enqueue('{kind}', {args})", *given)
+        return
+    name = f"{kind} {state}"
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, args, overlap)"
+        f" values (%s, 'job', '@at 2020-01-01T00:00:00Z', '2099-01-01Z', {args}, %s)",
+        name, *given, "queue" if kind == "waiting" else "allow",
+    )  # fmt: skip
+    if kind == "waiting":
+        await db.all("select pgsched.trigger(%s)", name)
+    else:
+        await db.all(
+            "update pgsched.schedules set next_run = '2020-01-01Z', accounted_through = '2019-01-01Z' where name = %s",
+            name,
+        )
+
+
+@pytest.mark.parametrize("kind", ["job", "limited", "waiting", "fire time"])
+async def test_a_claim_that_is_refused_costs_others_nothing_and_the_row_waits_and_says_why(settings, db, kind):
+    calls = []
+    sc = claimers(calls)
+    when = "insert or update"
+    await refuse(db, "new.args ? 'state' and new.status = 'running'", when=when, state=OWN_STATE)
+    with capture_logs() as logs:
+        async with working(sc, settings) as worker:
+            async with db.connection.transaction():
+                for state in STATES:
+                    await queue(db, kind, state)
+                await queue(db, kind, None)
+                for other in {"job", "limited", "waiting", "fire time"} - {kind}:
+                    await queue(db, other, None)
+            await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+            if kind == "fire time":
+                notes = "select array_agg(note) from pgsched.schedules where status = 'invalid'"
+                await db.until(f"select cardinality(({notes})) = %s", len(STATES))
+                reasons = await db.value(notes)
+            else:
+                rest = "from pgsched.resting a join pgsched.runs r on r.id = a.id where a.kind = 'run'"
+                await db.until(f"select count(*) = %s {rest} and r.status = 'queued'", len(STATES))
+                reasons = await db.value(f"select array_agg(a.reason) {rest}")
+            assert all(any(f"not this one (SQLSTATE {state})" in reason for reason in reasons) for state in STATES)
+            await queue(db, "job", None)
+            await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
+            assert calls == [None] * 5
+            await relent(db)
+            if kind == "fire time":
+                await db.all(
+                    "update pgsched.schedules set status = 'active', next_run = '2020-01-01Z' where status = 'invalid'"
+                )
+            else:
+                await db.all("update pgsched.runs set due_at = now() - interval '1 minute' where status = 'queued'")
+            await db.until("select count(*) = %s from pgsched.runs where status = 'succeeded'", 5 + len(STATES))
+            assert await db.all("select * from pgsched.resting") == []
+            worker.machine.aside._reviewed = 0.0  # as a second later
+            worker.dispatcher.wake()
+            await db.until("select not exists (select from pgsched.set_aside)")
+    assert not events(logs, "database_lost") and not events(logs, "worker_failed")
+    assert sorted(filter(None, calls)) == sorted(STATES)
+
+
+async def test_a_schedule_that_refuses_even_to_be_invalid_is_set_aside(settings, db):
+    calls = []
+    async with working(claimers(calls), settings):
+        await refuse(db, "new.args ? 'state' and new.planned_at is distinct from old.planned_at", table="schedules")
+        async with db.connection.transaction():
+            await queue(db, "fire time", "P0001")
+            await queue(db, "fire time", None)
+        await db.until("select exists (select from pgsched.runs where status = 'succeeded')")
+        await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
+        await relent(db, "schedules")
+        assert calls == [None]
+        await db.all("update pgsched.schedules set note = 'mended' where args <> '{}'")
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+
+
+async def test_a_pause_that_cannot_end_keeps_no_other_paused(settings, db):
+    async with working(claimers([]), settings):
+        await refuse(db, "new.args ? 'state' and new.status = 'active'", table="schedules")
+        async with db.connection.transaction():
+            for name, args in (("bad", '{"state": "x"}'), ("good", "{}")):
+                await db.all(
+                    "insert into pgsched.schedules (name, entrypoint, expression, next_run, args, status, paused_until)"
+                    " values (%s, 'job', '@yearly', '2099-01-01Z', %s::jsonb, 'paused', now())",
+                    name, args,
+                )  # fmt: skip
+        await db.until("select status = 'active' from pgsched.schedules where name = 'good'")
+        await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
+        assert await db.value("select status from pgsched.schedules where name = 'bad'") == "paused"
+
+
+async def test_a_constraint_that_speaks_at_the_commit_stops_no_other(settings, db):
+    calls = []
+    await refuse(db, "new.args ? 'state' and new.status = 'running'", when="update")
+    await db.all("drop trigger hostile on pgsched.runs")
+    await db.all(
+        "create constraint trigger hostile after insert or update on pgsched.runs deferrable initially deferred"
+        " for each row execute function pgsched.hostile()"
+    )
+    async with working(claimers(calls), settings):
+        async with db.connection.transaction():
+            for kind in ("job", "fire time"):
+                await queue(db, kind, "P0001")
+                await queue(db, kind, None)
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+        await db.until("select status = 'invalid' from pgsched.schedules where args <> '{}'")
+        await db.until("select exists (select from pgsched.resting where kind = 'run')")
+    assert calls == [None, None]
+
+
+async def test_a_fire_time_whose_row_a_client_holds_is_left_for_later_and_others_run(settings, db):
+    """The unique index makes a plan wait for a client's open transaction."""
+    calls = []
+    async with await psycopg.AsyncConnection.connect(settings.dsn) as client:
+        await queue(db, "fire time", "held")
+        insert = (
+            "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, finished_at)"
+            " select id, 'job', '2020-01-01Z', 'succeeded', now() from pgsched.schedules"
+        )
+        await client.execute(in_schema(insert.encode(), settings.schema, parametrised=False))
+        with capture_logs():
+            async with working(claimers(calls), settings) as worker:
+                await queue(db, "fire time", None)
+                await db.until("select exists (select from pgsched.runs where status = 'succeeded')", limit=8)
+                assert calls == [None]
+                await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
+                await client.rollback()
+                await db.all("update pgsched.set_aside set until = now()")
+                worker.dispatcher.wake()
+                await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+    assert calls == [None, "held"]
+
+
+# --- prepared statements ----------------------------------------------------------------------------------------
+
+
+async def test_a_schema_that_is_made_anew_finds_the_worker_at_work_again(settings, db):
+    calls = []
+    async with working(claimers(calls), settings) as worker:
+        for _ in range(8):  # often enough for every statement to be prepared
+            await db.all("select pgsched.enqueue('job')")
+            await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
+        await db.connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(settings.schema)))
+        await migrate.migrate(db.connection, settings.schema)
+        await db.all("select pgsched.enqueue('job')")
+        worker.dispatcher.wake()
+        await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
+        await db.until("select exists (select from pgsched.workers where id = %s)", worker.machine.worker)
+    assert len(calls) == 9

@@ -21,11 +21,13 @@ others as materialized (
             select from pgsched.schedules s
             where s.status = 'active' and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
                 and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
+                and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
         ) as fire_times,
         %(alone)s::boolean and exists (
             select from pgsched.runs r
             where r.status = 'queued' and r.gated and r.line is null and r.due_at <= now() + %(lookahead)s
                 and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
+                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
         ) as waiting,
         -- Due or not: to find that out would step over all that is urgent and not due.
         %(alone)s::boolean and exists (
@@ -46,6 +48,7 @@ found as materialized (
         where r.status = 'queued' and not r.gated and r.priority = l.priority
             and r.due_at <= now() + %(lookahead)s
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
+            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
             and (%(priority)s::int is null or r.priority = %(priority)s)
         order by r.due_at, r.id
         limit %(limit)s
@@ -97,6 +100,7 @@ select o.fire_times, o.waiting, o.lines,
             where r.status = 'queued' and not r.gated and r.priority = l.priority
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
+                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
             limit 1
         ) q
         where l.priority is not null

@@ -15,6 +15,7 @@ due as materialized (
         select r.id, r.due_at, r.entrypoint, r.priority, r.app
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
+            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
             and not (g.status = 'paused' and r.attempt = 0 and r.origin is null)
         order by (r.attempt > 0) desc, r.priority desc, r.due_at, r.id

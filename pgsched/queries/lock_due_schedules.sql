@@ -13,6 +13,7 @@ where s.status = 'active'
     and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
     and s.entrypoint = any(%(entrypoints)s)
     and (s.app is null or s.app = %(app)s)
+    and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
     and (%(priority)s::int is null or s.priority = %(priority)s)
     and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
     and (

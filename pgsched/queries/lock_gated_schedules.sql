@@ -19,6 +19,7 @@ where exists (
         select from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = s.id and r.due_at <= now() + %(lookahead)s
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
+            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
             and (%(priority)s::int is null or r.priority = %(priority)s)
             and not (s.status = 'paused' and r.attempt = 0 and r.origin is null)
     )

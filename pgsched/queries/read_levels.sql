@@ -15,6 +15,7 @@ select priority from (
     select s.priority from pgsched.schedules s
     where s.status = 'active' and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
         and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
+        and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
     order by coalesce(s.next_run, '-infinity'::timestamptz) limit 10000
 ) schedules
 union
@@ -22,6 +23,7 @@ select priority from (
     select r.priority from pgsched.runs r
     where r.status = 'queued' and r.gated and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
         and (r.app is null or r.app = %(app)s)
+        and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
         and (r.limited_by is null or r.limited_by = %(app)s)
     order by r.due_at limit 10000
 ) gated
@@ -31,5 +33,6 @@ where exists (
     select from pgsched.runs r
     where r.status = 'queued' and not r.gated and r.priority = l.priority and r.due_at <= now() + %(lookahead)s
         and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
+        and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
 )
 order by 1 desc

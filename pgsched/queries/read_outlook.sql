@@ -24,6 +24,7 @@ waiting as materialized (
     select r.due_at from pgsched.runs r
     where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
         and (r.app is null or r.app = %(app)s)
+        and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
         and (r.limited_by is null or r.limited_by = %(app)s)
         and r.due_at <= (select horizon from bound)
         and (r.attempt > 0 or r.origin is not null or not exists (
@@ -57,19 +58,22 @@ select
         (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
          where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
             and (s.app is null or s.app = %(app)s)
+            and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
             and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
          order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
+                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
                 and r.due_at <= (select horizon from bound)
             order by r.due_at limit 1
         ) d where l.priority is not null),
         (select min(w.due_at) from waiting w)
     ) as next_near,
     exists (select from waiting) as gated_near,
-    (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null) as next_resume,
+    (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null
+        and id not in (select id from pgsched.resting where kind = 'schedule' and until > now())) as next_resume,
     exists (select from pgsched.runs where status = 'running'
         and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere,
     case when %(touch)s then cardinality(%(awaited)s::text[]) > 0 and not exists (

@@ -4,12 +4,12 @@ with taken_back as (
     delete from pgsched.set_aside a
     where case
         when a.kind = 'schedule' then coalesce((
-            select s.status not in ('active', 'paused') or s.planned_at > a.since
+            select s.status not in ('active', 'paused') or coalesce(s.planned_at > a.since, false)
             from pgsched.schedules s where s.id = a.id
         ), true)
         else coalesce((
             select r.status <> case a.kind when 'run' then 'queued' else 'running' end
-                or a.kind in ('beat', 'reap') and r.heartbeat_at > a.since
+                or a.kind in ('beat', 'reap') and coalesce(r.heartbeat_at > a.since, false)
             from pgsched.runs r where r.id = a.id
         ), true)
     end
