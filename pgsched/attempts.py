@@ -16,7 +16,8 @@ def attempts_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The attempts of a run, in the order in which they ended: attempt, worker, started_at, ended_at, end, why.
 
     end: running, succeeded, failed, timed_out, retry_later (it raised RetryLater), discarded (it raised Discard),
-    cancelled, worker_lost, or given_back (by a drain; it did not count, and another of its number followed). why: the
+    cancelled, worker_lost, or given_back (by a drain, or by RetryLater(counts=False); it did not count, and another of
+    its number followed). why: the
     error or the reason. What an older version recorded has no worker and no started_at.
     """
     errors, stops = _entries(row["errors"]), _entries(row["stops"])

@@ -64,16 +64,21 @@ class ClaimLost(PgschedError):
 class RetryLater(Exception):  # not a PgschedError: a function says it, and it is no fault
     """Raised by a run's function: fails this attempt, and has the next one wait for as long as the function says.
 
-    delay: a timedelta or a number of seconds, from 0 s to 366 days. reason: why, for people. It counts as an attempt
-    like any other; with none left the run has failed. Raises ValueError for a delay out of range.
+    delay: a timedelta or a number of seconds, from 0 s to 366 days.
+    reason: why, for people.
+    counts: whether it is an attempt like any other, after the last of which the run has failed. Default True. False
+    gives the run back, for a function that only looks whether something is there yet.
+
+    Raises ValueError for a delay out of range.
     """
 
-    def __init__(self, delay: timedelta | float, reason: str | None = None) -> None:
+    def __init__(self, delay: timedelta | float, reason: str | None = None, *, counts: bool = True) -> None:
         wait = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
         if not timedelta(0) <= wait <= timedelta(days=366):
             raise ValueError(f"RetryLater(delay) is from 0 s to 366 days, not {wait!s}.")
         super().__init__(reason or f"asked to be tried again in {wait.total_seconds():g} s")
         self.delay = wait
+        self.counts = counts
 
 
 class Discard(Exception):  # likewise

@@ -86,8 +86,8 @@ def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) 
         if end.ignored and reason is None:
             reason = f"finished{_swallowed(end)}"
         return Outcome(claim, RunStatus.SUCCEEDED, end.started_at, end.finished_at, result_json=text, reason=reason)
-    if end.stop is Stop.DRAIN:
-        return Outcome(claim, RunStatus.QUEUED, end.started_at, refund=True)
+    if given_back := _given_back(claim, end):
+        return given_back
     if end.stop is Stop.REQUESTED:
         reason = f"cancelled on request{_swallowed(end)}"
         return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
@@ -104,6 +104,20 @@ def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) 
         delay = retry_delay(run.backoff, run.max_backoff, run.attempt)
         delay = spread(delay, retry.jitter, run.id, run.attempt)
     return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=told, delay=delay)
+
+
+def _given_back(claim: Claim, end: End) -> Outcome | None:
+    """The outcome of an attempt that does not count: a drain stopped it, or its function looked in vain."""
+    if end.stop is Stop.DRAIN:
+        return Outcome(claim, RunStatus.QUEUED, end.started_at, refund=True)
+    later = only(end.error, RetryLater) if end.stop is None else []
+    if not later or any(each.counts for each in later):
+        return None
+    longest = max(later, key=lambda each: each.delay)
+    reason = clean(str(longest))[:ERROR_LIMIT]
+    return Outcome(
+        claim, RunStatus.QUEUED, end.started_at, end.finished_at, reason=reason, delay=longest.delay, refund=True
+    )
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -209,7 +209,8 @@ def _answer(result: Any) -> Answer:
 def _failure(error: BaseException) -> Answer:
     if later := only(error, RetryLater):
         longest = max(later, key=lambda each: each.delay)
-        return {"later": longest.delay.total_seconds(), "reason": str(longest)}
+        counts = any(each.counts for each in later)
+        return {"later": longest.delay.total_seconds(), "reason": str(longest), "counts": counts}
     if discarded := only(error, Discard):
         return {"discard": str(discarded[0])}
     told = describe(error)
@@ -239,7 +240,7 @@ def received(answer: Answer) -> Any:
     """What the function returned, or Unstored. Raises what it raised: itself where it is one of ours, else as a
     RemoteError."""
     if "later" in answer:
-        raise RetryLater(answer["later"], answer["reason"])
+        raise RetryLater(answer["later"], answer["reason"], counts=answer["counts"])
     if "discard" in answer:
         raise Discard(answer["discard"])
     if "invalid" in answer:

@@ -19,7 +19,7 @@ def end(
     error: BaseException | None = None, *, stop: Stop | None = None, attempt: int = 1, retry: Retry | None = None,
     run_id: int = 1, **more,
 ):  # fmt: skip
-    run = ClaimedRun(run_id, None, "e", "{}", None, None, NOW, attempt, 3, 10 * SECOND, 3600 * SECOND, 60 * SECOND)
+    run = ClaimedRun(run_id, None, "e", "{}", None, None, NOW, attempt, 1, 3, 10 * SECOND, 3600 * SECOND, 60 * SECOND)
     told = {"result": None, "noticed": False, "threaded": False, **more}
     how = End(NOW, NOW + SECOND, error=error, stop=stop, **told)
     return decide(run, Claim(run_id, attempt, uuid.uuid4()), how, retry or Retry(jitter=0))
@@ -45,6 +45,12 @@ CASES = {
     "asked for later": (end(RetryLater(90)), "queued", 90, "pgsched.errors.RetryLater", None, False),
     "asked for later at its last attempt": (
         end(RetryLater(90), attempt=3), "failed", 0, "pgsched.errors.RetryLater", None, False,
+    ),
+    "asked for later, and it does not count": (
+        end(RetryLater(90, "not there yet", counts=False), attempt=3), "queued", 90, None, "not there yet", True,
+    ),
+    "two tasks asked for later, and one of it counts": (
+        end(group(RetryLater(5, counts=False), RetryLater(3))), "queued", 5, "ExceptionGroup", None, False,
     ),
     "of a kind of later": (end(Mine(5 * SECOND)), "queued", 5, "test_outcome.Mine", None, False),
     "two tasks asked for later": (
@@ -182,6 +188,27 @@ async def test_both_are_written(settings, db) -> None:
         assert run["errors"][0]["message"] == "the bank is closed"
         run = await client.get_run(second)
         assert (run["reason"], run["errors"], run["status"]) == ("no such customer", [], RunStatus.CANCELLED)
+
+
+async def test_a_look_in_vain_costs_no_attempt(settings, db) -> None:
+    scheduler = Scheduler()
+    looks = 0
+
+    @scheduler.entrypoint("look", retry=Retry(attempts=1))
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks < 4:
+            raise RetryLater(timedelta(milliseconds=30), "not there yet", counts=False)
+
+    async with connect(settings.dsn, schema=settings.schema) as client, working(scheduler, settings):
+        run_id = await client.enqueue("look")
+        await db.until("select status = 'succeeded' and attempt = 1 from pgsched.runs where id = %s", run_id)
+        run = await client.get_run(run_id)
+    assert [(each["attempt"], each["end"], each["why"]) for each in run["attempts"]] == [
+        *[(1, "given_back", "not there yet")] * 3, (1, "succeeded", None),
+    ]  # fmt: skip
+    assert run["due_at"] - run["created_at"] >= 3 * timedelta(milliseconds=30)
 
 
 async def test_the_codes_rules_meet_the_rows_numbers(settings, db) -> None:

@@ -46,7 +46,7 @@ landed as (
         started_at = case when g.committed then r.started_at else coalesce(g.started_at, r.started_at) end,
         finished_at = case when g.committed then r.finished_at
                            when g.status <> 'queued' then coalesce(g.finished_at, clock_timestamp()) end,
-        due_at = case when g.status = 'queued' and g.refund = 0
+        due_at = case when g.status = 'queued' and (g.refund = 0 or g.delay > 0)
                       then clock_timestamp() + g.delay * interval '1 second' else r.due_at end,
         result = g.result::jsonb,
         reported_at = case when g.committed then clock_timestamp() end,
@@ -60,7 +60,7 @@ landed as (
         stops = case when g.refund = 0 or coalesce(g.started_at, r.started_at) is null then r.stops
                      else pgsched.appended(r.stops, jsonb_build_object(
                          'attempt', r.attempt, 'at', clock_timestamp(), 'worker', r.worker,
-                         'started_at', coalesce(g.started_at, r.started_at), 'end', 'given_back')) end
+                         'started_at', coalesce(g.started_at, r.started_at), 'end', 'given_back', 'reason', g.reason)) end
     from held g
     where r.id = g.id
     returning r.id, r.token, r.schedule_id, r.status, r.fire_time, g.committed
