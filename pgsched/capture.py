@@ -86,6 +86,26 @@ class _Captures:
     handler = Handler(JOURNAL.get)
 
 
+def keep_on() -> None:
+    """Called before each run: a job before it may have configured logging anew, and so have thrown us out."""
+    if _Captures.workers:
+        _take_in()
+
+
+def _take_in() -> list[Any]:
+    """Has both kinds of logging lead to us. Returns structlog's processors."""
+    root = logging.getLogger()
+    if _Captures.handler not in root.handlers:
+        root.addHandler(_Captures.handler)
+    config = structlog.get_config()
+    processors = config["processors"]
+    if not isinstance(processors, list):  # structlog takes any iterable
+        structlog.configure(processors=(processors := list(processors)))
+    if _take_event not in processors and not isinstance(config["logger_factory"], structlog.stdlib.LoggerFactory):
+        processors.insert(0, _take_event)
+    return processors
+
+
 @contextlib.contextmanager
 def capturing() -> Iterator[None]:
     """Has it taken in for as long as the block runs, whatever the application has configured before.
@@ -94,14 +114,7 @@ def capturing() -> Iterator[None]:
     where structlog leads to the standard library, its records are enough.
     """
     _Captures.workers += 1
-    processors = structlog.get_config()["processors"]
-    if not isinstance(processors, list):  # structlog takes any iterable
-        structlog.configure(processors=(processors := list(processors)))
-    to_stdlib = isinstance(structlog.get_config()["logger_factory"], structlog.stdlib.LoggerFactory)
-    if _Captures.workers == 1:
-        logging.getLogger().addHandler(_Captures.handler)
-    if not to_stdlib and _take_event not in processors:
-        processors.insert(0, _take_event)
+    processors = _take_in()
     try:
         yield
     finally:

@@ -54,6 +54,7 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
     set_config('search_path', 'pg_catalog, pg_temp', false), set_config('DateStyle', 'ISO', false),
     set_config('IntervalStyle', 'postgres', false),  -- psycopg reads no other
+    set_config('array_nulls', 'on', false),  -- else NULL in an array is a text of four letters
     -- What a pass reads after it has locked must be newer than the lock.
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade

@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from pgsched import log
-from pgsched.capture import JOURNAL
+from pgsched.capture import JOURNAL, keep_on
 from pgsched.errors import InvalidArguments
 from pgsched.executors import THREADS, Executor, Place, Threads
 from pgsched.fence import Fence, Transactions
@@ -357,6 +357,7 @@ class Runner:
         _ENTRYPOINT.set(live.run.entrypoint)
         _ATTEMPT.set(live.run.attempt)
         THREADS.set(live.threads)
+        keep_on()
         JOURNAL.set(live.journal)
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:

@@ -296,9 +296,7 @@ class Worker:
             systemd.notify(WATCHDOG=1, STATUS=self._status())
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk makes the check fail, not the daemon
-                    fresh = file.with_name(f"{file.name}.{os.getpid()}")
-                    fresh.write_text(f"{time.monotonic()}\n")
-                    fresh.replace(file)  # a reader never finds half of it
+                    _write_fresh(file, f"{time.monotonic()}\n")
             await asyncio.sleep(wait)
 
     def _status(self) -> str:
@@ -364,7 +362,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGTERM or SIGINT drains, the second ends the process at once."""
+        """The first SIGTERM, SIGINT or SIGHUP drains, the second ends the process at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -377,7 +375,10 @@ class Worker:
             self._log.info("signal_received", signal=number.name)
             self.stop()
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
+            numbers.append(hangup)
         handled = []
         for number in numbers:
             with contextlib.suppress(NotImplementedError):  # an event loop without signals, as on Windows
@@ -413,6 +414,16 @@ async def serve(
         if embedded or migrate_first:
             await _migrate(settings)
         return await Worker(scheduler, settings, hard_exit).run()
+
+
+def _write_fresh(file: Path, text: str) -> None:
+    """Replaces a file by a new one, so that no reader finds half of it. Others may write to its folder: links of theirs
+    under our names are replaced, too, and never followed."""
+    fresh = file.with_name(f"{file.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    with open(fresh, "x") as stream:  # noqa: PTH123 - a link that is back again is an error
+        stream.write(text)
+    fresh.replace(file)
 
 
 @contextlib.asynccontextmanager

@@ -384,6 +384,29 @@ async def test_what_it_says_last_is_there_when_it_has_ended(settings, db, client
     assert lines[-1]["text"] == f"{30_000 - len(lines) + 1:,} more lines were dropped: of an attempt 64 KiB are kept."
 
 
+async def test_a_job_that_sets_up_logging_costs_later_runs_no_line(settings, db, client):
+    sc = Scheduler()
+
+    @sc.entrypoint("setup", retry=ONCE)
+    def setup() -> None:
+        logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+        structlog.configure(
+            processors=[structlog.processors.JSONRenderer()], logger_factory=structlog.ReturnLoggerFactory()
+        )
+
+    @sc.entrypoint("after", retry=ONCE)
+    async def after() -> None:
+        logging.getLogger("app").warning("of logging")
+        structlog.get_logger().info("of structlog")
+
+    async with working(sc, settings):
+        await client.enqueue("setup")
+        await db.until("select status = 'succeeded' from pgsched.runs")
+        await client.enqueue("after")
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+        assert [row[1] for row in await db.all(LINES)] == ["app: of logging", "of structlog"]
+
+
 async def test_an_applications_tests_see_them_too(dsn):
     sc = Scheduler()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
 from pgsched import runner as runner_module
 from pgsched.outcome import Stop
 from pgsched.store import Store, in_schema
+from pgsched.worker import _write_fresh
 
 SECOND = timedelta(seconds=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -803,3 +805,14 @@ async def test_while_ends_cannot_be_written_no_more_is_claimed_than_may_be_lost(
             assert await worker.dispatcher.claim_pass() == 0
             assert worker.finisher.pending == 30
         await db.until("select count(*) = 100 from pgsched.runs where status = 'succeeded'")
+
+
+def test_a_health_file_replaces_what_was_planted_under_its_names_and_follows_no_link(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    for name in ("health", f"health.{os.getpid()}"):
+        (tmp_path / name).symlink_to(other)
+    _write_fresh(tmp_path / "health", "1.5\n")
+    assert (tmp_path / "health").read_text() == "1.5\n" and not (tmp_path / "health").is_symlink()
+    assert other.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["health", "other"]

@@ -39,7 +39,7 @@ async def test_a_run_longer_than_the_stall_timeout_finishes_in_the_grace(daemons
     assert await other.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_past_the_grace_runs_are_given_back_and_started_elsewhere_with_the_same_attempt(daemons, db, number):
     daemons.app("""
 @sc.schedule("job", at(PAST), retry=Retry(attempts=1))

@@ -189,6 +189,7 @@ async def tick(): ...
         "default_transaction_isolation": "serializable", "bytea_output": "escape", "search_path": "nowhere",
         "statement_timeout": "1ms", "extra_float_digits": "0", "client_min_messages": "debug1",
         "standard_conforming_strings": "off", "idle_session_timeout": "1s",
+        "array_nulls": "off",
     }  # fmt: skip
     given = "%20".join(f"-c%20{name}%3D{value}" for name, value in options.items())
     hostile = f"{dsn}{'&' if '?' in dsn else '?'}options={given}"
