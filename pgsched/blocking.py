@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
+from psycopg.pq import Format
 from psycopg_pool import ConnectionPool
 
 from pgsched import db
@@ -188,8 +189,12 @@ class _Connection:
         with self.raw.transaction():
             yield
 
-    def cursor(self, *, row_factory: Any) -> _Cursor:
-        return _Cursor(self.raw.cursor(row_factory=row_factory))
+    def cursor(self, *, row_factory: Any, binary: bool = False) -> _Cursor:
+        cursor = self.raw.cursor(row_factory=row_factory, binary=binary)
+        if binary and isinstance(cursor, psycopg.ClientCursor):  # as store does with an asynchronous one
+            cursor = psycopg.Cursor(self.raw, row_factory=row_factory)
+            cursor.format = Format.BINARY
+        return _Cursor(cursor)
 
 
 class _Cursor:

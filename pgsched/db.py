@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import conninfo
-from psycopg.pq import TransactionStatus
-from psycopg.types.datetime import TimestamptzLoader
+from psycopg.pq import Format, TransactionStatus
+from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 
 from pgsched.errors import ConfigurationError, DatabaseUnavailable
 from pgsched.log import Logger, get
@@ -240,6 +240,8 @@ class Session:
         connection = await psycopg.AsyncConnection.connect(self._info, autocommit=True)
         try:
             self.direct = await prepare(connection)
+            if not self.direct:
+                connection.cursor_factory = Plain
             if self.direct and self._idle is not None:
                 await connection.execute(_IDLE, (f"{self._idle // timedelta(milliseconds=1)}ms",))
         except BaseException:
@@ -305,6 +307,7 @@ async def prepare(connection: Connection) -> bool:
         connection.prepare_threshold = None
         # The session's zone is anybody's there, and a difference of two local times may be an hour off.
         connection.adapters.register_loader("timestamptz", InUtc)
+        connection.adapters.register_loader("timestamptz", InUtcBinary)
     return direct
 
 
@@ -322,6 +325,22 @@ class InUtc(TimestamptzLoader):
 
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
+
+
+class InUtcBinary(TimestamptzBinaryLoader):
+    """The same, of what comes as a number."""
+
+    def load(self, data: Any) -> datetime:
+        return super().load(data).astimezone(UTC)
+
+
+class Plain(psycopg.AsyncCursor[Any]):
+    """Reads values as they are and not as a session writes them. Its IntervalStyle and DateStyle may be anybody's: of
+    'PT5M' psycopg makes five seconds."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.format = Format.BINARY
 
 
 class Outage:

@@ -11,18 +11,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from psycopg import sql
-from psycopg.rows import class_row, dict_row, scalar_row
+from psycopg import AsyncClientCursor, AsyncCursor, sql
+from psycopg.pq import Format
+from psycopg.rows import AsyncRowFactory, class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from pgsched import definition
-from pgsched.db import Connection, InUtc, application_name
+from pgsched.db import Connection, InUtcBinary, application_name
 from pgsched.declaration import Compared, Holder, Other, Standing
 from pgsched.limits import Candidate, Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.policy import Occupancy, Plan
+
+_Row = TypeVar("_Row")
 
 
 def _dense(text: bytes) -> bytes:
@@ -725,17 +728,26 @@ class Store:
 
     async def rows(self, connection: Connection, name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         """The rows of a query that is only shown to people."""
-        cursor = connection.cursor(row_factory=dict_row)
-        cursor.adapters.register_loader("timestamptz", InUtc)  # the connection may be a caller's, in any time zone
+        cursor = _anybodys(connection, dict_row)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchall()
 
     async def call(self, connection: Connection, name: str, params: dict[str, Any]) -> Any:
         """The one value of a query that calls one of the schema's functions."""
-        cursor = connection.cursor(row_factory=scalar_row)
-        cursor.adapters.register_loader("timestamptz", InUtc)
+        cursor = _anybodys(connection, scalar_row)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchone()
+
+
+def _anybodys(connection: Connection, row_factory: AsyncRowFactory[_Row]) -> AsyncCursor[_Row]:
+    """A cursor of a connection that may be a caller's, in any time zone, with any DateStyle and IntervalStyle: values
+    come as numbers, and instants in UTC."""
+    cursor = connection.cursor(row_factory=row_factory, binary=True)
+    if isinstance(cursor, AsyncClientCursor):  # a framework's choice, which cannot
+        cursor = AsyncCursor(connection, row_factory=row_factory)
+        cursor.format = Format.BINARY
+    cursor.adapters.register_loader("timestamptz", InUtcBinary)
+    return cursor
 
 
 @dataclass(frozen=True, slots=True)

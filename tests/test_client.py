@@ -430,7 +430,7 @@ async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applicatio
             cursor = await connection.execute(show, (names,))
             assert await cursor.fetchone() == (own,)
             assert connection.info.transaction_status == TransactionStatus.INTRANS
-    assert len(names) == 13 and "search_path" in names
+    assert len(names) == 14 and "search_path" in names
     async with client._sql.connections.own() as connection:
         cursor = await connection.execute("show search_path")
         assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"

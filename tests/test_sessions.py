@@ -1,6 +1,7 @@
 """The interface in SQL means the same in every session, and does the same for every role that may call it."""
 
 import itertools
+import json
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import pytest
 from harness import Parts
 from psycopg import sql
 
+from pgsched import connect, connect_sync
 from pgsched.store import in_schema
 
 STYLES = [
@@ -157,3 +159,68 @@ async def rows(db) -> list[tuple]:
         "select to_jsonb(s)::text from pgsched.schedules s"
         " union all select to_jsonb(r)::text from pgsched.runs r order by 1"
     )
+
+
+# --- what is read -----------------------------------------------------------------------------------------
+
+GIVEN = {"grace": "90 min", "jitter": "1500 ms", "timeout": "5 min", "backoff": "2 min", "max_backoff": "2 days 3 h"}
+MEANT = {
+    "grace": timedelta(minutes=90), "jitter": timedelta(seconds=1.5), "timeout": timedelta(minutes=5),
+    "backoff": timedelta(minutes=2), "max_backoff": timedelta(days=2, hours=3),
+}  # fmt: skip
+
+
+async def odd(connection: psycopg.AsyncConnection, styles: dict[str, str]) -> None:
+    for name, value in styles.items():
+        await connection.execute("select set_config(%s, %s, false)", (name, value))
+
+
+@pytest.mark.parametrize("styles", STYLES, ids=lambda styles: styles["DateStyle"])
+async def test_what_a_client_reads_over_its_callers_connection_is_what_is_stored(db, dsn, schema, styles):
+    await db.all("select pgsched.create_schedule('s', 'job', '@daily', options => %s)", json.dumps(GIVEN))
+    await db.all("select pgsched.trigger('s')")
+    await odd(db.connection, styles)
+    async with connect(dsn, schema=schema) as client:
+        row = await client.get_schedule("s", connection=db.connection)
+        assert {name: row[name] for name in MEANT} == MEANT
+        assert row == await client.get_schedule("s")
+        assert row["created_at"].tzinfo is UTC
+        assert await client.list_schedules(connection=db.connection) == [row]
+        runs = await client.list_runs(connection=db.connection)
+        assert runs == await client.list_runs()
+        run = await client.get_run(runs[0]["id"], connection=db.connection)
+        assert run["timeout"] == MEANT["timeout"] and run == await client.get_run(run["id"])
+        now = (await client.situation("s", connection=db.connection)).now
+        assert now.tzinfo is UTC
+        since = now - timedelta(days=3)
+        assert len((await client.backfill("s", since, now, connection=db.connection)).queued) == 3
+    with psycopg.connect(dsn, autocommit=True) as given, connect_sync(dsn, schema=schema) as sync:
+        for name, value in styles.items():
+            given.execute("select set_config(%s, %s, false)", (name, value))
+        assert sync.get_schedule("s", connection=given)["max_backoff"] == MEANT["max_backoff"]
+
+
+@pytest.mark.parametrize("styles", STYLES, ids=lambda styles: styles["DateStyle"])
+async def test_a_worker_behind_a_pooler_reads_what_is_stored(db, settings, monkeypatch, styles):
+    """Behind a pooler nothing is set in a session, which is anybody's."""
+
+    async def pooled(connection):
+        await odd(connection, styles)
+        return False
+
+    monkeypatch.setattr("pgsched.db.prepare", pooled)
+    await db.all("select pgsched.create_schedule('s', 'job', '@every 1s', options => %s)", json.dumps(GIVEN))
+    await db.all("update pgsched.schedules set created_at = now() - interval '1 minute'")
+    async with Parts(settings) as parts:
+        await parts.dispatcher.claim_pass()
+        await db.all("select pgsched.enqueue('job')")
+        await parts.dispatcher.claim_pass()
+    fired = parts.taken[0]
+    assert (fired.timeout, fired.backoff, fired.max_backoff) == (
+        MEANT["timeout"],
+        MEANT["backoff"],
+        MEANT["max_backoff"],
+    )
+    assert fired.schedule.grace == MEANT["grace"]
+    assert abs(fired.due_at - datetime.now(UTC)) < timedelta(hours=1)
+    assert parts.taken[-1].backoff == timedelta(seconds=1) and parts.taken[-1].timeout is None
