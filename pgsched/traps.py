@@ -189,6 +189,8 @@ def _rare_days(fields: Fields) -> Iterator[str]:
                 f"{fields.written.weekday} comes in some months only, as most have no fifth one; "
                 f"for the last one of every month write {last}"
             )
+        if side.nearest in (29, 30) and 2 in fields.months:  # 31W reads as the last working day
+            yield f"Day {side.nearest}W comes in months that are shorter, too: there it is the last working day"
         if side.nearest is not None or side.last or min(side.dates, default=0) < 29:
             continue
         day = min(side.dates)

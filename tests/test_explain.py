@@ -189,6 +189,8 @@ TRAPS = [
     ("0 0 30,31 * *", "Day of month 30,31 comes in 11 of 12 months; for the last day"),
     ("0 0 29 * *", "Day of month 29 comes in 11 of 12 months, and in February of leap years; for the last day"),
     ("0 0 29 2 *", "Day of month 29 comes in leap years only; for the last day of February write L"),
+    ("0 0 30W * *", "Day 30W comes in months that are shorter, too: there it is the last working day"),
+    ("0 0 30W 1,3 *", ""),
     ("0 0 * * MON#5", "MON#5 comes in some months only, as most have no fifth one; for the last one of every month"
      " write MONL"),
     ("*/3 * * * * *", "The seconds stand last here, so this reads: every second in every 3rd minute from 0 to 57 of"
