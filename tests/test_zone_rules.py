@@ -26,7 +26,7 @@ from test_policy import BASE
 
 from pgsched import Scheduler, expression, replanner, zone_files
 from pgsched.cli.health import judged
-from pgsched.model import ScheduleStatus
+from pgsched.model import Schedule, ScheduleStatus
 from pgsched.policy import Occupancy, Plan, fire_times, plan
 from pgsched.store import Store, in_schema
 from pgsched.zones import Rules, digest_of, newer
@@ -307,6 +307,35 @@ async def test_the_newest_rules_that_planned_anything_count_before_any_are_noted
     assert await db.value(PLANNED, "s") == BY_NEW
     await new.looks()
     assert await noted(db) == loaded(NEW)[1]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_rules_of_another_timing_say_nothing_of_the_new_one(db, node, paused):
+    """A change of the zone or the expression, also of what is to be planned anew by newer rules."""
+    await db.all(YEARLY, "s", "job")
+    old = await node(OLD).starts()
+    await old.passes()
+    if paused:
+        await db.all("select pgsched.pause('s')")
+    new = await node(NEW).starts()
+    assert await db.value("select moved_from is not null and next_run is null from pgsched.schedules")
+    await db.all("select pgsched.alter('s', '{\"expression\": \"0 9 16 1 *\"}')")
+    if paused:
+        await db.all("select pgsched.resume('s')")
+    await new.passes()
+    assert await db.value(PLANNED, "s") == BY_NEW
+    assert await db.value("select extract(day from next_run)::int from pgsched.schedules") == 16
+    # By the same rules, and nobody newer is there.
+    await db.all("select pgsched.alter('s', '{\"timezone\": \"America/Phoenix\"}')")
+    new.reads(None)  # what this process knows of the other zone
+    assert new.zones.may_plan(await locked(new))
+
+
+async def locked(node: Node) -> Schedule:
+    store = node.parts.machine.store
+    async with node.parts.machine.control.use() as connection:
+        [found] = await store.lock_due_schedules(connection, ["job"], timedelta(0), 10)
+    return found
 
 
 # --- where rules come from ------------------------------------------------------------------------------

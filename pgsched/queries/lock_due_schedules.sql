@@ -7,7 +7,11 @@ select id, name, entrypoint, expression, timezone, args::text as args_json, over
     grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count, priority,
     status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status, accounted_through,
     timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
-    zone_rules, next_wall, accounted_wall, moved_from
+    -- What the last plan noted, unless its timing was changed since: of another zone, say.
+    case when timed_at <= planned_at then zone_rules end as zone_rules,
+    case when timed_at <= planned_at then next_wall end as next_wall,
+    case when timed_at <= planned_at then accounted_wall end as accounted_wall,
+    case when timed_at <= planned_at then moved_from end as moved_from
 from pgsched.schedules s
 where s.status = 'active'
     and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s

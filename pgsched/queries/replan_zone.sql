@@ -3,6 +3,7 @@
 with batch as materialized (
     select id from pgsched.schedules
     where timezone = %(name)s and id > %(after)s and status in ('active', 'paused') and next_run is not null
+        and not coalesce(timed_at > planned_at, false)
         and (zone_rules is null or split_part(zone_rules, ':', 2) <> split_part(%(rules)s, ':', 2))
     order by id
     limit %(limit)s
