@@ -27,6 +27,7 @@ from pgsched.zones import Rules, check_timezone, newer
 _BATCH = 1000
 # Seconds between looks while a zone is withheld: whoever has the noted rules may have gone.
 AGAIN = 30.0
+_LOCKED = 3.0  # and while schedules may be left that somebody had locked
 _FIXED = "UTC"  # it has no rules
 
 
@@ -165,13 +166,16 @@ class ZoneRules:
         """Notes our rules, and has the zone's schedules planned by them."""
         # Rows that somebody has locked are passed over: a worker that is planning one by other rules, or a client.
         # The next look finds them.
-        self.due_at = time.monotonic() + 1.0
+        self.due_at = time.monotonic() + _LOCKED
         async with connection.transaction():
             # Somebody else may have been quicker, with rules that are newer still.
             if noted is not None and not await self._note(connection, name, ours, noted):
                 return
             count = await self._replan(connection, name, ours)
-            await connection.execute(sql.SQL("notify {}").format(self._store.channel))
+            if count:
+                await connection.execute(sql.SQL("notify {}").format(self._store.channel))
+        if not count and noted == ours:  # all that is left is locked
+            return
         before = None if noted is None else noted.release
         self._log.warning("time_zone_changed", zone=name, schedules=count, release=ours.release, before=before)
 

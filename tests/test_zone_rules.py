@@ -226,6 +226,18 @@ async def test_a_worker_with_older_rules_leaves_the_zone_to_one_with_newer_until
     assert await db.value(PLANNED, "s") == BY_OLD
 
 
+async def test_newer_rules_whose_worker_dies_before_it_plans_leave_nothing_behind(db, node):
+    await db.all(YEARLY, "s", "job")
+    old = await node(OLD).starts()
+    await old.passes()
+    new = await node(NEW).starts()
+    await new.goes()
+    assert await db.value(PLANNED, "s") is None
+    await old.passes()
+    await old.passes()
+    assert await db.value(PLANNED, "s") == BY_OLD
+
+
 async def test_an_older_worker_that_starts_beside_a_newer_one_changes_nothing(db, node):
     await db.all(YEARLY, "s", "job")
     new = await node(NEW).starts()

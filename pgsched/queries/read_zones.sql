@@ -1,9 +1,7 @@
--- The time zones that schedules are read in, the rules noted for each (null: none yet), and by which others than these
--- some next_run was planned.
+-- The time zones that schedules are read in, the rules noted for each (null: none yet), and the rules by which fire times
+-- were planned, or are to be.
 select s.timezone as name, z.digest, z.release,
-    array_remove(array_agg(distinct s.zone_rules) filter (
-        where s.next_run is not null and s.timed_at <= s.planned_at
-    ), null) as planned_by
+    array_remove(array_agg(distinct s.zone_rules) filter (where s.timed_at <= s.planned_at), null) as planned_by
 from pgsched.schedules s
 left join pgsched.zones z on z.name = s.timezone
 where s.status in ('active', 'paused')
