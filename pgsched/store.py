@@ -673,6 +673,7 @@ class Store:
         await names.execute(self.query("adopt_schedules"), {"old": old, "new": new})
         runs = connection.cursor(row_factory=scalar_row)
         await runs.execute(self.query("adopt_runs"), {"old": old, "new": new})
+        await self.declare_limits(connection, f"code:{old}", [])  # nobody of that name keeps them any more
         await connection.execute(self.query("forget_declarations"), {"app": old})
         return await names.fetchall(), await runs.fetchone() or 0
 

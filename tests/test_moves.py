@@ -169,6 +169,26 @@ async def test_a_factory_that_moved_within_its_project_keeps_its_schedules(setti
     )
 
 
+async def test_what_stood_in_line_at_the_old_limits_stands_at_the_new_ones(settings, db):
+    one_at_once = Limits(concurrency=1)
+    await start(declares("s", app=OLD, limits=one_at_once), settings)
+    await db.all("select pgsched.trigger('s')")
+    for app in (OLD, None, OLD):
+        await db.all("select pgsched.enqueue('job', app => %s)", app)
+    await db.all("insert into pgsched.runs (entrypoint, app, unique_key) values ('job', %s, 'k')", OLD)
+    await db.all("insert into pgsched.runs (entrypoint, app, unique_key) values ('job', %s, 'k')", HERE.name)
+    assert await db.value("select count(*) from pgsched.runs where limited_by = %s", OLD) == 5
+    async with working(declares("s", limits=one_at_once), settings):
+        await db.until("select count(*) = 6 from pgsched.runs where status = 'succeeded'")
+    overlapping = (
+        "select count(*) from pgsched.runs a join pgsched.runs b"
+        " on a.id < b.id and a.started_at < b.finished_at and b.started_at < a.finished_at"
+    )
+    assert await db.value(overlapping) == 0
+    assert await db.all("select distinct app from pgsched.runs order by 1") == [(HERE.name,), (None,)]
+    assert await db.all("select app from pgsched.limit_members where limited") == [(HERE.name,)]
+
+
 @pytest.mark.parametrize("old", [HERE.path, HERE.name])
 async def test_an_application_that_gets_a_name_keeps_what_it_had_without_one(settings, db, old):
     """The name was the import path alone in earlier versions."""
@@ -311,7 +331,7 @@ def test_adopt(shell):
     dry = shell("schedules", "adopt", "old one", "new", "--dry-run")
     assert dry.exit_code == 0 and dry.stdout.split() == ["a", "b"]
     assert dry.stderr == 'Would take over 2 schedules and 1 job of "old one" for "new".\n'
-    assert owners() == before and shell.sql("select app from pgsched.declarations")
+    assert owners() == before and shell.sql("select app from pgsched.declarations where app = 'old one'")
     shell.sql(
         "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
         " stall_timeout) values (gen_random_uuid(), 'old one', 'h', 7, '1', '{}', true, '1s', '9s')"
@@ -323,7 +343,7 @@ def test_adopt(shell):
     assert (done["schedules"], done["runs"], [w["pid"] for w in done["workers"]]) == (["a", "b"], 1, [7])
     assert owners() == {**before, "a": ("code:new", "new"), "b": ("api", "new")}
     assert shell.sql("select app from pgsched.runs order by id") == [("new",), (None,), ("new",), ("other",), (None,)]
-    assert not shell.sql("select app from pgsched.declarations")
+    assert not shell.sql("select app from pgsched.declarations where app = 'old one'")
     assert shell("schedules", "adopt", "x", "x").exit_code == 2
     assert shell("schedules", "adopt", "x", "a\nb").exit_code == 2
 
