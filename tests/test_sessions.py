@@ -83,7 +83,7 @@ async def roles(db, schema) -> AsyncIterator[SimpleNamespace]:
         "grant usage on schema {apps} to {admin}, {caller}, {stranger}",
         "grant usage on schema {ours} to {admin}",
         "grant select, insert, update, delete on {ours}.schedules, {ours}.runs to {admin}",
-        "grant select on {ours}.limits to {admin}",
+        "grant select on {ours}.limits, {ours}.limit_members, {ours}.workers to {admin}",
     ):
         await db.connection.execute(sql.SQL(text).format(ours=ours, **vars(names)))
     yield names
