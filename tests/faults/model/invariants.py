@@ -200,6 +200,7 @@ LEFT_SCHEDULES = f"""
     select x.id as schedule_id, x.name, x.status, x.next_run, x.entrypoint from pgsched.schedules x
     where x.status = 'active' and not {_ODD}
 """
+LEFT_DUE = f"{LEFT_SCHEDULES} and coalesce(x.next_run, '-infinity') <= clock_timestamp()"
 LEFT_SILENT = """
     select id as run_id, worker, heartbeat_at from pgsched.runs
     where status = 'running' and heartbeat_at < clock_timestamp() - make_interval(secs => {seconds})

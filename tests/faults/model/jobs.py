@@ -2,7 +2,7 @@
 
 Each call of a function is a row of model_calls, committed on the recorder's own connection before the function does
 anything, and completed when it ends. A daemon process finds its factories here:
-create_a and create_b, and those of the next version, create_a2 and create_b2.
+create_a and create_b, those of the next version, create_a2 and create_b2, and of one that declares nothing.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ def chance(run: Run) -> float:
 
 
 def build(code: str, recorder: Recorder, version: int = 1) -> Scheduler:
-    """The application with this code. Its second version declares other schedules."""
+    """The application with this code. Its second version declares other schedules, version 0 none."""
     sc = Scheduler(app=f"model-{code}")
 
     @sc.entrypoint("quick")
@@ -168,7 +168,7 @@ def build(code: str, recorder: Recorder, version: int = 1) -> Scheduler:
 
     sc.entrypoint("process", executor=ProcessExecutor, retry=RETRY)(PROCESSES[code])
     functions: dict[str, Any] = {"quick": quick, "slow": slow, "thread": thread}
-    for name, entrypoint, expression, overlap in DECLARED[code] if version == 1 else SECOND[code]:
+    for name, entrypoint, expression, overlap in ((), DECLARED[code], SECOND[code])[version]:
         sc.schedule(entrypoint, expression, name=name, overlap=overlap)(functions[entrypoint])
     return sc
 
@@ -197,6 +197,14 @@ def create_a() -> Scheduler:
 
 def create_b() -> Scheduler:
     return build("b", _own())
+
+
+def create_a0() -> Scheduler:
+    return build("a", _own(), 0)
+
+
+def create_b0() -> Scheduler:
+    return build("b", _own(), 0)
 
 
 def create_a2() -> Scheduler:

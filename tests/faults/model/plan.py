@@ -37,7 +37,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """What happens in one schema, from nothing to rest."""
+    """What happens in one schema, from nothing to rest.
+
+    sparse: nothing fires again and again, and no worker resyncs: a wake-up that is lost stays lost.
+    """
 
     seed: int
     number: int
@@ -59,6 +62,7 @@ class Dice:
         self.random = random.Random(seed)
         self.length = length
         self.quick = quick
+        self.sparse = self.maybe(0.25)
 
     def instant(self) -> float:
         """Half of them lie within 150 ms before a whole second."""
@@ -82,7 +86,7 @@ class Dice:
 
     def timing(self) -> dict[str, Any]:
         found: dict[str, Any] = {"expression": self.random.choice(EXPRESSIONS)}
-        if self.maybe(0.2):
+        if self.sparse or self.maybe(0.2):
             found = {"at": round(self.random.uniform(-1.0, self.length), 2)}
         if self.maybe(0.2):
             found["timezone"] = self.random.choice(ZONES)
@@ -112,10 +116,10 @@ class Dice:
         return {
             "daemon": daemon,
             "code": self.random.choice("ab"),
-            "version": 2 if not self.quick and self.maybe(0.15) else 1,
+            "version": 0 if self.sparse else 2 if not self.quick and self.maybe(0.15) else 1,
             "lookahead": self.random.choice((0, 0.3, 1, 1, 3)),
             "max_running": self.random.choice((3, 1000, 1000)),
-            "resync": self.random.choice((0, 60)),
+            "resync": 0 if self.sparse else self.random.choice((0, 60)),
         }
 
     def change(self) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def generate(seed: int, number: int, *, length: float = 5.0, quick: bool = False
     dice = Dice(f"pgsched {seed} {number} {length} {quick}", length, quick=quick)
     daemons = 0 if quick else dice.random.choice((0, 1, 2))
     odd = dice.maybe(0.3) and odd
-    workers = [{**dice.worker(daemon=False), "code": code, "version": 1} for code in "ab"]
+    workers = [{**dice.worker(daemon=False), "code": code, "version": int(not dice.sparse)} for code in "ab"]
     workers += [dice.worker(daemon=n < daemons) for n in range(max(daemons, dice.random.randint(0, 2)))]
     operations = [Operation(0.0, "create", dice.of_client("create") | {"name": name}) for name in NAMES[:6]]
 
@@ -231,4 +235,4 @@ def generate(seed: int, number: int, *, length: float = 5.0, quick: bool = False
     draw(clients, int(length * dice.random.randint(4, 9)), lambda n: dice.held() if n == "hold" else dice.of_client(n))
     draw(PROCESSES if daemons else VIOLENCE, dice.random.randint(1, 4), dice.of_worker)
     operations.sort(key=lambda operation: operation.at)
-    return Burst(seed, number, length, workers, operations, odd, quick)
+    return Burst(seed, number, length, workers, operations, odd, quick, dice.sparse)

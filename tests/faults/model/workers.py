@@ -106,7 +106,7 @@ class Process:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PGSCHED_")}
         environment |= {"MODEL_DSN": world.dsn, "MODEL_SCHEMA": world.schema}
         environment["PYTHONPATH"] = f"{TESTS / 'faults'}:{TESTS}"
-        factory = f"model.jobs:create_{code}{version if version > 1 else ''}"
+        factory = f"model.jobs:create_{code}{version if version != 1 else ''}"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pgsched", "run", factory, *flags],

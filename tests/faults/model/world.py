@@ -30,6 +30,7 @@ class World:
         self.done: list[str] = []  # what was done, when, and what came of it
         self.start = 0.0  # the loop's time when operations begin: a whole second of the database's clock
         self.began: datetime | None = None  # the same, by the database's clock
+        self.version = 1  # of the applications, if nothing else is asked for
         self.still = 0.0  # the longest that this process was not given a turn
 
     async def open(self) -> None:
