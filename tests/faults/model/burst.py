@@ -72,12 +72,10 @@ async def _play(world: World, burst: Burst) -> list[Finding]:
 
 def _explained(problem: dict[str, Any], burst: Burst) -> bool:
     names = {operation.name for operation in burst.operations}
-    if problem["event"] == "database_lost" and "25P03" in problem["error"]:
-        return "freeze" in names
     if problem["event"] == "database_lost":
-        # Told by the server that an operator ended the session, or not told anything.
-        passing = "SQLSTATE" not in problem["error"] or "57P01" in problem["error"]
-        return "terminate" in names and passing
+        # An operator ended the session, the server that of a frozen transaction, or nobody said why.
+        passing = "SQLSTATE" not in problem["error"] or any(state in problem["error"] for state in ("57P01", "25P03"))
+        return bool(names & {"terminate", "freeze"}) and passing
     if problem["event"] == "worker_failed":
         return "abort" in names and problem["error"] == "CancelledError"
     return problem["event"] in EXPECTED and burst.odd

@@ -49,6 +49,7 @@ class Burst:
     operations: list[Operation] = field(default_factory=list)
     odd: bool = False
     quick: bool = False
+    sparse: bool = False
 
     @property
     def name(self) -> str:
