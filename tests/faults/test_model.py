@@ -14,6 +14,11 @@ HELD = {
     "nobody but the holder ends a claim, except a reaper",
     "a claim names the worker that made it",
     "tokens only grow and never repeat",
+    "the runs of a declared schedule are called by the code that declares it",
+    "a run that names an application is called by its code",
+    "no run has more attempts than its limit",
+    "a transaction of a run is committed once, if and only if the run has succeeded",
+    "no row is paid for whose run is gone",
 }
 
 

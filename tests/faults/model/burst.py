@@ -128,7 +128,7 @@ async def _rest(world: World) -> list[Finding]:
         )
     loop = asyncio.get_running_loop()
     end = loop.time() + REST
-    silent = LEFT_SILENT.format(seconds=STALL + 3)
+    silent = LEFT_SILENT.format(seconds=2 * STALL + 3)
     while loop.time() < end:
         runs, schedules = await world.look(LEFT_RUNS), await world.look(LEFT_SCHEDULES)
         if not runs and not schedules:
