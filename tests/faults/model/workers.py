@@ -105,7 +105,7 @@ class Process:
         self.log = world.folder / f"daemon-{len(world.workers)}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PGSCHED_")}
         environment |= {"MODEL_DSN": world.dsn, "MODEL_SCHEMA": world.schema}
-        environment["PYTHONPATH"] = f"{TESTS / 'faults'}:{TESTS}"
+        environment["PYTHONPATH"] = f"{TESTS.parent}:{TESTS / 'faults'}:{TESTS}"
         factory = f"model.jobs:create_{code}{version if version != 1 else ''}"
         with self.log.open("wb") as stderr:
             self.process = subprocess.Popen(
