@@ -14,6 +14,7 @@ from pgsched.errors import InvalidExpression
 from pgsched.expression import parse
 
 TICK = timedelta(microseconds=1)
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 TIMING = ("expression", "timezone", "starts_at", "ends_at", "timed_at", "max_runs")
 Row = dict[str, Any]
 
@@ -102,7 +103,8 @@ def _end(timing: Timing, last: Row, at: datetime | None) -> None:
     elif last["status"] == "finished":
         used_up = last["max_runs"] is not None and last["run_count"] >= last["max_runs"]
         through = read(last["last_run"]) if used_up else read(last["accounted_through"])
-        timing.through = through or timing.since
+        # Of a schedule whose runs were used up before this timing, nothing counts any more.
+        timing.through = through if through and (not used_up or through > timing.since) else NEVER
     elif at is None or last["next_run"] is None:
         come = read(last["next_run"])
         timing.through = timing.since if come is None else come - TICK
