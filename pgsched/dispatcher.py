@@ -1,8 +1,8 @@
 """Claims due runs and starts them. Retries belong to runner, dead workers to reaper.
 
-Sleeps until the earliest fire time or a wake-up; then one pass. Where nothing but queued runs is due it claims them in
-one statement, else in one transaction: lock, plan, write, claim. Nothing is started before the commit. Then it looks
-ahead.
+Sleeps until the earliest fire time or a wake-up; then one pass. If nothing but queued runs is due, it claims them in
+one statement, else in one transaction: look, choose (fairness says how), lock, plan, write, claim. Nothing is started
+before the commit. Then it looks ahead.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -19,15 +20,15 @@ from pgsched.account import FireTimes, Skip
 from pgsched.careful import Careful
 from pgsched.db import STATEMENT_LIMIT, Backoff, Connection, Mishaps, describe, stood_still
 from pgsched.errors import InvalidExpression
-from pgsched.executors import Executor, OverriddenTimes, Place
+from pgsched.executors import Executor, OverriddenTimes
+from pgsched.fairness import SLOT, Candidate, Kind, Need, choose, on_worker, overlap, place, take
 from pgsched.limiter import Limiter
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun, Schedule, ScheduleStatus
 from pgsched.policy import Occupancy, Plan, fire_times, plan
 from pgsched.replanner import ZoneRules, zoned
 from pgsched.runner import Live, Runner
-from pgsched.scheduler import Entrypoint
-from pgsched.store import Due, EntrypointDefaults, Outlook, Planned
+from pgsched.store import Due, EntrypointDefaults, Outlook, Planned, Share
 
 # How many schedules or runs one pass takes at most, whatever is free: it bounds the transaction, and half of what may
 # run at once by default leaves the database something to do while the other half runs.
@@ -36,21 +37,23 @@ _LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more t
 # Seconds by which the pass that claims ahead comes later than it could. Fire times lie on whole seconds, and where the
 # lookahead is a whole one, too, it would come just when held runs start, and be in their way.
 _ASIDE = 0.1
+_LOOKS = 5  # at most so many in one transaction
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
-
-
-# With fewer free slots than this a pass looks first whether more is due than it can take, and goes by priority.
-_SCARCE = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Entrypoints that share this worker's limits: those whose runs take the same places (none, a thread each, a
-    process each), and each one that has a limit of its own on this worker."""
+    """Entrypoints whose runs need the same of this worker: a slot, the same places (none, a thread, a process), and for
+    each one that has a limit of its own on this worker, one of that. free: how many of them there is room for."""
 
-    entrypoints: tuple[Entrypoint, ...]
+    entrypoints: tuple[str, ...]
+    needs: tuple[Need, ...]
     free: int
-    places: frozenset[Place]
+
+    @property
+    def shared(self) -> tuple[Need, ...]:
+        """What other lanes may need, too."""
+        return tuple(need for need in self.needs if need not in map(on_worker, self.entrypoints))
 
 
 class Dispatcher:
@@ -84,10 +87,10 @@ class Dispatcher:
         self._gated = True  # whether a run waits for its schedule's overlap, or in a line
         self._full = False  # no lane has room: nothing to look for until a run ends
         self._lane_full = False
-        self._scarce = True  # whether more may be due than there is room for
         self._cut = False  # whether a pass took all that it had room for
         self._looked = float("-inf")  # when it was last looked ahead
-        self._due: Due  # what the pass has to look for in the lane that it is at
+        self._left = False  # whether a pass made runs that are due and did not claim them
+        self._advanced = False  # whether planning has changed anything
         self._skips: list[tuple[Schedule, Skip]] = []
         self._next: float | None = None
         self._resume = float("inf")
@@ -172,9 +175,8 @@ class Dispatcher:
         times = []
         self._near = outlook.next_near is not None
         self._gated = outlook.gated_near
-        room = [lane.free > 0 for lane in self._lanes()]
+        room = [lane.free > 0 for lane in self._lanes(self._rooms())]
         self._lane_full = self._near and not all(room)
-        self._scarce = cut or self._lane_full
         self._full = self._near and not any(room)
         self._resume = float("inf")
         if outlook.next_resume is not None:
@@ -203,24 +205,25 @@ class Dispatcher:
     def _lookahead(self) -> timedelta:
         return self._settings.lookahead if self.listening else timedelta(0)
 
-    def _lanes(self) -> list[Lane]:
-        slots = self._runner.room
-        free = self._runner.free()
-        shared: dict[frozenset[Place], list[Entrypoint]] = {frozenset(): []}
-        lanes = []
+    def _rooms(self) -> dict[Need, int]:
+        """How much there is of all that runs need of this worker."""
+        rooms: dict[Need, int] = {SLOT: self._runner.room}
+        rooms |= {place(which): number for which, number in self._runner.free().items()}
         for known in self._scheduler.entrypoints.values():
-            places, own = known.places, known.limits.per_worker
-            if own is None:
-                shared.setdefault(places, []).append(known)
-            else:
-                room = min(slots, own - self._runner.count(known.name), *(free[place] for place in places))
-                lanes.append(Lane((known,), max(0, room), places))
-        lanes += [
-            Lane(tuple(entrypoints), min([slots, *(free[place] for place in places)]), places)
-            for places, entrypoints in shared.items()
-            if entrypoints
-        ]
-        return lanes
+            if known.limits.per_worker is not None:
+                rooms[on_worker(known.name)] = max(0, known.limits.per_worker - self._runner.count(known.name))
+        return rooms
+
+    def _needs(self, entrypoint: str) -> tuple[Need, ...]:
+        known = self._scheduler.entrypoints[entrypoint]
+        own = [on_worker(entrypoint)] if known.limits.per_worker is not None else []
+        return (SLOT, *map(place, sorted(known.places)), *own)
+
+    def _lanes(self, rooms: Mapping[Need, int]) -> list[Lane]:
+        lanes: dict[tuple[Need, ...], list[str]] = {}
+        for name in self._scheduler.entrypoints:
+            lanes.setdefault(self._needs(name), []).append(name)
+        return [Lane(tuple(names), needs, min(rooms[need] for need in needs)) for needs, names in lanes.items()]
 
     async def claim_pass(self) -> int:
         """One pass. Returns how many runs it claimed; they are with the runner then."""
@@ -236,17 +239,19 @@ class Dispatcher:
                 await self.zones.look(connection)
             if not self._clock.known:  # and without it nothing could start
                 await self._read_clock(connection)
-            slots = self._runner.room
-            free = self._runner.free()
-            for lane in self._lanes():
-                room = min(lane.free, self._most, slots, *(free[place] for place in lane.places))
-                if room > 0:
-                    taken = await self._claim_lane(connection, lane, room)
-                    self._cut = self._cut or len(taken) >= room
-                    slots -= len(taken)
-                    for place in lane.places:
-                        free[place] -= len(taken)
-                    count += len(taken)
+            rooms = self._rooms()
+            free = rooms[SLOT] = min(rooms[SLOT], self._most)
+            lanes = [lane for lane in self._lanes(rooms) if lane.free > 0]
+            while True:
+                taken = await self._claim(connection, lanes, rooms)
+                for run in taken:
+                    take(rooms, self._needs(run.entrypoint))
+                count += len(taken)
+                # What is in the lanes that are full now stood before others, which are looked for anew.
+                before, lanes = lanes, [lane for lane in self._lanes(rooms) if lane.free > 0]
+                if not taken or not lanes or len(lanes) == len(before):
+                    break
+            self._cut = self._cut or (free > 0 and rooms[SLOT] <= 0)
             await self._aside.review(connection, at_once=False)
             if not self._at_once():
                 await self._look_ahead(connection, count)
@@ -257,9 +262,13 @@ class Dispatcher:
     def _at_once(self) -> bool:
         """Whether the next pass comes now, whatever a look ahead would say: the database then claims while what was
         claimed runs. Not where a lane is full: whose places become free may go unnoticed by the next pass."""
-        if not self._cut or time.monotonic() - self._looked > _LOOK_EVERY or not all(x.free for x in self._lanes()):
+        if (
+            not self._cut
+            or time.monotonic() - self._looked > _LOOK_EVERY
+            or not all(x.free for x in self._lanes(self._rooms()))
+        ):
             return False
-        self._next, self._scarce = time.monotonic(), True
+        self._next = time.monotonic()
         return True
 
     async def _look_ahead(self, connection: Connection, claimed: int) -> None:
@@ -274,15 +283,26 @@ class Dispatcher:
         before = time.monotonic()
         self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
 
-    async def _claim_lane(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
-        """Claims what is due of a lane, and starts it once that is committed."""
-        runs, self._due = await self._store.claim_due_runs(
-            connection, self._worker, _defaults(lane), self._lookahead, room, alone=True
-        )
+    async def _claim(
+        self, connection: Connection, lanes: Sequence[Lane], rooms: Mapping[Need, int]
+    ) -> list[ClaimedRun]:
+        """Claims what is due in some lanes, and starts it once that is committed. Without any, it only plans what was
+        never planned."""
+        # Where lanes cross (some of both need threads, some of one also processes), only choose() does it justice.
+        crossing = len(lanes) > 1 and any(len(lane.shared) > 2 for lane in lanes)
+        shares = [] if crossing else _shares(lanes, rooms)
+        names = list(self._scheduler.entrypoints)
+        runs, due = await self._store.claim_due_runs(
+            connection, self._worker, self._defaults(), shares,
+            lookahead=self._lookahead, limit=rooms[SLOT], known=names, alone=True,
+        )  # fmt: skip
         skips = self._skips = []
-        if self._due.mixed:
+        if due.mixed or crossing:
             async with self._locks(connection):
-                claimed = await self._claim_levels(connection, lane, room)
+                if len(lanes) == 1 and _plain(due, lanes[0].free):
+                    claimed = await self._claim_all(connection, lanes[0], rooms, due)
+                else:
+                    claimed = await self._claim_chosen(connection, lanes, rooms, due)
         else:
             try:
                 claimed = await self._with_schedules(connection, runs)
@@ -309,64 +329,167 @@ class Dispatcher:
                 await self._store.set_patience(connection, STATEMENT_LIMIT)
                 yield
 
-    async def _claim_levels(self, connection: Connection, lane: Lane, room: int) -> list[ClaimedRun]:
-        """Where there may be more than there is room for, what has the highest priority goes first, be it a fire time,
-        a run that waits at a gate, or a queued one."""
-        levels: list[int | None] = [None]
-        if self._scarce or room < _SCARCE:
-            levels = [*await self._store.read_levels(connection, [e.name for e in lane.entrypoints], self._lookahead)]
-        claimed: list[ClaimedRun] = []
-        for level in levels:
-            if len(claimed) < room:
-                claimed += await self._claim_level(connection, lane, room - len(claimed), level)
-        return claimed
-
-    async def _claim_level(
-        self, connection: Connection, lane: Lane, room: int, priority: int | None
+    async def _claim_all(
+        self, connection: Connection, lane: Lane, rooms: Mapping[Need, int], due: Due
     ) -> list[ClaimedRun]:
-        names = [e.name for e in lane.entrypoints]
+        """Where there is room for all that is due, or only one kind of it, nothing has to be chosen."""
         claimed: list[ClaimedRun] = []
-        if self._due.fire_times and (
-            schedules := await self._store.lock_due_schedules(
-                connection, names, self._lookahead, room, priority=priority, leave=self.zones.withheld
+        names, free = lane.entrypoints, lane.free
+        if due.fire_times or due.unplanned:
+            schedules = await self._store.lock_due_schedules(
+                connection, [Share(names, free), self._fresh()], self._lookahead, self.zones.withheld
             )
-        ):
-            claimed += await self._plan(connection, schedules, room)
-        defaults = _defaults(lane)
+            spare = {SLOT: free - due.fire_times - due.waiting - due.queued}
+            claimed += await self._plan(connection, schedules, spare, free)
+            self._cut = self._cut or self._left
         queued: list[ClaimedRun] = []
-        if self._due.lines and (left := room - len(claimed)) > 0:
-            in_line = left
-            queued += await self._careful.step(
-                connection, lambda: self._limiter.claim(connection, defaults, in_line, priority)
-            )
-        look = self._lookahead
-        if self._due.waiting and (left := room - len(claimed) - len(queued)) > 0:
-            waiting = left
-            queued += await self._careful.step(
-                connection,
-                lambda: self._store.claim_gated_runs(
-                    connection, self._worker, defaults, look, waiting, priority=priority
-                ),
-            )
-        if self._due.queued and (left := room - len(claimed) - len(queued)) > 0:
-            queued += await self._careful.step(
-                connection, lambda: self._claim_queued(connection, defaults, left, priority)
-            )
+        if due.waiting and (left := free - len(claimed)) > 0:
+            queued += await self._claim_waiting(connection, names, left)
+        if due.queued and (left := free - len(claimed) - len(queued)) > 0:
+            queued += await self._claim_queued(connection, [Share(names, left)], left)
         return claimed + await self._with_schedules(connection, queued)
 
-    async def _claim_queued(
-        self, connection: Connection, defaults: Sequence[EntrypointDefaults], limit: int, priority: int | None
+    async def _claim_chosen(
+        self, connection: Connection, lanes: Sequence[Lane], rooms: Mapping[Need, int], due: Due
     ) -> list[ClaimedRun]:
-        runs, _ = await self._store.claim_due_runs(
-            connection, self._worker, defaults, self._lookahead, limit, priority=priority
+        """Looks at what is due of every kind, chooses, and claims that. Between the look and the claim others may have
+        taken some of it: the claim takes the next ones of its kind, or none, and the next pass comes at once."""
+        lined = (
+            [name for lane in lanes for name in lane.entrypoints if self._is_limited(name)] if due.fire_times else []
         )
-        return runs
+        if due.unplanned or lined:
+            # Those need no room: they go and stand in line, or are planned for later.
+            schedules = await self._store.lock_due_schedules(
+                connection, [self._fresh(), Share(lined, self._most)], self._lookahead, self.zones.withheld
+            )
+            await self._plan(connection, schedules, {SLOT: 0}, self._most, room_taken=False)
+            if self._left:
+                due = replace(due, waiting=due.waiting + 1, lines=True)
+        for _ in range(_LOOKS):
+            candidates, left = await self._look(connection, lanes, rooms, due)
+            idle = [each for each in candidates if not each.needs]
+            if not idle:
+                break
+            # They stand before others, and are over as soon as they are planned.
+            schedules = await self._store.lock_due_schedules(
+                connection, _counted(lanes, idle, idle=True), self._lookahead, self.zones.withheld
+            )
+            await self._plan(connection, schedules, {SLOT: 0}, self._most, room_taken=False)
+            if not self._advanced:
+                break  # somebody holds up what they need
+        else:
+            self._cut = True
+            return []
+        chosen = choose([each for each in candidates if each.needs], left)
+        for each in chosen:
+            take(left, each.needs)
+        return await self._claim_these(connection, lanes, rooms[SLOT], chosen, left)
 
-    async def _plan(self, connection: Connection, schedules: Sequence[Schedule], room: int) -> list[ClaimedRun]:
-        """Plans locked schedules and writes the plans. Their locks are held until the commit."""
+    async def _look(
+        self, connection: Connection, lanes: Sequence[Lane], rooms: Mapping[Need, int], due: Due
+    ) -> tuple[list[Candidate], dict[Need, int]]:
+        """The candidates, and how much there is of what they need. Those in line are looked at under the lock of their
+        limits. A fire time that cannot run, because of its overlap, takes nobody's place."""
+        names = [name for lane in lanes for name in lane.entrypoints]
+        found: list[Candidate] = []
+        left = dict(rooms)
+        if due.lines:
+            in_line, limits = await self._limiter.look(connection, names, rooms[SLOT])
+            found += [replace(each, needs=(*self._needs(each.entrypoint), *each.needs)) for each in in_line]
+            left |= limits
+        shares = _shares(lanes, rooms)
+        for candidate, room in await self._store.read_candidates(
+            connection, shares, lookahead=self._lookahead, limit=rooms[SLOT], due=due, leave=self.zones.withheld
+        ):
+            if candidate.kind is Kind.FIRE_TIME and room is not None and room <= 0:
+                if not candidate.ahead:
+                    found.append(candidate)  # it will wait, or be skipped, and needs nothing
+                continue
+            needs = self._needs(candidate.entrypoint)
+            # A fire time and a run that waits for the same overlap: one of them, and the other when it is over.
+            if candidate.schedule_id is not None and candidate.kind is not Kind.QUEUED:
+                needs += (overlap(candidate.schedule_id),)
+                if candidate.kind is Kind.WAITING and room is not None:
+                    left.setdefault(needs[-1], room)
+            found.append(replace(candidate, needs=needs))
+        return found, left
+
+    async def _claim_these(
+        self,
+        connection: Connection,
+        lanes: Sequence[Lane],
+        room: int,
+        chosen: Sequence[Candidate],
+        spare: Mapping[Need, int],
+    ) -> list[ClaimedRun]:
+        of = {kind: [each for each in chosen if each.kind is kind] for kind in Kind}
+        queued: list[ClaimedRun] = []
+        if waiting := of[Kind.WAITING]:
+            queued += await self._claim_waiting(connection, self._scheduler.entrypoints, len(waiting), waiting)
+        if in_line := of[Kind.LINE]:
+            queued += await self._careful.step(
+                connection, lambda: self._limiter.claim(connection, self._defaults(), in_line)
+            )
+        if others := of[Kind.QUEUED]:
+            queued += await self._claim_queued(connection, _counted(lanes, others), len(others))
+        claimed = await self._with_schedules(connection, queued)
+        if fire_times := of[Kind.FIRE_TIME]:
+            schedules = await self._store.lock_due_schedules(
+                connection, _counted(lanes, fire_times, idle=False), self._lookahead, self.zones.withheld
+            )
+            claimed += await self._plan(connection, schedules, spare, room)
+            self._cut = self._cut or self._left
+        return claimed
+
+    async def _claim_queued(self, connection: Connection, shares: Sequence[Share], limit: int) -> list[ClaimedRun]:
+        async def claim() -> list[ClaimedRun]:
+            runs, _ = await self._store.claim_due_runs(
+                connection, self._worker, self._defaults(), shares, lookahead=self._lookahead, limit=limit
+            )
+            return runs
+
+        return await self._careful.step(connection, claim)
+
+    async def _claim_waiting(
+        self, connection: Connection, names: Iterable[str], limit: int, chosen: Sequence[Candidate] | None = None
+    ) -> list[ClaimedRun]:
+        return await self._careful.step(
+            connection,
+            lambda: self._store.claim_gated_runs(
+                connection, self._worker, self._defaults(names), lookahead=self._lookahead, limit=limit, chosen=chosen
+            ),
+        )
+
+    def _is_limited(self, entrypoint: str) -> bool:
+        return self._scheduler.entrypoints[entrypoint].limits.together
+
+    def _fresh(self) -> Share:
+        """What was never planned, whatever is full: it needs no room."""
+        return Share(list(self._scheduler.entrypoints), self._most, fresh=True)
+
+    async def _plan(
+        self,
+        connection: Connection,
+        schedules: Sequence[Schedule],
+        spare: Mapping[Need, int],
+        asked: int,
+        *,
+        room_taken: bool = True,
+    ) -> list[ClaimedRun]:
+        """Plans locked schedules and writes the plans. Their locks are held until the commit.
+
+        spare: what there is room for beside the first run of each, or at all (not room_taken). asked: how many
+        schedules were asked for at most.
+        """
+        self._left = self._advanced = False
         # Locked, a row says which time zone rules count for it, however long ago we looked at those.
         schedules = [s for s in schedules if self.zones.may_plan(s)]
+        if not schedules:
+            return []
         now, live = await self._store.count_live_runs(connection, [s.id for s in schedules])
+        if astray := [schedule for schedule, found in live.items() if found.astray]:
+            refused = await self._redirect(connection, astray)
+            schedules = [s for s in schedules if s.id not in refused]
         horizon = now + self._lookahead
         planned = [self._planned(s, live.get(s.id, Occupancy()), now, horizon) for s in schedules]
         changed = [
@@ -380,15 +503,29 @@ class Dispatcher:
             changed = [p for p in changed if p.schedule.id not in blocked]
         if not changed:
             return []
-        by_id = {p.schedule.id: p for p in changed}
+        self._advanced = True
         # Schedules that were made just now advance without a run of theirs, and others wait behind them. Those that
         # cannot advance do not count: the next pass would find them again, and again.
-        self._cut = self._cut or len(schedules) >= room
+        self._cut = self._cut or len(schedules) >= asked
+        coming = sum(run.due_at <= horizon and not run.waits for p in changed for run in p.plan.runs)
+        changed = self._within(changed, spare, now, room_taken)
+        by_id = {p.schedule.id: p for p in changed}
         made = await self._write(connection, changed, horizon)
-        if len(made) < sum(len(p.plan.runs) for p in changed):
-            # Some stand in line, at the limits of their entrypoint, and may be claimed by this pass.
-            self._due = replace(self._due, lines=True)
+        # Some stand in line, or wait until there is room.
+        self._left = len(made) < coming
         return [by_id[schedule].claimed(run_id, fire_time, token) for run_id, schedule, fire_time, token in made]
+
+    async def _redirect(self, connection: Connection, schedules: Sequence[int]) -> set[int]:
+        """Has queued runs follow their schedules. Returns the schedules of which the database refused it."""
+        if not self._careful.on:
+            await self._store.redirect_runs(connection, schedules)
+            return set()
+
+        async def redirect_runs(part: Sequence[int]) -> list[int]:
+            return [await self._store.redirect_runs(connection, part)]
+
+        _, refused = await self._careful.change(connection, schedules, redirect_runs)
+        return refused
 
     async def _replace(self, connection: Connection, schedules: Sequence[int]) -> set[int]:
         """Cancels runs that others replace. Returns the schedules of which it could not."""
@@ -400,6 +537,33 @@ class Dispatcher:
 
         blocked, refused = await self._careful.change(connection, schedules, replace_runs)
         return refused.union(blocked)
+
+    def _within(
+        self, planned: Sequence[Planned], spare: Mapping[Need, int], now: datetime, room_taken: bool
+    ) -> list[Planned]:
+        """Has runs for which there is no room wait, like any others that are queued: the fire times of a backlog are
+        many (catch_up all), and a new schedule may be due at once."""
+
+        def beyond(p: Planned) -> int:
+            return 1 if room_taken and p.schedule.next_run is not None else 0
+
+        if not any(len(p.plan.runs) > beyond(p) for p in planned):
+            return list(planned)
+        candidates = [
+            Candidate(
+                Kind.FIRE_TIME, p.schedule.id, p.schedule.id, p.schedule.entrypoint, p.schedule.priority, run.due_at,
+                run.due_at > now, self._needs(p.schedule.entrypoint),
+            )
+            for p in planned for run in p.plan.runs[beyond(p):] if not run.waits
+        ]  # fmt: skip
+        fit = {(each.id, each.due_at) for each in choose(candidates, spare)}
+        return [
+            replace(p, plan=replace(p.plan, runs=tuple(
+                run if number < beyond(p) or (p.schedule.id, run.due_at) in fit else replace(run, waits=True)
+                for number, run in enumerate(p.plan.runs)
+            )))
+            for p in planned
+        ]  # fmt: skip
 
     async def _write(
         self, connection: Connection, planned: Sequence[Planned], horizon: datetime
@@ -449,6 +613,13 @@ class Dispatcher:
             return OverriddenTimes(executor, schedule)
         return fire_times(schedule)
 
+    def _defaults(self, names: Iterable[str] | None = None) -> list[EntrypointDefaults]:
+        known = self._scheduler.entrypoints
+        return [
+            EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
+            for e in (known.values() if names is None else map(known.__getitem__, names))
+        ]
+
     async def _with_schedules(self, connection: Connection, runs: list[ClaimedRun]) -> list[ClaimedRun]:
         """Gives retried, triggered and given-back runs of schedules their schedule again."""
         ids = sorted({run.schedule_id for run in runs if run.schedule_id is not None})
@@ -458,8 +629,24 @@ class Dispatcher:
         return [run.of(known[run.schedule_id]) if run.schedule_id in known else run for run in runs]
 
 
-def _defaults(lane: Lane) -> list[EntrypointDefaults]:
+def _shares(lanes: Sequence[Lane], rooms: Mapping[Need, int]) -> list[Share]:
+    """As much of each lane as there is room for; lanes that need the same places share these."""
+    pools = {needs: number for number, needs in enumerate(dict.fromkeys(lane.shared for lane in lanes))}
     return [
-        EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
-        for e in lane.entrypoints
+        Share(lane.entrypoints, lane.free, pools[lane.shared], min(rooms[need] for need in lane.shared))
+        for lane in lanes
     ]
+
+
+def _counted(lanes: Sequence[Lane], chosen: Sequence[Candidate], *, idle: bool | None = None) -> list[Share]:
+    """As many of each lane as were chosen: the first of a lane are those."""
+    of = {name: number for number, lane in enumerate(lanes) for name in lane.entrypoints}
+    counts = Counter(of[each.entrypoint] for each in chosen)
+    return [Share(lanes[number].entrypoints, count, idle=idle) for number, count in counts.items()]
+
+
+def _plain(due: Due, room: int) -> bool:
+    """Whether nothing of what is due stands in the way of anything else."""
+    if due.lines or (due.fire_times and due.waiting):
+        return False
+    return not (due.waiting or due.queued) or due.fire_times + due.waiting + due.queued <= room

@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
+from pgsched import fairness
 from pgsched.db import Connection
-from pgsched.limits import Candidate, Gate, admit, noted, opens_at, rate_room
+from pgsched.fairness import Need
+from pgsched.limits import Candidate, Gate, contest, noted, opens_at, rate_room
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun
 from pgsched.store import EntrypointDefaults
@@ -25,26 +27,31 @@ class Limiter:
         self._store = machine.store
         self._worker = machine.worker
         self.opens: datetime | None = None  # when the first of the used-up rates seen by this pass lets a run start
+        self._gates: list[Gate] = []  # those that the last look has locked and found open
+        self._at: dict[int, str] = {}  # at which of them the runs stand that it found
 
-    async def claim(
-        self, connection: Connection, defaults: Sequence[EntrypointDefaults], limit: int, priority: int | None
-    ) -> list[ClaimedRun]:
-        """Claims runs that stand in line and are due, at most `limit`; of one priority where it is given."""
-        entrypoints = [d.entrypoint for d in defaults]
+    async def look(
+        self, connection: Connection, entrypoints: Sequence[str], limit: int
+    ) -> tuple[list[fairness.Candidate], dict[Need, int]]:
+        """Locks the limits, and returns the runs that stand in line, are due and could be claimed, with what the limits
+        leave for them; of each entrypoint at most `limit`."""
         gates = await self._store.lock_limits(connection, entrypoints)
         opening = [opens for gate in gates if (opens := opens_at(gate)) is not None]
         self.opens = min([*opening, *([self.opens] if self.opens else [])], default=None)
         rooms = {gate.gate: limit if (room := rate_room(gate)) is None else room for gate in gates}
-        open_gates = [gate for gate in gates if rooms[gate.gate] > 0]
-        if not open_gates:
-            return []
-        candidates = await self._store.read_lines(connection, entrypoints, rooms, limit, priority)
-        admitted = admit(candidates, open_gates, await self._schedule_rooms(connection, candidates), limit)
-        if not admitted:
-            return []
-        return await self._store.claim_runs(
-            connection, self._worker, defaults, [c.id for c in admitted], self._notes(open_gates, admitted)
-        )
+        self._gates = [gate for gate in gates if rooms[gate.gate] > 0]
+        if not self._gates:
+            return [], {}
+        candidates = await self._store.read_lines(connection, entrypoints, rooms, limit)
+        self._at = {each.id: each.gate for each in candidates}
+        return contest(candidates, self._gates, await self._schedule_rooms(connection, candidates))
+
+    async def claim(
+        self, connection: Connection, defaults: Sequence[EntrypointDefaults], chosen: Sequence[fairness.Candidate]
+    ) -> list[ClaimedRun]:
+        """Claims these of what the last look in this transaction returned."""
+        notes = self._notes(self._gates, chosen)
+        return await self._store.claim_runs(connection, self._worker, defaults, [c.id for c in chosen], notes)
 
     async def _schedule_rooms(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[int, int]:
         """What the overlap of their schedules leaves. Lock first and then count, in a statement of its own, as
@@ -56,8 +63,8 @@ class Limiter:
         rooms = await self._store.read_rooms(connection, wanted)
         return {schedule: room if schedule in locked else 0 for schedule, room in rooms.items()}
 
-    def _notes(self, gates: Sequence[Gate], admitted: Sequence[Candidate]) -> list[tuple[str, datetime, int]]:
-        counts = Counter(c.gate for c in admitted)
+    def _notes(self, gates: Sequence[Gate], chosen: Sequence[fairness.Candidate]) -> list[tuple[str, datetime, int]]:
+        counts = Counter(self._at[each.id] for each in chosen)
         return [
             (gate.gate, at, count)
             for gate in gates

@@ -1,14 +1,17 @@
-"""Decides, and only decides: which of the runs that stand in line at an entrypoint's limits may be claimed.
+"""Decides, and only decides: what an entrypoint's limits leave for the runs that stand in line at them. Which of these
+then go first, beside all others, is fairness's.
 
 Everything here is pure. Who locks the limits, reads the lines and claims is limiter's business.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+
+from pgsched import fairness
+from pgsched.fairness import Kind, Need
 
 # How many notes of past starts are kept for a rate. Beyond it neighbours become one, with the later time: a rate may
 # then let a run start up to a sixty-fourth of its period late, and never early.
@@ -84,38 +87,33 @@ def _recent(gate: Gate) -> list[tuple[datetime, int]]:
     return [(min(at, gate.now), count) for at, count in pairs if min(at, gate.now) > gate.now - gate.period]
 
 
-def admit(
-    candidates: Iterable[Candidate], gates: Sequence[Gate], schedule_rooms: Mapping[int, int], limit: int
-) -> list[Candidate]:
-    """The candidates to be claimed, at most `limit`, most urgent first.
+def contest(
+    candidates: Iterable[Candidate], gates: Sequence[Gate], schedule_rooms: Mapping[int, int]
+) -> tuple[list[fairness.Candidate], dict[Need, int]]:
+    """The candidates as fairness.choose() has them compete, and what the limits and the overlaps leave.
 
     schedule_rooms: of each schedule that does not allow overlap, how many more runs it allows; those that could not be
     locked have none.
     """
+    rooms: dict[Need, int] = {fairness.overlap(schedule): room for schedule, room in schedule_rooms.items()}
     by_key = {gate.gate: gate for gate in gates}
-    taken: Counter[str] = Counter()
-    taken_keys: Counter[tuple[str, str]] = Counter()
-    taken_schedules: Counter[int] = Counter()
-    admitted: list[Candidate] = []
-    for each in sorted(candidates, key=lambda c: (-c.priority, c.due_at, c.id)):
-        if len(admitted) >= limit:
-            break
+    for gate in gates:
+        if (room := rate_room(gate)) is not None:
+            rooms["rate", gate.gate] = room
+    contesting = []
+    for each in candidates:
         gate = by_key[each.gate]
-        key, room = (each.gate, each.key), rate_room(gate)
-        full = (
-            (room is not None and taken[each.gate] >= room)
-            or (gate.concurrency is not None and each.running + taken[each.gate] >= gate.concurrency)
-            or (gate.per_key is not None and each.key_running + taken_keys[key] >= gate.per_key)
-            or (
-                each.schedule_id is not None
-                and taken_schedules[each.schedule_id] >= schedule_rooms.get(each.schedule_id, limit)
+        rate, whole, key = ("rate", gate.gate), ("limit", gate.gate), ("key", gate.gate, each.key)
+        if gate.concurrency is not None:
+            rooms[whole] = gate.concurrency - each.running
+        if gate.per_key is not None:
+            rooms[key] = gate.per_key - each.key_running
+        needs: list[Need] = [rate, whole, key]
+        if each.schedule_id is not None:
+            needs.append(fairness.overlap(each.schedule_id))
+        contesting.append(
+            fairness.Candidate(
+                Kind.LINE, each.id, each.schedule_id, each.entrypoint, each.priority, each.due_at, needs=tuple(needs)
             )
         )
-        if full:
-            continue
-        admitted.append(each)
-        taken[each.gate] += 1
-        taken_keys[key] += 1
-        if each.schedule_id is not None:
-            taken_schedules[each.schedule_id] += 1
-    return admitted
+    return contesting, rooms

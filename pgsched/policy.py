@@ -27,12 +27,14 @@ class Occupancy:
 
     running, waiting: of its fire times; those that wait are queued for their turn, or between two attempts.
     requested: those that run because somebody asked for them (a trigger, a backfill). ids: some of them.
+    astray: whether one that is queued has another entrypoint than the schedule by now.
     """
 
     running: int = 0
     waiting: int = 0
     requested: int = 0
     ids: tuple[int, ...] = ()
+    astray: bool = False
 
     @property
     def live(self) -> int:

@@ -18,10 +18,11 @@ from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
-from pgsched import definition
+from pgsched import definition, limits
 from pgsched.db import Connection, InUtcBinary, application_name
 from pgsched.declaration import Compared, Holder, Other, Standing
-from pgsched.limits import Candidate, Gate
+from pgsched.fairness import Candidate, Kind
+from pgsched.limits import Gate
 from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.policy import Occupancy, Plan
 
@@ -69,21 +70,39 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is due where a claim of queued runs was to be made alone, and was not because there is more than them.
+    """What is due if a claim of queued runs was to be made alone, and was not because there is more than them.
 
-    fire_times: schedules to be planned. waiting: runs that wait for their schedule's overlap. lines: runs that stand in
-    line at a limit. queued: the others.
+    unplanned: schedules that were never planned. fire_times: others to be planned. waiting: runs that wait for their
+    schedule's overlap. lines: runs that stand in line at a limit. queued: the others. Counts go up to one more than
+    there is room for.
     """
 
-    fire_times: bool
-    waiting: bool
+    unplanned: bool
+    fire_times: int
+    waiting: int
     lines: bool
-    queued: bool
+    queued: int
 
     @property
     def mixed(self) -> bool:
         """Whether there is more than queued runs."""
-        return self.fire_times or self.waiting or self.lines
+        return bool(self.unplanned or self.fire_times or self.waiting or self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many runs, or schedules, of some entrypoints a statement takes.
+
+    pool: shares of the same one together take no more than `pool_room`. Of schedules, fresh: those that were never
+    planned; idle: those whose overlap lets no run start now, or those of which it does.
+    """
+
+    entrypoints: Sequence[str]
+    room: int
+    pool: int = 0
+    pool_room: int = 2**31 - 1
+    fresh: bool = False
+    idle: bool | None = None
 
 
 class Store:
@@ -113,32 +132,55 @@ class Store:
     # --- the claim pass ---------------------------------------------------------------------------------
 
     async def lock_due_schedules(
-        self,
-        connection: Connection,
-        entrypoints: Sequence[str],
-        lookahead: timedelta,
-        limit: int,
-        *,
-        priority: int | None = None,
-        leave: Withheld | None = None,
+        self, connection: Connection, shares: Sequence[Share], lookahead: timedelta, leave: Withheld | None = None
     ) -> list[Schedule]:
-        """Locks schedules to be planned: not planned yet, due, or due within the lookahead; of one priority if it is
-        given. Those in a withheld time zone are left to others if their entrypoint is covered."""
+        """Locks schedules to be planned: due, due within the lookahead, or never planned yet; the first ones of each
+        share. Those in a withheld time zone are left to others if their entrypoint is covered."""
         leave = leave or Withheld()
         cursor = connection.cursor(row_factory=class_row(Schedule))
-        await cursor.execute(
-            self.query("lock_due_schedules"),
+        params = {
+            "entrypoints": [name for share in shares for name in share.entrypoints],
+            "lanes": [lane for lane, share in enumerate(shares) for _ in share.entrypoints],
+            "rooms": [share.room for share in shares for _ in share.entrypoints],
+            "fresh": [share.fresh for share in shares for _ in share.entrypoints],
+            "idle": [share.idle for share in shares for _ in share.entrypoints],
+            "app": self.app,
+            "lookahead": lookahead,
+            "withheld": list(leave.zones),
+            "covered": list(leave.covered),
+        }
+        await cursor.execute(self.query("lock_due_schedules"), params)
+        return await cursor.fetchall()
+
+    async def read_candidates(
+        self,
+        connection: Connection,
+        shares: Sequence[Share],
+        *,
+        lookahead: timedelta,
+        limit: int,
+        due: Due,
+        leave: Withheld,
+    ) -> list[tuple[Candidate, int | None]]:
+        """What may be claimed, but for what stands in line: the first ones of each share, of every kind that is due.
+        With each run that waits, and each fire time, how many its schedule's overlap leaves room for; None if it allows
+        any number."""
+        cursor = await connection.execute(
+            self.query("read_candidates"),
             {
+                "entrypoints": [name for share in shares for name in share.entrypoints],
+                "lanes": [lane for lane, share in enumerate(shares) for _ in share.entrypoints],
+                "rooms": [share.room for share in shares for _ in share.entrypoints],
                 "app": self.app,
-                "entrypoints": list(entrypoints),
                 "lookahead": lookahead,
                 "limit": limit,
-                "priority": priority,
                 "withheld": list(leave.zones),
                 "covered": list(leave.covered),
+                "fire_times": due.fire_times > 0,
+                "waiting": due.waiting > 0,
             },
         )
-        return await cursor.fetchall()
+        return [(Candidate(Kind(row[0]), *row[1:7]), row[7]) for row in await cursor.fetchall()]
 
     async def count_live_runs(
         self, connection: Connection, schedule_ids: Sequence[int]
@@ -147,10 +189,14 @@ class Store:
         cursor = await connection.execute(self.query("count_live_runs"), {"schedule_ids": list(schedule_ids)})
         rows = await cursor.fetchall()
         return rows[0][5], {
-            schedule_id: Occupancy(running, waiting, requested, tuple(ids or ()))
-            for schedule_id, running, waiting, requested, ids, _ in rows
+            schedule_id: Occupancy(running, waiting, requested, tuple(ids or ()), astray)
+            for schedule_id, running, waiting, requested, ids, _, astray in rows
             if schedule_id is not None
         }
+
+    async def redirect_runs(self, connection: Connection, schedule_ids: Sequence[int]) -> int:
+        """Has queued runs of locked schedules follow these to their new entrypoint. Returns how many."""
+        return (await connection.execute(self.query("redirect_runs"), {"schedule_ids": list(schedule_ids)})).rowcount
 
     async def replace_runs(self, connection: Connection, schedule_ids: Sequence[int]) -> set[int]:
         """Cancels what is live of locked schedules, but for what somebody asked for. Returns the ids of schedules of
@@ -209,44 +255,67 @@ class Store:
         connection: Connection,
         worker: uuid.UUID,
         defaults: Sequence[EntrypointDefaults],
+        shares: Sequence[Share],
+        *,
         lookahead: timedelta,
         limit: int,
-        *,
-        priority: int | None = None,
+        known: Sequence[str] = (),
         alone: bool = False,
     ) -> tuple[list[ClaimedRun], Due]:
-        """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap.
+        """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap. The
+        first ones of all shares, and of each share no more than its room.
 
-        alone: only where nothing else is due, be it a fire time or a run at a gate; returns what is, too.
+        alone: only if nothing else is due, be it a fire time, a run at a gate, or a schedule that was never planned of
+        an entrypoint that is `known`; returns what is, too.
         """
+        of = {name: (lane, share) for lane, share in enumerate(shares) for name in share.entrypoints}
+        params = _claim_params(worker, [d for d in defaults if d.entrypoint in of])
+        mine = [of[name] for name in params["entrypoints"]]
         cursor = await connection.execute(
             self.query("claim_due_runs"),
-            _claim_params(worker, defaults)
-            | {"app": self.app, "lookahead": lookahead, "limit": limit, "priority": priority, "alone": alone},
+            params
+            | {
+                "lanes": [lane for lane, _ in mine],
+                "rooms": [share.room for _, share in mine],
+                "pools": [share.pool for _, share in mine],
+                "pool_rooms": [share.pool_room for _, share in mine],
+                "app": self.app,
+                "lookahead": lookahead,
+                "limit": limit,
+                "known": list(known),
+                "alone": alone,
+            },
         )
         rows = await cursor.fetchall()
-        return [ClaimedRun(*row[4:]) for row in rows if row[4] is not None], Due(*rows[0][:4])
+        return [ClaimedRun(*row[5:]) for row in rows if row[5] is not None], Due(*rows[0][:5])
 
     async def claim_gated_runs(
         self,
         connection: Connection,
         worker: uuid.UUID,
         defaults: Sequence[EntrypointDefaults],
+        *,
         lookahead: timedelta,
         limit: int,
-        *,
-        priority: int | None = None,
+        chosen: Sequence[Candidate] | None = None,
     ) -> list[ClaimedRun]:
-        """Claims queued runs that wait for their schedule's overlap, as far as it leaves room; locks the schedules."""
+        """Claims queued runs that wait for their schedule's overlap, as far as it leaves room; locks the schedules.
+
+        chosen: only these of them.
+        """
         cursor = connection.cursor(row_factory=scalar_row)
-        look = {"app": self.app, "lookahead": lookahead, "limit": limit, "priority": priority}
+        look = {"app": self.app, "lookahead": lookahead, "limit": limit}
         params = _claim_params(worker, defaults) | look
-        await cursor.execute(self.query("lock_gated_schedules"), {**look, "entrypoints": params["entrypoints"]})
-        ids = await cursor.fetchall()
-        if not ids:
+        schedules = None if chosen is None else sorted({c.schedule_id for c in chosen if c.schedule_id is not None})
+        await cursor.execute(
+            self.query("lock_gated_schedules"), look | {"entrypoints": params["entrypoints"], "ids": schedules}
+        )
+        locked = await cursor.fetchall()
+        if not locked:
             return []
         claims = connection.cursor(row_factory=class_row(ClaimedRun))
-        await claims.execute(self.query("claim_gated_runs"), params | {"schedule_ids": ids})
+        ids = None if chosen is None else [c.id for c in chosen]
+        await claims.execute(self.query("claim_gated_runs"), params | {"schedule_ids": locked, "ids": ids})
         return await claims.fetchall()
 
     async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
@@ -256,18 +325,13 @@ class Store:
         return await cursor.fetchall()
 
     async def read_lines(
-        self,
-        connection: Connection,
-        entrypoints: Sequence[str],
-        rooms: Mapping[str, int],
-        limit: int,
-        priority: int | None,
-    ) -> list[Candidate]:
+        self, connection: Connection, entrypoints: Sequence[str], rooms: Mapping[str, int], limit: int
+    ) -> list[limits.Candidate]:
         """The runs of these entrypoints that stand first in the lines of locked limits.
 
         rooms: of each limit's key, how many runs at most.
         """
-        cursor = connection.cursor(row_factory=class_row(Candidate))
+        cursor = connection.cursor(row_factory=class_row(limits.Candidate))
         await cursor.execute(
             self.query("read_lines"),
             {
@@ -276,7 +340,6 @@ class Store:
                 "gates": list(rooms),
                 "rooms": list(rooms.values()),
                 "limit": limit,
-                "priority": priority,
             },
         )
         return await cursor.fetchall()
@@ -309,15 +372,6 @@ class Store:
             "started": [count for _, _, count in notes],
         }
         await cursor.execute(self.query("claim_runs"), params)
-        return await cursor.fetchall()
-
-    async def read_levels(self, connection: Connection, entrypoints: Sequence[str], lookahead: timedelta) -> list[int]:
-        """The priorities of what is due, highest first."""
-        cursor = connection.cursor(row_factory=scalar_row)
-        await cursor.execute(
-            self.query("read_levels"),
-            {"app": self.app, "entrypoints": list(entrypoints), "lookahead": lookahead},
-        )
         return await cursor.fetchall()
 
     async def resume_paused(self, connection: Connection) -> int:

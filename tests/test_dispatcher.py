@@ -112,7 +112,6 @@ async def test_what_is_due_beside_queued_runs_goes_first_and_these_alone_take_on
     real = psycopg.AsyncConnection.transaction
     monkeypatch.setattr(psycopg.AsyncConnection, "transaction", lambda c: blocks.append(c) or real(c))
     async with Parts(settings, scheduler, max_running=60) as parts:
-        parts.dispatcher._scarce = False
         assert await parts.dispatcher.claim_pass() == 60
     others = [run for run in parts.taken if run.schedule_id is not None or run.entrypoint == "limited"]
     assert len(others) == len(blocks) == (other != "nothing")

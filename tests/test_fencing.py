@@ -15,7 +15,7 @@ from pgsched.finisher import Finisher
 from pgsched.machine import Machine
 from pgsched.model import Claim, Outcome, Process, RunError, RunStatus
 from pgsched.reaper import Reaper
-from pgsched.store import SILENT_PAGE, EntrypointDefaults, Store, claim_of, in_schema
+from pgsched.store import SILENT_PAGE, EntrypointDefaults, Share, Store, claim_of, in_schema
 from pgsched.whereabouts import Whereabouts
 
 ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
@@ -101,7 +101,9 @@ async def test_a_give_back_that_is_sent_again_does_not_land_on_a_later_claim_of_
 
     async def claim():
         async with machine.control.use() as connection:
-            [run], _ = await machine.store.claim_due_runs(connection, machine.worker, rules, timedelta(0), 1)
+            [run], _ = await machine.store.claim_due_runs(
+                connection, machine.worker, rules, [Share([rules[0].entrypoint], 1)], lookahead=timedelta(0), limit=1
+            )
         return run
 
     first = await claim()

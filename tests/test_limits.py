@@ -1,5 +1,6 @@
 """What may be claimed at an entrypoint's limits, as tables; and rates, against every window of their period."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgsched import Limits
-from pgsched.limits import NOTES, Candidate, Gate, admit, noted, opens_at, rate_room
+from pgsched.fairness import SLOT, choose
+from pgsched.limits import NOTES, Candidate, Gate, contest, noted, opens_at, rate_room
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -61,7 +63,9 @@ ADMITTED = {
 @pytest.mark.parametrize("case", ADMITTED)
 def test_admits(case: str) -> None:
     gates, candidates, rooms, limit, expected = ADMITTED[case]
-    assert [c.id for c in admit(candidates, gates, rooms, limit)] == expected
+    contesting, left = contest(candidates, gates, rooms)
+    contesting = [replace(c, needs=(*c.needs, SLOT)) for c in contesting]
+    assert [c.id for c in choose(contesting, left | {SLOT: limit})] == expected
 
 
 @pytest.mark.parametrize(

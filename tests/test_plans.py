@@ -90,7 +90,7 @@ async def test_what_runs_is_found_by_its_id_though_nothing_ran_when_the_table_wa
 # --- what a worker sends, beside 10^5 schedules and 10^5 finished runs -----------------------------------------
 
 MANY = 100_000
-PAGES = 400  # for some twenty runs and schedules at once; the tables have 7,000, and their indexes as many again
+PAGES = 500  # for some fifty runs and schedules at once; the tables have 7,000, and their indexes as many again
 FILL = """
 insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, accounted_through)
 select 'far ' || n, 'job', '@yearly', now() + interval '1 day' + n * interval '1 second', now(), now()
@@ -120,6 +120,8 @@ select id, 'job', '2020-01-01Z', 'running', 1, gen_random_uuid(), now() - interv
 from pgsched.schedules where name ~ '^(replaces|waits)';
 insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated)
 select id, 'job', '2020-01-02Z', 'trigger', true from pgsched.schedules where name ~ '^far 1.?$';
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, gated)
+select id, 'renamed', '2020-01-03Z', true from pgsched.schedules where name ~ '^waits.?1$';
 insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, gated, limited_by, line)
 select id, 'limited', '2020-01-02Z', 'trigger', true, 'app', 's' || id from pgsched.schedules where name ~ '^far 2.?$';
 insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, finished_at)
@@ -203,14 +205,14 @@ insert into pgsched.limits (gate, app, entrypoint, owner, concurrency, concurren
 values ('["app", "limited"]', 'app', 'limited', 'code:app', 1, '{{n}}', 1);
 insert into pgsched.limit_members values ('limited', 'app', '["app", "limited"]', true);
 insert into pgsched.runs (entrypoint) select 'job' from generate_series(1, 20);
-insert into pgsched.runs (entrypoint, args)
-select 'limited', jsonb_build_object('n', n % 100) from generate_series(1, {many}) n
+insert into pgsched.runs (entrypoint, args, due_at)
+select 'limited', jsonb_build_object('n', n % 100), '2026-01-02Z' from generate_series(1, {many}) n
 """
 WAITING = """
 insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)
 select 'w' || n, 'job', '@yearly', '2099-01-01Z', 'queue' from generate_series(1, 20) n;
-insert into pgsched.runs (schedule_id, entrypoint, fire_time, gated)
-select s.id, 'job', now() - n * interval '1 second', true
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, gated, due_at)
+select s.id, 'job', now() - n * interval '1 second', true, '2026-01-01Z'
 from pgsched.schedules s, generate_series(1, {many} / 20) n;
 """
 
@@ -229,11 +231,10 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
         for backlog, claimed in ((BACKLOG, 50), (LINES, 50), (WAITING, 50)):
             text = backlog.format(many=MANY) + "; analyze pgsched.runs, pgsched.schedules"
             await db.connection.execute(in_schema(text.encode(), settings.schema, parametrised=False))
-            parts.dispatcher._scarce = False
             assert await parts.dispatcher.claim_pass() == claimed
         async with parts.machine.control.use() as connection:
             assert (await store.prune_runs(connection, "succeeded", timedelta(days=1), 20, None)).gone == 20
-    assert {"claim_due_runs", "claim_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
+    assert {"claim_due_runs", "claim_runs", "claim_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
     assert not {(one.name, one.pages) for one in watch.seen if one.pages > 4 * PAGES}
 
 
@@ -251,8 +252,7 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
             await connection.execute(in_schema(WORK.encode(), settings.schema, parametrised=False))
             parts.dispatcher._careful._limit = 5
             await parts.dispatcher._careful.find(connection, timedelta(0))
-        await parts.dispatcher.claim_pass()  # by priority
-        parts.dispatcher._scarce = False
+        await parts.dispatcher.claim_pass()  # chosen
         await parts.dispatcher.claim_pass()  # all at once; ends the pause
         listener = Listener(machine, parts.dispatcher, parts.runner)
         await listener.resync()

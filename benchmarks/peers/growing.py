@@ -75,7 +75,7 @@ async def passes(rounds: int) -> dict[str, Any]:
         times = []
         for _ in range(rounds + 3):
             await due()
-            part.dispatcher._gated = part.dispatcher._scarce = False  # as in a worker that has room
+            part.dispatcher._gated = False  # as in a worker that has room
             began = time.perf_counter()
             claimed = await part.dispatcher.claim_pass()
             times.append((time.perf_counter() - began) * 1000)
@@ -243,7 +243,7 @@ async def alone(part: Part, client: psycopg.AsyncConnection[Any], gated: bool = 
     times = []
     for _ in range(30):
         await client.execute("select pgsched.enqueue('nothing')")
-        part.dispatcher._gated, part.dispatcher._scarce = gated, False
+        part.dispatcher._gated = gated
         began = time.perf_counter()
         await part.dispatcher.claim_pass()
         times.append((time.perf_counter() - began) * 1000)

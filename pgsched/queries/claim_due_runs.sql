@@ -1,9 +1,11 @@
 -- Claims queued runs that are due or will be within the lookahead: enqueued jobs, their retries, what was given back.
 -- Those of schedules whose overlap has to be looked at are gated, and claim_gated_runs'.
--- Priorities are walked one by one, so that within each the index gives the due ones in order and the far-future
--- ones are never read; the lock lies inside, so that workers do not queue up for the same rows.
--- alone: claims nothing where anything else is due that may have to go first, and says so; where nothing is, this one
--- statement is all that a pass has to send.
+-- The order is fairness.order()'s: what is due before what will be, then by priority, due time and id. Each lane gives as
+-- many as it has room for, and lanes of one pool together no more than this has. Steps are walked one by one, so that
+-- within each the index gives the runs in order and the far-future ones are never read; the lock lies inside, so that
+-- workers do not queue up for the same rows.
+-- alone: claims nothing if anything else is due that may have to go first, and says how much there is of each kind,
+-- counted up to one more than the limit. If there is nothing else, this one statement is all that a pass has to send.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -15,20 +17,50 @@ with recursive levels (priority) as (
     from levels l
     where l.priority is not null
 ),
+ranks (priority) as (
+    (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
+    union all
+    select (
+        select s.priority from pgsched.schedules s
+        where s.status = 'active' and s.priority < k.priority
+        order by s.priority desc limit 1
+    )
+    from ranks k
+    where k.priority is not null
+),
 others as materialized (
     select
-        %(alone)s::boolean and exists (
-            select from pgsched.schedules s
-            where s.status = 'active' and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
-                and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
-                and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
-        ) as fire_times,
-        %(alone)s::boolean and exists (
+        (select count(*) from (
+            select from ranks k cross join lateral (
+                select from pgsched.schedules s
+                where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(entrypoints)s)
+                    and (s.app is null or s.app = %(app)s)
+                    and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
+                    and coalesce(s.next_run, '-infinity'::timestamptz) between '1900-01-01Z' and now() + %(lookahead)s
+                limit %(limit)s + 1
+            ) s
+            where %(alone)s::boolean and k.priority is not null
+            limit %(limit)s + 1
+        ) f) as fire_times,
+        exists (
+            select from ranks k cross join lateral (
+                select from pgsched.schedules s
+                where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(known)s)
+                    and (s.app is null or s.app = %(app)s)
+                    and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
+                    and coalesce(s.next_run, '-infinity'::timestamptz) = '-infinity'
+                limit 1
+            ) s
+            where %(alone)s::boolean and k.priority is not null
+        ) as unplanned,
+        (select count(*) from (
             select from pgsched.runs r
-            where r.status = 'queued' and r.gated and r.line is null and r.due_at <= now() + %(lookahead)s
-                and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
+            where %(alone)s::boolean and r.status = 'queued' and r.gated and r.line is null
+                and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
+                and (r.app is null or r.app = %(app)s)
                 and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
-        ) as waiting,
+            limit %(limit)s + 1
+        ) w) as waiting,
         -- Due or not: to find that out would step over all that is urgent and not due.
         %(alone)s::boolean and exists (
             select from unnest(%(entrypoints)s::text[]) as e (entrypoint) cross join lateral (
@@ -39,27 +71,56 @@ others as materialized (
             ) l
         ) as lines
 ),
-found as materialized (
-    select d.id
+mixed as materialized (select o.*, o.fire_times + o.waiting > 0 or o.unplanned or o.lines as mixed from others o),
+lanes as materialized (
+    select g.room, g.pool, g.pool_room, array_agg(g.entrypoint) as names
+    from unnest(%(entrypoints)s::text[], %(lanes)s::int[], %(rooms)s::int[], %(pools)s::int[], %(pool_rooms)s::int[])
+        as g (entrypoint, lane, room, pool, pool_room)
+    group by g.lane, g.room, g.pool, g.pool_room
+),
+steps as materialized (
+    select t.first, t.last, l.priority
     from levels l
+    cross join (values ('-infinity', now()), (now() + interval '1 us', now() + %(lookahead)s)) as t (first, last)
+    where l.priority is not null
+    order by t.first, l.priority desc
+),
+found as materialized (
+    select r.id, r.priority, r.due_at, g.pool, g.pool_room
+    from lanes g
     cross join lateral (
-        select r.id
-        from pgsched.runs r
-        where r.status = 'queued' and not r.gated and r.priority = l.priority
-            and r.due_at <= now() + %(lookahead)s
-            and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
-            and (%(priority)s::int is null or r.priority = %(priority)s)
-        order by r.due_at, r.id
-        limit %(limit)s
-        for no key update skip locked
-    ) d
-    where l.priority is not null and not (select o.fire_times or o.waiting or o.lines from others o)
-    limit %(limit)s
+        select r.id, r.priority, r.due_at
+        from steps t
+        cross join lateral (
+            select r.id, r.priority, r.due_at
+            from pgsched.runs r
+            where r.status = 'queued' and not r.gated and r.priority = t.priority
+                and r.due_at between t.first and t.last
+                and r.entrypoint = any(g.names) and (r.app is null or r.app = %(app)s)
+                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            order by r.due_at, r.id
+            limit g.room
+            for no key update skip locked
+        ) r
+        limit g.room
+    ) r
+    where not (select m.mixed from mixed m)
 ),
 -- By way of an array, of which a planner expects a few elements. Of a limit that it does not know it expects a tenth of
 -- all that is queued, and would read the whole table to find these.
-due as materialized (select unnest(array(select id from found)) as id),
+due as materialized (
+    select unnest(array(
+        select f.id
+        from (
+            select f.*, row_number() over (
+                partition by f.pool order by f.due_at > now(), f.priority desc, f.due_at, f.id) as place
+            from found f
+        ) f
+        where f.place <= f.pool_room
+        order by f.due_at > now(), f.priority desc, f.due_at, f.id
+        limit %(limit)s
+    )) as id
+),
 -- Queued while its entrypoint had no limits yet: it goes and stands in line.
 strays as (
     update pgsched.runs r
@@ -93,17 +154,18 @@ claimed as (
     returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
         r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout
 )
-select o.fire_times, o.waiting, o.lines,
-    (o.fire_times or o.waiting or o.lines) and exists (
+select m.unplanned, m.fire_times, m.waiting, m.lines,
+    (select count(*) from (
         select from levels l cross join lateral (
             select from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
                 and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
-            limit 1
+            limit %(limit)s + 1
         ) q
-        where l.priority is not null
-    ) as queued,
+        where l.priority is not null and m.mixed
+        limit %(limit)s + 1
+    ) q) as queued,
     c.*
-from others o left join claimed c on true
+from mixed m left join claimed c on true

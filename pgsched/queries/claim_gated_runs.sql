@@ -1,6 +1,6 @@
 -- Claims waiting runs of locked schedules, as many as the overlap of each leaves room for. A statement of its own, after
 -- the lock, so that what another worker claimed meanwhile is counted. A run between two attempts holds its place
--- before those that never started. Of a paused schedule only what had begun, or was asked for, goes on.
+-- before those that never started. ids: only these of them. Of a paused schedule only what had begun, or was asked for, goes on.
 with gates as materialized (
     select s.id, s.status,
         case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
@@ -12,19 +12,19 @@ due as materialized (
     select c.id
     from gates g
     cross join lateral (
-        select r.id, r.due_at, r.entrypoint, r.priority, r.app
+        select r.id, r.due_at, r.priority
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
+            -- One that nobody here can do must not stand before the others.
+            and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
             and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
             and not (g.status = 'paused' and r.attempt = 0 and r.origin is null)
         order by (r.attempt > 0) desc, r.priority desc, r.due_at, r.id
         limit greatest(g.room, 0)
     ) c
-    where c.due_at <= now() + %(lookahead)s and c.entrypoint = any(%(entrypoints)s)
-        and (c.app is null or c.app = %(app)s)
-        and (%(priority)s::int is null or c.priority = %(priority)s)
-    order by c.priority desc, c.due_at, c.id
+    where c.due_at <= now() + %(lookahead)s and (%(ids)s::bigint[] is null or c.id = any(%(ids)s))
+    order by c.due_at > now(), c.priority desc, c.due_at, c.id
     limit %(limit)s
 ),
 held as materialized (

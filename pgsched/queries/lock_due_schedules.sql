@@ -1,37 +1,80 @@
--- Locks the schedules a claim pass shall plan: never planned, due, or due within the lookahead.
+-- Locks the schedules that a claim pass has to plan: due, due within the lookahead, or (`fresh`) never planned. idle: only
+-- those whose overlap lets no run start now (policy.meet() counts the same), or only the others.
+-- In fairness.order()'s order, of each lane as many as its room: what is due before what will be, then by priority, due
+-- time and id.
 -- Ahead of its instant a schedule is only taken while nothing of it is live, since its overlap cannot be judged
 -- earlier. One whose backlog (catch_up all) waits for its own runs to end can do nothing but wait, and would take the
 -- place of others: policy.plan() decides the same. Both looks are filters, on this statement's snapshot; the plan
 -- counts again under the lock.
-select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, catch_up_limit,
-    grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count, priority,
-    status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status, accounted_through,
-    timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
-    -- What the last plan noted, unless its timing was changed since: of another zone, say.
-    case when timed_at <= planned_at then zone_rules end as zone_rules,
-    case when timed_at <= planned_at then next_wall end as next_wall,
-    case when timed_at <= planned_at then accounted_wall end as accounted_wall,
-    case when timed_at <= planned_at then moved_from end as moved_from
-from pgsched.schedules s
-where s.status = 'active'
-    and coalesce(s.next_run, '-infinity'::timestamptz) <= now() + %(lookahead)s
-    and s.entrypoint = any(%(entrypoints)s)
-    and (s.app is null or s.app = %(app)s)
-    and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
-    and (%(priority)s::int is null or s.priority = %(priority)s)
-    and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
-    and (
-        s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
-        or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+with recursive ranks (priority) as (
+    (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
+    union all
+    select (
+        select s.priority from pgsched.schedules s
+        where s.status = 'active' and s.priority < k.priority
+        order by s.priority desc limit 1
     )
-    and not (
-        s.catch_up = 'all' and s.overlap <> 'allow' and s.next_run < now() - interval '10 seconds'
-        and (
-            (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
-            + (select count(*) from pgsched.runs r
-               where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
-        ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
-    )
-order by coalesce(s.next_run, '-infinity'::timestamptz)
-limit %(limit)s
-for no key update skip locked
+    from ranks k
+    where k.priority is not null
+),
+turns as materialized (
+    select t.fresh, t.first, t.last, k.priority
+    from ranks k
+    cross join (values
+        (true, '-infinity', '-infinity'), (false, '1900-01-01Z', now()),
+        (false, now() + interval '1 us', now() + %(lookahead)s)
+    ) as t (fresh, first, last)
+    where k.priority is not null
+    order by t.first, k.priority desc
+),
+lanes as materialized (
+    select g.room, g.fresh, g.idle, array_agg(g.entrypoint) as names
+    from unnest(%(entrypoints)s::text[], %(lanes)s::int[], %(rooms)s::int[], %(fresh)s::boolean[], %(idle)s::boolean[])
+        as g (entrypoint, lane, room, fresh, idle)
+    group by g.lane, g.room, g.fresh, g.idle
+)
+select s.*
+from lanes g
+cross join lateral (
+    select s.*
+    from turns t
+    cross join lateral (
+        select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, catch_up_limit,
+            grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count,
+            priority, status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status,
+            accounted_through, timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
+            -- What the last plan noted, unless its timing was changed since: of another zone, say.
+            case when timed_at <= planned_at then zone_rules end as zone_rules,
+            case when timed_at <= planned_at then next_wall end as next_wall,
+            case when timed_at <= planned_at then accounted_wall end as accounted_wall,
+            case when timed_at <= planned_at then moved_from end as moved_from
+        from pgsched.schedules s
+        where s.status = 'active' and s.priority = t.priority
+            and coalesce(s.next_run, '-infinity'::timestamptz) between t.first and t.last
+            and s.entrypoint = any(g.names) and (s.app is null or s.app = %(app)s)
+            and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
+            and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
+            and (
+                s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
+                or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+            )
+            and not (
+                s.catch_up = 'all' and s.overlap <> 'allow' and s.next_run < now() - interval '10 seconds'
+                and (
+                    (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                    + (select count(*) from pgsched.runs r
+                       where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
+                ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+            )
+            and (g.idle is null or g.idle = (s.overlap <> 'allow' and (
+                (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                + (select count(*) from pgsched.runs r
+                   where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
+            ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end))
+        order by coalesce(s.next_run, '-infinity'::timestamptz), s.id
+        limit g.room
+        for no key update skip locked
+    ) s
+    where t.fresh = g.fresh
+    limit g.room
+) s

@@ -1,6 +1,6 @@
 -- Locks the schedules of which a run waits that could be claimed: due, known here, and fewer are running than the
 -- overlap allows. That look is a filter, on this statement's snapshot; claim_gated_runs counts again under the lock.
--- Schedules are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single one.
+-- ids: only these schedules. Else they are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single one.
 with recursive waiting (schedule_id) as (
     (select schedule_id from pgsched.runs where status = 'queued' and gated order by schedule_id limit 1)
     union all
@@ -15,12 +15,11 @@ with recursive waiting (schedule_id) as (
 select s.id
 from waiting w
 join pgsched.schedules s on s.id = w.schedule_id
-where exists (
+where (%(ids)s::bigint[] is null or s.id = any(%(ids)s)) and exists (
         select from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = s.id and r.due_at <= now() + %(lookahead)s
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
             and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
-            and (%(priority)s::int is null or r.priority = %(priority)s)
             and not (s.status = 'paused' and r.attempt = 0 and r.origin is null)
     )
     and (

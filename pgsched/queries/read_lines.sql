@@ -64,23 +64,34 @@ urgent as materialized (
         order by r.due_at, r.id
         limit 100 + g.room
     ) u
-    where %(priority)s::int is null or l.rank = -%(priority)s
 ),
--- Those among them that nothing is in the way of, but for each other.
-free as materialized (
-    select u.id, u.schedule_id, u.entrypoint, u.gate, u.key, u.priority, u.due_at,
+-- Those among them that nothing is in the way of, but for each other: of a key as many as it leaves, and of a schedule.
+open as materialized (
+    select u.id, u.schedule_id, u.entrypoint, u.gate, u.key, u.priority, u.due_at, o.room,
         g.per_key - coalesce(b.running, 0) as left_,
         row_number() over (partition by u.gate, u.key order by u.priority desc, u.due_at, u.id) as place
     from urgent u
     join gates g on g.gate = u.gate
     left join busy b on b.gate = u.gate and b.key = u.key
-    where (u.line not like 's%%' or pgsched.has_room(u.schedule_id))
+    cross join lateral (
+        select case when u.line like 's%%' then pgsched.overlap_room(u.schedule_id) end as room offset 0
+    ) o
+    where o.room is null or o.room > 0
+),
+free as materialized (
+    select * from (
+        select o.*,
+            row_number() over (partition by o.gate, o.schedule_id order by o.priority desc, o.due_at, o.id) as turn
+        from open o
+        where o.left_ is null or o.place <= o.left_
+    ) o
+    where o.room is null or o.turn <= o.room
 ),
 few (gate) as materialized (
     select g.gate
     from gates g
     where g.room > 0 and exists (select from urgent u where u.gate = g.gate and u.cut)
-        and g.room > (select count(*) from free f where f.gate = g.gate and (f.left_ is null or f.place <= f.left_))
+        and g.room > (select count(*) from free f where f.gate = g.gate)
 ),
 lines (gate, app, entrypoint, line, rank) as (
     select m.gate, m.app, m.entrypoint, f.line, f.rank
@@ -103,14 +114,18 @@ lines (gate, app, entrypoint, line, rank) as (
     ) f
 ),
 found as (
-    select f.id, f.schedule_id, f.entrypoint, f.gate, f.key, f.priority, f.due_at
+    select f.id, f.schedule_id, f.entrypoint, f.gate, f.key, f.priority, f.due_at, f.left_, f.room
     from free f
-    where f.gate not in (select gate from few) and (f.left_ is null or f.place <= f.left_)
+    where f.gate not in (select gate from few)
     union all
-    select h.id, h.schedule_id, h.entrypoint, w.gate, h.key, h.priority, h.due_at
+    select h.id, h.schedule_id, h.entrypoint, w.gate, h.key, h.priority, h.due_at,
+        g.per_key - coalesce(k.running, 0), o.room
     from lines w
     join gates g on g.gate = w.gate
     left join busy b on b.gate = w.gate and 'k' || b.key = w.line
+    cross join lateral (
+        select case when w.line like 's%%' then pgsched.overlap_room(substr(w.line, 2)::bigint) end as room offset 0
+    ) o
     cross join lateral (
         select r.id, r.schedule_id, r.entrypoint, r.priority, r.due_at,
             pgsched.key_of(r.args, g.concurrency_key) as key
@@ -125,19 +140,26 @@ found as (
             and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
             and not (s.status is not distinct from 'paused' and r.attempt = 0 and r.origin is null)
         order by r.line, -r.priority, r.due_at, r.id
-        limit greatest(0, least(g.room, g.per_key - coalesce(b.running, 0)))
+        limit greatest(0, least(g.room, g.per_key - coalesce(b.running, 0), o.room))
     ) h
-    -- Of a schedule's line: others of its key, or of the schedule, may be in the way.
-    where (%(priority)s::int is null or w.rank = -%(priority)s)
-        and (g.per_key is null or not exists (
-            select from busy o where o.gate = w.gate and o.key = h.key and o.running >= g.per_key))
-        and (w.line not like 's%%' or pgsched.has_room(h.schedule_id))
+    -- Of a schedule's line: others of its key may be in the way.
+    left join busy k on k.gate = w.gate and k.key = h.key
+),
+keyed as (
+    select f.*, row_number() over (partition by f.gate, f.key order by f.priority desc, f.due_at, f.id) as place
+    from found f
+),
+turned as (
+    select k.*, row_number() over (partition by k.gate, k.schedule_id order by k.priority desc, k.due_at, k.id) as turn
+    from keyed k
+    where k.left_ is null or k.place <= k.left_
 ),
 first as (
-    select f.*, g.running,
-        row_number() over (partition by f.gate order by f.priority desc, f.due_at, f.id) <= g.room as fits
-    from found f
-    join gates g on g.gate = f.gate
+    select t.id, t.schedule_id, t.entrypoint, t.gate, t.key, t.priority, t.due_at, g.running,
+        row_number() over (partition by t.gate order by t.priority desc, t.due_at, t.id) <= g.room as fits
+    from turned t
+    join gates g on g.gate = t.gate
+    where t.room is null or t.turn <= t.room
 )
 select f.id, f.schedule_id, f.entrypoint, f.gate, f.key, f.priority, f.due_at, f.running,
     coalesce(b.running, 0) as key_running

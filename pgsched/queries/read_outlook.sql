@@ -14,6 +14,17 @@ with recursive levels (priority) as (
     from levels l
     where l.priority is not null
 ),
+ranks (priority) as (
+    (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
+    union all
+    select (
+        select s.priority from pgsched.schedules s
+        where s.status = 'active' and s.priority < k.priority
+        order by s.priority desc limit 1
+    )
+    from ranks k
+    where k.priority is not null
+),
 seen as (
     update pgsched.workers set seen_at = clock_timestamp(), state = %(state)s, running = %(running)s
     where id = %(worker)s and %(touch)s
@@ -35,11 +46,13 @@ waiting as materialized (
 select
     clock_timestamp() as now,
     least(
-        (select coalesce(s.next_run, '-infinity'::timestamptz) from pgsched.schedules s
-         where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
-            and (s.app is null or s.app = %(app)s)
-            and coalesce(s.next_run, '-infinity'::timestamptz) > (select horizon from bound)
-         order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
+        (select min(d.next_run) from ranks k cross join lateral (
+            select s.next_run::timestamptz from pgsched.schedules s
+            where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(entrypoints)s)
+                and (s.app is null or s.app = %(app)s)
+                and coalesce(s.next_run, '-infinity'::timestamptz) > (select horizon from bound)
+            order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1
+        ) d where k.priority is not null),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
@@ -55,12 +68,14 @@ select
          order by r.due_at limit 1)
     ) as next_ahead,
     least(
-        (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
-         where s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
-            and (s.app is null or s.app = %(app)s)
-            and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
-            and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
-         order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
+        (select min(d.next_run) from ranks k cross join lateral (
+            select coalesce(s.next_run::timestamptz, now()) as next_run from pgsched.schedules s
+            where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(entrypoints)s)
+                and (s.app is null or s.app = %(app)s)
+                and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
+                and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
+            order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1
+        ) d where k.priority is not null),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
