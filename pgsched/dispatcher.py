@@ -38,6 +38,7 @@ _LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more t
 # lookahead is a whole one, too, it would come just when held runs start, and be in their way.
 _ASIDE = 0.1
 _LOOKS = 5  # at most so many in one transaction
+_IN_VAIN, _PACE = 2, 0.025  # after so many passes in a row that claimed nothing: seconds between those of wake-ups
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
 
 
@@ -77,6 +78,8 @@ class Dispatcher:
         self._limiter = Limiter(machine)
         self.zones = ZoneRules(machine.store, machine.worker, machine.scheduler.app_name)
         self._woken = False
+        self._vain = 0  # passes in a row that claimed nothing
+        self._passed_at = float("-inf")
         self._stir = asyncio.Event()
         self._stopping = False
         self._passing = False
@@ -138,7 +141,8 @@ class Dispatcher:
             self._woken = False
             self._passing = True
             try:
-                await self.claim_pass()
+                self._vain = 0 if await self.claim_pass() else self._vain + 1
+                self._passed_at = time.monotonic()
             except Mishaps as error:
                 self._careful.failed(error)
                 self._outage.lost(error, "claim")
@@ -159,12 +163,19 @@ class Dispatcher:
                 self._passing = False
 
     async def _until_next(self) -> None:
-        """Sleeps until it is time, or somebody wakes us; a resync may move the time meanwhile."""
-        while not self._woken and not self._stopping:
+        """Sleeps until it is time, or somebody wakes us; a resync may move the time meanwhile.
+
+        A NOTIFY needs no right. If wake-ups keep coming and passes find nothing, a wake-up waits until _PACE after the
+        last pass; the first ones, and one after a quiet moment, are served at once.
+        """
+        while not self._stopping:
             self._stir.clear()
-            if self._next is not None and self._next <= time.monotonic():
+            now = time.monotonic()
+            paced = self._passed_at + _PACE if self._woken and self._vain >= _IN_VAIN else float("-inf")
+            if (self._woken and now >= paced) or (self._next is not None and self._next <= now):
                 return
-            await self._watch.wait(self._stir, self._next)
+            ends = [each for each in (self._next, paced if self._woken else None) if each is not None]
+            await self._watch.wait(self._stir, min(ends, default=None))
 
     def _arrange(self, outlook: Outlook, claimed: int, cut: bool) -> None:
         """Decides when the next pass is due, from what the last look saw, and from what the pass claimed and

@@ -408,3 +408,48 @@ async def test_more_than_one_pass_takes_is_all_claimed_ahead(settings, db, monke
         await until(lambda: len(parts.taken) == 35, 5)
         parts.dispatcher.stop()
         await running
+
+
+async def passes_for(parts, monkeypatch, instants, claims=lambda: 0) -> int:
+    """Runs the dispatcher's loop on a clock that goes by itself from one wake-up to the next. Returns how many passes
+    there were."""
+    now, left, count = 0.0, list(instants), 0
+    monkeypatch.setattr(dispatcher_module, "time", SimpleNamespace(monotonic=lambda: now))
+    part = parts.dispatcher
+
+    async def wait(event, until):
+        nonlocal now
+        if left and (until is None or left[0] <= until):
+            now = left.pop(0)
+            part.wake()
+        elif until is not None:
+            now = until
+        else:
+            part.stop()
+
+    async def passed():
+        nonlocal count
+        count += 1
+        return claims()
+
+    part._watch = SimpleNamespace(wait=wait)
+    part.claim_pass = passed
+    part._next = None
+    await part.run()
+    return count
+
+
+@pytest.mark.parametrize(
+    ("wakes", "claims", "expected"),
+    [
+        ([n / 300 for n in range(300)], 0, range(35, 46)),
+        ([n / 300 for n in range(300)], 1, range(300, 301)),
+        ([n * 0.03 for n in range(100)], 0, range(100, 101)),
+    ],
+    ids=["a storm in vain is paced", "a storm of work is not", "one after a quiet moment is served at once"],
+)
+async def test_wake_ups(settings, monkeypatch, wakes, claims, expected):
+    async with Parts(settings) as parts:
+        with monkeypatch.context() as patch:
+            count = await passes_for(parts, patch, wakes, lambda: claims)
+    assert count in expected
