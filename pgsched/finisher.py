@@ -44,6 +44,7 @@ class Finisher:
         self._store = machine.store
         self._session = machine.writes
         self._worker = machine.worker
+        self._lease = machine.settings.stall_timeout  # for how long a thread that is left behind counts at first
         self._outage = machine.outage
         self._scribe = Scribe(machine)
         self._aside = machine.aside
@@ -151,7 +152,7 @@ class Finisher:
         mute = await self._scribe.write_all(speaking) if speaking else set()
         ready = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in mute] if mute else outcomes
         async with self._session.use() as connection:
-            landed = await self._store.finish_runs(connection, self._worker, ready) if ready else {}
+            landed = await self._store.finish_runs(connection, self._worker, ready, self._lease) if ready else {}
             answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
             if len(landed) < len(outcomes):
                 missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in landed]

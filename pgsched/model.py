@@ -505,9 +505,10 @@ class RunError:
 class Outcome:
     """How an attempt ended, to be written under its claim.
 
-    status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the
-    attempt off again). committed: the run's own transaction had committed its success, as the database says.
-    journal: what the attempt said last, where there is something to be written before its end.
+    status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the attempt
+    off again). committed: the run's own transaction had committed its success, as the database says. left_behind: its
+    function goes on in its thread, and counts as running. journal: what the attempt said last, where there is
+    something to be written before its end.
     """
 
     claim: Claim
@@ -520,6 +521,7 @@ class Outcome:
     delay: timedelta = timedelta(0)
     refund: bool = False
     committed: bool = False
+    left_behind: bool = False
     journal: Journal | None = field(default=None, repr=False)
 
 

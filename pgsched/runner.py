@@ -115,6 +115,7 @@ class Runner:
         self.unlanded: dict[tuple[int, int], None] = {}
         self.changed: Callable[[Live], None] = lambda live: None  # a slot is free, or an overlap may be over
         self.started: Callable[[], None] = lambda: None  # there is something to keep alive
+        self.left: Callable[[], None] = lambda: None  # what is left behind has changed
         self.doubted: Callable[[], None] = lambda: None  # a claim must be asked about before its run starts
         # The held runs by their instant on the monotonic clock: one timer for all that start at once.
         self._due: dict[float, tuple[asyncio.TimerHandle, list[Live]]] = {}
@@ -396,6 +397,8 @@ class Runner:
         live.journal.close()
         if outcome is not None and live.journal.unwritten:
             outcome = dataclasses.replace(outcome, journal=live.journal)
+        if outcome is not None and live.threads.busy and live.stop is not Stop.DRAIN:
+            outcome = dataclasses.replace(outcome, left_behind=True)
         live.outcome = outcome
         if live.hooked and outcome is not None:
             live.answer = asyncio.get_running_loop().create_future()
@@ -413,6 +416,8 @@ class Runner:
         if live is None:
             return
         self._forget(live, landed)
+        if outcome.left_behind:
+            self.left()  # its thread may have ended before this landed
         ended, live.outcome = live.outcome, outcome
         if live.answer is not None and not live.answer.done():
             live.answer.set_result(landed)
@@ -437,6 +442,7 @@ class Runner:
             # A thread may outlive its run; its place is free when it is.
             self.left_behind[live.claim.run_id, live.claim.token] = live
             live.threads.call.add_done_callback(lambda _: self._thread_ended(live))
+            self.left()
             self._log.warning("thread_left_behind", run=live.run.id, **function_of(live))
             if len(self.left_behind) == self._settings.max_threads:
                 self._log.error(
@@ -454,6 +460,7 @@ class Runner:
         if len(self.left_behind) == self._settings.max_threads:
             self._log.warning("threads_free_again")
         self.left_behind.pop((live.claim.run_id, live.claim.token), None)
+        self.left()
         self._log.info("thread_ended", run=live.run.id, **function_of(live))
         self._free_place(live)
 

@@ -440,7 +440,11 @@ class Store:
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
     async def finish_runs(
-        self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        outcomes: Sequence[Outcome],
+        lease: timedelta = timedelta(seconds=30),
     ) -> dict[tuple[int, int], bool]:
         """Writes how attempts ended, each under its claim.
 
@@ -463,6 +467,8 @@ class Store:
                 "reasons": _texts(o.reason for o in outcomes),
                 "delays": _array(o.delay.total_seconds() for o in outcomes),
                 "refunds": _array(int(o.refund) for o in outcomes),
+                "left": [o.claim.run_id for o in outcomes if o.left_behind],
+                "lease": lease,
             },
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
@@ -664,6 +670,15 @@ class Store:
     async def delete_worker(self, connection: Connection, worker: uuid.UUID) -> None:
         """Says that this worker is gone, and forgets others that must be."""
         await connection.execute(self.query("delete_worker"), {"worker": worker})
+
+    async def keep_left_behind(
+        self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int]], lease: timedelta
+    ) -> None:
+        """Says which attempts of this worker, as (run id, token), have ended while their threads go on: all of them.
+        They count for so long."""
+        ids, tokens = [run_id for run_id, _ in claims], [token for _, token in claims]
+        params = {"worker": worker, "ids": ids, "tokens": tokens, "lease": lease}
+        await connection.execute(self.query("keep_left_behind"), params)
 
     async def forget_workers(self, connection: Connection) -> int:
         """Forgets workers that said no goodbye. Returns how many."""

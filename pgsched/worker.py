@@ -44,6 +44,7 @@ from pgsched.errors import ConfigurationError, DatabaseUnavailable, PgschedError
 from pgsched.finisher import Finisher
 from pgsched.heartbeat import Guard, Heartbeat
 from pgsched.hooks import SkipHooks
+from pgsched.leftovers import Leftovers
 from pgsched.listener import Listener
 from pgsched.machine import Machine
 from pgsched.outcome import Stop
@@ -85,6 +86,7 @@ class Worker:
         self.skip_hooks = SkipHooks(scheduler.hooks, self.runner.caller)
         self.heartbeat = Heartbeat(machine, self.runner)
         self.guard = Guard(machine, self.runner)
+        self.leftovers = Leftovers(machine, self.runner)
         self.reaper = Reaper(machine, self.runner)
         self.reconciler = Reconciler(machine)
         self.rejoin = Rejoin(machine, self._look_again)
@@ -257,6 +259,7 @@ class Worker:
             "dispatcher": self.dispatcher.run(),
             "finisher": self.finisher.run(),
             "heartbeat": self.heartbeat.run(),
+            "leftovers": self.leftovers.run(),
             "reaper": self.reaper.run(),
             "reconciler": self.reconciler.run(),
             "rejoin": self.rejoin.run(),

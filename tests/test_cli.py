@@ -338,7 +338,9 @@ def test_workers(shell, dsn):
     with psycopg.connect(dsn, application_name=f"pgsched {worker}"):
         heads, line = shell.ok("workers").splitlines()
     assert heads.split()[:4] == ["id", "host", "pid", "app"]
-    assert heads.split()[4:] == ["version", "state", "running", "started", "seen", "tzdata", "connected"]
+    assert heads.split()[4:] == [
+            "version", "state", "running", "left_behind", "started", "seen", "tzdata", "connected",
+        ]  # fmt: skip
     cells = line.split()
     assert cells[:7] == [str(worker), "host\\x1b[1m", "77", "my.app", "0.1", "running", "5"]
     assert cells[-1] == "yes"

@@ -50,6 +50,7 @@ ALL_OK = dict.fromkeys(
         "entrypoints",
         "applications",
         "expressions",
+        "threads",
         "time zones",
         "rows",
     ],

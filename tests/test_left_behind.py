@@ -7,8 +7,9 @@ from datetime import timedelta
 from harness import until, working
 from structlog.testing import capture_logs
 
-from pgsched import Run, Scheduler
+from pgsched import Limits, Run, Scheduler
 from pgsched import worker as worker_module
+from pgsched.cli.health import judged
 from pgsched.threads import DaemonThreads
 
 
@@ -115,8 +116,10 @@ def test_the_pool_calls_in_as_many_threads_as_it_may_and_none_holds_up_the_inter
 
 async def test_a_start_forgets_workers_that_crashed(settings, db):
     keep = await db.value("select gen_random_uuid()")
-    await db.all("insert into pgsched.runs (entrypoint, status, attempt, worker, heartbeat_at)"
-                 " values ('other', 'running', 1, %s, now())", keep)  # fmt: skip
+    await db.all(
+        "insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, heartbeat_at)"
+        " values ('other', 'running', 1, %s, now(), now())", keep,
+    )  # fmt: skip
     await db.all(
         "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
         " stall_timeout, seen_at)"
@@ -126,3 +129,65 @@ async def test_a_start_forgets_workers_that_crashed(settings, db):
     async with working(hanging(), settings, stall_timeout="1h") as worker:
         rows = {row[0] for row in await db.all("select id from pgsched.workers")}
         assert rows == {keep, worker.machine.worker}
+
+
+async def test_a_thread_counts_for_the_overlap_until_it_ends_though_its_run_has(settings, db):
+    sc = hanging()
+    async with working(sc, settings, cancel_timeout="50ms"):
+        await db.all("select pgsched.create_schedule('s', 'hangs', '@every 1s')")
+        await db.until("select status = 'failed' from pgsched.runs where status <> 'skipped'")
+        first = sc.calls[0]
+        assert await db.value("select run_id from pgsched.left_behind") == first
+        await db.until("select sum(skipped_count) >= 2 from pgsched.runs where status = 'skipped'")
+        assert sc.calls == [first]
+        sc.gate.set()
+        await db.until("select count(*) = 0 from pgsched.left_behind")
+        await until(lambda: len(sc.calls) > 1)
+
+
+async def test_a_thread_counts_for_a_limit_until_it_ends_and_health_names_it(settings, db, store):
+    sc = Scheduler(app="left")
+    gate, calls = threading.Event(), []
+
+    @sc.entrypoint("one", timeout=timedelta(milliseconds=100), limits=Limits(concurrency=1))
+    def one(run: Run):
+        calls.append(run.id)
+        if len(calls) == 1:
+            gate.wait(60)
+
+    @sc.entrypoint("free")
+    async def free(): ...
+
+    async with working(sc, settings, cancel_timeout="50ms"):
+        first = await db.value("select pgsched.enqueue('one')")
+        await db.until("select status = 'failed' from pgsched.runs")
+        second = await db.value("select pgsched.enqueue('one')")
+        quick = await db.value("select pgsched.enqueue('one')")
+        [row] = await store.rows(db.connection, "read_health", {})
+        assert (row["left_behind"], row["left_behind_runs"]) == (1, [f"{first} (one)"])
+        [check] = [check for check in judged(row) if check.name == "threads"]
+        assert check.status == "failed" and f"{first} (one)" in check.message
+        [worker] = await store.rows(db.connection, "list_workers", {})
+        assert worker["left_behind"] == 1
+        # What is queued later runs, so somebody has looked at these.
+        later = await db.value("select pgsched.enqueue('free')")
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", later)
+        assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 2
+        gate.set()
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded' and entrypoint = 'one'")
+    assert calls == [first, second, quick]
+
+
+async def test_what_a_dead_worker_left_behind_counts_no_more(settings, db):
+    """Nobody puts off until when it counts."""
+    sc = hanging()
+    schedule = await db.value("select pgsched.create_schedule('s', 'quick', '@every 1s')")
+    await db.all(
+        "insert into pgsched.left_behind (run_id, token, worker, schedule_id, entrypoint, args, counts_until)"
+        " values (1, 1, gen_random_uuid(), %s, 'quick', '{}', clock_timestamp() + interval '1.5 s')", schedule,
+    )  # fmt: skip
+    async with working(sc, settings):
+        await db.until("select count(*) > 0 from pgsched.runs where status = 'succeeded'")
+        assert await db.value(
+            "select min(started_at) > (select counts_until from pgsched.left_behind) from pgsched.runs"
+        )

@@ -130,7 +130,7 @@ select n, 'job', '2020-01-01Z', 'succeeded', '2020-01-01Z' from generate_series(
 STATISTICS = ["never analysed", "analysed while empty", "analysed full"]
 # What no running worker sends: clients, people, and starts, which compare all that is declared.
 NOT_A_WORKERS = """
-    add_declarations forget_transaction forget_workers
+    add_declarations forget_transaction forget_workers keep_left_behind
     adopt_runs adopt_schedules forget_declarations list_applications read_holders read_owners
     alter_schedule backfill_runs begin_transaction cancel_run commit_run compare_limits compare_schedules
     count_runs_by_status create_schedule declare_limits delete_worker end_transactions enqueue_run enqueue_runs

@@ -120,6 +120,14 @@ def judged(row: dict[str, Any]) -> list[Check]:
         if row["deserted"]
         else Check("applications", "ok", "each one with active schedules has a live worker"),
         _zones(row),
+        Check(
+            "threads",
+            "failed",
+            f"{_many(row['left_behind'], 'function')} going on in a thread though the run has ended: "
+            f"{_some(row['left_behind_runs'])}; restart the worker",
+        )
+        if row["left_behind"]
+        else Check("threads", "ok", "no thread goes on after its run"),
         Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
         if invalid
         else Check("expressions", "ok", "no schedule is invalid"),

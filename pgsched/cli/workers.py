@@ -8,7 +8,20 @@ from pgsched.cli.options import database_options, json_option, with_client
 from pgsched.cli.output import instant, print_json, print_table, say
 from pgsched.config import Settings
 
-_FIELDS = ("id", "host", "pid", "app", "version", "state", "running", "started_at", "seen_at", "tzdata", "connected")
+_FIELDS = (
+    "id",
+    "host",
+    "pid",
+    "app",
+    "version",
+    "state",
+    "running",
+    "left_behind",
+    "started_at",
+    "seen_at",
+    "tzdata",
+    "connected",
+)
 
 
 @click.command()

@@ -18,6 +18,10 @@ from (
     union all
     select id, schedule_id, status, origin, entrypoint from pgsched.runs
     where status = 'queued' and gated and schedule_id = any(%(schedule_ids)s)
+    union all
+    -- Its run has ended, and its thread goes on.
+    select run_id, schedule_id, 'running', null, entrypoint from pgsched.left_behind
+    where schedule_id = any(%(schedule_ids)s) and counts_until > now()
 ) live
 join (select s.id as owner, s.entrypoint from pgsched.schedules s where s.id = any(%(schedule_ids)s)) s
     on s.owner = live.schedule_id

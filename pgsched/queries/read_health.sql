@@ -85,4 +85,9 @@ select
     (select count(*) from invalid) as invalid,
     array(select name from invalid order by name limit 5) as invalid_names,
     (select count(*) from refused) as refused,
-    array(select what from refused order by since, id limit 5) as refused_rows
+    array(select what from refused order by since, id limit 5) as refused_rows,
+    (select count(*) from pgsched.left_behind where counts_until > now()) as left_behind,
+    array(
+        select run_id || ' (' || entrypoint || ')' from pgsched.left_behind
+        where counts_until > now() order by since limit 5
+    ) as left_behind_runs
