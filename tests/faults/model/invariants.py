@@ -11,6 +11,7 @@ _CAPS = ", ".join(f"('{code}', {most})" for code, most in CAPPED.items())
 
 def _most_at_once(spans: str, keys: str, most: str) -> str:
     """Rows of more than `most` spans at one instant. spans: a query of keys, began, ended, call."""
+    mine, theirs = (", ".join(f"{table}.{key}" for key in keys.split(", ")) for table in "sl")
     return f"""
         with spans as ({spans}),
         steps as (
@@ -21,7 +22,10 @@ def _most_at_once(spans: str, keys: str, most: str) -> str:
             select {keys}, at, step, call, sum(step) over (partition by {keys} order by at, step, call) as level
             from steps
         )
-        select l.*, (select c.run_id from pgsched.model_calls c where c.id = l.call) as run_id
+        select l.*, array(
+            select c.run_id from spans s join pgsched.model_calls c on c.id = s.call
+            where ({mine}) = ({theirs}) and s.began <= l.at and s.ended > l.at order by c.id
+        ) as runs
         from levels l where step = 1 and level > {most}
     """
 
