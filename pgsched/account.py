@@ -122,25 +122,44 @@ class _After:
 class Account:
     """One schedule's account, on its way from the last fire time that is decided to the next that is not.
 
-    times: the fire times that count from here on. reached: all before, and this instant, are decided.
+    times: the fire times that count from here on. reached: all before, and this instant, are decided. taken: fire times
+    that have a live run already: they are decided, and no run of theirs is ever an earlier one in their way.
     """
 
     times: FireTimes
     reached: datetime
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Sequence[datetime] = ()) -> None:
         self.skips: list[Skip] = []
+        self.passed = False  # a fire time that is taken has been passed
+        self._taken = sorted(taken)
         self._ends_at: datetime | None = None
 
     def next(self) -> datetime | None:
         """The first fire time that is not decided, None where there is none any more."""
         coming = self.times.next(self.reached)
+        while coming is not None and self.pass_taken(coming):
+            coming = self.times.next(coming)
         return None if coming is None or (self._ends_at is not None and coming > self._ends_at) else coming
 
     def skip(self, reason: SkipReason, through: datetime, detail: str | None = None) -> None:
         """Decides that the fire times up to `through` (inclusive) do not become runs."""
         if self._ends_at is not None:
             through = min(through, self._ends_at)
+        for each in self._taken:
+            if self.reached < each <= through:
+                self._skip(reason, each - TICK, detail)
+                self.pass_taken(each)
+        self._skip(reason, through, detail)
+
+    def pass_taken(self, fire_time: datetime) -> bool:
+        """Passes a fire time, with all before it decided, if it has a live run. Returns whether it has."""
+        if fire_time not in self._taken:
+            return False
+        self.reached, self.passed = max(self.reached, fire_time), True
+        return True
+
+    def _skip(self, reason: SkipReason, through: datetime, detail: str | None) -> None:
         if through <= self.reached:
             return
         first, last = self.times.next(self.reached), self.times.latest(self.reached, through)
@@ -183,15 +202,17 @@ class Account:
                 self.skip(SkipReason.PAUSED, stretch.through, stretch.note)
 
 
-def open_account(schedule: Schedule, times: FireTimes, now: datetime, *, shifted: bool = False) -> Account:
+def open_account(
+    schedule: Schedule, times: FireTimes, now: datetime, taken: Sequence[datetime] = (), *, shifted: bool = False
+) -> Account:
     """The account with all settled that lies before the present timing, and before the last pause ended.
 
-    now: the database's clock, or up to when fire times are looked at. shifted: other time zone rules than those of
-    `times` planned the schedule before; what their clock has shown counts as shown.
+    now: the database's clock, or up to when fire times are looked at. taken: fire times that have a live run. shifted:
+    other time zone rules than those of `times` planned the schedule before; what their clock has shown counts as shown.
     """
     if shifted:
         times = _not_again(schedule, times)
-    account = Account()
+    account = Account(taken)
     entries = interruptions_of(json.loads(schedule.interruptions_json or "[]"))
     pending: list[Interruption] = []
     for entry in entries:

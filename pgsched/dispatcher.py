@@ -88,6 +88,7 @@ class Dispatcher:
         self._most = MOST  # how many schedules or runs a pass takes at most
         self._near = False
         self._gated = True  # whether a run waits for its schedule's overlap, or in a line
+        self._claimed = 0  # by the last pass
         self._full = False  # no lane has room: nothing to look for until a run ends
         self._lane_full = False
         self._cut = False  # whether a pass took all that it had room for
@@ -248,6 +249,8 @@ class Dispatcher:
                 await self._store.resume_paused(connection)
             if self.zones.due:
                 await self.zones.look(connection)
+            if self._gated and not self._claimed:
+                await self._store.settle_orphans(connection)
             if not self._clock.known:  # and without it nothing could start
                 await self._read_clock(connection)
             rooms = self._rooms()
@@ -266,6 +269,7 @@ class Dispatcher:
             await self._aside.review(connection, at_once=False)
             if not self._at_once():
                 await self._look_ahead(connection, count)
+        self._claimed = count
         if count:
             self._log.debug("runs_claimed", count=count)
         return count
@@ -303,6 +307,7 @@ class Dispatcher:
         crossing = len(lanes) > 1 and any(len(lane.shared) > 2 for lane in lanes)
         shares = [] if crossing else _shares(lanes, rooms)
         names = list(self._scheduler.entrypoints)
+        asked_at = time.monotonic()  # before anything is claimed: from here on the claims are sure for a while
         runs, due = await self._store.claim_due_runs(
             connection, self._worker, self._defaults(), shares,
             lookahead=self._lookahead, limit=rooms[SLOT], known=names, alone=True,
@@ -320,7 +325,7 @@ class Dispatcher:
             except BaseException:  # they are claimed already
                 self._runner.give_back(runs)
                 raise
-        self._runner.take(claimed)
+        self._runner.take(claimed, asked_at)
         for schedule, skip in skips:
             self.skipped(schedule, skip)
         return claimed
@@ -502,7 +507,11 @@ class Dispatcher:
             refused = await self._redirect(connection, astray)
             schedules = [s for s in schedules if s.id not in refused]
         horizon = now + self._lookahead
-        planned = [self._planned(s, live.get(s.id, Occupancy()), now, horizon) for s in schedules]
+        # Seen under the lock: a change that came after the lock's own snapshot may have withdrawn a claim.
+        unanswered = {schedule_id for schedule_id, seen in live.items() if seen.withdrawn}
+        planned = [
+            self._planned(s, live.get(s.id, Occupancy()), now, horizon) for s in schedules if s.id not in unanswered
+        ]
         changed = [
             p for p in planned
             if p.plan.runs or p.plan.skips or p.plan.status is not ScheduleStatus.ACTIVE

@@ -151,11 +151,16 @@ class Finisher:
         # First what they said: when a run has ended, all of it is there. One whose lines do not land does not end yet.
         mute = await self._scribe.write_all(speaking) if speaking else set()
         ready = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in mute] if mute else outcomes
+        ends = [o for o in ready if not o.unbegun]
+        backs = [o.claim for o in ready if o.unbegun]
         async with self._session.use() as connection:
-            landed = await self._store.finish_runs(connection, self._worker, ready, self._lease) if ready else {}
+            landed = await self._store.finish_runs(connection, self._worker, ends, self._lease) if ends else {}
             answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
-            if len(landed) < len(outcomes):
-                missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in landed]
+            if backs:
+                given = await self._store.give_back_runs(connection, self._worker, backs)
+                answers |= dict.fromkeys(given, Landing.LANDED)
+            if len(answers) < len(outcomes):
+                missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in answers]
                 seen = await self._store.look_after_ends(connection, self._worker, missing)
                 answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
         return answers

@@ -19,6 +19,7 @@ from pgsched.apart import Apart
 from pgsched.aside import Kind
 from pgsched.db import LOCKED_FOR, Backoff, Connection, Mishaps, Session, describe
 from pgsched.machine import Machine
+from pgsched.model import Hold
 from pgsched.runner import Live, Runner, State
 from pgsched.scribe import Scribe
 
@@ -49,7 +50,8 @@ class Heartbeat:
         self._soon = asyncio.Event()
         self._asked_at = float("-inf")
         self._ask: asyncio.TimerHandle | None = None
-        self._answers: dict[tuple[int, int], bool | None] = {}
+        self._answers: dict[tuple[int, int], Hold | None] = {}
+        self._sent_at = 0.0  # the beat that was answered last
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._backoff = Backoff(0.05, 2.0)
 
@@ -104,7 +106,9 @@ class Heartbeat:
             if not self._clock.known:  # and without it no held run can be started
                 before = time.monotonic()
                 self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
+            sent_at = time.monotonic()
             held = await self._send(connection, claims)
+        self._sent_at = sent_at
         keys = [(run_id, token) for run_id, token, _ in claims]
         # A refused beat says nothing about its claim.
         self._answers = {key: held.get(key) for key in keys if key not in self._refused}
@@ -112,17 +116,17 @@ class Heartbeat:
         answered.set_result(None)
         for (run_id, token), verdict in self._answers.items():
             live = self._runner.live.get((run_id, token))
-            if live is not None and live.state is State.HELD:
-                self._runner.verdict(run_id, token, verdict)
+            if live is not None and (live.state is State.HELD or live.keeper is None):
+                self._runner.verdict(run_id, token, verdict, sent_at)
         running = [live for live in self._runner.live.values() if live.state is State.RUNNING]
         await self._scribe.write_some([(live.claim, live.journal) for live in running if live.journal.unwritten])
 
-    async def _send(self, connection: Connection, claims: Sequence[Beat]) -> dict[tuple[int, int], bool]:
+    async def _send(self, connection: Connection, claims: Sequence[Beat]) -> dict[tuple[int, int], Hold]:
         """Sends the beats. A run that the database refuses to change keeps no other from being kept alive."""
         now = time.monotonic()
         live = self._runner.live
         self._refused = {key: again for key, again in self._refused.items() if again > now and key in live}
-        held: dict[tuple[int, int], bool] = {}
+        held: dict[tuple[int, int], Hold] = {}
         refusals: list[tuple[int, BaseException]] = []
 
         async def send(part: Sequence[Beat]) -> tuple[()]:
@@ -150,8 +154,8 @@ class Heartbeat:
         claim = live.claim
         while live.state is State.RUNNING:
             await asyncio.shield(self._answered)
-            verdict = self._answers.get((claim.run_id, claim.token), False)
-            self._runner.verdict(claim.run_id, claim.token, verdict)
+            verdict = self._answers.get((claim.run_id, claim.token), Hold.HELD)
+            self._runner.verdict(claim.run_id, claim.token, verdict, self._sent_at)
 
 
 class Guard:

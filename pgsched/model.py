@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple, Protocol
 
 from pgsched.errors import PgschedError
@@ -457,6 +457,14 @@ def _finite(value: Any) -> float:
     return number
 
 
+class Hold(IntEnum):
+    """What a beat hears of a claim that still holds."""
+
+    HELD = 0
+    CANCEL = 1  # somebody asked to cancel its run
+    WITHDRAWN = 2  # its schedule has changed since; as far as the database knew, its run had not begun
+
+
 class Claim(NamedTuple):
     """A worker's hold on a run. Every write of the worker names all three, and lands only if the row has all three.
 
@@ -506,9 +514,10 @@ class Outcome:
     """How an attempt ended, to be written under its claim.
 
     status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the attempt
-    off again). committed: the run's own transaction had committed its success, as the database says. left_behind: its
-    function goes on in its thread, and counts as running. journal: what the attempt said last, where there is
-    something to be written before its end.
+    off again). unbegun: its function was never called, and it is a run of a schedule, which may have changed meanwhile:
+    the fire time may be given back, too. committed: the run's own transaction had committed its success, as the
+    database says. left_behind: its function goes on in its thread, and counts as running. journal: what the attempt
+    said last, where there is something to be written before its end.
     """
 
     claim: Claim
@@ -520,6 +529,7 @@ class Outcome:
     reason: str | None = None
     delay: timedelta = timedelta(0)
     refund: bool = False
+    unbegun: bool = False
     committed: bool = False
     left_behind: bool = False
     journal: Journal | None = field(default=None, repr=False)

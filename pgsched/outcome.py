@@ -50,6 +50,7 @@ class Stop(enum.Enum):
     REQUESTED = "requested"
     TIMEOUT = "timeout"
     DRAIN = "drain"
+    WITHDRAWN = "withdrawn"  # only of a run that has not begun
 
 
 @dataclass(slots=True)

@@ -28,6 +28,8 @@ class Occupancy:
     running, waiting: of its fire times; those that wait are queued for their turn, or between two attempts.
     requested: those that run because somebody asked for them (a trigger, a backfill). ids: some of them.
     astray: whether one that is queued has another entrypoint than the schedule by now.
+    fire_times: those that have a live run and are not accounted for yet. withdrawn: a claim of the schedule waits for
+    its holder's answer, and nobody plans it before that.
     """
 
     running: int = 0
@@ -35,6 +37,8 @@ class Occupancy:
     requested: int = 0
     ids: tuple[int, ...] = ()
     astray: bool = False
+    fire_times: tuple[datetime, ...] = ()
+    withdrawn: bool = False
 
     @property
     def live(self) -> int:
@@ -92,11 +96,11 @@ def plan(
     time zone rules planned it before.
     next_run advances from fire time to fire time; `now` only says which of them have come.
     """
-    account = open_account(schedule, times, horizon, shifted=shifted)
+    account = open_account(schedule, times, horizon, live.fire_times, shifted=shifted)
     first = account.next()
     if first is not None and shifted and _put_back(schedule, first, now):
         schedule = replace(schedule, next_run=schedule.moved_from)
-        account = open_account(schedule, times, horizon, shifted=True)
+        account = open_account(schedule, times, horizon, live.fire_times, shifted=True)
         first = account.next()
     if first is None:
         return _settle(schedule, account, [])
@@ -123,7 +127,9 @@ def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
     if schedule.status == ScheduleStatus.PAUSED and schedule.paused_at is not None:
         account.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
     account.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
-    return Plan(None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, accounted_through=now)
+    # It may have claimed ahead of now: what is accounted for stays so.
+    through = now if schedule.accounted_through is None else max(now, schedule.accounted_through)
+    return Plan(None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, accounted_through=through)
 
 
 def meet(schedule: Schedule, live: Occupancy) -> Meeting:
@@ -168,7 +174,10 @@ def _all(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -
     runs: list[datetime] = []
     reached = account.reached
     while len(runs) < room and (coming := account.times.next(reached)) and coming <= until:
-        runs.append(coming)
+        if not runs:
+            account.pass_taken(coming)
+        if coming not in live.fire_times:
+            runs.append(coming)
         reached = coming
     if runs or (coming := account.next()) is None or coming > until:
         return _settle(schedule, account, runs)
@@ -192,6 +201,8 @@ def _before_last(times: FireTimes, after: datetime, until: datetime, keep: int) 
 
 def _meet(schedule: Schedule, account: Account, live: Occupancy, fire_time: datetime) -> Plan:
     """One fire time, under the overlap policy."""
+    if account.pass_taken(fire_time):
+        return _settle(schedule, account, [])
     meeting = meet(schedule, live)
     if meeting is Meeting.SKIP:
         account.skip(SkipReason.OVERLAP, fire_time, _blamed(live))
@@ -216,7 +227,7 @@ def _settle(schedule: Schedule, account: Account, runs: list[datetime], *, waits
         due_at = fire_time + jitter(schedule, account.times, fire_time)
         planned.append(PlannedRun(fire_time, due_at, before, waits))
         previous = account.reached = fire_time
-    accounted = account.reached if runs or account.skips else None
+    accounted = account.reached if runs or account.skips or account.passed else None
     if schedule.max_runs is not None:
         planned = planned[: max(0, schedule.max_runs - schedule.run_count)]
     upcoming = account.next()

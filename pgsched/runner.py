@@ -31,11 +31,13 @@ from pgsched.fence import Fence, Transactions
 from pgsched.finisher import BATCH, Finisher
 from pgsched.hooks import Caller, told
 from pgsched.machine import Machine
-from pgsched.model import Cancellation, Claim, ClaimedRun, Journal, Outcome, Run, RunError, RunStatus
+from pgsched.model import Cancellation, Claim, ClaimedRun, Hold, Journal, Outcome, Run, RunError, RunStatus
 from pgsched.outcome import End, Stop, decide, where
 
 UNWRITTEN = 3 * BATCH  # ends that wait to be written, at most, before no more is claimed
-SURE = 0.05  # seconds after its instant within which a held run starts without asking; see drop_unstarted() in SQL
+# Heartbeat intervals for which a claim is sure, from when the statement that made or renewed it was sent: nobody takes
+# it away within three. A run starts without asking only as long as its claim is sure.
+SURE = 2
 _UNLANDED = 10_000  # claims without an end that are remembered
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
@@ -62,9 +64,9 @@ class Live:
     """A claimed run in this process. Only the event loop's thread writes it; the guard reads claims."""
 
     __slots__ = (
-        "answer", "began", "cancellation", "claim", "context", "ended", "entered", "error", "executor", "fence",
-        "gate", "hooked", "ignored", "journal", "keeper", "outcome", "place", "problem", "result", "run", "started",
-        "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure", "view",
+        "answer", "asked_at", "began", "cancellation", "claim", "context", "ended", "entered", "error", "executor",
+        "fence", "gate", "hooked", "ignored", "journal", "keeper", "outcome", "place", "problem", "result", "run",
+        "started", "started_at", "state", "stop", "task", "threaded", "threads", "timer", "unsure", "view",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +81,7 @@ class Live:
         self.state = State.HELD
         self.entered = False
         self.unsure = False
+        self.asked_at = 0.0  # on the monotonic clock: when the last statement was sent that made or renewed the claim
         self.ignored = 0
         self.hooked = False
         # Made as soon as it is claimed, so that a thousand which start at one instant need not wait for it.
@@ -125,6 +128,7 @@ class Runner:
         self.slots_used = 0
         self._scheduler = machine.scheduler
         self._settings = machine.settings
+        self._interval = machine.settings.heartbeat_interval.total_seconds()
         self._clock = machine.clock
         self._watch = machine.watch
         self._finisher = finisher
@@ -139,9 +143,13 @@ class Runner:
 
     # --- taking and starting ----------------------------------------------------------------------------
 
-    def take(self, runs: Iterable[ClaimedRun]) -> None:
-        """Accepts claims that are committed, and starts each run as soon as its instant has certainly come."""
-        self._watch.look()  # the machine may have slept since the pass saw the database's clock
+    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
+        """Accepts claims that are committed, and starts each run as soon as its instant has certainly come.
+
+        asked_at: when, on the monotonic clock, the first statement that made them was sent. Default now.
+        """
+        jumped = self._watch.look()  # the machine may have slept since the pass saw the database's clock
+        asked_at = time.monotonic() if asked_at is None else asked_at
         grace = self._settings.cancel_timeout.total_seconds()
         for run in runs:
             name = run.schedule.name if run.schedule is not None else None
@@ -152,8 +160,12 @@ class Runner:
             self.slots_used += 1
             if live.place is not None:
                 self.used[live.place] += 1
+            live.asked_at = asked_at
             self._prepare(live)
-            self._start_in_time(live)
+            if jumped:
+                self._doubt(live)
+            else:
+                self._start_in_time(live)
         if self.live:
             self.started()
 
@@ -161,13 +173,20 @@ class Runner:
         """Gives claims back that cannot be taken."""
         for run in runs:
             claim = Claim(run.id, run.token, self.worker)
-            self._finisher.put(Outcome(claim, RunStatus.QUEUED, refund=True), lambda outcome, landed: None)
+            back = Outcome(claim, RunStatus.QUEUED, refund=True, unbegun=run.schedule_id is not None)
+            self._finisher.put(back, lambda outcome, landed: None)
+
+    def _is_sure(self, live: Live, now: float) -> bool:
+        return now - live.asked_at < SURE * self._interval
 
     def _start_in_time(self, live: Live) -> None:
         """Starts a run whose claim is sure, or has it wait for its instant, with all others of that instant."""
-        instant = self._clock.monotonic(live.run.due_at)
-        if instant <= time.monotonic():
-            self._start(live)
+        instant, now = self._clock.monotonic(live.run.due_at), time.monotonic()
+        if instant <= now:
+            if self._is_sure(live, now):
+                self._start(live)
+            else:
+                self._doubt(live)
         elif self._clock.known:
             if (due := self._due.get(instant)) is None:
                 timer = asyncio.get_running_loop().call_at(instant, self._start_held, instant)
@@ -181,9 +200,8 @@ class Runner:
             self._doubt(live)
 
     def _start_held(self, instant: float) -> None:
-        """The instant of held runs has come. Where it is long gone, because the loop was blocked, too much was due at
-        once or the machine slept, their claims may have been taken back without our hearing of it: a beat is asked
-        first."""
+        """The instant of held runs has come. If a claim is not sure any more, because the loop was blocked or the
+        machine slept, it may be another's by now: a beat is asked first. A change of its schedule takes none away."""
         timer, held = self._due.pop(instant)
         jumped = self._watch.look()
         now = time.monotonic()
@@ -191,7 +209,7 @@ class Runner:
             if live.state is not State.HELD or live.timer is not timer:
                 continue  # dropped since, or to be asked about
             live.timer = None
-            if jumped or now - instant >= SURE:
+            if jumped or not self._is_sure(live, now):
                 self._doubt(live)
             elif self._clock.monotonic(live.run.due_at) <= now:
                 self._start(live)
@@ -575,19 +593,30 @@ class Runner:
         elif live.stop is Stop.REQUESTED:
             self._ended(live, Outcome(live.claim, RunStatus.CANCELLED, reason="cancelled on request"))
         else:
-            self._ended(live, Outcome(live.claim, RunStatus.QUEUED, refund=True))
+            if live.stop is Stop.WITHDRAWN:
+                self._log.info("claim_withdrawn", run=live.run.id, entrypoint=live.run.entrypoint)
+            unbegun = live.run.schedule_id is not None
+            self._ended(live, Outcome(live.claim, RunStatus.QUEUED, refund=True, unbegun=unbegun))
 
-    def verdict(self, run_id: int, token: int, cancel: bool | None) -> None:
-        """What a beat's answer says of a claim: None lost, True somebody asked to cancel it, False all is well."""
+    def verdict(self, run_id: int, token: int, hold: Hold | None, asked_at: float) -> None:
+        """What the answer to a beat, sent at a monotonic moment, says of a claim. None: it is lost."""
         live = self.live.get((run_id, token))
         if live is None or live.state is State.ENDED:
             return
-        if cancel is None:
+        if hold is None:
             if live.state is State.RUNNING and live.stop is not Stop.LOST:
                 self._log.warning("claim_lost", run=run_id, entrypoint=live.run.entrypoint, attempt=live.run.attempt)
             self.stop(live, Stop.LOST)
-        elif cancel and live.stop is None:
+            return
+        live.asked_at = max(live.asked_at, asked_at)
+        if hold is Hold.CANCEL and live.stop is None:
             self.stop(live, Stop.REQUESTED)
+        elif hold is Hold.WITHDRAWN and live.state is State.HELD:
+            self.stop(live, Stop.WITHDRAWN)
+        elif hold is Hold.WITHDRAWN:
+            # It has begun. That is the answer, and a beat that was sent since then has written it.
+            if live.started > asked_at:
+                self.doubted()
         elif live.unsure and live.state is State.HELD:
             live.unsure = False
             self._start_in_time(live)

@@ -23,7 +23,7 @@ from pgsched.db import Connection, InUtcBinary, application_name
 from pgsched.declaration import Compared, Holder, Other, Standing
 from pgsched.fairness import Candidate, Kind
 from pgsched.limits import Gate
-from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
+from pgsched.model import Claim, ClaimedRun, Hold, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.policy import Occupancy, Plan
 
 _Row = TypeVar("_Row")
@@ -189,8 +189,8 @@ class Store:
         cursor = await connection.execute(self.query("count_live_runs"), {"schedule_ids": list(schedule_ids)})
         rows = await cursor.fetchall()
         return rows[0][5], {
-            schedule_id: Occupancy(running, waiting, requested, tuple(ids or ()), astray)
-            for schedule_id, running, waiting, requested, ids, _, astray in rows
+            schedule_id: Occupancy(running, waiting, requested, tuple(ids or ()), astray, tuple(times or ()), withdrawn)
+            for schedule_id, running, waiting, requested, ids, _, astray, times, withdrawn in rows
             if schedule_id is not None
         }
 
@@ -374,6 +374,10 @@ class Store:
         await cursor.execute(self.query("claim_runs"), params)
         return await cursor.fetchall()
 
+    async def settle_orphans(self, connection: Connection) -> None:
+        """Settles waiting runs whose schedules are gone: those that had begun go on, the others are cancelled."""
+        await connection.execute(self.query("settle_orphans"), {})
+
     async def resume_paused(self, connection: Connection) -> int:
         """Resumes schedules whose pause is over."""
         return (await connection.execute(self.query("resume_paused"), {})).rowcount
@@ -422,11 +426,10 @@ class Store:
 
     async def beat(
         self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int, datetime | None]]
-    ) -> dict[tuple[int, int], bool]:
+    ) -> dict[tuple[int, int], Hold]:
         """Renews claims, given as (run id, token, started at).
 
-        Returns, for each (run id, token) that still holds, whether somebody asked to cancel its run. A claim that is
-        missing in the answer is lost.
+        Returns what becomes of each (run id, token) that still holds. A claim that is missing in the answer is lost.
         """
         cursor = await connection.execute(
             self.query("beat"),
@@ -437,7 +440,7 @@ class Store:
                 "started": _array(c[2] for c in claims),
             },
         )
-        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+        return {(row[0], row[1]): Hold(row[2]) for row in await cursor.fetchall()}
 
     async def finish_runs(
         self,
@@ -472,6 +475,22 @@ class Store:
             },
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+
+    async def give_back_runs(
+        self, connection: Connection, worker: uuid.UUID, claims: Sequence[Claim]
+    ) -> set[tuple[int, int]]:
+        """Gives back runs of schedules that were claimed and never begun: to the queue, or with their fire time to a
+        schedule that has changed since. Returns the (run id, token) of those that landed."""
+        cursor = await connection.execute(
+            self.query("give_back_runs"),
+            {
+                "worker": worker,
+                "ids": [claim.run_id for claim in claims],
+                "tokens": [claim.token for claim in claims],
+                "channel": self.schema,
+            },
+        )
+        return {(row[0], row[1]) for row in await cursor.fetchall()}
 
     async def look_after_ends(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
@@ -570,6 +589,7 @@ class Store:
                 "statuses": [str(status) for _, status, _, _ in verdicts],
                 "delays": [delay.total_seconds() for _, _, delay, _ in verdicts],
                 "messages": [message for _, _, _, message in verdicts],
+                "channel": self.schema,
             },
         )
         return await cursor.fetchall()

@@ -14,7 +14,9 @@ from pgsched.config import Settings
 from pgsched.dispatcher import Dispatcher
 from pgsched.finisher import Finisher
 from pgsched.machine import Machine
+from pgsched.model import Hold
 from pgsched.runner import Runner
+from pgsched.store import claim_of
 from pgsched.worker import Worker
 
 # Quick enough for tests, and in the proportions of the defaults.
@@ -74,9 +76,20 @@ class Parts:
         self.machine = Machine.build(scheduler, settings.merged(changes, "test"))
         self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))
         self.taken = []
-        self.runner.take = lambda runs: self.taken.extend(runs)
+        self.runner.take = lambda runs, asked_at=None: self.taken.extend(runs)
         self.dispatcher = Dispatcher(self.machine, self.runner)
         self.dispatcher.listening = True
+
+    async def answer(self) -> int:
+        """Gives back what was claimed, has not begun and was withdrawn, as a holder does; returns how many it was."""
+        machine = self.machine
+        claims = {(run.id, run.token): claim_of(run, machine.worker) for run in self.taken}
+        async with machine.writes.use() as connection:
+            held = await machine.store.beat(connection, machine.worker, [(*key, None) for key in claims])
+            withdrawn = [claims[key] for key, hold in held.items() if hold is Hold.WITHDRAWN]
+            landed = await machine.store.give_back_runs(connection, machine.worker, withdrawn)
+        assert len(landed) == len(withdrawn)
+        return len(landed)
 
     async def __aenter__(self):
         return self

@@ -203,6 +203,7 @@ async def test_a_claim_ahead_that_is_taken_back_leaves_its_fire_time_open(db, se
         assert await parts.dispatcher.claim_pass() == 1
         claimed = parts.taken[0].fire_time
         await db.all("select pgsched.pause('s', 'audit')")
+        assert await parts.answer() == 1
         assert await db.one(
             "select next_run = %s, accounted_through < %s, run_count from pgsched.schedules", claimed, claimed
         ) == (True, True, 0)

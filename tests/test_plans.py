@@ -259,7 +259,8 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
         await listener.close()
         await reap(Reaper(machine, parts.runner))
         await Retention(machine, asyncio.Event()).round()
-        claims = [Claim(run.id, run.token, machine.worker) for run in parts.taken][:20]
+        claims = [Claim(run.id, run.token, machine.worker) for run in parts.taken]
+        claims, unbegun = claims[:20], claims[20:25]
         now = datetime.now(UTC)
         ends = [Outcome(claim, RunStatus.SUCCEEDED, now, now) for claim in claims]
         async with machine.control.use() as connection:
@@ -268,6 +269,7 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
             await store.write_journals(connection, machine.worker, [(claim, said) for claim in claims])
             await store.finish_runs(connection, machine.worker, ends)
             await store.look_after_ends(connection, machine.worker, ends)
+            await store.give_back_runs(connection, machine.worker, unbegun)
             await machine.aside.put(connection, Kind.SCHEDULE, [(1, ValueError("odd"))])
             await machine.aside.put(connection, Kind.RUN, [(c.run_id, ValueError("odd")) for c in claims])
             await machine.aside.review(connection)

@@ -220,7 +220,7 @@ async def test_alter_changes_only_what_it_names(db):
     assert await db.all("select to_jsonb(s) from pgsched.schedules s") == [before], "it is no change to change nothing"
     await db.all("select pgsched.alter('a', '{\"entrypoint\": \"other\"}')")
     [after] = await db.all("select to_jsonb(s) from pgsched.schedules s")
-    assert {key for key in after[0] if after[0][key] != before[0][key]} == {"entrypoint", "updated_at"}
+    assert {key for key in after[0] if after[0][key] != before[0][key]} == {"entrypoint", "updated_at", "version"}
     await db.all("select pgsched.alter('a', '{\"expression\": \"@hourly\"}')")
     assert await db.value("select next_run from pgsched.schedules") is None
 

@@ -132,10 +132,10 @@ async def test_a_suspension_at_the_end_of_the_pass_that_claimed_is_noticed_befor
     async with working(sc, settings, watch=Watch(world, NO_TURN), **SLOW_BEAT) as worker:
         take = worker.runner.take
 
-        def late(runs):
+        def late(runs, asked_at=None):
             if runs:  # its commit was answered, and then the lid was closed
                 world.suspend(HOUR, TAKEN)
-            take(runs)
+            take(runs, asked_at)
 
         worker.runner.take = late
         await db.all("select pgsched.enqueue('job')")

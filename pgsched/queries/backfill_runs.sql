@@ -14,7 +14,7 @@ wanted as (
     cross join lateral (
         select max(r.again) as last, coalesce(bool_or(r.status in ('queued', 'running')), false) as live
         from pgsched.runs r
-        where r.schedule_id = s.id and r.fire_time = f.fire_time and r.status <> 'skipped'
+        where r.schedule_id = s.id and r.fire_time = f.fire_time and r.status <> 'skipped' and r.withdrawn_at is null
     ) had
     where had.last is null or (%(again)s::boolean and not had.live)
 )
@@ -27,5 +27,6 @@ from wanted w
 cross join schedule s
 order by w.fire_time
 -- A run that was made since this statement's snapshot: left alone like any other.
-on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null do nothing
+on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null and withdrawn_at is null
+    do nothing
 returning id, fire_time

@@ -1,7 +1,8 @@
 -- Renews claims. A row that somebody has locked just now (a finish, a reaper, a client) is passed over: whether its claim
 -- holds is read, not waited for. The sign of life is left in the worker's row then, since a client may keep its lock for
 -- as long as it likes. The answer has one row for each claim that still holds; that of a run whose own
--- transaction has committed its success does.
+-- transaction has committed its success does. 1: somebody asked to cancel its run. 2: the claim is withdrawn, because its
+-- schedule has changed since, and by what was written before this beat its run has not begun.
 with claims as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(started)s::timestamptz[])
         as c (id, token, started_at)
@@ -45,10 +46,18 @@ passed as (
     ) me
     where w.id = me.id
 )
-select r.id, r.token, r.cancel_requested_at is not null and r.status = 'running'
+select r.id, r.token,
+    case when r.status <> 'running' then 0
+        when r.cancel_requested_at is not null then 1
+        when r.schedule_version is not null and r.started_at is null and coalesce((
+            select pgsched.withdrawn(r.schedule_version, r.fire_time, s.version, s.timed_version, s.timed_at)
+            from pgsched.schedules s where s.id = r.schedule_id
+        ), true) then 2
+        else 0 end
 from claims c
 cross join lateral (
-    select r.id, r.token, r.cancel_requested_at, r.status, r.committed_at
+    select r.id, r.token, r.cancel_requested_at, r.status, r.committed_at, r.schedule_id, r.schedule_version, r.fire_time,
+        r.started_at
     from pgsched.runs r
     where r.id = c.id and r.token = c.token and r.worker = %(worker)s
     offset 0

@@ -134,6 +134,9 @@ claimed as (
     set status = 'running',
         attempt = r.attempt + 1,
         token = pgsched.next_token(),
+        schedule_version = case
+            when r.schedule_id is null or r.origin is not null or r.attempt > 0 or r.stops is not null or r.errors <> '[]'
+            then null else (select s.version from pgsched.schedules s where s.id = r.schedule_id) end,
         worker = %(worker)s,
         claimed_at = clock_timestamp(),
         heartbeat_at = clock_timestamp(),

@@ -1,9 +1,10 @@
 -- The clock (first row), and the live runs of each locked schedule: how many of its fire times are running, how many
 -- wait (for their turn, or between two attempts), how many are running because somebody asked for them; some of their
--- ids; and whether one that waits has another entrypoint than its schedule by now. A statement of its own, after the
--- lock: in the locking statement's snapshot a run that another worker committed meanwhile would be missing.
+-- ids; whether one that waits has another entrypoint than its schedule by now; and the fire times of live runs that the
+-- schedule does not account for yet. withdrawn: a claim of it waits for its holder's answer. A statement of its own, after
+-- the lock: in the locking statement's snapshot a run that another worker committed meanwhile would be missing.
 select null::bigint as schedule_id, 0 as running, 0 as waiting, 0 as requested, null::bigint[] as ids, now() as now,
-    false as astray
+    false as astray, null::timestamptz[] as fire_times, false as withdrawn
 union all
 select live.schedule_id,
     (count(*) filter (where status = 'running' and origin is null))::int,
@@ -11,18 +12,24 @@ select live.schedule_id,
     (count(*) filter (where status = 'running' and origin is not null))::int,
     (array_agg(id order by id) filter (where status = 'running' or origin is null))[1:3],
     null,
-    bool_or(status = 'queued' and live.entrypoint <> s.entrypoint)
+    bool_or(status = 'queued' and live.entrypoint <> s.entrypoint),
+    array_agg(fire_time order by fire_time) filter (
+        where origin is null and fire_time is not null and (s.accounted_through is null or fire_time > s.accounted_through)),
+    coalesce(bool_or(status = 'running' and started_at is null
+        and pgsched.withdrawn(schedule_version, fire_time, s.version, s.timed_version, s.timed_at)), false)
 from (
-    select id, schedule_id, status, origin, entrypoint from pgsched.runs
+    select id, schedule_id, status, origin, entrypoint, fire_time, started_at, schedule_version from pgsched.runs
     where status = 'running' and schedule_id = any(%(schedule_ids)s)
     union all
-    select id, schedule_id, status, origin, entrypoint from pgsched.runs
+    select id, schedule_id, status, origin, entrypoint, fire_time, started_at, schedule_version from pgsched.runs
     where status = 'queued' and gated and schedule_id = any(%(schedule_ids)s)
     union all
     -- Its run has ended, and its thread goes on.
-    select run_id, schedule_id, 'running', null, entrypoint from pgsched.left_behind
+    select run_id, schedule_id, 'running', null, entrypoint, null, null, null from pgsched.left_behind
     where schedule_id = any(%(schedule_ids)s) and counts_until > now()
 ) live
-join (select s.id as owner, s.entrypoint from pgsched.schedules s where s.id = any(%(schedule_ids)s)) s
-    on s.owner = live.schedule_id
+join (
+    select s.id as owner, s.entrypoint, s.accounted_through, s.version, s.timed_version, s.timed_at
+    from pgsched.schedules s where s.id = any(%(schedule_ids)s)
+) s on s.owner = live.schedule_id
 group by live.schedule_id

@@ -90,6 +90,8 @@ told as (
     for no key update of s skip locked
 ),
 tell as (
-    update pgsched.schedules s set last_status = told.status from told where s.id = told.id
+    update pgsched.schedules s
+    set last_status = told.status, planned_at = coalesce(s.planned_at + interval '1 microsecond', clock_timestamp())
+    from told where s.id = told.id
 )
 select id, token, committed from landed

@@ -42,7 +42,11 @@ cross join lateral (
         select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, catch_up_limit,
             grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count,
             priority, status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status,
-            accounted_through, timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
+            coalesce(accounted_through, case when s.planned_at is null then (
+                -- What a removed schedule of this name had claimed, and begun, does not run again.
+                select max(d.accounted_through) from pgsched.removed d
+                where d.name = s.name and d.accounted_through > s.timed_at
+            ) end) as accounted_through, timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
             -- What the last plan noted, unless its timing was changed since: of another zone, say.
             case when timed_at <= planned_at then zone_rules end as zone_rules,
             case when timed_at <= planned_at then next_wall end as next_wall,
@@ -71,6 +75,17 @@ cross join lateral (
                 + (select count(*) from pgsched.runs r
                    where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
             ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end))
+            -- A claim of it was withdrawn, and its holder has not answered yet.
+            and not exists (
+                select from pgsched.runs r
+                where r.status = 'running' and r.schedule_id = s.id and r.started_at is null
+                    and pgsched.withdrawn(r.schedule_version, r.fire_time, s.version, s.timed_version, s.timed_at)
+            )
+            and (s.planned_at is not null or not exists (
+                select from pgsched.removed d
+                join pgsched.runs r on r.status = 'running' and r.schedule_id = d.schedule_id
+                where d.name = s.name and r.started_at is null and r.schedule_version is not null
+            ))
         order by coalesce(s.next_run, '-infinity'::timestamptz), s.id
         limit g.room
         for no key update skip locked

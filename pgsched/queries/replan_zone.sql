@@ -12,7 +12,8 @@ with batch as materialized (
     for no key update skip locked
 )
 update pgsched.schedules s
-set next_run = null, moved_from = coalesce(s.next_run, s.moved_from), zone_rules = %(rules)s, planned_at = clock_timestamp()
+set next_run = null, moved_from = coalesce(s.next_run, s.moved_from), zone_rules = %(rules)s,
+    planned_at = greatest(clock_timestamp(), s.planned_at + interval '1 microsecond')
 from batch
 where s.id = batch.id
 returning s.id

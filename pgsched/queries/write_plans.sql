@@ -1,31 +1,10 @@
 -- Advances locked schedules and makes their runs and skips, all or nothing. Runs due by the horizon are claimed
 -- at once; later ones (jitter) and those that wait, for others of their schedule or at the limits of their entrypoint,
 -- are queued. A fire time that has a run already keeps it and gets no second one.
-with advanced as (
-    update pgsched.schedules s
-    set next_run = p.next_run,
-        last_run = greatest(p.last_run, s.last_run),
-        run_count = s.run_count + p.run_count,
-        status = p.status,
-        note = coalesce(p.note, s.note),
-        accounted_through = coalesce(p.accounted_through, s.accounted_through),
-        interruptions = '[]',
-        zone_rules = p.rules,
-        next_wall = p.next_wall,
-        accounted_wall = coalesce(p.wall, s.accounted_wall),
-        moved_from = null,
-        planned_at = clock_timestamp()
-    from unnest(
-        %(schedule_ids)s::bigint[], %(next_runs)s::timestamptz[], %(last_runs)s::timestamptz[],
-        %(run_counts)s::int[], %(statuses)s::text[], %(notes)s::text[], %(accounted)s::timestamptz[],
-        %(rules)s::text[], %(next_walls)s::timestamp[], %(walls)s::timestamp[]
-    ) as p (id, next_run, last_run, run_count, status, note, accounted_through, rules, next_wall, wall)
-    where s.id = p.id
-),
 -- What is skipped, beside the schedule's skip before it: they become one row if one live run is to blame for both and
 -- the account stood just there (here is the schedule as it was). A stuck run of an every-second schedule would make
 -- 86,400 rows a day. A row that somebody has locked is not waited for, and a new one begins.
-news as materialized (
+with news as materialized (
     select p.*, k.id as before, k.skipped_through >= p.through as known,
         p.reason = 'overlap' and k.reason = p.reason and k.detail = p.detail and k.skipped_through = s.accounted_through
             and k.skipped_through < p.fire_time and count(*) over (partition by p.schedule_id) = 1 as goes_on
@@ -59,14 +38,14 @@ skipped as (
 made as (
     insert into pgsched.runs (schedule_id, app, entrypoint, args, fire_time, previous_fire_time, due_at, priority,
                               max_attempts, backoff, max_backoff, timeout, gated, limited_by, line,
-                              status, attempt, token, worker, claimed_at, heartbeat_at)
+                              status, attempt, token, schedule_version, worker, claimed_at, heartbeat_at)
     select s.id, s.app, s.entrypoint, s.args, p.fire_time, p.previous, p.due_at, s.priority,
            p.max_attempts, p.backoff, p.max_backoff, p.timeout, s.overlap <> 'allow' or l.app is not null,
            l.app,
            case when l.app is null then null when s.overlap <> 'allow' then 's' || s.id
                 else 'k' || pgsched.key_of(s.args, l.concurrency_key) end,
            case when c.claimed then 'running' else 'queued' end, c.claimed::int,
-           case when c.claimed then pgsched.next_token() else 0 end,
+           case when c.claimed then pgsched.next_token() else 0 end, case when c.claimed then s.version end,
            case when c.claimed then %(worker)s::uuid end,
            case when c.claimed then clock_timestamp() end, case when c.claimed then clock_timestamp() end
     from unnest(
@@ -83,7 +62,36 @@ made as (
     cross join lateral (
         select not p.waits and l.app is null and p.due_at <= %(horizon)s::timestamptz as claimed
     ) c
-    on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null do nothing
+    on conflict (schedule_id, fire_time, again) where status <> 'skipped' and schedule_id is not null and withdrawn_at is null
+        do nothing
     returning id, schedule_id, fire_time, status, token
+),
+advanced as (
+    update pgsched.schedules s
+    set next_run = case when f.short then null else p.next_run end,
+        last_run = greatest(p.last_run, s.last_run),
+        run_count = s.run_count + f.made,
+        status = case when f.short then 'active' else p.status end,
+        note = case when f.short then s.note else coalesce(p.note, s.note) end,
+        accounted_through = coalesce(p.accounted_through, s.accounted_through),
+        interruptions = '[]',
+        zone_rules = p.rules,
+        next_wall = p.next_wall,
+        accounted_wall = coalesce(p.wall, s.accounted_wall),
+        moved_from = null,
+        planned_at = greatest(clock_timestamp(), s.planned_at + interval '1 microsecond')
+    from unnest(
+        %(schedule_ids)s::bigint[], %(next_runs)s::timestamptz[], %(last_runs)s::timestamptz[],
+        %(run_counts)s::int[], %(statuses)s::text[], %(notes)s::text[], %(accounted)s::timestamptz[],
+        %(rules)s::text[], %(next_walls)s::timestamp[], %(walls)s::timestamp[]
+    ) as p (id, next_run, last_run, run_count, status, note, accounted_through, rules, next_wall, wall)
+    left join (select schedule_id, count(*) as number from made group by 1) m on m.schedule_id = p.id
+    cross join lateral (select coalesce(m.number, 0) as made) n
+    cross join lateral (
+        -- A fire time that has a run already is no run more: the plan had counted on it for max_runs.
+        select n.made, p.status = 'finished' and n.made < p.run_count and q.run_count + n.made < q.max_runs as short
+        from pgsched.schedules q where q.id = p.id
+    ) f
+    where s.id = p.id
 )
 select id, schedule_id, fire_time, token from made where status = 'running'

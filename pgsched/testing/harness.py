@@ -99,9 +99,9 @@ class _Runner(Runner):
         self.taken: list[Live] = []
         self.raised: dict[tuple[int, int], Exception] = {}
 
-    def take(self, runs: Iterable[ClaimedRun]) -> None:
+    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
         runs = list(runs)
-        super().take(runs)
+        super().take(runs, asked_at)
         self.taken += [self.live[run.id, run.token] for run in runs]
 
     def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
