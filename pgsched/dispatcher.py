@@ -38,6 +38,7 @@ _LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more t
 # lookahead is a whole one, too, it would come just when held runs start, and be in their way.
 _ASIDE = 0.1
 _LOOKS = 5  # at most so many in one transaction
+_CLAIMS = 50  # at most so many in one pass
 _IN_VAIN, _PACE = 2, 0.025  # after so many passes in a row that claimed nothing: seconds between those of wake-ups
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
 
@@ -95,6 +96,7 @@ class Dispatcher:
         self._looked = float("-inf")  # when it was last looked ahead
         self._left = False  # whether a pass made runs that are due and did not claim them
         self._advanced = False  # whether planning has changed anything
+        self._short = False  # whether planned fire times did not take the places that they were chosen for
         self._skips: list[tuple[Schedule, Skip]] = []
         self._next: float | None = None
         self._resume = float("inf")
@@ -256,15 +258,18 @@ class Dispatcher:
             rooms = self._rooms()
             free = rooms[SLOT] = min(rooms[SLOT], self._most)
             lanes = [lane for lane in self._lanes(rooms) if lane.free > 0]
-            while True:
+            for _ in range(_CLAIMS):
+                self._short = False
                 taken = await self._claim(connection, lanes, rooms)
                 for run in taken:
                     take(rooms, self._needs(run.entrypoint))
                 count += len(taken)
                 # What is in the lanes that are full now stood before others, which are looked for anew.
                 before, lanes = lanes, [lane for lane in self._lanes(rooms) if lane.free > 0]
-                if not taken or not lanes or len(lanes) == len(before):
+                if not lanes or not (self._short or (taken and len(lanes) < len(before))):
                     break
+            else:
+                self._cut = True
             self._cut = self._cut or (free > 0 and rooms[SLOT] <= 0)
             await self._aside.review(connection, at_once=False)
             if not self._at_once():
@@ -453,8 +458,11 @@ class Dispatcher:
             schedules = await self._store.lock_due_schedules(
                 connection, _counted(lanes, fire_times, idle=False), self._lookahead, self.zones.withheld
             )
-            claimed += await self._plan(connection, schedules, spare, room)
+            started = await self._plan(connection, schedules, spare, room)
+            # Some had their run already, or were skipped: others wait for their places.
+            self._short = self._advanced and len(started) < len(schedules)
             self._cut = self._cut or self._left
+            claimed += started
         return claimed
 
     async def _claim_queued(self, connection: Connection, shares: Sequence[Share], limit: int) -> list[ClaimedRun]:
