@@ -98,7 +98,7 @@ class Member(Parts):
         self.runner.take = self.hold
         self.runner.count = lambda name: sum(run.entrypoint == name for run in self.taken)
 
-    def hold(self, runs):
+    def hold(self, runs, *_):
         self.taken.extend(runs)
         self.count()
 
@@ -468,3 +468,19 @@ async def test_a_schedules_backlog_at_a_limit_does_not_hide_what_is_due_later(se
     await db.all("select pgsched.enqueue('limited', '{\"tenant\": \"b\"}')")
     assert await member.dispatcher.claim_pass() == 2
     await member.__aexit__()
+
+
+async def test_a_thread_that_outlives_its_run_holds_up_only_its_own_schedule(settings, db):
+    """It counts for the overlap: the run that waits for it must not take the place of what can start."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " values ('s', 'plain', '@yearly', now() + interval '1 hour')"
+    )
+    await db.all("select pgsched.trigger('s')")
+    await db.all(
+        "insert into pgsched.left_behind (run_id, token, worker, schedule_id, entrypoint, args, counts_until)"
+        " select 1000, 1, gen_random_uuid(), id, 'plain', '{}', now() + interval '1 minute' from pgsched.schedules"
+    )
+    job = await db.value("select pgsched.enqueue('plain')")
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        assert [run.id for run in await take(parts)] == [job]

@@ -72,6 +72,7 @@ cross join lateral (
             )
             and (g.idle is null or g.idle = (s.overlap <> 'allow' and (
                 (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                + (select count(*) from pgsched.left_behind b where b.schedule_id = s.id and b.counts_until > now())
                 + (select count(*) from pgsched.runs r
                    where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
             ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end))

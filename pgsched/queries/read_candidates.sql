@@ -58,7 +58,8 @@ held as (
     join pgsched.schedules s on s.id = w.schedule_id
     cross join lateral (
         select case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
-            - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)::int as room
+            - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)::int
+            - (select count(*) from pgsched.left_behind b where b.schedule_id = s.id and b.counts_until > now())::int as room
     ) o
     cross join lateral (  -- as claim_gated_runs does
         select r.id, r.entrypoint, r.priority, r.due_at
@@ -80,6 +81,7 @@ select 'fire time' as kind, f.id, f.id as schedule_id, f.entrypoint, f.priority,
     -- How many more the overlap lets run, counted as policy.meet() does: without any, it will wait or be skipped.
     case when f.overlap <> 'allow' then case when f.overlap ~ '^[0-9]+$' then f.overlap::int else 1 end
         - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = f.id)::int
+        - (select count(*) from pgsched.left_behind b where b.schedule_id = f.id and b.counts_until > now())::int
         - (select count(*) from pgsched.runs r
            where r.schedule_id = f.id and r.status = 'queued' and r.gated and r.origin is null)::int
     end as room
