@@ -123,7 +123,7 @@ class Account:
     """One schedule's account, on its way from the last fire time that is decided to the next that is not.
 
     times: the fire times that count from here on. reached: all before, and this instant, are decided. taken: fire times
-    that have a live run already: they are decided, and no run of theirs is ever an earlier one in their way.
+    that have a run already: they are decided, and no run of theirs is ever an earlier one in their way.
     """
 
     times: FireTimes
@@ -153,7 +153,7 @@ class Account:
         self._skip(reason, through, detail)
 
     def pass_taken(self, fire_time: datetime) -> bool:
-        """Passes a fire time, with all before it decided, if it has a live run. Returns whether it has."""
+        """Passes a fire time, with all before it decided, if it has a run. Returns whether it has."""
         if fire_time not in self._taken:
             return False
         self.reached, self.passed = max(self.reached, fire_time), True
@@ -207,7 +207,7 @@ def open_account(
 ) -> Account:
     """The account with all settled that lies before the present timing, and before the last pause ended.
 
-    now: the database's clock, or up to when fire times are looked at. taken: fire times that have a live run. shifted:
+    now: the database's clock, or up to when fire times are looked at. taken: fire times that have a run. shifted:
     other time zone rules than those of `times` planned the schedule before; what their clock has shown counts as shown.
     """
     if shifted:
@@ -215,10 +215,15 @@ def open_account(
     account = Account(taken)
     entries = interruptions_of(json.loads(schedule.interruptions_json or "[]"))
     pending: list[Interruption] = []
+    timings = [(e.expression, e.timezone) for e in entries if e.kind == "changed"]
+    timings.append((schedule.expression, schedule.timezone))
+    decided: datetime | None = None  # how far a single instant is, whose timing was changed around it
     for entry in entries:
         if entry.kind != "changed":
             pending.append(entry)
             continue
+        timing, following = timings.pop(0), timings[0]
+        same = _is_single(entry.expression) and timing == following
         # An expression that cannot be read had no fire times, and so nothing to account for.
         with contextlib.suppress(InvalidExpression):
             account.follow(
@@ -226,14 +231,16 @@ def open_account(
                     entry.expression, entry.timezone, name=schedule.name,
                     anchor=entry.starts_at or schedule.created_at,
                 ),
-                _opening(entry.expression, entry.accounted_through, entry.since), entry.through,
+                decided or _opening(entry.expression, entry.accounted_through, entry.since), entry.through,
                 starts_at=entry.starts_at, ends_at=entry.ends_at, next_run=entry.next_run,
             )  # fmt: skip
             account.pass_over(pending)
-            account.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
+            if not same:
+                account.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
+            decided = account.reached if same else None
         pending = []
     account.follow(
-        times, _opening(schedule.expression, schedule.accounted_through, schedule.timed_at), now,
+        times, decided or _opening(schedule.expression, schedule.accounted_through, schedule.timed_at), now,
         starts_at=schedule.starts_at, ends_at=schedule.ends_at, next_run=schedule.next_run,
     )  # fmt: skip
     account.pass_over(pending)
@@ -251,4 +258,8 @@ def _opening(expression: str, accounted_through: datetime | None, since: datetim
     """The instant after which fire times count. A single one that nobody has decided yet counts though it be past."""
     if accounted_through is not None:
         return accounted_through
-    return _BEGINNING if expression.lstrip()[:3].lower() == "@at" else since
+    return _BEGINNING if _is_single(expression) else since
+
+
+def _is_single(expression: str) -> bool:
+    return expression.lstrip()[:3].lower() == "@at"

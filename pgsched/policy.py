@@ -28,7 +28,7 @@ class Occupancy:
     running, waiting: of its fire times; those that wait are queued for their turn, or between two attempts.
     requested: those that run because somebody asked for them (a trigger, a backfill). ids: some of them.
     astray: whether one that is queued has another entrypoint than the schedule by now.
-    fire_times: those that have a live run and are not accounted for yet. withdrawn: a claim of the schedule waits for
+    fire_times: those that have a run and are not accounted for yet. withdrawn: a claim of the schedule waits for
     its holder's answer, and nobody plans it before that.
     """
 

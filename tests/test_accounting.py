@@ -302,3 +302,68 @@ async def test_downtimes(settings, db, workers):
             assert covered.isdisjoint(span), name
             covered.update(span)
         assert covered == set(range(length)), name
+
+
+ONCE = """
+    insert into pgsched.schedules (name, entrypoint, expression, catch_up, timed_at, created_at)
+    select 'once', 'job', '@at ' || to_char(t at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'), %s,
+        t - interval '1 hour', t - interval '1 hour'
+    from (select date_trunc('second', now()) - interval '5 minutes' as t) x
+"""
+LEDGER = "select status, reason from pgsched.runs order by id"
+AROUND = "update pgsched.schedules set ends_at = now() + interval '1 day'"
+
+
+async def passes(parts, db) -> None:
+    """Passes, and an end for each run that they claim."""
+    for _ in range(4):
+        await parts.dispatcher.claim_pass()
+        await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where status = 'running'")
+
+
+@pytest.mark.parametrize("catch_up", ["latest", "all"])
+async def test_a_single_instant_that_has_run_is_not_decided_again_when_its_bounds_change(db, settings, catch_up):
+    async with Parts(settings) as parts:
+        await db.all(ONCE, catch_up)
+        await passes(parts, db)
+        await db.all(AROUND + ", grace = '1 s'")
+        await passes(parts, db)
+    assert await db.all(LEDGER) == [("succeeded", None)]
+    assert await db.one("select status, run_count from pgsched.schedules") == ("finished", 1)
+
+
+async def test_a_single_instant_that_a_pause_has_skipped_is_not_run_when_its_bounds_change(db, settings):
+    async with Parts(settings) as parts:
+        await db.all(ONCE, "latest")
+        await db.all("update pgsched.schedules set status = 'paused'")
+        await db.all("update pgsched.schedules set paused_at = now() - interval '1 hour', planned_at = now()")
+        await db.all("select pgsched.resume('once')")
+        await db.all(AROUND)
+        await passes(parts, db)
+        assert await db.all(LEDGER) == [("skipped", "paused")]
+        await db.all("update pgsched.schedules set max_runs = 7")
+        await passes(parts, db)
+    assert await db.all(LEDGER) == [("skipped", "paused")]
+
+
+async def test_a_single_instant_that_nobody_has_decided_runs_once_though_its_bounds_change(db, settings):
+    async with Parts(settings) as parts:
+        await db.all(ONCE, "latest")
+        await db.all(AROUND)
+        await db.all("update pgsched.schedules set max_runs = 7")
+        await passes(parts, db)
+    assert await db.all(LEDGER) == [("succeeded", None)]
+
+
+async def test_a_fire_time_that_ran_between_two_changes_is_not_skipped_by_the_second(story):
+    # The first change left next_run to be planned; number 4 had been claimed under the timing before, and ran.
+    await story.does("update pgsched.schedules set max_runs = 1000")
+    await story.earlier(timed_at=story.at(3.5), interruptions="[]")
+    await story.does(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, status, finished_at)"
+        " select id, 'job', %s, %s, 'succeeded', now() from pgsched.schedules", story.at(4), story.at(4),
+    )  # fmt: skip
+    await story.does("update pgsched.schedules set max_runs = 2000")
+    runs, skips = await story.told()
+    assert runs == [4, *runs[1:]]
+    assert [(reason, first, last, count) for reason, first, last, count, _ in skips] == [("missed", 5, 9, 5)]

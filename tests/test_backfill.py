@@ -155,8 +155,8 @@ async def test_a_pass_never_waits_for_a_backfill_that_is_not_committed(client, s
             assert await parts.dispatcher.claim_pass() == 1
         await own.commit()
         parts.dispatcher._gated = True
-        assert await parts.dispatcher.claim_pass() == 1, "the backfilled one; the fire time has its run"
-        assert await parts.dispatcher.claim_pass() == 0
+        claimed = [await parts.dispatcher.claim_pass() for _ in range(3)]
+        assert sorted(claimed) == [0, 0, 1], "the backfilled one; the fire time has its run"
     assert await db.value("select count(*) from pgsched.runs where fire_time = %s", last) == 1
 
 
@@ -303,7 +303,7 @@ def test_a_plan_for_the_look_at_old_runs_uses_an_index(shell):
     with psycopg.connect(shell.dsn) as connection:
         statement = (
             b"explain select from pgsched.runs r where r.schedule_id = 7 and r.fire_time = any(%s::timestamptz[])"
-            b" and r.status <> 'skipped'"
+            b" and r.status <> 'skipped' and r.withdrawn_at is null"
         )
         plan = connection.execute(in_schema(statement, shell.schema), ([NIGHT],)).fetchall()
     assert "runs_one_per_fire_time" in str(plan)

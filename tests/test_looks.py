@@ -130,7 +130,7 @@ async def test_changes_read_what_they_change(looking):
     await client.cancel(run, connection=on)
     await client.retry(run, connection=on)
     dead = await client.runs.list_dead(since=datetime.now(UTC) - timedelta(minutes=1), connection=on)
-    await client.runs.retry_many([row["id"] for row in dead[:10]], connection=on)
+    await client.runs.retry_many([row["id"] for row in dead[:5]], connection=on)
     await client.backfill("busy", datetime.now(UTC) - timedelta(days=60), datetime.now(UTC), connection=on)
     await client.enqueue("mail", unique_key="k", connection=on)
     await client.enqueue_many("mail", [None] * 10, connection=on)

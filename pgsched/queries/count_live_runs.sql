@@ -1,7 +1,7 @@
 -- The clock (first row), and the live runs of each locked schedule: how many of its fire times are running, how many
 -- wait (for their turn, or between two attempts), how many are running because somebody asked for them; some of their
--- ids; whether one that waits has another entrypoint than its schedule by now; and the fire times of live runs that the
--- schedule does not account for yet. withdrawn: a claim of it waits for its holder's answer. A statement of its own, after
+-- ids; whether one that waits has another entrypoint than its schedule by now; and the fire times that have a run and
+-- that the schedule does not account for yet. withdrawn: a claim of it waits for its holder's answer. A statement of its own, after
 -- the lock: in the locking statement's snapshot a run that another worker committed meanwhile would be missing.
 select null::bigint as schedule_id, 0 as running, 0 as waiting, 0 as requested, null::bigint[] as ids, now() as now,
     false as astray, null::timestamptz[] as fire_times, false as withdrawn
@@ -10,7 +10,7 @@ select live.schedule_id,
     (count(*) filter (where status = 'running' and origin is null))::int,
     (count(*) filter (where status = 'queued' and origin is null))::int,
     (count(*) filter (where status = 'running' and origin is not null))::int,
-    (array_agg(id order by id) filter (where status = 'running' or origin is null))[1:3],
+    (array_agg(id order by id) filter (where status = 'running' or status = 'queued' and origin is null))[1:3],
     null,
     bool_or(status = 'queued' and live.entrypoint <> s.entrypoint),
     array_agg(fire_time order by fire_time) filter (
@@ -23,6 +23,22 @@ from (
     union all
     select id, schedule_id, status, origin, entrypoint, fire_time, started_at, schedule_version from pgsched.runs
     where status = 'queued' and gated and schedule_id = any(%(schedule_ids)s)
+    union all
+    -- What has run since the plan before the last pauses and changes: they are judged now, and it is decided.
+    select r.id, r.schedule_id, 'ended', null, r.entrypoint, r.fire_time, null, null
+    from (
+        select k.id, (k.interruptions -> 0 ->> 'since')::timestamptz as since,
+            (k.interruptions -> 0 ->> 'accounted_through')::timestamptz as accounted_through
+        from pgsched.schedules k
+        where k.id = any(%(schedule_ids)s) and k.interruptions <> '[]'
+    ) k
+    cross join lateral (
+        select * from pgsched.runs e
+        where e.schedule_id = k.id and e.fire_time > coalesce(k.accounted_through, k.since)
+            and e.status <> 'skipped' and e.withdrawn_at is null
+        offset 0
+    ) r
+    where r.status not in ('running', 'queued') and r.origin is null
     union all
     -- Its run has ended, and its thread goes on.
     select run_id, schedule_id, 'running', null, entrypoint, null, null, null from pgsched.left_behind

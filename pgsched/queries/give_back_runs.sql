@@ -51,15 +51,18 @@ dropped as (
 ),
 back as (
     select j.schedule_id, count(*) as number, min(j.fire_time) as first,
+        min(j.fire_time) filter (where j.fate = 'fire time') as due,
         (array_agg(j.previous_fire_time order by j.fire_time))[1] as before
-    from judged j where j.fate = 'fire time' group by 1
+    from judged j where j.fate in ('fire time', 'new timing') group by 1
 ),
 opened as (
     update pgsched.schedules s
     set next_run = case when s.status = 'finished' and (s.retired_at is not null or s.closed) then s.next_run
                         when s.next_run is null and s.status = 'active' then null
-                        else least(b.first, s.next_run) end,
-        accounted_through = least(s.accounted_through, b.first - interval '1 microsecond'),
+                        else least(b.due, s.next_run) end,
+        -- A new timing has none yet, unless it names the same single instant.
+        accounted_through = case when s.accounted_through is not null
+            then least(s.accounted_through, b.first - interval '1 microsecond') end,
         next_wall = null,
         accounted_wall = null,
         status = case when s.status = 'finished' and s.retired_at is null and not s.closed then 'active' else s.status end,

@@ -39,10 +39,13 @@ of_schedule as (
     from given g
     cross join lateral (
         (select r.id, r.entrypoint, r.status, r.finished_at from pgsched.runs r
-         where r.schedule_id = g.schedule_id and r.status <> 'skipped'
+         where r.schedule_id = g.schedule_id and r.status <> 'skipped' and r.withdrawn_at is null
          order by r.fire_time desc, r.again desc
          limit case when coalesce(%(entrypoint)s::text, %(status)s, %(since)s::text) is null
                then %(limit)s::int else %(most)s::int end)
+        union all
+        select r.id, r.entrypoint, r.status, r.finished_at from pgsched.runs r
+        where r.schedule_id = g.schedule_id and r.withdrawn_at is not null
         union all
         (select r.id, r.entrypoint, r.status, r.finished_at from pgsched.runs r
          where r.schedule_id = g.schedule_id and r.status = 'skipped'

@@ -6,7 +6,11 @@ select r.id, r.schedule_id, s.name as schedule, r.entrypoint, r.fire_time, r.due
 from pgsched.schedules s
 cross join lateral (
     select * from pgsched.runs r
-    where r.schedule_id = s.id and r.status <> 'skipped'
+    where r.schedule_id = s.id and r.status <> 'skipped' and r.withdrawn_at is null
+        and r.fire_time between %(start)s::timestamptz and %(through)s::timestamptz
+    union all
+    select * from pgsched.runs r
+    where r.schedule_id = s.id and r.withdrawn_at is not null
         and r.fire_time between %(start)s::timestamptz and %(through)s::timestamptz
     union all
     select * from pgsched.runs r
