@@ -41,6 +41,11 @@ def dsn() -> Iterator[str]:
         return
     folder = tempfile.mkdtemp(prefix="pgsched-test-")
     with embedded.start(f"{folder}/postgres") as uri:
+        with psycopg.connect(uri, autocommit=True) as connection:
+            # No test takes this server's power away; those of the fault suite that do have one of their own.
+            connection.execute("alter system set fsync = off")
+            connection.execute("alter system set full_page_writes = off")
+            connection.execute("select pg_reload_conf()")
         yield uri
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -49,12 +54,8 @@ def dsn() -> Iterator[str]:
 def schema(dsn: str) -> Iterator[str]:
     """A freshly migrated schema."""
     name = f'We"ird; schema %s {os.getpid()} {next(_NUMBERS)}'
-
-    async def make() -> None:
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-            await migrate.migrate(connection, name)
-
-    asyncio.run(make())
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(migrate.script(name).encode())  # in half the time that migrate() takes
     yield name
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
