@@ -96,7 +96,7 @@ class Dispatcher:
         self._looked = float("-inf")  # when it was last looked ahead
         self._left = False  # whether a pass made runs that are due and did not claim them
         self._advanced = False  # whether planning has changed anything
-        self._short = False  # whether planned fire times did not take the places that they were chosen for
+        self._short = False  # whether it planned fire times that took no place, and others wait for that
         self._skips: list[tuple[Schedule, Skip]] = []
         self._next: float | None = None
         self._resume = float("inf")
@@ -321,7 +321,9 @@ class Dispatcher:
         if due.mixed or crossing:
             async with self._locks(connection):
                 if len(lanes) == 1 and _plain(due, lanes[0].free):
-                    claimed = await self._claim_all(connection, lanes[0], rooms, due)
+                    claimed = await self._claim_all(connection, lanes[0], due)
+                elif not (due.waiting or due.lines or due.queued):
+                    claimed = await self._claim_fire_times(connection, lanes, rooms)
                 else:
                     claimed = await self._claim_chosen(connection, lanes, rooms, due)
         else:
@@ -350,9 +352,7 @@ class Dispatcher:
                 await self._store.set_patience(connection, STATEMENT_LIMIT)
                 yield
 
-    async def _claim_all(
-        self, connection: Connection, lane: Lane, rooms: Mapping[Need, int], due: Due
-    ) -> list[ClaimedRun]:
+    async def _claim_all(self, connection: Connection, lane: Lane, due: Due) -> list[ClaimedRun]:
         """Where there is room for all that is due, or only one kind of it, nothing has to be chosen."""
         claimed: list[ClaimedRun] = []
         names, free = lane.entrypoints, lane.free
@@ -362,13 +362,29 @@ class Dispatcher:
             )
             spare = {SLOT: free - due.fire_times - due.waiting - due.queued}
             claimed += await self._plan(connection, schedules, spare, free)
-            self._cut = self._cut or self._left
+            self._short = self._left
         queued: list[ClaimedRun] = []
         if due.waiting and (left := free - len(claimed)) > 0:
             queued += await self._claim_waiting(connection, names, left)
         if due.queued and (left := free - len(claimed) - len(queued)) > 0:
             queued += await self._claim_queued(connection, [Share(names, left)], left)
         return claimed + await self._with_schedules(connection, queued)
+
+    async def _claim_fire_times(
+        self, connection: Connection, lanes: Sequence[Lane], rooms: Mapping[Need, int]
+    ) -> list[ClaimedRun]:
+        """If nothing but fire times is due, in several lanes, it chooses among their plans: one look less for a herd.
+        At most a lane's room is locked in vain."""
+        shares = [Share(lane.entrypoints, lane.free) for lane in lanes]
+        schedules = await self._store.lock_due_schedules(
+            connection, [*shares, self._fresh()], self._lookahead, self.zones.withheld
+        )
+        started = await self._plan(connection, schedules, rooms, rooms[SLOT], room_taken=None)
+        # Where a lane gave all that was asked for, others may stand behind those that took no place.
+        counts = Counter(self._needs(schedule.entrypoint) for schedule in schedules if schedule.next_run is not None)
+        full = any(counts[lane.needs] >= lane.free for lane in lanes)
+        self._short = self._left or (full and self._advanced and len(started) < rooms[SLOT])
+        return started
 
     async def _claim_chosen(
         self, connection: Connection, lanes: Sequence[Lane], rooms: Mapping[Need, int], due: Due
@@ -460,8 +476,7 @@ class Dispatcher:
             )
             started = await self._plan(connection, schedules, spare, room)
             # Some had their run already, or were skipped: others wait for their places.
-            self._short = self._advanced and len(started) < len(schedules)
-            self._cut = self._cut or self._left
+            self._short = self._left or (self._advanced and len(started) < len(schedules))
             claimed += started
         return claimed
 
@@ -498,12 +513,12 @@ class Dispatcher:
         spare: Mapping[Need, int],
         asked: int,
         *,
-        room_taken: bool = True,
+        room_taken: bool | None = True,
     ) -> list[ClaimedRun]:
         """Plans locked schedules and writes the plans. Their locks are held until the commit.
 
-        spare: what there is room for beside the first run of each, or at all (not room_taken). asked: how many
-        schedules were asked for at most.
+        spare: what there is room for beside the first run of each (room_taken), or at all; where that is used up runs
+        are queued, or (None) their schedules are left as they are. asked: how many schedules were asked for at most.
         """
         self._left = self._advanced = False
         # Locked, a row says which time zone rules count for it, however long ago we looked at those.
@@ -535,8 +550,14 @@ class Dispatcher:
         # Schedules that were made just now advance without a run of theirs, and others wait behind them. Those that
         # cannot advance do not count: the next pass would find them again, and again.
         self._cut = self._cut or len(schedules) >= asked
-        coming = sum(run.due_at <= horizon and not run.waits for p in changed for run in p.plan.runs)
-        changed = self._within(changed, spare, now, room_taken)
+        fits = self._within(changed, spare, now, room_taken)
+        kept = {p.schedule.id for p in fits}
+        coming = 0
+        for p in changed:
+            until = now if self._is_limited(p.schedule.entrypoint) else horizon  # from a line nothing is claimed ahead
+            if p.schedule.id in kept:
+                coming += sum(run.due_at <= until and not run.waits for run in p.plan.runs)
+        changed = fits
         by_id = {p.schedule.id: p for p in changed}
         made = await self._write(connection, changed, horizon)
         # Some stand in line, or wait until there is room.
@@ -567,7 +588,7 @@ class Dispatcher:
         return refused.union(blocked)
 
     def _within(
-        self, planned: Sequence[Planned], spare: Mapping[Need, int], now: datetime, room_taken: bool
+        self, planned: Sequence[Planned], spare: Mapping[Need, int], now: datetime, room_taken: bool | None
     ) -> list[Planned]:
         """Has runs for which there is no room wait, like any others that are queued: the fire times of a backlog are
         many (catch_up all), and a new schedule may be due at once."""
@@ -577,20 +598,36 @@ class Dispatcher:
 
         if not any(len(p.plan.runs) > beyond(p) for p in planned):
             return list(planned)
-        candidates = [
-            Candidate(
-                Kind.FIRE_TIME, p.schedule.id, p.schedule.id, p.schedule.entrypoint, p.schedule.priority, run.due_at,
-                run.due_at > now, self._needs(p.schedule.entrypoint),
-            )
-            for p in planned for run in p.plan.runs[beyond(p):] if not run.waits
-        ]  # fmt: skip
+        candidates = []
+        for p in planned:
+            schedule, needs = p.schedule, self._needs(p.schedule.entrypoint)
+            if self._is_limited(schedule.entrypoint):
+                needs = ()  # it goes and stands in line
+            candidates += [
+                Candidate(
+                    Kind.FIRE_TIME, schedule.id, schedule.id, schedule.entrypoint, schedule.priority, run.due_at,
+                    run.due_at > now, needs,
+                )
+                for run in p.plan.runs[beyond(p):] if not run.waits
+            ]  # fmt: skip
         fit = {(each.id, each.due_at) for each in choose(candidates, spare)}
-        return [
-            replace(p, plan=replace(p.plan, runs=tuple(
+        if len(fit) == len(candidates):
+            return list(planned)
+
+        def queued(p: Planned) -> Planned:
+            runs = [
                 run if number < beyond(p) or (p.schedule.id, run.due_at) in fit else replace(run, waits=True)
                 for number, run in enumerate(p.plan.runs)
-            )))
-            for p in planned
+            ]
+            return replace(p, plan=replace(p.plan, runs=tuple(runs)))
+
+        def starts(p: Planned) -> bool:
+            return any((p.schedule.id, run.due_at) in fit or run.waits for run in p.plan.runs[:1])
+
+        left = room_taken is None
+        return [
+            queued(p) for p in planned
+            if not left or not p.plan.runs or p.schedule.next_run is None or starts(p)
         ]  # fmt: skip
 
     async def _write(
