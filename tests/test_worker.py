@@ -783,7 +783,7 @@ async def test_a_held_run_whose_instant_is_long_gone_is_asked_about_first(settin
         await db.until("select status = 'running' from pgsched.runs")
         live, = worker.runner.live.values()  # fmt: skip
         # Taken away without a word to us; then the loop wakes up late.
-        await db.all("update pgsched.runs set worker = null where id = %s", live.run.id)
+        await db.all("update pgsched.runs set worker = gen_random_uuid() where id = %s", live.run.id)
         fire_late(worker.runner)
         await until(lambda: not worker.runner.live)
         assert starts == []

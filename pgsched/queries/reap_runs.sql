@@ -27,7 +27,9 @@ stalled as materialized (
     for no key update of r skip locked
 ),
 locked as materialized (
-    select s.id, s.status, s.version, s.timed_version, s.timed_at
+    select s.id, s.version, s.timed_version, s.timed_at,
+        -- Planning its last fire time has finished it; nobody has stopped it.
+        s.status = 'active' or s.status = 'finished' and s.retired_at is null and not s.closed as goes_on
     from pgsched.schedules s
     where s.id = any(array(select x.schedule_id from stalled x where x.schedule_version is not null))
     order by s.id
@@ -38,7 +40,7 @@ judged as materialized (
         case when x.schedule_version is null then 'loss'
             when s.id is null then 'gone'
             when not pgsched.withdrawn(x.schedule_version, x.fire_time, s.version, s.timed_version, s.timed_at) then 'loss'
-            when x.schedule_version >= s.timed_version and s.status = 'active' then 'follow'
+            when x.schedule_version >= s.timed_version and s.goes_on then 'follow'
             when x.schedule_version >= s.timed_version then 'fire time'
             when x.fire_time > s.timed_at then 'new timing'
             else 'passed' end as fate
@@ -81,14 +83,18 @@ reaped as (
 ),
 back as (
     select j.schedule_id, count(*) as number, min(j.fire_time) as first,
+        min(j.fire_time) filter (where j.fate = 'fire time') as due,
         (array_agg(j.previous_fire_time order by j.fire_time))[1] as before
-    from judged j where j.fate = 'fire time' group by 1
+    from judged j where j.fate in ('fire time', 'new timing') group by 1
 ),
 opened as (
     update pgsched.schedules s
     set next_run = case when s.status = 'finished' and (s.retired_at is not null or s.closed) then s.next_run
-                        else least(b.first, s.next_run) end,
-        accounted_through = least(s.accounted_through, b.first - interval '1 microsecond'),
+                        when s.next_run is null and s.status = 'active' then null
+                        else least(b.due, s.next_run) end,
+        -- As where a holder gives back: a new timing has none yet, unless it names the same single instant.
+        accounted_through = case when s.accounted_through is not null
+            then least(s.accounted_through, b.first - interval '1 microsecond') end,
         next_wall = null,
         accounted_wall = null,
         status = case when s.status = 'finished' and s.retired_at is null and not s.closed then 'active' else s.status end,
