@@ -231,6 +231,29 @@ def test_each_skip_says_how_it_came():
     assert told(3, next_run=at(3), starts_at=at(3)) == ["before its starts_at"]
 
 
+@pytest.mark.parametrize("overlap", ["skip", "queue", "allow", "cancel", "2"])
+@pytest.mark.parametrize("catch_up", ["latest", "all", "none"])
+def test_a_fire_time_that_has_a_live_run_is_no_meeting_with_itself(overlap, catch_up):
+    """Retimed as it was about to start: the new timing comes by the same instant."""
+
+    def planned(now: float, *taken: float, ids: tuple[int, ...] = (7,)):
+        schedule = replace(
+            BASE, next_run=None, timed_at=at(-0.5), accounted_through=None, overlap=overlap, catch_up=catch_up
+        )
+        live = Occupancy(len(taken), ids=ids, fire_times=tuple(at(minute) for minute in taken))
+        return plan(schedule, parse(schedule.expression), live, at(now), at(now))
+
+    made = planned(0, 0)
+    assert (made.runs, made.skips, made.replaces) == ((), (), False)
+    assert (made.next_run, made.accounted_through) == (at(1), at(0))
+    behind = planned(0.1, 0)
+    assert (behind.runs, behind.skips, behind.next_run) == ((), (), at(1))
+    missed = planned(2.05, 1)
+    told = [(skip.fire_time, skip.through) for skip in missed.skips]
+    assert all(through < at(1) or first > at(1) for first, through in told), "it ran: no skip stands for it"
+    assert at(1) not in {run.fire_time for run in missed.runs}
+
+
 def test_how_far_a_plan_accounts():
     """What is decided is written down with it; what only waits is not."""
     for now, changes, expected in (
