@@ -5,7 +5,7 @@ create table pgsched.set_aside (
     id          bigint not null,
     row_version text not null,
     reason      text not null,
-    since       timestamptz not null default statement_timestamp(),
+    since       timestamptz not null default now(),
     until       timestamptz not null,
     primary key (kind, id)
 );

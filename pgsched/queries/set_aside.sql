@@ -3,7 +3,7 @@
 -- Returns the rows that had no entry in this version yet.
 insert into pgsched.set_aside as a (kind, id, row_version, reason, until)
 select %(kind)s, g.id, coalesce(r.xmin, s.xmin)::text, g.reason,
-    statement_timestamp() + case when g.passing then interval '5 seconds' else interval '10 minutes' end
+    now() + case when g.passing then interval '5 seconds' else interval '10 minutes' end
 from unnest(%(ids)s::bigint[], %(reasons)s::text[], %(passing)s::boolean[]) as g (id, reason, passing)
 left join pgsched.runs r on %(kind)s <> 'schedule' and r.id = g.id
 left join pgsched.schedules s on %(kind)s = 'schedule' and s.id = g.id
@@ -15,8 +15,8 @@ set row_version = excluded.row_version,
     since = case when a.row_version = excluded.row_version or a.kind in ('end', 'beat') then a.since
                  else excluded.since end,
     until = case
-        when excluded.until > statement_timestamp() + interval '1 minute' then excluded.until
+        when excluded.until > now() + interval '1 minute' then excluded.until
         when a.row_version <> excluded.row_version then excluded.until
-        else statement_timestamp() + least(greatest(statement_timestamp() - a.since, interval '5 seconds'), '1 minute')
+        else now() + least(greatest(now() - a.since, interval '5 seconds'), '1 minute')
     end
-returning a.id, a.since = statement_timestamp() as new
+returning a.id, a.since = now() as new
