@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import conninfo
@@ -291,17 +291,28 @@ class Session:
                 await connection.close()
 
 
+async def _patiently(connection: Connection, statement: LiteralString) -> psycopg.AsyncCursor[Any]:
+    """Sends one of a session's first statements. The role's own statement_timeout may be too short even for these:
+    it holds until we have set ours."""
+    for _ in range(9):
+        try:
+            return await connection.execute(statement)
+        except psycopg.errors.QueryCanceled:
+            pass
+    return await connection.execute(statement)
+
+
 async def prepare(connection: Connection) -> bool:
     """Sets up a new session; returns whether it is the server's own.
 
     A pooler hands out a process id of its own invention. Behind one, session settings would stick to somebody
     else's session and prepared statements to nobody's, so neither is used.
     """
-    row = await (await connection.execute("select pg_backend_pid()")).fetchone()
+    row = await (await _patiently(connection, "select pg_backend_pid()")).fetchone()
     direct = row is not None and row[0] == connection.info.backend_pid
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if direct:
-        await connection.execute(_SESSION)
+        await _patiently(connection, _SESSION)
         connection.prepare_threshold = 2
     else:
         connection.prepare_threshold = None
