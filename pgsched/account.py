@@ -244,6 +244,8 @@ def open_account(
         starts_at=schedule.starts_at, ends_at=schedule.ends_at, next_run=schedule.next_run,
     )  # fmt: skip
     account.pass_over(pending)
+    if schedule.inherited_through is not None:
+        account.skip(SkipReason.OVERLAP, schedule.inherited_through, "a removed schedule of this name had begun it")
     return account
 
 

@@ -223,6 +223,7 @@ class Schedule:
     next_wall: datetime | None = field(default=None, repr=False)
     accounted_wall: datetime | None = field(default=None, repr=False)
     moved_from: datetime | None = field(default=None, repr=False)
+    inherited_through: datetime | None = field(default=None, repr=False)  # what a removed one of its name had claimed
 
 
 LEVELS = ("debug", "info", "warning", "error")  # of the lines that a run logs

@@ -367,3 +367,16 @@ async def test_a_fire_time_that_ran_between_two_changes_is_not_skipped_by_the_se
     runs, skips = await story.told()
     assert runs == [4, *runs[1:]]
     assert [(reason, first, last, count) for reason, first, last, count, _ in skips] == [("missed", 5, 9, 5)]
+
+
+async def test_what_a_removed_schedule_of_the_same_name_had_begun_is_recorded_and_not_run(db, settings):
+    async with Parts(settings) as parts:
+        await db.all(ONCE, "latest")
+        await db.all(
+            "insert into pgsched.removed (schedule_id, name, accounted_through)"
+            " select 0, name, expression_at from (select name, substr(expression, 5)::timestamptz as expression_at"
+            " from pgsched.schedules) s"
+        )
+        await passes(parts, db)
+    assert await db.all(LEDGER) == [("skipped", "overlap")]
+    assert await db.value("select detail from pgsched.runs") == "a removed schedule of this name had begun it"

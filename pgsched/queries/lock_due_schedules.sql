@@ -42,11 +42,12 @@ cross join lateral (
         select id, name, entrypoint, expression, timezone, args::text as args_json, overlap, catch_up, catch_up_limit,
             grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, run_count,
             priority, status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status,
-            coalesce(accounted_through, case when s.planned_at is null then (
+            accounted_through, timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
+            case when s.planned_at is null then (
                 -- What a removed schedule of this name had claimed, and begun, does not run again.
                 select max(d.accounted_through) from pgsched.removed d
                 where d.name = s.name and d.accounted_through > s.timed_at
-            ) end) as accounted_through, timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
+            ) end as inherited_through,
             -- What the last plan noted, unless its timing was changed since: of another zone, say.
             case when timed_at <= planned_at then zone_rules end as zone_rules,
             case when timed_at <= planned_at then next_wall end as next_wall,
