@@ -28,7 +28,7 @@ from pgsched import Scheduler, expression, replanner, zone_files
 from pgsched.cli.health import judged
 from pgsched.model import Schedule, ScheduleStatus
 from pgsched.policy import Occupancy, Plan, fire_times, plan
-from pgsched.store import Store, in_schema
+from pgsched.store import Share, Store, in_schema
 from pgsched.zones import Rules, digest_of, newer
 
 ZONE = "America/Edmonton"
@@ -346,7 +346,7 @@ async def test_rules_of_another_timing_say_nothing_of_the_new_one(db, node, paus
 async def locked(node: Node) -> Schedule:
     store = node.parts.machine.store
     async with node.parts.machine.control.use() as connection:
-        [found] = await store.lock_due_schedules(connection, ["job"], timedelta(0), 10)
+        [found] = await store.lock_due_schedules(connection, [Share(["job"], 10, fresh=True)], timedelta(0))
     return found
 
 
