@@ -224,6 +224,7 @@ def open_account(
             continue
         timing, following = timings.pop(0), timings[0]
         same = _is_single(entry.expression) and timing == following
+        recorded = account.skips[-1:]
         # An expression that cannot be read had no fire times, and so nothing to account for.
         with contextlib.suppress(InvalidExpression):
             account.follow(
@@ -237,7 +238,10 @@ def open_account(
             account.pass_over(pending)
             if not same:
                 account.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
-            decided = account.reached if same else None
+            if not same:
+                decided = None
+            elif account.skips[-1:] != recorded:  # else it is only bounded, and may count again
+                decided = account.reached
         pending = []
     account.follow(
         times, decided or _opening(schedule.expression, schedule.accounted_through, schedule.timed_at), now,

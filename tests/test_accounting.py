@@ -380,3 +380,12 @@ async def test_what_a_removed_schedule_of_the_same_name_had_begun_is_recorded_an
         await passes(parts, db)
     assert await db.all(LEDGER) == [("skipped", "overlap")]
     assert await db.value("select detail from pgsched.runs") == "a removed schedule of this name had begun it"
+
+
+async def test_a_single_instant_that_lay_before_a_start_nobody_saw_counts_once_that_start_is_gone(db, settings):
+    async with Parts(settings) as parts:
+        await db.all(ONCE, "latest")
+        await db.all("update pgsched.schedules set starts_at = now() + interval '1 day'")
+        await db.all("update pgsched.schedules set starts_at = null")
+        await passes(parts, db)
+    assert await db.all(LEDGER) == [("succeeded", None)]
