@@ -310,12 +310,11 @@ class Dispatcher:
         never planned."""
         # Where lanes cross (some of both need threads, some of one also processes), only choose() does it justice.
         crossing = len(lanes) > 1 and any(len(lane.shared) > 2 for lane in lanes)
-        shares = [] if crossing else _shares(lanes, rooms)
         names = list(self._scheduler.entrypoints)
         asked_at = time.monotonic()  # before anything is claimed: from here on the claims are sure for a while
         runs, due = await self._store.claim_due_runs(
-            connection, self._worker, self._defaults(), shares,
-            lookahead=self._lookahead, limit=rooms[SLOT], known=names, alone=True,
+            connection, self._worker, self._defaults(), _shares(lanes, rooms),
+            lookahead=self._lookahead, limit=rooms[SLOT], known=names, alone=True, crossing=crossing,
         )  # fmt: skip
         skips = self._skips = []
         if due.mixed or crossing:

@@ -261,12 +261,13 @@ class Store:
         limit: int,
         known: Sequence[str] = (),
         alone: bool = False,
+        crossing: bool = False,
     ) -> tuple[list[ClaimedRun], Due]:
         """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap. The
         first ones of all shares, and of each share no more than its room.
 
         alone: only if nothing else is due, be it a fire time, a run at a gate, or a schedule that was never planned of
-        an entrypoint that is `known`; returns what is, too.
+        an entrypoint that is `known`; returns what is, too. crossing: claims nothing, and only returns that.
         """
         of = {name: (lane, share) for lane, share in enumerate(shares) for name in share.entrypoints}
         params = _claim_params(worker, [d for d in defaults if d.entrypoint in of])
@@ -284,6 +285,7 @@ class Store:
                 "limit": limit,
                 "known": list(known),
                 "alone": alone,
+                "crossing": crossing,
             },
         )
         rows = await cursor.fetchall()

@@ -6,6 +6,7 @@
 -- workers do not queue up for the same rows.
 -- alone: claims nothing if anything else is due that may have to go first, and says how much there is of each kind,
 -- counted up to one more than the limit. If there is nothing else, this one statement is all that a pass has to send.
+-- crossing: claims nothing in any case, and only says what is due.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -71,7 +72,9 @@ others as materialized (
             ) l
         ) as lines
 ),
-mixed as materialized (select o.*, o.fire_times + o.waiting > 0 or o.unplanned or o.lines as mixed from others o),
+mixed as materialized (
+    select o.*, %(crossing)s::boolean or o.fire_times + o.waiting > 0 or o.unplanned or o.lines as mixed from others o
+),
 lanes as materialized (
     select g.room, g.pool, g.pool_room, array_agg(g.entrypoint) as names
     from unnest(%(entrypoints)s::text[], %(lanes)s::int[], %(rooms)s::int[], %(pools)s::int[], %(pool_rooms)s::int[])
