@@ -109,7 +109,7 @@ def test_plain_sql(database):
 # --- what a factory may return ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kinds", [{"schedules"}, {"jobs"}, {"schedules", "jobs"}], ids="+".join)
+@pytest.mark.parametrize("kinds", [("schedules",), ("jobs",), ("schedules", "jobs")], ids="+".join)
 async def test_a_scheduler_may_have_schedules_only_jobs_only_or_both(settings, dsn, schema, db, kinds):
     scheduler, seen = Scheduler(), set()
     if "schedules" in kinds:
@@ -126,7 +126,7 @@ async def test_a_scheduler_may_have_schedules_only_jobs_only_or_both(settings, d
 
     async with working(scheduler, settings), connect(dsn, schema=schema) as client:
         run_id = await client.enqueue("job")
-        await until(lambda: seen == kinds)
+        await until(lambda: seen == set(kinds))
         if "jobs" not in kinds:
             assert (await client.get_run(run_id))["status"] == "queued", "it is left to a worker that knows it"
 
