@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from pgsched import fairness
 from pgsched.fairness import Kind, Need
 
-# How many notes of past starts are kept for a rate. Beyond it neighbours become one, with the later time: a rate may
-# then let a run start up to a sixty-fourth of its period late, and never early.
+# How many notes of past starts are kept for a rate, one for each such part of its period, with the last time in it: a
+# rate may let a run start up to a sixty-fourth of its period late, and never early. The parts lie where they lie,
+# whatever starts when: if each note began with its first start, or moved along with its last, a steady stream of starts
+# would count as one that has just come.
 NOTES = 64
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +75,12 @@ def noted(gate: Gate, count: int) -> list[tuple[datetime, int]]:
     notes = _recent(gate)
     if gate.period is None or count == 0:
         return notes
-    if notes and (gate.now - notes[-1][0] < gate.period / NOTES or len(notes) >= NOTES):
-        notes[-1] = (gate.now, notes[-1][1] + count)
-    else:
-        notes.append((gate.now, count))
-    return notes
+    part = -(-gate.period // NOTES)  # rounded up
+    merged: dict[int, tuple[datetime, int]] = {}
+    for at, number in [*notes, (gate.now, count)]:
+        which = (at - _EPOCH) // part
+        merged[which] = (at, number + merged.get(which, (at, 0))[1])
+    return list(merged.values())
 
 
 def _recent(gate: Gate) -> list[tuple[datetime, int]]:

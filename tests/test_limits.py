@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgsched import Limits
@@ -95,6 +95,7 @@ def test_without_a_rate_there_is_no_end_of_room() -> None:
     starts=st.integers(1, 200),
     asks=st.lists(st.tuples(st.integers(0, 400_000), st.integers(1, 60)), min_size=1, max_size=200),
 )
+@example(starts=100, asks=[(10_000, 1)] * 300)  # as many as the rate allows, evenly
 def test_no_window_of_the_period_ever_sees_more_starts(starts: int, asks: list[tuple[int, int]]) -> None:
     """Asks come at some times (microseconds apart), each for so many. What was let through is checked against every
     window; what was held back, against the same rule with a memory of every start and a sixty-fourth more."""
