@@ -1,6 +1,6 @@
 # These commands need nothing but Python 3.11+ and make:
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
-#   make test    the whole test suite, on a PostgreSQL that it starts itself
+#   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
 #   make soak    the random model of tests/faults/model: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
 #   make bench   pgsched beside its peers, each in an environment of its own; ONLY=herd for a part of it
 
@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+JOBS ?= 2
 SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
@@ -18,7 +19,7 @@ demo: $(STAMPS)/demo
 	@cd examples && exec ../$(BIN)/pgsched run quickstart:create_scheduler --data-dir ../$(DEMO_DATA)
 
 test: $(STAMPS)/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

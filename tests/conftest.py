@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -19,6 +20,9 @@ from psycopg.conninfo import make_conninfo
 from pgsched import embedded, migrate
 from pgsched.config import Settings
 from pgsched.store import Store, in_schema
+
+hypothesis.settings.register_profile("suite", deadline=None)  # no test asserts a timing
+hypothesis.settings.load_profile("suite")
 
 SCHEMA = 'We"ird; schema %s'
 _NUMBERS = itertools.count(1)

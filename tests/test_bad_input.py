@@ -176,7 +176,7 @@ TABLE = [
 
 
 @pytest.fixture(scope="module")
-def places(dsn, tmp_path_factory):
+def places(root, tmp_path_factory):
     """A folder with modules to get wrong, and schemas that are right, newer and edited."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "app.py").write_text(APP)
@@ -188,7 +188,7 @@ def places(dsn, tmp_path_factory):
     schemas = {kind: f"bad input {kind} {os.getpid()}" for kind in ("schema", "newer", "edited")}
 
     async def make() -> None:
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(root, autocommit=True) as connection:
             for kind, name in schemas.items():
                 await migrate.migrate(connection, name)
                 change = {
@@ -199,8 +199,8 @@ def places(dsn, tmp_path_factory):
                     await connection.execute(in_schema(change, name, parametrised=False))
 
     asyncio.run(make())
-    yield folder, {"dsn": dsn, **schemas}
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    yield folder, {"dsn": root, **schemas}
+    with psycopg.connect(root, autocommit=True) as connection:
         for name in schemas.values():
             connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(name)))
 

@@ -20,12 +20,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
-def database(dsn) -> Iterator[str]:
+def database(root) -> Iterator[str]:
     """A migrated database of its own, since the examples use the schema's usual name."""
     name = f"pgsched examples {os.getpid()}"
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(root, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        there = psycopg.conninfo.make_conninfo(dsn, dbname=name)
+        there = psycopg.conninfo.make_conninfo(root, dbname=name)
         subprocess.run([sys.executable, "-m", "pgsched", "migrate"], env=environment(there), check=True, timeout=60)
         yield there
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))

@@ -38,21 +38,21 @@ insert into pgsched.runs (entrypoint, due_at) select 'mail', now() + interval '1
 
 
 @pytest.fixture(scope="module")
-def full(dsn) -> Iterator[str]:
+def full(root) -> Iterator[str]:
     """A schema that holds a lot, analysed."""
     name = f"looks {os.getpid()}"
 
     async def made() -> None:
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(root, autocommit=True) as connection:
             await migrate.migrate(connection, name)
 
     asyncio.run(made())
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(root, autocommit=True) as connection:
         text = FILL.format(many=MANY).replace("%%", "%")
         connection.execute(in_schema(text.encode(), name, parametrised=False))
         connection.execute(in_schema(b"analyze pgsched.runs, pgsched.schedules", name, parametrised=False))
     yield name
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(root, autocommit=True) as connection:
         connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(name)))
 
 

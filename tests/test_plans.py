@@ -144,7 +144,7 @@ NOT_A_WORKERS = """
 
 
 @pytest.fixture(scope="module")
-def full(dsn) -> Iterator[Callable[[str], str]]:
+def full(root) -> Iterator[Callable[[str], str]]:
     """Schemas that hold a lot, by what the server's statistics know of it."""
     made: dict[str, str] = {}
 
@@ -152,12 +152,12 @@ def full(dsn) -> Iterator[Callable[[str], str]]:
         connection.execute(in_schema(text.format(many=MANY).encode(), schema, parametrised=False))
 
     async def migrated(schema: str) -> None:
-        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(root, autocommit=True) as connection:
             await migrate.migrate(connection, schema)
 
     def schema(statistics: str) -> str:
         name = f"plans {os.getpid()} {'empty' if 'empty' in statistics else 'never'}"
-        with psycopg.connect(dsn, autocommit=True) as connection:
+        with psycopg.connect(root, autocommit=True) as connection:
             if name not in made:
                 asyncio.run(migrated(name))
                 for table in ("schedules", "runs"):
@@ -175,7 +175,7 @@ def full(dsn) -> Iterator[Callable[[str], str]]:
         return name
 
     yield schema
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(root, autocommit=True) as connection:
         for name in made:
             connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(name)))
 
