@@ -24,18 +24,20 @@ from (
     select id, schedule_id, status, origin, entrypoint, fire_time, started_at, schedule_version from pgsched.runs
     where status = 'queued' and gated and schedule_id = any(%(schedule_ids)s)
     union all
-    -- What has run since the plan before the last pauses and changes: they are judged now, and it is decided.
+    -- What has run since the plan before the last pauses and changes: they are judged now, and it is decided. Without
+    -- any to be judged, too: a claim that the last change withdrew may have begun unheard, and be over.
     select r.id, r.schedule_id, 'ended', null, r.entrypoint, r.fire_time, null, null
     from (
-        select k.id, (k.interruptions -> 0 ->> 'since')::timestamptz as since,
-            (k.interruptions -> 0 ->> 'accounted_through')::timestamptz as accounted_through
+        select k.id, coalesce(
+            (k.interruptions -> 0 ->> 'accounted_through')::timestamptz,
+            (k.interruptions -> 0 ->> 'since')::timestamptz,
+            k.timed_at) as since
         from pgsched.schedules k
-        where k.id = any(%(schedule_ids)s) and k.interruptions <> '[]'
+        where k.id = any(%(schedule_ids)s) and (k.interruptions <> '[]' or k.accounted_through is null)
     ) k
     cross join lateral (
         select * from pgsched.runs e
-        where e.schedule_id = k.id and e.fire_time > coalesce(k.accounted_through, k.since)
-            and e.status <> 'skipped' and e.withdrawn_at is null
+        where e.schedule_id = k.id and e.fire_time > k.since and e.status <> 'skipped' and e.withdrawn_at is null
         offset 0
     ) r
     where r.status not in ('running', 'queued') and r.origin is null
