@@ -63,10 +63,14 @@ class Limiter:
         rooms = await self._store.read_rooms(connection, wanted)
         return {schedule: room if schedule in locked else 0 for schedule, room in rooms.items()}
 
-    def _notes(self, gates: Sequence[Gate], chosen: Sequence[fairness.Candidate]) -> list[tuple[str, datetime, int]]:
+    def _notes(
+        self, gates: Sequence[Gate], chosen: Sequence[fairness.Candidate]
+    ) -> list[tuple[str, datetime | None, int]]:
+        """What to note at the limits. The newest time is None: the statement that claims reads the clock itself, since
+        that of the look, earlier than the claims, would let the next ones come too early."""
         counts = Counter(self._at[each.id] for each in chosen)
         return [
-            (gate.gate, at, count)
+            (gate.gate, at if at < gate.now else None, count)
             for gate in gates
             if gate.starts is not None and counts[gate.gate]
             for at, count in noted(gate, counts[gate.gate])

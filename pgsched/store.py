@@ -363,9 +363,10 @@ class Store:
         worker: uuid.UUID,
         defaults: Sequence[EntrypointDefaults],
         ids: Sequence[int],
-        notes: Sequence[tuple[str, datetime, int]],
+        notes: Sequence[tuple[str, datetime | None, int]],
     ) -> list[ClaimedRun]:
-        """Claims these runs, and writes down when runs were claimed at their limits: (key of the limits, at, count)."""
+        """Claims these runs, and writes down when runs were claimed at their limits: (key of the limits, at, count).
+        None is the time at which these are claimed."""
         cursor = connection.cursor(row_factory=class_row(ClaimedRun))
         params = _claim_params(worker, defaults) | {
             "ids": list(ids),

@@ -192,6 +192,8 @@ async def test_a_rate_lets_so_many_start_and_says_when_the_next_may(settings, db
     async with Pair(settings, limited(starts=3, period=timedelta(hours=1))) as (one, two):
         await db.all(JOBS, "a", 0, 5)
         assert await claims(two) == 3
+        noted = "(select started_at[cardinality(started_at)] from pgsched.limits)"
+        assert await db.value(f"select max(claimed_at) <= {noted} from pgsched.runs"), "or the next come too early"
         assert await claims(one) == 0
         await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where status = 'running'")
         assert await claims(one) == 0, "an end gives no start back"

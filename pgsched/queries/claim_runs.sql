@@ -1,5 +1,6 @@
--- Claims these queued runs, as far as nobody has them locked, and notes at their limits when runs were claimed:
--- the whole list anew, under the lock of the limits.
+-- Claims these queued runs, as far as nobody has them locked, and notes at their limits when runs were claimed: the
+-- whole list anew, under the lock of the limits. These are noted (as null) once all are claimed, so never too early: an
+-- UPDATE in WITH that nobody reads from goes last.
 with held as materialized (
     select r.id from pgsched.runs r
     where r.id = any(%(ids)s) and r.status = 'queued'
@@ -10,7 +11,7 @@ noted as (
     update pgsched.limits l
     set started_at = n.started_at, started = n.started
     from (
-        select n.gate, array_agg(n.started_at order by n.started_at) as started_at,
+        select n.gate, array_agg(coalesce(n.started_at, clock_timestamp()) order by n.started_at) as started_at,
             array_agg(n.started order by n.started_at) as started
         from unnest(%(noted)s::text[], %(started_at)s::timestamptz[], %(started)s::int[])
             as n (gate, started_at, started)
