@@ -74,10 +74,16 @@ async def _play(world: World, burst: Burst) -> list[Finding]:
 
 def _explained(problem: dict[str, Any], burst: Burst) -> bool:
     names = {operation.name for operation in burst.operations}
-    if problem["event"] == "database_lost":
-        # An operator ended the session, the server that of a frozen transaction, or nobody said why.
-        passing = "SQLSTATE" not in problem["error"] or any(state in problem["error"] for state in ("57P01", "25P03"))
-        return bool(names & {"terminate", "freeze"}) and passing
+    if problem["event"] in ("database_lost", "guard_failed", "statement_failed"):
+        # An operator ended the session, the server that of a frozen transaction, or nobody said why. Or a client held
+        # a row for longer than these workers, whose stall timeout is short, wait for an answer.
+        states = {state for state in ("57P01", "25P03", "55P03") if state in problem["error"]}
+        severed = names & {"terminate", "freeze"} and (
+            states & {"57P01", "25P03"} or "SQLSTATE" not in problem["error"]
+        )
+        held = names & {"hold", "lock"} and ("55P03" in states or "TimeoutError" in problem["error"])
+        if severed or held:
+            return True
     if problem["event"] == "worker_failed":
         return "abort" in names and problem["error"] == "CancelledError"
     return problem["event"] in EXPECTED and burst.odd

@@ -124,15 +124,16 @@ async def save_back(world: World, connection: Connection, name: str) -> Any:
         " and not attisdropped and attidentity = '' and attgenerated = ''",
     )]  # fmt: skip
     names = ", ".join(sql.Identifier(column).as_string() for column in columns)
-    rows = await world.rows(connection, f"select {names} from pgsched.schedules where name = %s", name)
+    rows = await world.rows(connection, f"select id, {names} from pgsched.schedules where name = %s", name)
     if not rows:
         return "none"
     await asyncio.sleep(0.1)
-    values = dict(zip(columns, rows[0], strict=True)) | {"note": f"saved at {world.now:.3f}"}
+    key, *read = rows[0]
+    values = dict(zip(columns, read, strict=True)) | {"note": f"saved at {world.now:.3f}"}
     values = {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in values.items()}
     pairs = ", ".join(f"{sql.Identifier(column).as_string()} = %s" for column in columns)
     return await world.rows(
-        connection, f"update pgsched.schedules set {pairs} where name = %s returning id", *values.values(), name
+        connection, f"update pgsched.schedules set {pairs} where id = %s returning id", *values.values(), key
     )
 
 

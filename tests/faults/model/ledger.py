@@ -24,7 +24,7 @@ TRAIL = """
 """
 MADE = """
     select schedule_id, fire_time as first, coalesce(skipped_through, fire_time) as last, status
-    from pgsched.runs where schedule_id is not null and origin is null
+    from pgsched.runs where schedule_id is not null and (origin is null or origin = 'backfill' and again = 0)
     union
     select schedule_id, fire_time, fire_time, 'gone' from pgsched.model_born b
     where schedule_id is not null and origin is null and not exists (select from pgsched.runs r where r.id = b.id)
@@ -132,7 +132,9 @@ def unaccounted(trail: list[Row], made: list[Row], moved: set[int]) -> list[Row]
         rows = [row for row in made if row["schedule_id"] == schedule]
         for timing in life.timings:
             if life.removed is not None:
-                timing.through = min(timing.through, _undecided(life.row) - TICK)
+                undecided = _undecided(life.row)
+                # A single instant may lie before its timing, and is decided as little as that.
+                timing.through = NEVER if timing.since >= undecided else min(timing.through, undecided - TICK)
             missing = [t for t in timing.times() if not any(row["first"] <= t <= row["last"] for row in rows)]
             found += [
                 {"schedule_id": schedule, "name": life.row["name"], "fire_time": time, "expression":
