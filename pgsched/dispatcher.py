@@ -458,7 +458,18 @@ class Dispatcher:
         chosen: Sequence[Candidate],
         spare: Mapping[Need, int],
     ) -> list[ClaimedRun]:
+        """Claims what was chosen. Of one schedule a fire time and a run that waits are claimed in the order in which they
+        were chosen: each counts for the overlap of the other."""
         of = {kind: [each for each in chosen if each.kind is kind] for kind in Kind}
+        started, schedules = list[ClaimedRun](), list[Schedule]()
+        left = advanced = False
+        after = _behind_waiting(chosen)
+        if fire_times := of[Kind.FIRE_TIME]:
+            schedules = await self._store.lock_due_schedules(
+                connection, _counted(lanes, fire_times, idle=False), self._lookahead, self.zones.withheld
+            )
+            started += await self._plan(connection, [s for s in schedules if s.id not in after], spare, room)
+            left, advanced = self._left, self._advanced
         queued: list[ClaimedRun] = []
         if waiting := of[Kind.WAITING]:
             queued += await self._claim_waiting(connection, self._scheduler.entrypoints, len(waiting), waiting)
@@ -469,15 +480,15 @@ class Dispatcher:
         if others := of[Kind.QUEUED]:
             queued += await self._claim_queued(connection, _counted(lanes, others), len(others))
         claimed = await self._with_schedules(connection, queued)
-        if fire_times := of[Kind.FIRE_TIME]:
-            schedules = await self._store.lock_due_schedules(
-                connection, _counted(lanes, fire_times, idle=False), self._lookahead, self.zones.withheld
-            )
-            started = await self._plan(connection, schedules, spare, room)
+        if fire_times:
+            # Ahead of its instant the overlap of a schedule that has a run going cannot be judged.
+            due = {each.schedule_id for each in fire_times if not each.ahead}
+            behind = [s for s in schedules if s.id in after and s.id in due]
+            started += await self._plan(connection, behind, spare, room)
             # Some had their run already, or were skipped: others wait for their places.
-            self._short = self._left or (self._advanced and len(started) < len(schedules))
-            claimed += started
-        return claimed
+            left, advanced = left or self._left, advanced or self._advanced
+            self._short = left or (advanced and len(started) < len(schedules))
+        return claimed + started
 
     async def _claim_queued(self, connection: Connection, shares: Sequence[Share], limit: int) -> list[ClaimedRun]:
         async def claim() -> list[ClaimedRun]:
@@ -707,6 +718,17 @@ def _counted(lanes: Sequence[Lane], chosen: Sequence[Candidate], *, idle: bool |
     of = {name: number for number, lane in enumerate(lanes) for name in lane.entrypoints}
     counts = Counter(of[each.entrypoint] for each in chosen)
     return [Share(lanes[number].entrypoints, count, idle=idle) for number, count in counts.items()]
+
+
+def _behind_waiting(chosen: Sequence[Candidate]) -> set[int]:
+    """The schedules whose fire time was chosen after a run that waits for their overlap."""
+    waiting, found = set[int | None](), set[int]()
+    for each in chosen:
+        if each.kind is Kind.WAITING:
+            waiting.add(each.schedule_id)
+        elif each.kind is Kind.FIRE_TIME and each.schedule_id in waiting:
+            found.add(each.id)
+    return found
 
 
 def _plain(due: Due, room: int) -> bool:

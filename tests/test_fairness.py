@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 from harness import Parts
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
@@ -323,7 +323,11 @@ async def compare(settings, jobs, schedules, sizes, ends) -> None:
             await member.__aexit__()
 
 
-@examples(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+# Examples are small, and to shrink one takes minutes. So it is shown as it was found.
+@examples(
+    max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
 @given(
     jobs=JOBS,
     schedules=SCHEDULES,
@@ -484,3 +488,49 @@ async def test_a_thread_that_outlives_its_run_holds_up_only_its_own_schedule(set
     job = await db.value("select pgsched.enqueue('plain')")
     async with Parts(settings, scheduler(), max_running=2) as parts:
         assert [run.id for run in await take(parts)] == [job]
+
+
+async def passes(member: Parts, number: int) -> list:
+    """What all passes claim that find so many places at first."""
+    claimed = await take(member, number)
+    while len(claimed) < number and (more := await take(member, number - len(claimed))):
+        claimed += more
+    return claimed
+
+
+async def test_a_fire_time_that_was_chosen_before_a_run_that_waits_is_not_skipped_because_of_it(settings, db):
+    """If the triggered run were claimed first, it and the run between two attempts would have the two places."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
+        " values ('s', 'plain', '@yearly', now() - interval '2 seconds', '2')"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, origin, attempt, gated)"
+        " select id, 'plain', now() - n * interval '1 hour', now() - interval '1 second', o, a, true"
+        " from pgsched.schedules, (values (1, 'trigger', 0), (2, null, 1)) r (n, o, a) order by n"
+    )
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        claimed = await passes(parts, 2)
+    assert sorted(run.attempt for run in claimed) == [1, 2]
+    assert sorted(run.fire_time == run.due_at for run in claimed) == [False, True]
+    assert await db.value("select count(*) from pgsched.runs where status = 'skipped'") == 0
+
+
+@pytest.mark.parametrize(("first", "kinds"), [("fire time", {True, False}), ("run", {False})])
+async def test_ahead_of_their_instant_a_fire_time_and_a_run_that_waits_are_claimed_in_their_order(
+    settings, db, first, kinds
+):
+    """A fire time is not claimed ahead beside a run of its schedule: that one may be over by then."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
+        " values ('s', 'plain', '@yearly', now() + %s * interval '1 second', '2')",
+        6 if first == "fire time" else 8,
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, origin, gated)"
+        " select id, 'plain', now(), now() + interval '7 seconds', 'trigger', true from pgsched.schedules"
+    )
+    async with Parts(settings, scheduler(), max_running=2, lookahead="10s") as parts:
+        claimed = await passes(parts, 2)
+    assert {run.fire_time == run.due_at for run in claimed} == kinds
+    assert await db.value("select count(*) from pgsched.runs where status = 'skipped'") == 0

@@ -8,7 +8,9 @@ FIRST = "(select starts_at from pgsched.schedules)"
 CHANGES = {
     "alter": "select pgsched.alter('s', '{\"args\": {\"v\": 1}}')",
     "pause": "select pgsched.pause('s', 'audit')",
-    "retime": "select pgsched.alter('s', jsonb_build_object('ends_at', ends_at + interval '1 s')) from pgsched.schedules",
+    "retime": (
+        "select pgsched.alter('s', jsonb_build_object('ends_at', ends_at + interval '1 s')) from pgsched.schedules"
+    ),
 }
 # How many records each second from the first fire time to the last one has, and how many calls.
 BOOKS = """
