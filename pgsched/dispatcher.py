@@ -458,8 +458,8 @@ class Dispatcher:
         chosen: Sequence[Candidate],
         spare: Mapping[Need, int],
     ) -> list[ClaimedRun]:
-        """Claims what was chosen. Of one schedule a fire time and a run that waits are claimed in the order in which they
-        were chosen: each counts for the overlap of the other."""
+        """Claims what was chosen. Of one schedule a fire time and a run that waits are claimed in the order in which
+        they were chosen: each counts for the overlap of the other."""
         of = {kind: [each for each in chosen if each.kind is kind] for kind in Kind}
         started, schedules = list[ClaimedRun](), list[Schedule]()
         left = advanced = False
