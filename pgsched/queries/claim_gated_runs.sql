@@ -4,8 +4,7 @@
 with gates as materialized (
     select s.id, s.status,
         case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
-            - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)
-            - (select count(*) from pgsched.left_behind b where b.schedule_id = s.id and b.counts_until > now()) as room
+            - (select count(*) from pgsched.executing e where e.schedule_id = s.id) as room
     from pgsched.schedules s
     where s.id = any(%(schedule_ids)s)
 ),

@@ -61,19 +61,18 @@ cross join lateral (
             and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
             and (
                 s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
-                or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                or not exists (select from pgsched.executing e where e.schedule_id = s.id)
             )
             and not (
                 s.catch_up = 'all' and s.overlap <> 'allow' and s.next_run < now() - interval '10 seconds'
                 and (
-                    (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                    (select count(*) from pgsched.executing e where e.schedule_id = s.id)
                     + (select count(*) from pgsched.runs r
                        where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
                 ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
             )
             and (g.idle is null or g.idle = (s.overlap <> 'allow' and (
-                (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
-                + (select count(*) from pgsched.left_behind b where b.schedule_id = s.id and b.counts_until > now())
+                (select count(*) from pgsched.executing e where e.schedule_id = s.id)
                 + (select count(*) from pgsched.runs r
                    where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
             ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end))

@@ -58,8 +58,7 @@ held as (
     join pgsched.schedules s on s.id = w.schedule_id
     cross join lateral (
         select case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
-            - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)::int
-            - (select count(*) from pgsched.left_behind b where b.schedule_id = s.id and b.counts_until > now())::int as room
+            - (select count(*) from pgsched.executing e where e.schedule_id = s.id)::int as room
     ) o
     cross join lateral (  -- as claim_gated_runs does
         select r.id, r.entrypoint, r.priority, r.due_at
@@ -80,8 +79,7 @@ select 'fire time' as kind, f.id, f.id as schedule_id, f.entrypoint, f.priority,
     f.next_run > now() as ahead,
     -- How many more the overlap lets run, counted as policy.meet() does: without any, it will wait or be skipped.
     case when f.overlap <> 'allow' then case when f.overlap ~ '^[0-9]+$' then f.overlap::int else 1 end
-        - (select count(*) from pgsched.runs r where r.status = 'running' and r.schedule_id = f.id)::int
-        - (select count(*) from pgsched.left_behind b where b.schedule_id = f.id and b.counts_until > now())::int
+        - (select count(*) from pgsched.executing e where e.schedule_id = f.id)::int
         - (select count(*) from pgsched.runs r
            where r.schedule_id = f.id and r.status = 'queued' and r.gated and r.origin is null)::int
     end as room
@@ -99,12 +97,12 @@ cross join lateral (
             and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
             and (  -- as lock_due_schedules does
                 s.next_run <= now() or s.overlap = 'allow'
-                or not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                or not exists (select from pgsched.executing e where e.schedule_id = s.id)
             )
             and not (
                 s.catch_up = 'all' and s.overlap <> 'allow' and s.next_run < now() - interval '10 seconds'
                 and (
-                    (select count(*) from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
+                    (select count(*) from pgsched.executing e where e.schedule_id = s.id)
                     + (select count(*) from pgsched.runs r
                        where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
                 ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
