@@ -15,3 +15,15 @@ create or replace function pgsched.overlap_room(schedule_id bigint) returns int
     from pgsched.schedules s
     where s.id = overlap_room.schedule_id and s.overlap <> 'allow'
 $$;
+
+-- A run never executes beside itself: retried, or taken away from a worker that was alive after all, it waits.
+create view pgsched.unclaimable as
+    select a.id from pgsched.resting a where a.kind = 'run' and a.until > now()
+    union all
+    select b.run_id from pgsched.left_behind b where b.counts_until > now();
+comment on view pgsched.unclaimable is
+    'The runs that no worker claims now: the server refused their claim, or an earlier attempt goes on in a thread.';
+comment on table pgsched.left_behind is
+    'One row for each attempt that has ended, or lost its claim, while its function goes on in a thread. It counts for overlap and limits, and its run is not claimed meanwhile. Written by its worker.';
+comment on function pgsched.retry(bigint) is
+    'Queues a failed or cancelled run again, with at least one more attempt; its errors stay. If an earlier attempt goes on in a thread, it waits until that has ended or its worker is gone. PS404, PS409 where it has neither failed nor been cancelled, or where a live run has its unique_key.';

@@ -700,7 +700,7 @@ class Store:
         """Says which attempts of this worker, as (run id, token), have ended while their threads go on: all of them.
         They count for so long."""
         ids, tokens = [run_id for run_id, _ in claims], [token for _, token in claims]
-        params = {"worker": worker, "ids": ids, "tokens": tokens, "lease": lease}
+        params = {"worker": worker, "ids": ids, "tokens": tokens, "lease": lease, "channel": self.schema}
         await connection.execute(self.query("keep_left_behind"), params)
 
     async def forget_workers(self, connection: Connection) -> int:

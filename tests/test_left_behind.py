@@ -8,11 +8,17 @@ import pytest
 from harness import Parts, until, working
 from structlog.testing import capture_logs
 
-from pgsched import Limits, Run, Scheduler
+from pgsched import Limits, Run, Scheduler, connect
 from pgsched import worker as worker_module
 from pgsched.cli.health import judged
 from pgsched.store import Store
 from pgsched.threads import DaemonThreads
+
+
+@pytest.fixture
+async def client(settings):
+    async with connect(settings.dsn, schema=settings.schema) as client:
+        yield client
 
 
 def hanging():
@@ -196,10 +202,12 @@ async def test_what_a_dead_worker_left_behind_counts_no_more(settings, db):
 
 
 BESIDE = {
-    "a hung thread": "insert into pgsched.left_behind (run_id, token, worker, schedule_id, entrypoint, args, counts_until)"
+    "a hung thread": "insert into pgsched.left_behind"
+    " (run_id, token, worker, schedule_id, entrypoint, args, counts_until)"
     " select 1000, 1, gen_random_uuid(), id, 'job', '{}', now() + interval '1 minute' from pgsched.schedules",
-    "a running run": "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, worker, claimed_at,"
-    " heartbeat_at) select id, 'job', '2020-01-01Z', 'running', 1, gen_random_uuid(), now(), now()"
+    "a running run": "insert into pgsched.runs"
+    " (schedule_id, entrypoint, fire_time, status, attempt, worker, claimed_at, heartbeat_at)"
+    " select id, 'job', '2020-01-01Z', 'running', 1, gen_random_uuid(), now(), now()"
     " from pgsched.schedules",
 }
 DUE = {
@@ -239,3 +247,43 @@ async def test_a_pass_beside_a_hung_thread_sends_what_it_sends_beside_a_running_
             passes[beside] = list(sent)
     assert passes["a hung thread"] == passes["a running run"]
     assert not {"claim_gated_runs", "count_live_runs"} & set(passes["a hung thread"])
+
+
+# --- a run never executes beside itself --------------------------------------------------------------------------
+
+
+async def test_a_retried_run_waits_for_the_thread_of_its_earlier_attempt_and_says_so(settings, db, client):
+    sc = hanging()
+    async with working(sc, settings, cancel_timeout="50ms", resync_interval=0) as worker:
+        run = await client.enqueue("hangs")
+        await db.until("select status = 'failed' from pgsched.runs where id = %s", run)
+        await client.retry(run)
+        other = await client.enqueue("hangs")
+        await until(lambda: sc.calls == [run, other])
+        quick = await client.enqueue("quick", priority=-1)
+        # What is due later runs, so somebody has looked at the retried run.
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", quick)
+        row = await client.get_run(run)
+        assert row["status"] == "queued"
+        assert f"goes on in a thread of worker {worker.machine.worker}" in row["detail"]
+        assert "restart the worker" in row["detail"]
+        sc.gate.set()
+        await db.until("select status = 'succeeded' and attempt = 2 from pgsched.runs where id = %s", run)
+        assert (await client.get_run(run))["detail"] is None
+    assert sc.calls == [run, other, run]
+
+
+async def test_a_retried_run_of_a_dead_worker_starts_when_its_thread_counts_no_more(settings, db, client):
+    """Without a resync nobody but the last look knows when that is."""
+    run = await client.enqueue("quick")
+    await db.all("update pgsched.runs set status = 'failed', attempt = 1, finished_at = now()")
+    await db.all(
+        "insert into pgsched.left_behind (run_id, token, worker, entrypoint, args, counts_until)"
+        " values (%s, 1, gen_random_uuid(), 'quick', '{}', clock_timestamp() + interval '2 s')", run,
+    )  # fmt: skip
+    await client.retry(run)
+    async with working(hanging(), settings, resync_interval=0) as worker:
+        await db.until("select status = 'succeeded' from pgsched.runs")
+        late = "select started_at - (select counts_until from pgsched.left_behind) from pgsched.runs"
+        assert timedelta(0) <= await db.value(late) < timedelta(seconds=1)
+        assert worker.dispatcher._vain < 20, "nor is it asked again and again"

@@ -163,7 +163,8 @@ def retry(
 
 async def _retry(client: Client, run_id: int) -> str:
     await client.retry(run_id)
-    return "queued"
+    waits = (await client.get_run(run_id))["detail"]
+    return f"queued; {waits}" if waits else "queued"
 
 
 async def _would_retry(client: Client, run_id: int) -> str:

@@ -59,7 +59,7 @@ others as materialized (
             where %(alone)s::boolean and r.status = 'queued' and r.gated and r.line is null
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+                and r.id not in (select id from pgsched.unclaimable)
             limit %(limit)s + 1
         ) w) as waiting,
         -- Due or not: to find that out would step over all that is urgent and not due.
@@ -100,7 +100,7 @@ found as materialized (
             where r.status = 'queued' and not r.gated and r.priority = t.priority
                 and r.due_at between t.first and t.last
                 and r.entrypoint = any(g.names) and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+                and r.id not in (select id from pgsched.unclaimable)
             order by r.due_at, r.id
             limit g.room
             for no key update skip locked
@@ -167,7 +167,7 @@ select m.unplanned, m.fire_times, m.waiting, m.lines,
             where r.status = 'queued' and not r.gated and r.priority = l.priority
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+                and r.id not in (select id from pgsched.unclaimable)
             limit %(limit)s + 1
         ) q
         where l.priority is not null and m.mixed

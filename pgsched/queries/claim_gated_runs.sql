@@ -17,7 +17,7 @@ due as materialized (
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
             -- One that nobody here can do must not stand before the others.
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
             and not (g.status = 'paused' and r.attempt = 0 and r.origin is null)
         order by (r.attempt > 0) desc, r.priority desc, r.due_at, r.id

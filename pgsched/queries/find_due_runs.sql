@@ -7,7 +7,7 @@ cross join lateral (
         select r.id from pgsched.runs r
         where r.status = 'queued' and not r.gated and r.entrypoint = e.entrypoint
             and (r.app is null or r.app = %(app)s) and r.due_at <= now() + %(lookahead)s
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
         order by r.priority desc, r.due_at, r.id
         limit %(limit)s
         for no key update skip locked
@@ -17,7 +17,7 @@ cross join lateral (
         select r.id from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.entrypoint = e.entrypoint
             and (r.app is null or r.app = %(app)s) and r.due_at <= now() + %(lookahead)s
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
         order by r.due_at
         limit %(limit)s
         for no key update skip locked
@@ -27,7 +27,7 @@ cross join lateral (
         select r.id from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is not null and r.entrypoint = e.entrypoint
             and (r.app is null or r.app = %(app)s) and r.due_at <= now() + %(lookahead)s
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
         order by -r.priority, r.due_at
         limit %(limit)s
         for no key update skip locked

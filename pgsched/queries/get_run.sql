@@ -1,11 +1,17 @@
 -- One run, all of it. JSON is read as text, so that no value of it can break the page. Of one that goes on although it
--- was to stop, detail says so: its worker can only ask it again. Of one that the database refuses to change it says why.
+-- was to stop, detail says so: its worker can only ask it again. Of one that the database refuses to change it says why,
+-- and of one that waits for its own earlier attempt, whose thread goes on, where that is.
 select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.args::text as args, r.fire_time,
     r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason,
     case when a.reason is not null
             then 'the database refuses its ' || case a.kind when 'run' then 'claim' else a.kind end || ': ' || a.reason
                 || '; it is tried again when it changes, at the latest a little after '
                 || to_char(a.until at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
+        when b.since is not null
+            then 'it starts once its earlier attempt has ended, which goes on in a thread of worker ' || b.worker
+                || coalesce(' (' || b.host || ', process ' || b.pid || ')', '') || ' since '
+                || to_char(b.since at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
+                || '; if that hangs, restart the worker'
         when r.status <> 'running' then r.detail
         when r.cancel_requested_at < now() - interval '10 seconds'
             then 'still running ' || date_trunc('second', now() - r.cancel_requested_at) || ' after it was asked to stop'
@@ -24,4 +30,12 @@ left join lateral (
     where a.kind <> 'schedule' and a.id = r.id
     order by a.since desc limit 1
 ) a on true
+left join lateral (
+    select b.worker, b.since, w.host, w.pid
+    from pgsched.left_behind b
+    left join pgsched.workers w on w.id = b.worker
+    where r.status = 'queued' and b.run_id = r.id and b.counts_until > now()
+    order by b.since
+    limit 1
+) b on true
 where r.id = %(run_id)s::bigint

@@ -1,19 +1,32 @@
 -- Brings what a worker has left behind up to date: puts off until when it counts, adds what lost its claim, and deletes what
--- has ended. Sent again and again while there is any, so that nothing depends on a single answer.
+-- has ended. Sent again and again while there is any, so that nothing depends on a single answer. Workers are woken if a
+-- run has waited for its own earlier attempt.
 with given as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[]) as g (id, token)
 ),
 gone as (
     delete from pgsched.left_behind where worker = %(worker)s and token <> all(%(tokens)s::bigint[])
+    returning run_id
 ),
 kept as (
     update pgsched.left_behind set counts_until = clock_timestamp() + %(lease)s
     where worker = %(worker)s and token = any(%(tokens)s::bigint[])
+),
+added as (
+    insert into pgsched.left_behind (run_id, token, worker, schedule_id, app, entrypoint, args, counts_until)
+    select r.id, g.token, %(worker)s, r.schedule_id, coalesce(r.limited_by, r.app), r.entrypoint, r.args,
+        clock_timestamp() + %(lease)s
+    from given g
+    cross join lateral (
+        select r.id, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args from pgsched.runs r
+        where r.id = g.id offset 0
+    ) r
+    on conflict do nothing
 )
-insert into pgsched.left_behind (run_id, token, worker, schedule_id, app, entrypoint, args, counts_until)
-select r.id, g.token, %(worker)s, r.schedule_id, coalesce(r.limited_by, r.app), r.entrypoint, r.args, clock_timestamp() + %(lease)s
-from given g
-cross join lateral (
-    select r.id, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args from pgsched.runs r where r.id = g.id offset 0
-) r
-on conflict do nothing
+select pg_catalog.pg_notify(%(channel)s, '')
+from (
+    select from gone cross join lateral (
+        select r.status from pgsched.runs r where r.id = gone.run_id offset 0
+    ) r
+    where r.status = 'queued' limit 1
+) freed

@@ -19,7 +19,7 @@ where (%(ids)s::bigint[] is null or s.id = any(%(ids)s)) and exists (
         select from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = s.id and r.due_at <= now() + %(lookahead)s
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
             and not (s.status = 'paused' and r.attempt = 0 and r.origin is null)
     )
     and (

@@ -65,7 +65,7 @@ held as (
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = s.id
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
             and not (s.status = 'paused' and r.attempt = 0 and r.origin is null)
         order by (r.attempt > 0) desc, r.priority desc, r.due_at, r.id
@@ -131,7 +131,7 @@ cross join lateral (
         where r.status = 'queued' and not r.gated and r.priority = t.priority
             and r.due_at between t.first and t.last
             and r.entrypoint = any(g.names) and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
         order by r.due_at, r.id
         limit g.room
     ) r

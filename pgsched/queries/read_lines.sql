@@ -59,7 +59,7 @@ urgent as materialized (
         where r.status = 'queued' and r.gated and r.line is not null
             and r.limited_by = l.app and r.entrypoint = l.entrypoint and -r.priority = l.rank and r.due_at <= now()
             and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
             and not (s.status is not distinct from 'paused' and r.attempt = 0 and r.origin is null)
         order by r.due_at, r.id
         limit 100 + g.room
@@ -137,7 +137,7 @@ found as (
             and r.limited_by = w.app and r.entrypoint = w.entrypoint
             and (r.line, -r.priority) between (w.line, w.rank) and (w.line, w.rank) and r.due_at <= now()
             and (r.app is null or r.app = %(app)s)
-            and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+            and r.id not in (select id from pgsched.unclaimable)
             and not (s.status is not distinct from 'paused' and r.attempt = 0 and r.origin is null)
         order by r.line, -r.priority, r.due_at, r.id
         limit greatest(0, least(g.room, g.per_key - coalesce(b.running, 0), o.room))

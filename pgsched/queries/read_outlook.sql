@@ -35,7 +35,7 @@ waiting as materialized (
     select r.due_at from pgsched.runs r
     where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
         and (r.app is null or r.app = %(app)s)
-        and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+        and r.id not in (select id from pgsched.unclaimable)
         and (r.limited_by is null or r.limited_by = %(app)s)
         and r.due_at <= (select horizon from bound)
         and (r.attempt > 0 or r.origin is not null or not exists (
@@ -65,7 +65,13 @@ select
             and (r.app is null or r.app = %(app)s)
             and (r.limited_by is null or r.limited_by = %(app)s)
             and r.due_at > (select horizon from bound)
-         order by r.due_at limit 1)
+         order by r.due_at limit 1),
+        -- A run waits for its own earlier attempt. If the worker of that has died, nobody tells when it counts no more.
+        (select min(b.counts_until) + %(lookahead)s from pgsched.left_behind b cross join lateral (
+            select r.status, r.entrypoint, r.app from pgsched.runs r where r.id = b.run_id offset 0
+        ) r
+         where b.counts_until > now() and r.status = 'queued' and r.entrypoint = any(%(entrypoints)s)
+            and (r.app is null or r.app = %(app)s))
     ) as next_ahead,
     least(
         (select min(d.next_run) from ranks k cross join lateral (
@@ -80,7 +86,7 @@ select
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.resting where kind = 'run' and until > now())
+                and r.id not in (select id from pgsched.unclaimable)
                 and r.due_at <= (select horizon from bound)
             order by r.due_at limit 1
         ) d where l.priority is not null),
