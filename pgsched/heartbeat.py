@@ -39,6 +39,7 @@ class Heartbeat:
         self._session = machine.writes
         self._worker = machine.worker
         self._interval = machine.settings.heartbeat_interval.total_seconds()
+        self._lease = machine.settings.stall_timeout
         self._outage = machine.outage
         self._clock = machine.clock
         self._watch = machine.watch
@@ -130,7 +131,9 @@ class Heartbeat:
         refusals: list[tuple[int, BaseException]] = []
 
         async def send(part: Sequence[Beat]) -> tuple[()]:
-            held.update(await self._store.beat(connection, self._worker, part))
+            ids = {beat[0] for beat in part}
+            threads = [claim for claim in self._runner.in_threads() if claim[0] in ids]
+            held.update(await self._store.beat(connection, self._worker, part, threads, self._lease))
             return ()
 
         async def refuse(beat: Beat, error: BaseException) -> None:
@@ -241,7 +244,8 @@ class Guard:
             self._log.error("guard_failed", error=describe(error))
 
     async def _beats(self, connection: Connection, claims: Sequence[Beat]) -> list[tuple[int, int]]:
-        return list(await self._store.beat(connection, self._worker, claims))
+        threads, lease = self._runner.in_threads(), self._machine.settings.stall_timeout
+        return list(await self._store.beat(connection, self._worker, claims, threads, lease))
 
     def _culprit(self) -> dict[str, Any]:
         """Whose code holds the event loop's thread: the run's own function where it is found on the stack, else

@@ -23,7 +23,7 @@ class Leftovers:
     async def run(self) -> None:
         """Sends for ever. While nothing is left behind there is nothing to send."""
         while True:
-            wait = self._again if self._runner.left_behind else None
+            wait = self._again if self._runner.outliving() else None
             try:
                 async with asyncio.timeout(wait):
                     await self._changed.wait()
@@ -40,8 +40,8 @@ class Leftovers:
 
     async def send(self) -> None:
         """One statement."""
-        claims = list(self._runner.left_behind)
+        lease = self._machine.settings.stall_timeout
         async with self._machine.writes.use() as connection:
-            await self._machine.store.keep_left_behind(
-                connection, self._machine.worker, claims, self._machine.settings.stall_timeout
-            )
+            # Asked for here: a beat that was on its way before us may have found claims lost.
+            claims, busy = self._runner.outliving(), [token for _, token in self._runner.in_threads()]
+            await self._machine.store.keep_left_behind(connection, self._machine.worker, claims, busy, lease)

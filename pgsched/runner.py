@@ -125,6 +125,7 @@ class Runner:
         self.used: Counter[Place] = Counter()
         # By (run id, token): attempts that have ended while their function goes on in its thread.
         self.left_behind: dict[tuple[int, int], Live] = {}
+        self._threaded: dict[int, Live] = {}  # by run id: attempts in threads, also those that are left behind
         self.slots_used = 0
         self._scheduler = machine.scheduler
         self._settings = machine.settings
@@ -152,6 +153,11 @@ class Runner:
         asked_at = time.monotonic() if asked_at is None else asked_at
         grace = self._settings.cancel_timeout.total_seconds()
         for run in runs:
+            if (old := self._threaded.get(run.id)) is not None and old.threads.busy:
+                # Somebody took it away from us and it has come back. Its first attempt goes on here: it waits for that.
+                self.stop(old, Stop.LOST)
+                self.give_back([run])
+                continue
             name = run.schedule.name if run.schedule is not None else None
             executor = self._scheduler.executor_for(run.entrypoint, name)
             claim = Claim(run.id, run.token, self.worker)
@@ -160,6 +166,8 @@ class Runner:
             self.slots_used += 1
             if live.place is not None:
                 self.used[live.place] += 1
+            if live.threaded:
+                self._threaded[run.id] = live
             live.asked_at = asked_at
             self._prepare(live)
             if jumped:
@@ -425,6 +433,8 @@ class Runner:
         self._free(live)
         if outcome is None:
             self._forget(live, landed=False)
+            if live.threads.call is not None:
+                self.left()  # a beat may have said that its thread goes on
         else:
             self._finisher.put(outcome, self._landed)
 
@@ -434,8 +444,8 @@ class Runner:
         if live is None:
             return
         self._forget(live, landed)
-        if outcome.left_behind:
-            self.left()  # its thread may have ended before this landed
+        if outcome.left_behind or (not landed and live.threads.call is not None):
+            self.left()  # its thread may have ended before this landed, or since a beat found its claim lost
         ended, live.outcome = live.outcome, outcome
         if live.answer is not None and not live.answer.done():
             live.answer.set_result(landed)
@@ -448,6 +458,8 @@ class Runner:
     def _forget(self, live: Live, landed: bool) -> None:
         key = (live.claim.run_id, live.claim.token)
         self.live.pop(key, None)
+        if self._threaded.get(live.run.id) is live and not live.threads.busy:
+            del self._threaded[live.run.id]
         if not landed and live.started_at is not None:
             self.unlanded[key] = None
             if len(self.unlanded) > _UNLANDED:
@@ -478,6 +490,8 @@ class Runner:
         if len(self.left_behind) == self._settings.max_threads:
             self._log.warning("threads_free_again")
         self.left_behind.pop((live.claim.run_id, live.claim.token), None)
+        if self._threaded.get(live.run.id) is live:
+            del self._threaded[live.run.id]
         self.left()
         self._log.info("thread_ended", run=live.run.id, **function_of(live))
         self._free_place(live)
@@ -543,6 +557,8 @@ class Runner:
         if live.state is State.ENDED:
             return
         asked = live.stop is not None
+        if why is Stop.LOST and live.stop is not Stop.LOST and live.threads.busy:
+            self.left()
         if live.stop is None or why is Stop.LOST:
             live.stop = why
         if live.state is State.HELD:
@@ -631,6 +647,19 @@ class Runner:
     def count(self, entrypoint: str) -> int:
         """How many runs of an entrypoint have a place here."""
         return sum(live.state is not State.ENDED for live in self.live.values() if live.run.entrypoint == entrypoint)
+
+    def outliving(self) -> list[tuple[int, int]]:
+        """Which attempts, as (run id, token), have ended or lost their claim while their functions go on in threads."""
+        lost = [key for key, live in self._in_threads() if live.stop is Stop.LOST and key not in self.left_behind]
+        # A run that a drain gives back is others', and its thread ends with the process.
+        return [*(key for key, live in self.left_behind.items() if live.stop is not Stop.DRAIN), *lost]
+
+    def in_threads(self) -> list[tuple[int, int]]:
+        """Which attempts, as (run id, token), have their function in a thread, be they over or not. For any thread."""
+        return list(dict.fromkeys([*list(self.left_behind), *(key for key, _ in self._in_threads())]))
+
+    def _in_threads(self) -> list[tuple[tuple[int, int], Live]]:
+        return [(key, live) for key, live in list(self.live.items()) if live.threads.busy]
 
     def running(self) -> list[Live]:
         """What runs now."""

@@ -428,10 +428,17 @@ class Store:
     # --- claims and their ends --------------------------------------------------------------------------
 
     async def beat(
-        self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int, datetime | None]]
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        claims: Sequence[tuple[int, int, datetime | None]],
+        threads: Sequence[tuple[int, int]] = (),
+        lease: timedelta = timedelta(seconds=30),
     ) -> dict[tuple[int, int], Hold]:
         """Renews claims, given as (run id, token, started at).
 
+        threads: those, as (run id, token), whose functions are in a thread; if their claim is lost they count as left
+        behind, for the lease.
         Returns what becomes of each (run id, token) that still holds. A claim that is missing in the answer is lost.
         """
         cursor = await connection.execute(
@@ -441,6 +448,9 @@ class Store:
                 "ids": _array(c[0] for c in claims),
                 "tokens": _array(c[1] for c in claims),
                 "started": _array(c[2] for c in claims),
+                "thread_ids": _array(run_id for run_id, _ in threads),
+                "thread_tokens": _array(token for _, token in threads),
+                "lease": lease,
             },
         )
         return {(row[0], row[1]): Hold(row[2]) for row in await cursor.fetchall()}
@@ -474,6 +484,7 @@ class Store:
                 "delays": _array(o.delay.total_seconds() for o in outcomes),
                 "refunds": _array(int(o.refund) for o in outcomes),
                 "left": [o.claim.run_id for o in outcomes if o.left_behind],
+                "left_tokens": [o.claim.token for o in outcomes if o.left_behind],
                 "lease": lease,
             },
         )
@@ -692,15 +703,22 @@ class Store:
 
     async def delete_worker(self, connection: Connection, worker: uuid.UUID) -> None:
         """Says that this worker is gone, and forgets others that must be."""
-        await connection.execute(self.query("delete_worker"), {"worker": worker})
+        await connection.execute(self.query("delete_worker"), {"worker": worker, "channel": self.schema})
 
     async def keep_left_behind(
-        self, connection: Connection, worker: uuid.UUID, claims: Sequence[tuple[int, int]], lease: timedelta
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        claims: Sequence[tuple[int, int]],
+        busy: Sequence[int],
+        lease: timedelta,
     ) -> None:
-        """Says which attempts of this worker, as (run id, token), have ended while their threads go on: all of them.
-        They count for so long."""
+        """Says which attempts of this worker, as (run id, token), have ended or lost their claim while their threads go
+        on: all of them. They count for the lease. busy: the tokens of all attempts whose threads are at work."""
         ids, tokens = [run_id for run_id, _ in claims], [token for _, token in claims]
-        params = {"worker": worker, "ids": ids, "tokens": tokens, "lease": lease, "channel": self.schema}
+        params = {
+            "worker": worker, "ids": ids, "tokens": tokens, "busy": list(busy), "lease": lease, "channel": self.schema,
+        }  # fmt: skip
         await connection.execute(self.query("keep_left_behind"), params)
 
     async def forget_workers(self, connection: Connection) -> int:

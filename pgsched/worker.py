@@ -341,6 +341,8 @@ class Worker:
             self.runner.abandon(live)
         await self._flush(grace)
         self.given_back += self.finisher.pending  # others will find the runs whose ends are not written
+        services["leftovers"].cancel()  # what it has on its way must not come after the goodbye
+        await asyncio.wait([services["leftovers"]], timeout=1.0)
         await self._say_goodbye()
         self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
         hanging = [function_of(live) | {"run": live.run.id} for live in self.runner.left_behind.values()]

@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+import uuid
 from datetime import timedelta
 
+import psycopg
 import pytest
 from harness import Parts, until, working
 from structlog.testing import capture_logs
@@ -11,7 +13,8 @@ from structlog.testing import capture_logs
 from pgsched import Limits, Run, Scheduler, connect
 from pgsched import worker as worker_module
 from pgsched.cli.health import judged
-from pgsched.store import Store
+from pgsched.model import Claim, Outcome, RunStatus
+from pgsched.store import Store, in_schema
 from pgsched.threads import DaemonThreads
 
 
@@ -287,3 +290,104 @@ async def test_a_retried_run_of_a_dead_worker_starts_when_its_thread_counts_no_m
         late = "select started_at - (select counts_until from pgsched.left_behind) from pgsched.runs"
         assert timedelta(0) <= await db.value(late) < timedelta(seconds=1)
         assert worker.dispatcher._vain < 20, "nor is it asked again and again"
+
+
+TAKEN = (
+    "update pgsched.runs set status = 'queued', worker = null, due_at = due_at + %s::interval, token = token + 1000"
+    " where id = %s and status = 'running'"
+)
+
+
+async def test_the_beat_that_finds_a_claim_lost_says_that_its_thread_goes_on(settings, db, monkeypatch):
+    """As a reaper takes it from a worker that stood still. Until the thread is over its run waits, and so do others."""
+    sc, seen = hanging(), []
+    sc.entrypoints["hangs"].timeout = None
+    real = Store.beat
+
+    async def beat(self, connection, worker, claims, *rest):
+        held = await real(self, connection, worker, claims, *rest)
+        if any((run, token) not in held for run, token, _ in claims):
+            seen.append(await db.all("select run_id, worker from pgsched.left_behind"))
+        return held
+
+    monkeypatch.setattr(Store, "beat", beat)
+    async with working(sc, settings, cancel_timeout="500ms", resync_interval=0) as worker:
+        run = await db.value("select pgsched.enqueue('hangs')")
+        await until(lambda: sc.calls)
+        await db.all(TAKEN, "0 s", run)
+        await until(lambda: seen)
+        assert seen[0] == [(run, worker.machine.worker)], "at once"
+        await until(lambda: worker.runner.left_behind)
+        quick = await db.value("select pgsched.enqueue('quick', priority => -1)")
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", quick)
+        assert sc.calls == [run]
+        sc.gate.set()
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", run)
+        await db.until("select count(*) = 0 from pgsched.left_behind")
+    assert sc.calls == [run, run]
+
+
+async def test_a_thread_that_ends_after_its_claim_was_lost_counts_no_more(settings, db):
+    sc = hanging()
+    sc.entrypoints["hangs"].timeout = None
+    async with working(sc, settings, cancel_timeout="1m", resync_interval=0):
+        run = await db.value("select pgsched.enqueue('hangs')")
+        await until(lambda: sc.calls)
+        await db.all(TAKEN, "1 hour", run)
+        await db.until("select count(*) = 1 from pgsched.left_behind")
+        sc.gate.set()
+        await db.until("select count(*) = 0 from pgsched.left_behind")
+
+
+async def test_an_end_that_finds_its_claim_lost_says_that_its_thread_goes_on(settings, db, store):
+    worker, other = uuid.uuid4(), uuid.uuid4()
+    insert = (
+        "insert into pgsched.runs (entrypoint, status, attempt, token, worker, claimed_at, heartbeat_at)"
+        " values ('job', 'running', 1, %s, %s, now(), now()) returning id"
+    )
+    mine, lost, locked = [await db.value(insert, *claim) for claim in ((1, worker), (22, other), (3, worker))]
+    ends = [
+        Outcome(Claim(run, token, worker), RunStatus.FAILED, left_behind=True)
+        for run, token in ((mine, 1), (lost, 2), (locked, 3))
+    ]
+    lease = timedelta(seconds=30)
+    async with await psycopg.AsyncConnection.connect(settings.dsn) as client:
+        await client.execute(
+            in_schema(b"select from pgsched.runs where id = %s for update", settings.schema), (locked,)
+        )
+        await store.finish_runs(db.connection, worker, ends, lease)
+        assert await db.all("select run_id, token from pgsched.left_behind order by 1") == [(mine, 1), (lost, 2)]
+        # While its run is running it counts by itself, and once.
+        await store.keep_left_behind(db.connection, worker, [(locked, 3)], [1, 2, 3], lease)
+        assert await db.value("select count(*) from pgsched.left_behind") == 2
+    await store.finish_runs(db.connection, worker, ends[2:], lease)
+    assert await db.value("select count(*) from pgsched.left_behind") == 3
+    await store.keep_left_behind(db.connection, worker, [(lost, 2)], [2], lease)
+    assert await db.all("select run_id from pgsched.left_behind") == [(lost,)]
+
+
+async def test_a_worker_that_claims_its_own_lost_run_before_it_hears_of_the_loss_does_not_start_it(settings, db):
+    sc, hears = hanging(), asyncio.Event()
+    sc.entrypoints["hangs"].timeout = None
+    async with working(sc, settings, cancel_timeout="100ms") as worker:
+        beat = worker.heartbeat.beat
+
+        async def held():
+            await hears.wait()
+            await beat()
+
+        run = await db.value("select pgsched.enqueue('hangs')")
+        await until(lambda: sc.calls)
+        worker.heartbeat.beat = held
+        await asyncio.sleep(0.2)  # what was on its way has come
+        await db.all(TAKEN, "0 s", run)
+        await db.until("select count(*) = 1 from pgsched.left_behind")
+        await until(lambda: worker.runner.left_behind)
+        quick = await db.value("select pgsched.enqueue('quick', priority => -1)")
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", quick)
+        assert sc.calls == [run]
+        assert await db.value("select status = 'queued' and attempt = 1 from pgsched.runs where id = %s", run)
+        hears.set()
+        sc.gate.set()
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", run)
+    assert sc.calls == [run, run]

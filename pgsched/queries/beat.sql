@@ -3,6 +3,8 @@
 -- as long as it likes. The answer has one row for each claim that still holds; that of a run whose own
 -- transaction has committed its success does. 1: somebody asked to cancel its run. 2: the claim is withdrawn, because its
 -- schedule has changed since, and by what was written before this beat its run has not begun.
+-- The statement that finds a claim in other hands also writes that its thread goes on (`thread_ids`, all that do): between
+-- the two another run would start beside the thread.
 with claims as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(started)s::timestamptz[])
         as c (id, token, started_at)
@@ -45,6 +47,18 @@ passed as (
         for no key update skip locked
     ) me
     where w.id = me.id
+),
+behind as (
+    insert into pgsched.left_behind (run_id, token, worker, schedule_id, app, entrypoint, args, counts_until)
+    select r.id, t.token, %(worker)s, r.schedule_id, coalesce(r.limited_by, r.app), r.entrypoint, r.args,
+        clock_timestamp() + %(lease)s
+    from unnest(%(thread_ids)s::bigint[], %(thread_tokens)s::bigint[]) as t (id, token)
+    cross join lateral (
+        select r.id, r.token, r.worker, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args
+        from pgsched.runs r where r.id = t.id offset 0
+    ) r
+    where (r.token, r.worker) is distinct from (t.token, %(worker)s)
+    on conflict do nothing
 )
 select r.id, r.token,
     case when r.status <> 'running' then 0

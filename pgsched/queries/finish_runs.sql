@@ -65,17 +65,19 @@ landed as (
     where r.id = g.id
     returning r.id, r.token, r.schedule_id, r.status, r.fire_time, g.committed
 ),
--- In the same statement, so that there is no instant at which neither the run nor its thread counts.
+-- In the same statement, so that there is no instant at which neither the run nor its thread counts. If the claim is lost,
+-- the thread counts all the same.
 behind as (
     insert into pgsched.left_behind (run_id, token, worker, schedule_id, app, entrypoint, args, counts_until)
-    select r.id, r.token, %(worker)s, r.schedule_id, coalesce(r.limited_by, r.app), r.entrypoint, r.args,
+    select r.id, b.token, %(worker)s, r.schedule_id, coalesce(r.limited_by, r.app), r.entrypoint, r.args,
         clock_timestamp() + %(lease)s
-    from unnest(%(left)s::bigint[]) as b (id)
+    from unnest(%(left)s::bigint[], %(left_tokens)s::bigint[]) as b (id, token)
     cross join lateral (
-        select r.id, r.token, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args
+        select r.id, r.token, r.worker, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args
         from pgsched.runs r where r.id = b.id offset 0
     ) r
     where exists (select from landed l where l.id = b.id)
+        or (r.token, r.worker) is distinct from (b.token, %(worker)s)
     on conflict do nothing
 ),
 -- A schedule that somebody has locked is passed over: an end must never wait for a client's transaction.

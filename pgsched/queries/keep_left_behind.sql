@@ -1,11 +1,12 @@
 -- Brings what a worker has left behind up to date: puts off until when it counts, adds what lost its claim, and deletes what
--- has ended. Sent again and again while there is any, so that nothing depends on a single answer. Workers are woken if a
+-- has ended: what is not among `busy`, the tokens of all whose threads are at work. A run that is running under its claim
+-- counts by itself, and its end writes the row. Sent again and again while there is any, so that nothing depends on a single answer. Workers are woken if a
 -- run has waited for its own earlier attempt.
 with given as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[]) as g (id, token)
 ),
 gone as (
-    delete from pgsched.left_behind where worker = %(worker)s and token <> all(%(tokens)s::bigint[])
+    delete from pgsched.left_behind where worker = %(worker)s and token <> all(%(busy)s::bigint[])
     returning run_id
 ),
 kept as (
@@ -18,9 +19,10 @@ added as (
         clock_timestamp() + %(lease)s
     from given g
     cross join lateral (
-        select r.id, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args from pgsched.runs r
-        where r.id = g.id offset 0
+        select r.id, r.token, r.worker, r.status, r.schedule_id, r.app, r.limited_by, r.entrypoint, r.args
+        from pgsched.runs r where r.id = g.id offset 0
     ) r
+    where (r.token, r.worker, r.status) is distinct from (g.token, %(worker)s, 'running')
     on conflict do nothing
 )
 select pg_catalog.pg_notify(%(channel)s, '')
