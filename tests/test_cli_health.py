@@ -48,6 +48,7 @@ ALL_OK = dict.fromkeys(
         "cancellation",
         "schedules",
         "entrypoints",
+        "waiting",
         "applications",
         "expressions",
         "threads",
@@ -127,7 +128,7 @@ def test_an_overdue_schedule_is_unhealthy_where_a_worker_could_run_it(shell, wor
         ("select pgsched.enqueue('nobody knows', due_at => now() - interval '3 minutes')", 4),
         ("select pgsched.enqueue('nobody knows', due_at => now() - interval '1 minute')", 0),
         ("select pgsched.enqueue('nobody knows', due_at => now() + interval '3 minutes')", 0),
-        ("select pgsched.enqueue('e', due_at => now() - interval '3 minutes')", 0),
+        ("select pgsched.enqueue('e', due_at => now() - interval '1 minute')", 0),
         ("update pgsched.schedules set next_run = now() - interval '3 minutes', planned_at = now()", 4),
         ("update pgsched.schedules set next_run = null, updated_at = now() - interval '1 hour', planned_at = now()", 4),
         ("update pgsched.schedules set status = 'paused', next_run = now() - interval '3 minutes'", 0),
@@ -251,3 +252,107 @@ def test_an_application_whose_workers_are_gone_is_named_with_the_command_that_re
     told = shell.ok("health")
     assert "1 application with active schedules and no live worker: old." in told
     assert "pgsched schedules adopt OLD NEW" in told
+
+
+# --- waiting --------------------------------------------------------------------------------------------
+
+
+def waits(shell) -> tuple[str, str]:
+    """The status and the message of the check."""
+    report = json.loads(shell("health", "--json").stdout)
+    [check] = [check for check in report["checks"] if check["name"] == "waiting"]
+    return check["status"], check["message"]
+
+
+def due(shell, minutes: int, entrypoint: str = "e", **columns: object) -> int:
+    names, values = "".join(f", {name}" for name in columns), ", %s" * len(columns)
+    return shell.sql(
+        f"insert into pgsched.runs (entrypoint, due_at{names}) values (%s, now() - %s * interval '1 minute'{values})"
+        " returning id", entrypoint, minutes, *columns.values(),
+    )[0][0]  # fmt: skip
+
+
+def going_on(shell, worker, *, hangs=False, entrypoint: str = "e", **columns: object) -> int:
+    names, values = "".join(f", {name}" for name in columns), ", %s" * len(columns)
+    return shell.sql(
+        f"insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, started_at, heartbeat_at,"
+        f" cancel_requested_at{names}) values (%s, 'running', 1, %s, now(), now() - interval '1 hour', now(),"
+        f" case when %s then now() - interval '9 minutes' end{values}) returning id",
+        entrypoint, worker, hangs, *columns.values(),
+    )[0][0]  # fmt: skip
+
+
+def left(shell, worker, run: int = 1000, schedule: int | None = None, minutes: int = 60) -> None:
+    shell.sql(
+        "insert into pgsched.left_behind (run_id, token, worker, schedule_id, entrypoint, args, since, counts_until)"
+        " values (%s, 1, %s, %s, 'e', '{}', now() - %s * interval '1 minute', now() + interval '1 minute')",
+        run, worker, schedule, minutes,
+    )  # fmt: skip
+
+
+def test_a_run_that_no_place_is_free_for_is_named_with_what_is_in_the_way(shell, worker):
+    due(shell, 1)
+    assert waits(shell) == ("ok", "no run has been due for 2 minutes")
+    due(shell, 3, priority=10)
+    run = due(shell, 125, priority=-10)
+    due(shell, 500, "nobody knows it")
+    busy = [going_on(shell, worker) for _ in range(2)]
+    going_on(shell, uuid.uuid4())  # of a worker that is gone: no place
+    said = f"run {run} (e) has been due for 2h5m and waits for a free place on 1 worker; 2 runs in the way: "
+    assert waits(shell) == ("warning", f"{said}{busy[0]}, {busy[1]}")
+    shell.sql("update pgsched.runs set cancel_requested_at = now() - interval '5 minutes' where id = %s", busy[1])
+    assert waits(shell) == ("warning", f"{said}{busy[1]}, {busy[0]}, 1 of which does not stop")
+    left(shell, worker)
+    shell.sql("delete from pgsched.runs where id = %s", busy[0])
+    assert waits(shell) == ("failed", f"{said}{busy[1]}, 1000, 2 of which do not stop")
+    assert shell("health").exit_code == 4
+
+
+def test_a_run_that_waits_for_its_own_earlier_attempt_fails_though_another_has_waited_longer(shell, worker):
+    due(shell, 50)
+    run = due(shell, 3)
+    going_on(shell, worker)
+    left(shell, worker, run)
+    said = "waits for its own earlier attempt, which goes on in a thread: restart its worker"
+    assert waits(shell) == ("failed", f"run {run} (e) has been due for 3m and {said}")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_run_that_waits_for_its_schedules_overlap_is_well_unless_that_hangs(shell, worker, hangs):
+    shell.ok("schedules", "add", "n", "e", "@daily")
+    schedule = shell.sql("select id from pgsched.schedules")[0][0]
+    run = due(shell, 10, schedule_id=schedule, origin="trigger", fire_time="2020-01-02Z")
+    assert waits(shell)[0] == "warning", "no worker has a place for it"
+    holder = going_on(shell, worker, hangs=hangs, schedule_id=schedule, fire_time="2020-01-01Z")
+    said = f"run {run} (e) has been due for 10m and waits for the overlap of its schedule; 1 run in the way: {holder}"
+    assert waits(shell) == (("failed", f"{said}, 1 of which does not stop") if hangs else ("ok", said))
+    shell("schedules", "pause", "n")
+    shell.sql("update pgsched.runs set origin = null")
+    assert waits(shell)[0] == "ok" and "no run" in waits(shell)[1], "it waits for the end of the pause"
+
+
+def test_a_run_at_a_limit_whose_places_are_held_is_named_and_other_limits_do_not_hide_it(shell, worker):
+    shell.sql("update pgsched.workers set entrypoints = '{e,limited,keyed,rated}'")
+    shell.sql(
+        "insert into pgsched.limits (gate, app, entrypoint, owner, concurrency, concurrency_key, per_key, starts,"
+        " period, started_at, started) values"
+        " ('1', 'app', 'limited', 'code:app', 1, null, null, null, null, '{}', '{}'),"
+        " ('2', 'app', 'keyed', 'code:app', null, '{k}', 1, null, null, '{}', '{}'),"
+        " ('3', 'app', 'rated', 'code:app', null, null, null, 5, '1 hour', array[now()], '{5}')"
+    )
+    shell.sql("insert into pgsched.limit_members select entrypoint, app, gate, true from pgsched.limits")
+    going_on(shell, worker)
+    rated = due(shell, 40, "rated", app="app")
+    text = f"run {rated} (rated) has been due for 40m and waits for its limits, which let no more runs start"
+    assert waits(shell) == ("ok", f"{text} in this period")
+    keyed = due(shell, 30, "keyed", args='{"k": 1}')
+    other = going_on(shell, worker, hangs=True, entrypoint="keyed", args='{"k": 2}')
+    assert waits(shell)[0] == "warning", "another key is in nobody's way"
+    held = going_on(shell, worker, hangs=True, entrypoint="keyed", args='{"k": 1}')
+    said = f"run {keyed} (keyed) has been due for 30m and waits for a free place of its concurrency key"
+    assert waits(shell) == ("failed", f"{said}; 1 run in the way: {held}, 1 of which does not stop")
+    shell.sql("delete from pgsched.runs where id = any(%s)", [keyed, other, held])
+    limited = due(shell, 20, "limited")
+    holder = going_on(shell, worker, hangs=True, entrypoint="limited")
+    said = f"run {limited} (limited) has been due for 20m and waits for a free place at its limits"
+    assert waits(shell) == ("failed", f"{said}; 1 run in the way: {holder}, 1 of which does not stop")

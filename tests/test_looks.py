@@ -94,8 +94,9 @@ async def test_lists_and_looks_read_the_newest_end_of_history(looking):
     await client.list_workers(connection=on)
     await client.runs.list_dead(since=now - timedelta(minutes=1), connection=on)
     await client._sql.rows("read_health", {}, on)
+    await client._sql.rows("read_waits", {}, on)
     checked(watch, "list_runs", "list_runs_between", "read_situation", "list_schedules", "get_run", "list_workers",
-            "list_dead_runs", "read_health")  # fmt: skip
+            "list_dead_runs", "read_health", "read_waits")  # fmt: skip
 
 
 async def test_the_lists_find_what_the_filters_ask_for(looking):

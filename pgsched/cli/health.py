@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from pgsched.cli.options import database, json_option, run_async, setting_option
 from pgsched.cli.output import print_json, visible, write
 from pgsched.config import Settings
 from pgsched.db import conninfo_for
+from pgsched.duration import format_duration
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
 from pgsched.refusals import reach, told
 from pgsched.store import Store
@@ -60,17 +63,19 @@ def health(settings: Settings, live: bool, as_json: bool) -> int:
 def _look(settings: Settings, checks: list[Check]) -> int:
     """Adds what it finds; returns the exit code where it could not look at all."""
 
-    async def work(dsn: str | None) -> dict[str, Any]:
+    async def work(dsn: str | None) -> list[Check]:
         async with await reach(conninfo_for(dsn, "pgsched health")) as connection:
             checks.append(Check("database", "ok", "it answers"))
             with told(settings.schema):
                 await migrate.check(connection, settings.schema)
                 checks.append(Check("schema", "ok", f'"{settings.schema}" is of this version'))
-                return (await Store(settings.schema).rows(connection, "read_health", {}))[0]
+                store = Store(settings.schema)
+                [row] = await store.rows(connection, "read_health", {})
+                return judged(row, await store.rows(connection, "read_waits", {}))
 
     try:
         with database(settings) as dsn:
-            checks.extend(judged(run_async(work(dsn), _LIMIT)))
+            checks.extend(run_async(work(dsn), _LIMIT))
     except (DatabaseUnavailable, SchemaError) as error:
         name = "schema" if isinstance(error, SchemaError) else "database"
         checks.append(Check(name, "failed", str(error)))
@@ -78,8 +83,8 @@ def _look(settings: Settings, checks: list[Check]) -> int:
     return 0
 
 
-def judged(row: dict[str, Any]) -> list[Check]:
-    """What the one row of read_health means."""
+def judged(row: dict[str, Any], waits: Sequence[dict[str, Any]] = ()) -> list[Check]:
+    """What the one row of read_health means, and the rows of read_waits."""
     workers, silent, overdue, invalid = (row[name] for name in ("workers", "silent", "overdue", "invalid"))
     return [
         Check("workers", "ok", f"{_many(workers, 'worker')} alive")
@@ -110,6 +115,7 @@ def judged(row: dict[str, Any]) -> list[Check]:
         )
         if row["unserved"]
         else Check("entrypoints", "ok", "what is due has a worker that can do it"),
+        _waiting(waits),
         Check(
             "applications",
             "warning",
@@ -140,6 +146,41 @@ def judged(row: dict[str, Any]) -> list[Check]:
         if row["refused"]
         else Check("rows", "ok", "the database refuses no row"),
     ]
+
+
+_WAITS_FOR = {
+    "place": "a free place on {workers}",
+    "overlap": "the overlap of its schedule",
+    "limits": "a free place at its limits",
+    "key": "a free place of its concurrency key",
+    "rate": "its limits, which let no more runs start in this period",
+    "itself": "its own earlier attempt",
+}
+_SERIOUS = ("ok", "warning", "failed")
+
+
+def _waiting(waits: Sequence[dict[str, Any]]) -> Check:
+    """The one run that waits with the least hope: it fails if all that holds what the run needs does not stop. That
+    workers are too busy is a warning. An overlap, a limit or a rate that is in use does what it is for."""
+
+    def status(wait: dict[str, Any]) -> Literal["ok", "warning", "failed"]:
+        if wait["hanging"] and wait["hanging"] == wait["holding"]:
+            return "failed"
+        return "warning" if wait["hanging"] or wait["kind"] == "place" else "ok"
+
+    if not waits:
+        return Check("waiting", "ok", "no run has been due for 2 minutes")
+    worst = min(waits, key=lambda wait: (-_SERIOUS.index(status(wait)), wait["due_at"]))
+    waited = format_duration(timedelta(seconds=worst["waited"] // timedelta(seconds=1)))
+    what = _WAITS_FOR[worst["kind"]].format(workers=_many(worst["workers"], "worker"))
+    message = f"run {worst['run_id']} ({worst['entrypoint']}) has been due for {waited} and waits for {what}"
+    if worst["kind"] == "itself":
+        message += ", which goes on in a thread: restart its worker"
+    elif worst["holding"]:
+        message += f"; {_many(worst['holding'], 'run')} in the way: {_some(worst['ids'])}"
+        if worst["hanging"]:
+            message += f", {worst['hanging']} of which {'does' if worst['hanging'] == 1 else 'do'} not stop"
+    return Check("waiting", status(worst), message)
 
 
 def _zones(row: dict[str, Any]) -> Check:
