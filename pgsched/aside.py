@@ -54,6 +54,11 @@ class Aside:
             if id in new:
                 self._log.error("row_set_aside", kind=str(kind), id=id, reason=reason)
 
+    async def sweep(self, connection: Connection) -> None:
+        """Forgets such entries, whoever has made them: a worker that has ended never looks for its own."""
+        self._any = True
+        await self.review(connection)
+
     async def review(self, connection: Connection, *, at_once: bool = True) -> None:
         """Forgets the entries of rows that work again. Asks nothing if this worker has set nothing aside.
 

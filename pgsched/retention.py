@@ -1,4 +1,5 @@
-"""Deletes history that is old enough, now and then and in small transactions, on a connection of its own.
+"""Deletes history that is old enough, now and then and in small transactions, on a connection of its own; and what else
+would grow: notes of removed schedules, of dead workers' threads, and of rows that were set aside and are gone.
 
 How long what is kept, settings say; what a schedule still needs, the statement.
 """
@@ -67,6 +68,8 @@ class Retention:
             gone += runs
 
         try:
+            if not await self._tidy(session):
+                return 0
             for status, age in self._machine.settings.ages.items():
                 try:
                     if not await self._delete(session, status, age, deleted):
@@ -80,6 +83,18 @@ class Retention:
         if gone:
             self._log.info("history_deleted", runs=gone)
         return gone
+
+    async def _tidy(self, session: Session) -> bool:
+        """Forgets small things that nobody else may come by. Returns whether the database is there for the rest: if it
+        refuses this, that is no reason to keep history."""
+        try:
+            async with session.use() as connection:
+                await self._machine.store.forget_leftovers(connection)
+                await self._machine.aside.sweep(connection)
+        except Mishaps as error:
+            self._log.warning("retention_failed", status="leftovers", error=describe(error))
+            return refused(error)
+        return True
 
     async def _delete(self, session: Session, status: str, age: timedelta, deleted: Callable[[int], None]) -> bool:
         """Deletes the runs of one status, batch by batch. Returns False where another worker is at it.

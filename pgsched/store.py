@@ -721,6 +721,10 @@ class Store:
         }  # fmt: skip
         await connection.execute(self.query("keep_left_behind"), params)
 
+    async def forget_leftovers(self, connection: Connection) -> None:
+        """Forgets what removed schedules and dead workers' threads have left, a day after."""
+        await connection.execute(self.query("forget_leftovers"), {})
+
     async def forget_workers(self, connection: Connection) -> int:
         """Forgets workers that said no goodbye. Returns how many."""
         return (await connection.execute(self.query("forget_workers"), {})).rowcount

@@ -305,3 +305,29 @@ async def test_a_run_that_somebody_refers_to_stays_and_keeps_no_younger_one(db, 
     kept = [(line["status"], line["runs"]) for line in logs if line["event"] == "history_kept"]
     assert kept == [("succeeded", 3)]
     assert not [line for line in logs if line["event"] == "retention_failed"]
+
+
+async def test_notes_of_what_is_gone_go_too_whoever_has_made_them(db, keeper):
+    """A worker that has ended looks for its entries no more, and the last schedule to be removed has no next one."""
+    await db.all(
+        "insert into pgsched.removed (schedule_id, name, accounted_through, removed_at)"
+        " select n, 's' || n, now(), now() - n * interval '10 hours' from generate_series(1, 4) n"
+    )
+    await db.all(
+        "insert into pgsched.left_behind (run_id, token, worker, entrypoint, args, counts_until)"
+        " select n, 1, gen_random_uuid(), 'job', '{}', now() - n * interval '10 hours' from generate_series(1, 4) n"
+    )
+    await db.all("insert into pgsched.runs (entrypoint) select 'job' from generate_series(1, 2)")
+    await db.all("update pgsched.runs set status = 'cancelled', finished_at = now() where id = 2")
+    await db.all(
+        "insert into pgsched.set_aside (kind, id, row_version, reason, until)"
+        " select k, n, '0', 'no', now() + interval '1 minute' from unnest('{run,end,reap,beat,schedule}'::text[]) k,"
+        " generate_series(2, 3) n"
+        " union all select 'run', 1, '0', 'no', now()"
+    )
+    with capture_logs() as events:
+        await keeper.round()
+    assert await db.all("select schedule_id from pgsched.removed order by 1") == [(1,), (2,)]
+    assert await db.all("select run_id from pgsched.left_behind order by 1") == [(1,), (2,)]
+    assert await db.all("select kind, id from pgsched.set_aside") == [("run", 1)]
+    assert {e["event"] for e in events} == {"row_taken_back"} and len(events) == 10
