@@ -1,4 +1,4 @@
--- Every look at a schedule's overlap counts alike: running runs, and threads that outlive their runs.
+-- Threads that outlive their runs count in every look. More kinds of rows are set aside if the server refuses them.
 
 create view pgsched.executing as
     select r.schedule_id, r.id as run_id from pgsched.runs r where r.status = 'running'
@@ -6,7 +6,6 @@ create view pgsched.executing as
     select b.schedule_id, b.run_id from pgsched.left_behind b where b.counts_until > now();
 comment on view pgsched.executing is
     'The runs whose functions count for the overlap of their schedules: running ones, and those that have ended while their threads go on.';
-create index left_behind_schedule on pgsched.left_behind (schedule_id);
 
 create or replace function pgsched.overlap_room(schedule_id bigint) returns int
     language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -27,3 +26,24 @@ comment on table pgsched.left_behind is
     'One row for each attempt that has ended, or lost its claim, while its function goes on in a thread. It counts for overlap and limits, and its run is not claimed meanwhile. Written by its worker.';
 comment on function pgsched.retry(bigint) is
     'Queues a failed or cancelled run again, with at least one more attempt; its errors stay. If an earlier attempt goes on in a thread, it waits until that has ended or its worker is gone. PS404, PS409 where it has neither failed nor been cancelled, or where a live run has its unique_key.';
+
+-- --- rows that the server refuses --------------------------------------------------------------------------
+
+alter table pgsched.set_aside drop constraint set_aside_kind_check,
+    add constraint set_aside_kind_check check (kind in ('run', 'schedule', 'replan', 'end', 'beat', 'reap'));
+comment on column pgsched.set_aside.kind is
+    'What was refused: the claim of a run, the plan of a schedule, its new plan by new time zone rules, the end, the beat or the reaping of a run.';
+
+create or replace view pgsched.resting as
+    select a.kind, a.id, a.reason, a.since, a.until
+    from pgsched.set_aside a
+    join pgsched.runs r on r.id = a.id
+    where a.kind = 'run' and r.status = 'queued' and r.xmin::text = a.row_version
+        or a.kind = 'reap' and r.status = 'running' and r.xmin::text = a.row_version
+        or a.kind = 'end' and r.status = 'running'
+        or a.kind = 'beat' and r.status = 'running' and r.heartbeat_at <= a.since
+    union all
+    select a.kind, a.id, a.reason, a.since, a.until
+    from pgsched.set_aside a
+    join pgsched.schedules s on s.id = a.id
+    where a.kind in ('schedule', 'replan') and s.status in ('active', 'paused') and s.xmin::text = a.row_version;

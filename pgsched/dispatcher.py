@@ -77,7 +77,7 @@ class Dispatcher:
         self._outage = machine.outage
         self._runner = runner
         self._limiter = Limiter(machine)
-        self.zones = ZoneRules(machine.store, machine.worker, machine.scheduler.app_name)
+        self.zones = ZoneRules(machine.store, machine.worker, machine.scheduler.app_name, machine.aside)
         self._woken = False
         self._vain = 0  # passes in a row that claimed nothing
         self._passed_at = float("-inf")

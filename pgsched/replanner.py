@@ -9,14 +9,16 @@ takes the noted rules back. What a change of rules means for the next fire time 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from psycopg import sql
 
 from pgsched import log
+from pgsched.apart import Apart
+from pgsched.aside import Aside, Kind
 from pgsched.db import Connection
 from pgsched.errors import InvalidExpression
 from pgsched.model import Schedule
@@ -27,6 +29,7 @@ from pgsched.zones import Rules, check_timezone, newer
 _BATCH = 1000
 # Seconds between looks while a zone is withheld: whoever has the noted rules may have gone.
 AGAIN = 30.0
+_LOCK = timedelta(milliseconds=100)  # for which a schedule's new plan waits for a lock that a client holds
 _LOCKED = 3.0  # and while schedules may be left that somebody had locked
 _FIXED = "UTC"  # it has no rules
 
@@ -56,9 +59,9 @@ def in_force(noted: Rules | None, planned: Iterable[Rules]) -> Rules | None:
 class ZoneRules:
     """One worker's rules, against those of the fleet."""
 
-    def __init__(self, store: Store, worker: Any, app: str) -> None:
+    def __init__(self, store: Store, worker: Any, app: str, aside: Aside) -> None:
         self.withheld = Withheld()
-        self._store, self._worker, self._app = store, worker, app
+        self._store, self._worker, self._app, self._aside = store, worker, app, aside
         self.due_at = float("inf")  # by time.monotonic(): the next look; the first is the worker's start
         self._log = log.get()
 
@@ -180,12 +183,27 @@ class ZoneRules:
         self._log.warning("time_zone_changed", zone=name, schedules=count, release=ours.release, before=before)
 
     async def _replan(self, connection: Connection, name: str, ours: Rules) -> int:
+        """Returns how many. A schedule that the database refuses to change goes on by its old rules until it is planned
+        next, and keeps no other from the new ones."""
+        refusals: list[tuple[int, BaseException]] = []
+
+        async def send(part: Sequence[int]) -> Sequence[int]:
+            async with connection.transaction():
+                await self._store.wait_briefly(connection, _LOCK)
+                rows = await self._store.rows(connection, "replan_zone", {"ids": list(part), "rules": str(ours)})
+                await self._store.settle_constraints(connection)
+            return [row["id"] for row in rows]
+
+        async def refuse(id: int, error: BaseException) -> None:
+            refusals.append((id, error))
+
         after = count = 0
         while True:
             params = {"name": name, "after": after, "limit": _BATCH, "rules": str(ours)}
-            ids = [row["id"] for row in await self._store.rows(connection, "replan_zone", params)]
-            count += len(ids)
+            ids = [row["id"] for row in await self._store.rows(connection, "find_replans", params)]
+            count += len(await Apart(send, refuse, patience=0).all(ids))
             if len(ids) < _BATCH:
+                await self._aside.put(connection, Kind.REPLAN, refusals)
                 return count
             after = max(ids)
 

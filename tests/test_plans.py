@@ -138,7 +138,7 @@ NOT_A_WORKERS = """
     list_schedules list_workers lock_declarations look_after_commit note_zone pause_schedule read_clock
     read_declarations read_health read_keepers read_log read_reach read_situation read_status read_zones
     record_declarations remove_schedule replan_zone resume_schedule retire_schedules retry_run retry_runs set_patience
-    read_waits settle_constraints
+    find_replans read_waits settle_constraints
     trigger_schedule upsert_schedules wait_for_transaction withhold_zones
 """
 

@@ -1,11 +1,13 @@
 """A tzdata update that moves fire times is noticed at the start, and they are planned anew."""
 
+import asyncio
 import zoneinfo
 from datetime import UTC, datetime
 
 import psycopg
 from harness import working
 from psycopg import sql
+from structlog.testing import capture_logs
 
 from pgsched import Scheduler, replanner
 from pgsched.zones import digest
@@ -75,3 +77,45 @@ def test_a_digest_tells_rules_apart_and_not_names():
     assert digest("Europe/Paris") == digest("Europe/Paris") != digest("Asia/Tokyo")
     assert digest("Asia/Calcutta") == digest("Asia/Kolkata")
     assert len({digest(name) for name in zoneinfo.available_timezones() - {"localtime", "Factory"}}) > 50
+
+
+async def test_a_schedule_that_refuses_its_new_plan_keeps_no_other_from_it_and_no_worker_from_its_start(
+    settings, db, monkeypatch
+):
+    monkeypatch.setattr(replanner, "_BATCH", 3)
+    monkeypatch.setattr(replanner, "_LOCKED", 0.2)
+    for name in "abcdefg":
+        await db.all("select pgsched.create_schedule(%s, 'other', '0 9 1 1 *', timezone => 'Europe/Paris')", name)
+    await db.all(
+        "update pgsched.schedules set next_run = '2030-01-01', zone_rules = ':old', planned_at = clock_timestamp()"
+    )
+    await db.all("insert into pgsched.zones (name, digest) values ('Europe/Paris', 'old')")
+    await db.all(
+        "create function pgsched.hostile() returns trigger language plpgsql as $$ begin"
+        " if new.name = 'd' and new.next_run is null then raise 'not this one'; end if; return new; end $$"
+    )
+    await db.all(
+        "create trigger hostile before update on pgsched.schedules for each row execute function pgsched.hostile()"
+    )
+    replanned = "select string_agg(name, '' order by name) from pgsched.schedules where next_run is null"
+    with capture_logs() as events:
+        async with working(scheduler(), settings) as worker:
+            assert await db.value(replanned) == "abcefg"
+            looks, real = [], worker.dispatcher.zones.look
+            worker.dispatcher.zones.look = lambda connection: (looks.append(1), real(connection))[1]
+            await asyncio.sleep(1.5)  # it comes to rest
+            assert len(looks) <= 2
+            await db.all("select pgsched.enqueue('job')")
+            await db.until("select status = 'succeeded' from pgsched.runs")
+            [row] = await worker.machine.store.rows(db.connection, "read_health", {})
+    assert row["refused_rows"] == ["the new time zone rules of schedule d: not this one (SQLSTATE P0001)"]
+    assert [(e["kind"], e["id"]) for e in events if e["event"] == "row_set_aside"] == [("replan", 4)]
+    # It goes on by its old rules, and is tried again when it is due or has changed.
+    assert await db.value(
+        "select next_run = '2030-01-01' and status = 'active' from pgsched.schedules where name = 'd'"
+    )
+    await db.all("drop trigger hostile on pgsched.schedules")
+    await db.all("update pgsched.schedules set note = 'mended' where name = 'd'")
+    async with working(scheduler(), settings):
+        await db.until(f"select ({replanned}) = 'abcdefg'")
+        assert await db.value("select count(*) from pgsched.resting") == 0

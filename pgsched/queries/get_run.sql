@@ -27,7 +27,7 @@ from pgsched.runs r
 left join pgsched.schedules s on s.id = r.schedule_id
 left join lateral (
     select a.kind, a.reason, a.until from pgsched.resting a
-    where a.kind <> 'schedule' and a.id = r.id
+    where a.kind in ('run', 'end', 'beat', 'reap') and a.id = r.id
     order by a.since desc limit 1
 ) a on true
 left join lateral (

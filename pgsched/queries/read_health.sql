@@ -52,6 +52,8 @@ invalid as (select name from pgsched.schedules where status = 'invalid'),
 refused as (
     select r.since, r.id, case r.kind
             when 'schedule' then 'schedule ' || coalesce((select s.name from pgsched.schedules s where s.id = r.id), '')
+            when 'replan' then 'the new time zone rules of schedule '
+                || coalesce((select s.name from pgsched.schedules s where s.id = r.id), '')
             when 'run' then 'the claim of run ' || r.id
             else 'the ' || r.kind || ' of run ' || r.id
         end || ': ' || r.reason as what

@@ -5,8 +5,8 @@ insert into pgsched.set_aside as a (kind, id, row_version, reason, until)
 select %(kind)s, g.id, coalesce(r.xmin, s.xmin)::text, g.reason,
     now() + case when g.passing then interval '5 seconds' else interval '10 minutes' end
 from unnest(%(ids)s::bigint[], %(reasons)s::text[], %(passing)s::boolean[]) as g (id, reason, passing)
-left join pgsched.runs r on %(kind)s <> 'schedule' and r.id = g.id
-left join pgsched.schedules s on %(kind)s = 'schedule' and s.id = g.id
+left join pgsched.runs r on %(kind)s in ('run', 'end', 'beat', 'reap') and r.id = g.id
+left join pgsched.schedules s on %(kind)s in ('schedule', 'replan') and s.id = g.id
 where coalesce(r.id, s.id) is not null
 order by g.id
 on conflict (kind, id) do update

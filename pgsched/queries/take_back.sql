@@ -3,7 +3,7 @@
 with taken_back as (
     delete from pgsched.set_aside a
     where case
-        when a.kind = 'schedule' then coalesce((
+        when a.kind in ('schedule', 'replan') then coalesce((
             select s.status not in ('active', 'paused') or coalesce(s.planned_at > a.since, false)
             from pgsched.schedules s where s.id = a.id
         ), true)
