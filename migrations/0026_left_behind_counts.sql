@@ -29,10 +29,14 @@ comment on function pgsched.retry(bigint) is
 
 -- --- rows that the server refuses --------------------------------------------------------------------------
 
+alter table pgsched.limits add column id bigint generated always as identity;
+comment on column pgsched.limits.id is 'Under which it is set aside if the server refuses to change it.';
+
 alter table pgsched.set_aside drop constraint set_aside_kind_check,
-    add constraint set_aside_kind_check check (kind in ('run', 'schedule', 'replan', 'end', 'beat', 'reap'));
+    add constraint set_aside_kind_check check (kind in ('run', 'schedule', 'replan', 'limits', 'end', 'beat', 'reap'));
 comment on column pgsched.set_aside.kind is
-    'What was refused: the claim of a run, the plan of a schedule, its new plan by new time zone rules, the end, the beat or the reaping of a run.';
+    'What was refused: the claim of a run, the plan of a schedule, its new plan by new time zone rules, the note of starts at limits, the end, the beat or the reaping of a run.';
+comment on column pgsched.set_aside.id is 'The id of the schedule, the limits or the run.';
 
 create or replace view pgsched.resting as
     select a.kind, a.id, a.reason, a.since, a.until
@@ -46,4 +50,9 @@ create or replace view pgsched.resting as
     select a.kind, a.id, a.reason, a.since, a.until
     from pgsched.set_aside a
     join pgsched.schedules s on s.id = a.id
-    where a.kind in ('schedule', 'replan') and s.status in ('active', 'paused') and s.xmin::text = a.row_version;
+    where a.kind in ('schedule', 'replan') and s.status in ('active', 'paused') and s.xmin::text = a.row_version
+    union all
+    select a.kind, a.id, a.reason, a.since, a.until
+    from pgsched.set_aside a
+    join pgsched.limits l on l.id = a.id
+    where a.kind = 'limits' and l.xmin::text = a.row_version;

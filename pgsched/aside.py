@@ -22,6 +22,7 @@ class Kind(enum.StrEnum):
     RUN = "run"  # its claim
     SCHEDULE = "schedule"  # its plan, or the end of its pause
     REPLAN = "replan"  # a schedule's new plan, by new time zone rules
+    LIMITS = "limits"  # the note of starts at limits with a rate
     END = "end"  # of a run
     BEAT = "beat"
     REAP = "reap"

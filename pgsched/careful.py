@@ -47,7 +47,7 @@ class Careful:
         return self.on
 
     async def find(self, connection: Connection, lookahead: timedelta) -> None:
-        """Sets aside the rows that the database refuses to have claimed or resumed."""
+        """Sets aside the rows that the database refuses to have claimed or resumed, and limits it refuses to write."""
         store, worker = self._store, self._worker
         async with connection.transaction():
             paused = await store.find_ended_pauses(connection, self._limit)
@@ -57,6 +57,10 @@ class Careful:
         async with connection.transaction():
             due = await store.find_due_runs(connection, self._entrypoints, lookahead, self._limit)
             await self._try(connection, Kind.RUN, due, lambda ids: store.try_claim(connection, worker, ids))
+        # After the runs, as everywhere: a claim locks limits first, but what it has locked is passed over.
+        async with connection.transaction():
+            limits = await store.find_limits(connection, self._entrypoints, self._limit)
+            await self._try(connection, Kind.LIMITS, limits, lambda ids: store.try_limits(connection, ids))
 
     async def _try(
         self, connection: Connection, kind: Kind, ids: Sequence[int], change: Callable[[Sequence[int]], Awaitable[None]]

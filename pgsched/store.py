@@ -656,6 +656,17 @@ class Store:
         """Changes runs as a claim does. The caller takes it back."""
         await connection.execute(self.query("try_claim"), {"worker": worker, "ids": list(ids)})
 
+    async def find_limits(self, connection: Connection, entrypoints: Sequence[str], limit: int) -> list[int]:
+        """Locks the limits of these entrypoints at which a claim notes starts. Returns their ids."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        params = {"app": self.app, "entrypoints": list(entrypoints), "limit": limit}
+        await cursor.execute(self.query("find_limits"), params)
+        return await cursor.fetchall()
+
+    async def try_limits(self, connection: Connection, ids: Sequence[int]) -> None:
+        """Notes starts at limits. The caller takes it back."""
+        await connection.execute(self.query("try_limits"), {"ids": list(ids)})
+
     async def find_ended_pauses(self, connection: Connection, limit: int) -> list[int]:
         """Locks schedules whose pause is over."""
         cursor = connection.cursor(row_factory=scalar_row)

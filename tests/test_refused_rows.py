@@ -1,11 +1,11 @@
 """A row that the server refuses to change decides only for itself: somebody's trigger, constraint, or odd value."""
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from harness import Parts, reap, working
+from harness import Parts, reap, until, working
 from psycopg import sql
 from structlog.testing import capture_logs
 
@@ -14,7 +14,7 @@ from pgsched.apart import Apart
 from pgsched.db import answered, conninfo_for, passing, refused
 from pgsched.heartbeat import Heartbeat
 from pgsched.reaper import Reaper
-from pgsched.store import in_schema
+from pgsched.store import Store, in_schema
 
 STATES = ["P0001", "42501", "42703", "22003", "23503", "0A000", "XX000", "54001", "55000"]
 
@@ -450,6 +450,46 @@ async def test_a_fire_time_whose_row_a_client_holds_is_left_for_later_and_others
                 worker.dispatcher.wake()
                 await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
     assert calls == [None, "held"]
+
+
+async def test_limits_that_refuse_to_be_written_hold_up_only_their_own_runs_and_careful_passes_come_to_rest(
+    settings, db, monkeypatch
+):
+    calls, sent = [], []
+    sc = claimers(calls)
+
+    @sc.entrypoint("rated", limits=Limits(starts=100, period=timedelta(hours=1)))
+    async def rated():
+        calls.append("rated")
+
+    real = Store.query
+    monkeypatch.setattr(Store, "query", lambda self, name: (sent.append(name), real(self, name))[1])
+    with capture_logs() as logs:
+        async with working(sc, settings) as worker:
+            await refuse(db, "new.entrypoint = 'rated'", table="limits")
+            async with db.connection.transaction():
+                for kind in ("job", "limited", "waiting", "fire time"):
+                    await queue(db, kind, None)
+                await db.all("select pgsched.enqueue('rated', priority => 10) from generate_series(1, 3)")
+            await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+            await db.until("select exists (select from pgsched.resting where kind = 'limits')")
+            await until(lambda: not worker.dispatcher._careful.on)
+            sent.clear()
+            await queue(db, "job", None)
+            await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
+            assert "claim_due_runs" in sent and "find_due_runs" not in sent
+            assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 3
+            [row] = await worker.machine.store.rows(db.connection, "read_health", {})
+            assert row["refused_rows"] == ["the starts at the limits of rated: not this one (SQLSTATE P0001)"]
+            await relent(db, "limits")
+            await db.all("update pgsched.limits set updated_at = now() where entrypoint = 'rated'")
+            await db.all("select pgsched.enqueue('rated')")
+            await db.until("select count(*) = 9 from pgsched.runs where status = 'succeeded'")
+            worker.machine.aside._reviewed = 0.0  # as a second later
+            worker.dispatcher.wake()
+            await db.until("select not exists (select from pgsched.set_aside)")
+    assert [line["kind"] for line in events(logs, "row_set_aside")] == ["limits"]
+    assert calls.count("rated") == 4
 
 
 # --- prepared statements ----------------------------------------------------------------------------------------

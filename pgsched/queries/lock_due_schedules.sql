@@ -61,7 +61,12 @@ cross join lateral (
             and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
             and (
                 s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
-                or not exists (select from pgsched.executing e where e.schedule_id = s.id)
+                -- What the view executing has, in two looks of which the second is made once: a herd is many.
+                or not exists (select from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)
+                and s.id not in (
+                    select b.schedule_id from pgsched.left_behind b
+                    where b.counts_until > now() and b.schedule_id is not null
+                )
             )
             and not (
                 s.catch_up = 'all' and s.overlap <> 'allow' and s.next_run < now() - interval '10 seconds'

@@ -1,6 +1,7 @@
 -- Locks the limits at which a run of this application stands in line, and fewer are running than may be. That
 -- look is a filter, on this statement's snapshot; read_lines counts again under the lock. One that another worker has
--- locked is passed over: it is being claimed from. Waits for nobody.
+-- locked is passed over: it is being claimed from. So is one at which the server refuses to have starts noted. Waits for
+-- nobody.
 with running as materialized (select gate, count(*) as count from pgsched.running_at_limits group by gate)
 select l.gate, l.concurrency, l.concurrency_key, l.per_key, l.starts, l.period, l.started_at, l.started,
     clock_timestamp() as now
@@ -16,6 +17,7 @@ where l.gate in (
                 order by -r.priority limit 1
             )
     )
+    and l.id not in (select id from pgsched.resting where kind = 'limits' and until > now())
     and (l.concurrency is null
         or coalesce((select r.count from running r where r.gate = l.gate), 0) < l.concurrency)
 order by l.gate

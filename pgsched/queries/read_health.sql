@@ -54,6 +54,8 @@ refused as (
             when 'schedule' then 'schedule ' || coalesce((select s.name from pgsched.schedules s where s.id = r.id), '')
             when 'replan' then 'the new time zone rules of schedule '
                 || coalesce((select s.name from pgsched.schedules s where s.id = r.id), '')
+            when 'limits' then 'the starts at the limits of '
+                || coalesce((select coalesce(l.entrypoint, l.shared) from pgsched.limits l where l.id = r.id), '')
             when 'run' then 'the claim of run ' || r.id
             else 'the ' || r.kind || ' of run ' || r.id
         end || ': ' || r.reason as what

@@ -2,12 +2,13 @@
 -- from being written is tried again within seconds, and more and more seldom up to once a minute; others in 10 minutes.
 -- Returns the rows that had no entry in this version yet.
 insert into pgsched.set_aside as a (kind, id, row_version, reason, until)
-select %(kind)s, g.id, coalesce(r.xmin, s.xmin)::text, g.reason,
+select %(kind)s, g.id, coalesce(r.xmin, s.xmin, l.xmin)::text, g.reason,
     now() + case when g.passing then interval '5 seconds' else interval '10 minutes' end
 from unnest(%(ids)s::bigint[], %(reasons)s::text[], %(passing)s::boolean[]) as g (id, reason, passing)
 left join pgsched.runs r on %(kind)s in ('run', 'end', 'beat', 'reap') and r.id = g.id
 left join pgsched.schedules s on %(kind)s in ('schedule', 'replan') and s.id = g.id
-where coalesce(r.id, s.id) is not null
+left join pgsched.limits l on %(kind)s = 'limits' and l.id = g.id
+where coalesce(r.id, s.id, l.id) is not null
 order by g.id
 on conflict (kind, id) do update
 set row_version = excluded.row_version,

@@ -7,6 +7,9 @@ with taken_back as (
             select s.status not in ('active', 'paused') or coalesce(s.planned_at > a.since, false)
             from pgsched.schedules s where s.id = a.id
         ), true)
+        when a.kind = 'limits' then coalesce((
+            select l.xmin::text <> a.row_version from pgsched.limits l where l.id = a.id
+        ), true)
         else coalesce((
             select r.status <> case a.kind when 'run' then 'queued' else 'running' end
                 or a.kind in ('beat', 'reap') and coalesce(r.heartbeat_at > a.since, false)
