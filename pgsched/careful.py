@@ -57,7 +57,7 @@ class Careful:
         async with connection.transaction():
             due = await store.find_due_runs(connection, self._entrypoints, lookahead, self._limit)
             await self._try(connection, Kind.RUN, due, lambda ids: store.try_claim(connection, worker, ids))
-        # After the runs, as everywhere: a claim locks limits first, but what it has locked is passed over.
+        # One that another worker claims from is locked, and passed over.
         async with connection.transaction():
             limits = await store.find_limits(connection, self._entrypoints, self._limit)
             await self._try(connection, Kind.LIMITS, limits, lambda ids: store.try_limits(connection, ids))

@@ -42,6 +42,9 @@ _FILES = {
     if entry.name.endswith(".sql")
 }
 _DEFAULT = Retry()
+# Of the arguments that one statement claims, as the server stores them. An answer that took longer than a statement may
+# take would be lost, and its runs claimed again and again.
+CLAIM_BYTES = 16 * 2**20
 SILENT_PAGE = 1000  # silent runs that the reaper looks at in one statement
 _QUALIFIER = re.compile(rb"\bpgsched\.(?=[a-z])")
 
@@ -283,6 +286,7 @@ class Store:
                 "app": self.app,
                 "lookahead": lookahead,
                 "limit": limit,
+                "bytes": CLAIM_BYTES,
                 "known": list(known),
                 "alone": alone,
                 "crossing": crossing,
@@ -317,7 +321,9 @@ class Store:
             return []
         claims = connection.cursor(row_factory=class_row(ClaimedRun))
         ids = None if chosen is None else [c.id for c in chosen]
-        await claims.execute(self.query("claim_gated_runs"), params | {"schedule_ids": locked, "ids": ids})
+        await claims.execute(
+            self.query("claim_gated_runs"), params | {"schedule_ids": locked, "ids": ids, "bytes": CLAIM_BYTES}
+        )
         return await claims.fetchall()
 
     async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:

@@ -10,6 +10,7 @@ from harness import Parts, until
 
 from pgsched import Scheduler
 from pgsched import dispatcher as dispatcher_module
+from pgsched import store as stores
 from pgsched.store import Store, in_schema
 
 DUE = (
@@ -453,3 +454,31 @@ async def test_wake_ups(settings, monkeypatch, wakes, claims, expected):
         with monkeypatch.context() as patch:
             count = await passes_for(parts, patch, wakes, lambda: claims)
     assert count in expected
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["queued", "waiting for an overlap"])
+async def test_a_claim_takes_so_many_bytes_of_arguments_at_most_and_the_next_one_comes_at_once(
+    settings, db, monkeypatch, waiting
+):
+    monkeypatch.setattr(stores, "CLAIM_BYTES", 50_000)
+    if waiting:
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
+            " select 's' || n, 'job', '@yearly', '2099-01-01Z', 'queue' from generate_series(1, 20) n"
+        )
+    await db.all(
+        "insert into pgsched.runs (entrypoint, args, schedule_id, fire_time, origin, due_at, gated)"
+        " select 'job', jsonb_build_object('text', (select string_agg(md5(random()::text || n || g), '')"
+        " from generate_series(1, case n when 20 then 5000 else 400 end) g)),"
+        " case when %s then n end, case when %s then '2020-01-01Z'::timestamptz end, 'trigger',"
+        " now() - n * interval '1 minute', %s"
+        " from generate_series(1, 20) n",
+        waiting, waiting, waiting,
+    )  # fmt: skip
+    async with Parts(settings) as parts:
+        counts = [await parts.dispatcher.claim_pass()]
+        while sum(counts) < 20 and len(counts) < 20:
+            assert parts.dispatcher._next <= time.monotonic()
+            counts.append(await parts.dispatcher.claim_pass())
+    assert counts == [1, 4, 4, 4, 4, 3], "the first one is larger than all that a claim may take"
+    assert {run.id for run in parts.taken[1:9]} == set(range(12, 20)), "and the order stays"

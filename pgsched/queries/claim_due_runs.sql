@@ -7,6 +7,7 @@
 -- alone: claims nothing if anything else is due that may have to go first, and says how much there is of each kind,
 -- counted up to one more than the limit. If there is nothing else, this one statement is all that a pass has to send.
 -- crossing: claims nothing in any case, and only says what is due.
+-- bytes: the arguments of all that it claims are no larger, as stored, but for those of the last one.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -89,13 +90,13 @@ steps as materialized (
     order by t.first, l.priority desc
 ),
 found as materialized (
-    select r.id, r.priority, r.due_at, g.pool, g.pool_room
+    select r.id, r.priority, r.due_at, r.size, g.pool, g.pool_room
     from lanes g
     cross join lateral (
-        select r.id, r.priority, r.due_at
+        select r.id, r.priority, r.due_at, r.size
         from steps t
         cross join lateral (
-            select r.id, r.priority, r.due_at
+            select r.id, r.priority, r.due_at, pg_column_size(r.args) as size  -- as stored: nothing is unpacked
             from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = t.priority
                 and r.due_at between t.first and t.last
@@ -116,10 +117,12 @@ due as materialized (
         select f.id
         from (
             select f.*, row_number() over (
-                partition by f.pool order by f.due_at > now(), f.priority desc, f.due_at, f.id) as place
+                partition by f.pool order by f.due_at > now(), f.priority desc, f.due_at, f.id) as place,
+                sum(f.size) over (order by f.due_at > now(), f.priority desc, f.due_at, f.id
+                    rows between unbounded preceding and current row) - f.size as before
             from found f
         ) f
-        where f.place <= f.pool_room
+        where f.place <= f.pool_room and f.before < %(bytes)s
         order by f.due_at > now(), f.priority desc, f.due_at, f.id
         limit %(limit)s
     )) as id

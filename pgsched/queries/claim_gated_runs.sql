@@ -9,10 +9,11 @@ with gates as materialized (
     where s.id = any(%(schedule_ids)s)
 ),
 due as materialized (
-    select c.id
+    select c.id, c.due_at, c.priority, sum(c.size) over (order by c.due_at > now(), c.priority desc, c.due_at, c.id
+        rows between unbounded preceding and current row) - c.size as before
     from gates g
     cross join lateral (
-        select r.id, r.due_at, r.priority
+        select r.id, r.due_at, r.priority, pg_column_size(r.args) as size
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
             -- One that nobody here can do must not stand before the others.
@@ -30,7 +31,7 @@ due as materialized (
 held as materialized (
     select r.id from pgsched.runs r
     -- By way of an array, as in claim_due_runs.
-    where r.id = any(array(select id from due)) and r.status = 'queued'
+    where r.id = any(array(select id from due where before < %(bytes)s)) and r.status = 'queued'
     order by r.id
     for no key update skip locked
 ),
