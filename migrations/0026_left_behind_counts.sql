@@ -5,7 +5,7 @@ create view pgsched.executing as
     union all
     select b.schedule_id, b.run_id from pgsched.left_behind b where b.counts_until > now();
 comment on view pgsched.executing is
-    'The runs whose functions count for the overlap of their schedules: running ones, and those that have ended while their threads go on.';
+    'The runs whose functions count for the overlap of their schedules: running ones, and those that have ended or lost their claim while their threads go on.';
 
 create or replace function pgsched.overlap_room(schedule_id bigint) returns int
     language sql stable set search_path = pg_catalog, pg_temp as $$

@@ -351,3 +351,21 @@ def test_retry_queues_a_failed_run_again(shell):
     assert json.loads(shell.ok("runs", "retry", failed, "--json")) == [{"id": failed, "result": "queued"}]
     assert shell.sql("select status from pgsched.runs where id = %s", failed) == [("queued",)]
     assert shell("runs", "retry", queued).exit_code == 1
+
+
+def test_retry_says_that_a_run_waits_for_its_earlier_attempt_and_whose_that_is(shell):
+    [failed] = runs_of(shell, 1)
+    shell.sql("update pgsched.runs set status = 'failed', finished_at = now()")
+    worker = "00000000-0000-0000-0000-000000000001"
+    shell.sql(
+        "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
+        " stall_timeout) values (%s, 'app', 'db7', 99, '0', '{e}', true, '1s', '30s')", worker,
+    )  # fmt: skip
+    shell.sql(
+        "insert into pgsched.left_behind (run_id, token, worker, entrypoint, args, since, counts_until)"
+        " values (%s, 1, %s, 'e', '{}', '2026-01-02T03:04:05Z', now() + interval '1 minute')", failed, worker,
+    )  # fmt: skip
+    assert shell.ok("runs", "retry", failed).strip() == (
+        f"{failed} queued; it starts once its earlier attempt has ended, which goes on in a thread of worker {worker}"
+        " (db7, process 99) since 2026-01-02 03:04:05Z; if that hangs, restart the worker"
+    )

@@ -1,12 +1,12 @@
 -- What a due fire time of a schedule may be waiting for: the clock, whether a live worker knows its entrypoint, and its
--- live runs, and why the database refuses to have it planned.
+-- live runs (an ended one, too, whose thread goes on), and why the database refuses to have it planned.
 select clock_timestamp() as now,
     exists (select from pgsched.live_workers w where s.entrypoint = any(w.entrypoints)
             and (s.app is null or s.app = w.app)) as served,
     array(
         -- Apart, since each has an index of its own: together they would read all of the schedule's history.
         select id from (
-            select r.id from pgsched.runs r where r.schedule_id = s.id and r.status = 'running'
+            select e.run_id as id from pgsched.executing e where e.schedule_id = s.id
             union all
             select r.id from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued'
         ) r
