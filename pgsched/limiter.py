@@ -14,10 +14,10 @@ from datetime import datetime
 from pgsched import fairness
 from pgsched.db import Connection
 from pgsched.fairness import Need
-from pgsched.limits import Candidate, Gate, contest, noted, opens_at, rate_room
+from pgsched.limits import Candidate, Gate, contest, noted, opens_at, rate_room, within
 from pgsched.machine import Machine
 from pgsched.model import ClaimedRun
-from pgsched.store import EntrypointDefaults
+from pgsched.store import CLAIM_BYTES, EntrypointDefaults
 
 
 class Limiter:
@@ -42,7 +42,7 @@ class Limiter:
         self._gates = [gate for gate in gates if rooms[gate.gate] > 0]
         if not self._gates:
             return [], {}
-        candidates = await self._store.read_lines(connection, entrypoints, rooms, limit)
+        candidates = within(await self._store.read_lines(connection, entrypoints, rooms, limit), CLAIM_BYTES)
         self._at = {each.id: each.gate for each in candidates}
         return contest(candidates, self._gates, await self._schedule_rooms(connection, candidates))
 

@@ -6,6 +6,7 @@ Everything here is pure. Who locks the limits, reads the lines and claims is lim
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -39,7 +40,7 @@ class Gate:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A run that stands first in a line. gate: the key of the limits that count it. running, key_running: how many
-    runs are running there, in all and of its key."""
+    runs are running there, in all and of its key. size: of its arguments, as stored."""
 
     id: int
     schedule_id: int | None
@@ -50,6 +51,7 @@ class Candidate:
     due_at: datetime
     running: int
     key_running: int
+    size: int = 0
 
 
 def rate_room(gate: Gate) -> int | None:
@@ -89,6 +91,12 @@ def _recent(gate: Gate) -> list[tuple[datetime, int]]:
         return []
     pairs = sorted(zip(gate.started_at, gate.started, strict=True))
     return [(min(at, gate.now), count) for at, count in pairs if min(at, gate.now) > gate.now - gate.period]
+
+
+def within(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
+    """The first ones, whose arguments together hold no more than so many bytes, but for those of the last one."""
+    before = itertools.accumulate((each.size for each in candidates), initial=0)
+    return [each for each, size in zip(candidates, before, strict=False) if size < most]
 
 
 def contest(

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import psycopg
 import pytest
 from harness import Parts, until
 
-from pgsched import Scheduler
+from pgsched import Limits, Scheduler, limiter
 from pgsched import dispatcher as dispatcher_module
 from pgsched import store as stores
 from pgsched.store import Store, in_schema
@@ -456,11 +457,24 @@ async def test_wake_ups(settings, monkeypatch, wakes, claims, expected):
     assert count in expected
 
 
-@pytest.mark.parametrize("waiting", [False, True], ids=["queued", "waiting for an overlap"])
+@pytest.mark.parametrize("waits", ["for nothing", "for an overlap", "in line"])
 async def test_a_claim_takes_so_many_bytes_of_arguments_at_most_and_the_next_one_comes_at_once(
-    settings, db, monkeypatch, waiting
+    settings, db, monkeypatch, waits
 ):
     monkeypatch.setattr(stores, "CLAIM_BYTES", 50_000)
+    monkeypatch.setattr(limiter, "CLAIM_BYTES", 50_000)
+    sc = Scheduler(app="app")
+
+    @sc.entrypoint("job", limits=Limits(starts=100, period=timedelta(hours=1)) if waits == "in line" else Limits())
+    async def job(): ...
+
+    waiting = waits == "for an overlap"
+    if waits == "in line":
+        await db.all(
+            "insert into pgsched.limits (gate, app, entrypoint, owner, starts, period)"
+            " values ('g', 'app', 'job', 'code:app', 100, '1 hour')"
+        )
+        await db.all("insert into pgsched.limit_members values ('job', 'app', 'g', true)")
     if waiting:
         await db.all(
             "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
@@ -475,10 +489,11 @@ async def test_a_claim_takes_so_many_bytes_of_arguments_at_most_and_the_next_one
         " from generate_series(1, 20) n",
         waiting, waiting, waiting,
     )  # fmt: skip
-    async with Parts(settings) as parts:
+    async with Parts(settings, sc) as parts:
         counts = [await parts.dispatcher.claim_pass()]
         while sum(counts) < 20 and len(counts) < 20:
             assert parts.dispatcher._next <= time.monotonic()
             counts.append(await parts.dispatcher.claim_pass())
     assert counts == [1, 4, 4, 4, 4, 3], "the first one is larger than all that a claim may take"
     assert {run.id for run in parts.taken[1:9]} == set(range(12, 20)), "and the order stays"
+    assert waits != "in line" or await db.value("select sum(s) from pgsched.limits, unnest(started) s") == 20

@@ -162,7 +162,9 @@ first as (
     where t.room is null or t.turn <= t.room
 )
 select f.id, f.schedule_id, f.entrypoint, f.gate, f.key, f.priority, f.due_at, f.running,
-    coalesce(b.running, 0) as key_running
+    coalesce(b.running, 0) as key_running,
+    -- As stored: nothing is unpacked.
+    (select pg_column_size(r.args) from pgsched.runs r where r.id = f.id) as size
 from first f
 left join busy b on b.gate = f.gate and b.key = f.key
 where f.fits
