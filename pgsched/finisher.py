@@ -24,6 +24,7 @@ BATCH = 1000
 _LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
 REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is refused in every form: first, most
 _PATIENCE = 3  # tries after which an error that passes, and does not, may be that of one row
+_NO_END = RunError("Unstorable", "its end could not be stored")
 Answer = Callable[[Outcome, bool], None]
 Item = tuple[Outcome, Answer]
 
@@ -174,8 +175,9 @@ class Finisher:
             async def refused(_: Item, refusal: BaseException, refusals: list[BaseException] = refusals) -> None:
                 refusals.append(refusal)
 
-            told = answer if bare.status is not outcome.status else _as(outcome, answer)
-            await Apart(self._send, refused, self._wait, _PATIENCE).all([(bare, told)])
+            # The log and the hooks hear of an error, also if the row may have none.
+            heard = outcome if bare.status is outcome.status else dataclasses.replace(bare, error=bare.error or _NO_END)
+            await Apart(self._send, refused, self._wait, _PATIENCE).all([(bare, _as(heard, answer))])
             if not refusals:
                 run, status = outcome.claim.run_id, str(bare.status)
                 self._log.error("outcome_reduced", run=run, status=status, error=describe(error))
@@ -215,9 +217,8 @@ def _barer(outcome: Outcome) -> Iterator[Outcome]:
     bare = dataclasses.replace(outcome, result_json=None, reason=reason, error=unstorable, journal=None)
     if bare != outcome:
         yield bare
-    reason = "its end could not be stored"
     failed = dataclasses.replace(
-        bare, status=RunStatus.FAILED, reason=reason, error=RunError("Unstorable", reason), delay=timedelta(0)
+        bare, status=RunStatus.FAILED, reason=_NO_END.message, error=_NO_END, delay=timedelta(0)
     )
     yield failed
     yield dataclasses.replace(failed, error=None)

@@ -173,19 +173,25 @@ async def test_ends_that_are_refused_in_every_form_stop_no_other_and_their_runs_
     assert not events(logs, "database_lost")
 
 
-async def test_an_end_is_written_in_its_barest_form_as_failed(settings, db):
+@pytest.mark.parametrize(
+    ("borne", "kind"), [("new.errors::text not like '%%bear%%'", "Unstorable"), ("new.errors = '[]'", None)]
+)
+async def test_an_end_is_written_in_its_barest_form_as_failed(settings, db, borne, kind):
+    """First without what the error says, at last without any error."""
     sc = Scheduler()
 
     @sc.entrypoint("bad", retry=Retry(attempts=5))
     async def bad():
         raise ValueError("an error that somebody's trigger cannot bear")
 
-    await refuse(db, "new.status not in ('running', 'failed') or new.errors::text like '%%bear%%'")
-    async with working(sc, settings):
-        await db.all("select pgsched.enqueue('bad')")
-        await db.until("select status = 'failed' and attempt = 1 from pgsched.runs")
-        reason, kind = await db.one("select reason, errors -> 0 ->> 'type' from pgsched.runs")
-    assert (reason, kind) == ("its end could not be stored", "Unstorable")
+    await refuse(db, f"new.status not in ('running', 'failed') or not ({borne})")
+    with capture_logs() as logs:
+        async with working(sc, settings):
+            await db.all("select pgsched.enqueue('bad')")
+            await db.until("select status = 'failed' and attempt = 1 from pgsched.runs")
+        told = await db.one("select reason, errors -> 0 ->> 'type' from pgsched.runs")
+    assert told == ("its end could not be stored", kind)
+    assert [line["error"] for line in events(logs, "run_failed_for_good")] == ["Unstorable"]
 
 
 async def test_a_drain_says_that_an_end_could_not_be_written(settings, db):
@@ -275,16 +281,13 @@ async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their
         assert len(events(logs, "row_taken_back")) == len(bad)
 
 
-async def test_runs_that_cannot_be_reaped_keep_no_other_from_it_and_make_nobody_distrust(settings, db):
+async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
     async with Parts(settings) as parts:
         reaper = Reaper(parts.machine, parts.runner)
         reaper._in_grace = lambda server_up: False  # though the server has just started
         _, bad = await held(db, uuid.uuid4())
         await refuse(db, "new.args ? 'state'", state=OWN_STATE)
-        distrusted = []
-        reaper.distrust = lambda: distrusted.append(1)
         await reap(reaper)
-        assert not distrusted
         running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
         assert await db.value(running) == bad
         assert await db.value("select array_agg(id order by id) from pgsched.resting where kind = 'reap'") == bad
