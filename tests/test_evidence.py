@@ -117,16 +117,21 @@ async def test_the_run_of_a_process_that_ended_is_taken_though_the_stall_timeout
 
 
 async def test_a_clients_lock_far_longer_than_the_stall_timeout_costs_nobody_a_run(settings, db, dsn):
-    first, changes = app(), {"stall_timeout": "400ms"}
-    async with working(first, settings, **changes):
+    first, changes = app(), {"stall_timeout": "1200ms"}
+    # Its beats come more seldom than the other's looks, so that one of these comes first when the lock is gone.
+    async with working(first, settings, **changes, heartbeat_interval="300ms"):
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: first.calls)
         async with reaping(settings, **changes) as second, await psycopg.AsyncConnection.connect(dsn) as client:
             lock = in_schema(b"select from pgsched.runs for update", settings.schema, parametrised=False)
+            for _ in range(3):
+                await client.execute(lock)
+                await db.until("select clock_timestamp() - heartbeat_at > interval '1.5 s' from pgsched.runs")
+                await client.rollback()
+                await db.until("select clock_timestamp() - heartbeat_at < interval '1 s' from pgsched.runs")
             await client.execute(lock)
-            await db.until("select clock_timestamp() - heartbeat_at > interval '1.5 s' from pgsched.runs")
             first.gate.set()  # its end finds the row locked, too
-            await db.until("select clock_timestamp() - heartbeat_at > interval '2 s' from pgsched.runs")
+            await db.until("select clock_timestamp() - heartbeat_at > interval '1.5 s' from pgsched.runs")
             await client.rollback()
             await db.until("select status = 'succeeded' and attempt = 1 from pgsched.runs")
             assert (first.calls, second.calls) == ([1], [])

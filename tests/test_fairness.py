@@ -423,7 +423,8 @@ async def test_a_herd_at_one_instant_leaves_the_first_place_to_the_urgent_job(se
         " select 's' || n, 'plain', '@yearly', now() + interval '5 seconds', -100 from generate_series(1, 150) n"
     )
     job = await db.value(
-        "select pgsched.enqueue('plain', priority => 100, due_at => (select min(next_run) from pgsched.schedules))"
+        "select pgsched.enqueue('plain', priority => 100, due_at => ("
+        "select min(next_run) + interval '1 ms' from pgsched.schedules))"
     )
     async with Parts(settings, scheduler(), max_running=60, lookahead="10s") as parts:
         claimed = await take(parts, 60)
@@ -493,6 +494,7 @@ async def test_a_run_that_nobody_here_can_do_hides_no_other_of_its_schedule(sett
 
 
 async def test_a_schedules_backlog_at_a_limit_does_not_hide_what_is_due_later(settings, db):
+    """It is longer than what is read of a limit at first."""
     member = Member(settings, (5, 1, 1))
     async with member.machine.control.use() as connection:
         await Reconciler(member.machine).start(connection)
@@ -500,7 +502,7 @@ async def test_a_schedules_backlog_at_a_limit_does_not_hide_what_is_due_later(se
         "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
         " values ('s', 'limited', '@yearly', now() + interval '1 hour')"
     )
-    await db.all("select pgsched.trigger('s') from generate_series(1, 20)")
+    await db.all("select pgsched.trigger('s') from generate_series(1, 200)")
     await db.all("select pgsched.enqueue('limited', '{\"tenant\": \"b\"}')")
     assert await member.dispatcher.claim_pass() == 2
     await member.__aexit__()

@@ -307,7 +307,16 @@ async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(m
     assert await db.all("select status from pgsched.runs order by id") == [("queued",), ("running",)]
 
 
-async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(machine, db, dsn):
+async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(machine, db, dsn, monkeypatch):
+    """Nor are they read: a page holds only what may be taken soon."""
+    pages, real = [], Store.find_silent_runs
+
+    async def find_silent_runs(*args, **kwargs):
+        found = await real(*args, **kwargs)
+        pages.append([run.id for run in found[-1]])
+        return found
+
+    monkeypatch.setattr(Store, "find_silent_runs", find_silent_runs)
     still = await dead_worker(db)
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {still}"):
         await running(db, still, SILENT_PAGE, silent=20)
@@ -315,6 +324,7 @@ async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_
         await old_enough(db)
         await reap(Reaper(machine, Roster()))
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
+    assert pages == [[run], [run]]
 
 
 async def test_the_reaper_looks_behind_a_full_page(machine, db):
@@ -376,6 +386,23 @@ async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(machine, d
         await reaper.reap_pass()
     assert await status_after_pass(machine, db, reaper, rested=False) == "running"
     assert await status_after_pass(machine, db, reaper) == "queued"
+
+
+async def test_a_look_that_the_server_refuses_is_no_outage(machine, db, monkeypatch):
+    """Whoever can have a statement refused again and again must not keep all reapers from their work."""
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
+    reaper = Reaper(machine, Roster())
+    reaper._distrust_until -= 3600
+    trusted = reaper._distrust_until
+    for error, goes_on in ((psycopg.errors.RaiseException("no"), True), (psycopg.OperationalError("gone"), False)):
+
+        async def failing(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(Store, "find_silent_runs", failing)
+            await reaper.reap_pass()
+        assert (reaper._distrust_until == trusted) is goes_on
 
 
 async def lost(*_, **__):

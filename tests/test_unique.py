@@ -211,6 +211,26 @@ async def test_an_enqueue_that_waited_for_a_claim_holds_up_the_end_of_that_run(d
     assert [row[1] for row in await db.all(ROWS)] == ["failed", "queued"]
 
 
+async def test_an_enqueue_waits_for_an_end_that_has_looked_and_not_written_yet(db, dsn, schema, machine):
+    """The end saw nobody wait. If the enqueue did not wait for it, they would meet at the index."""
+    [held] = await running(db, machine)
+    look = "select pgsched.waiting_instead(id, '{}') from pgsched.runs"
+    back = "update pgsched.runs set status = 'queued', worker = null, heartbeat_at = null"
+    async with (
+        await psycopg.AsyncConnection.connect(dsn) as ending,
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True) as client,
+    ):
+        cursor = await ending.execute(in_schema(look.encode(), schema, parametrised=False))
+        assert await cursor.fetchone() == (0,)
+        enqueuing = asyncio.create_task(client.execute(in_schema(WAITING.encode(), schema, parametrised=False)))
+        await db.until(
+            "select exists (select from pg_locks where pid = %s and not granted)", client.info.backend_pid, limit=5
+        )
+        await ending.execute(in_schema(back.encode(), schema, parametrised=False))
+        await ending.commit()
+        assert await (await enqueuing).fetchone() == (held.run_id, False)
+
+
 async def test_a_reaped_run_ends_if_another_one_waits_and_its_worker_is_named(db, dsn, schema, machine):
     [held], [free] = await running(db, machine), await running(db, machine, key="free")
     silent = await db.all("select id, attempt, token, worker, entrypoint, heartbeat_at from pgsched.runs order by id")
@@ -284,13 +304,13 @@ async def test_a_key_whose_run_a_policy_hides_is_refused(dsn, schema, db):
                 f"grant select, insert on pgsched.runs to {role}",
                 "alter table pgsched.runs enable row level security",
                 f"create policy mine on pgsched.runs to {role} using (args ->> 'tenant' = 'a')",
-                "set statement_timeout = '5s'",
             ):
                 await db.connection.execute(in_schema(
                     statement.replace("schema pgsched", 'schema "' + schema.replace('"', '""') + '"').encode(),
                     schema, parametrised=False,
                 ))  # fmt: skip
             async with client.transaction() as connection:
+                await connection.execute("set local statement_timeout = '5s'")
                 await connection.execute(f"set local role {role}")
                 with pytest.raises(PgschedError, match="Nothing was queued"):
                     await client.enqueue("job", {"tenant": "a"}, unique_key="k", connection=connection)

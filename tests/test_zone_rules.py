@@ -234,6 +234,9 @@ async def test_newer_rules_whose_worker_dies_before_it_plans_leave_nothing_behin
     await new.goes()
     assert await db.value(PLANNED, "s") is None
     await old.passes()
+    assert old.zones.due
+    await old.looks()
+    assert await db.value("select moved_from is not null from pgsched.schedules"), "what was planned first is known"
     await old.passes()
     assert await db.value(PLANNED, "s") == BY_OLD
 
@@ -283,6 +286,12 @@ async def test_what_only_a_worker_with_older_rules_can_run_does_not_starve(db, n
     new = await node(NEW).starts()
     await new.passes()
     assert await db.value(PLANNED, "s") == BY_NEW
+    # It goes. What it planned is done by the older one, since the other application's worker cannot.
+    await new.goes()
+    await old.looks()
+    assert old.zones.withheld == ((ZONE,), ())
+    await db.all("update pgsched.schedules set next_run = now(), planned_at = clock_timestamp()")
+    assert await old.passes() == 1
 
 
 async def test_a_schedule_that_somebody_has_locked_is_planned_anew_later(db, dsn, schema, node):
