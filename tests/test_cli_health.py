@@ -25,7 +25,7 @@ def worker(shell) -> uuid.UUID:
     worker = uuid.uuid4()
     shell.sql(
         "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
-        " stall_timeout) values (%s, 'app', 'h', 1, '0', '{e}', true, '1s', '30s')",
+        " stall_timeout) values (%s, 'app', 'h', 1, '0', '{e}', true, '1min', '1h')",
         worker,
     )
     return worker
