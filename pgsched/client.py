@@ -345,8 +345,9 @@ class Client:
         schedule: a name; raises NotFound if no schedule has it. since: an aware instant; only runs that ended from
         then on, or have not ended. status: the newest of an ended status are those that ended last.
 
-        The cost does not grow with history. entrypoint=, and a second filter beside schedule=, therefore search the
-        newest 100,000 runs only (with schedule=: of that schedule), and all live ones.
+        The cost does not grow with history. Filters that no index has therefore search the newest 100,000 runs, and all
+        live ones: entrypoint=, and since= or status="succeeded" beside schedule=. Of these, status="failed" and
+        "cancelled" search everything, unless both entrypoint= and schedule= are given.
         """
         params = {
             "schedule": schedule,
@@ -355,6 +356,7 @@ class Client:
             "limit": definition.whole("limit", limit, 1, 1_000_000),
             "since": definition.instant("since", since),
             "most": REACH,
+            "near": REACH // 50,
         }
         rows = await self._sql.rows("list_runs", params, connection)
         if not rows and schedule is not None:

@@ -2,6 +2,7 @@
 server's defaults, as psql has it, beside 10^5 ended runs of the very schedule that is changed and looked at."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from pgsched import client as clients
 from pgsched import migrate
 from pgsched.client import Client
 from pgsched.connections import Pooled
+from pgsched.runs import REACH
 from pgsched.store import Store, in_schema
 
 MANY = 100_000
@@ -34,6 +36,22 @@ insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, gated, ori
 select 1, 'job', now() + n * interval '1 second', now() + interval '1 hour', true, 'trigger'
 from generate_series(1, 3) n;
 insert into pgsched.runs (entrypoint, due_at) select 'mail', now() + interval '1 hour' from generate_series(1, 3) n;
+"""
+MIXED = """
+insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)
+select 's' || n, 'a', '@yearly', now() + interval '1 day', now() from generate_series(1, 2) n;
+insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, status, finished_at, gated, reason,
+    skipped_count, skipped_through, worker, claimed_at, heartbeat_at)
+select case when n % 3 > 0 then n % 3 end, case n % 5 when 0 then 'b' else 'a' end,
+    case when n % 3 > 0 then now() - n * interval '1 minute' end, now(), status,
+    case when status not in ('queued', 'running') then now() - (n * 7 % 300) * interval '1 minute' end,
+    status = 'queued' and n % 2 = 0,
+    case status when 'skipped' then 'overlap' end, case status when 'skipped' then 1 end,
+    case status when 'skipped' then now() end, gen_random_uuid(), now(), now()
+from generate_series(1, 300) n, lateral (
+    select (array['queued', 'running', 'succeeded', 'failed', 'cancelled', 'skipped'])[n * 11 % 13 % 6 + 1]
+        as status) x
+where status <> 'skipped' or n % 3 > 0
 """
 
 
@@ -67,9 +85,9 @@ async def looking(dsn, full, monkeypatch):
         yield Client(Pooled(dsn), full), watch, connection, store
 
 
-def checked(watch: Watch, *names: str) -> None:
+def checked(watch: Watch, *names: str, pages: int = PAGES) -> None:
     assert {one.name for one in watch.seen} >= set(names)
-    assert not {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
+    assert not {(one.name, one.pages) for one in watch.seen if one.pages > pages}
     assert not {one.name for one in watch.seen if "runs" in one.scans("Seq Scan")}
 
 
@@ -114,6 +132,62 @@ async def test_the_lists_find_what_the_filters_ask_for(looking):
             assert wanted.get("schedule", row["schedule"]) == row["schedule"]
             assert wanted.get("entrypoint", row["entrypoint"]) == row["entrypoint"]
             assert row["finished_at"] is None or row["finished_at"] >= wanted.get("since", row["finished_at"])
+
+
+async def test_no_pair_of_filters_fetches_history_row_by_row(looking, monkeypatch):
+    """With the real reach, which is all of this history. Its rows lie side by side in 2,500 pages; fetched one by one
+    from the schedule's index or by when they ended they are 100,000."""
+    monkeypatch.setattr(clients, "REACH", REACH)
+    client, watch, on, _ = looking
+    future = datetime.now(UTC) + timedelta(days=1)
+    for wanted in (
+        {"schedule": "busy", "since": future}, {"schedule": "busy", "entrypoint": "nothing"},
+        {"schedule": "busy", "status": "succeeded", "since": future}, {"entrypoint": "nothing"},
+        {"entrypoint": "nothing", "since": future - timedelta(days=3650)},
+        {"entrypoint": "nothing", "status": "succeeded"},
+    ):  # fmt: skip
+        await client.list_runs(limit=50, connection=on, **wanted)
+    checked(watch, "list_runs", pages=10_000)
+
+
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_filters_that_have_an_index_search_no_history(looking, monkeypatch, plans):
+    """With the real reach, and with a plan for these filters or for all of them."""
+    monkeypatch.setattr(clients, "REACH", REACH)
+    client, watch, on, _ = looking
+    await on.execute(f"set plan_cache_mode = {plans}")
+    future = datetime.now(UTC) + timedelta(days=1)
+    for status in ("queued", "running", "failed", "cancelled"):
+        for wanted in ({}, {"schedule": "busy"}, {"entrypoint": "job"}, {"entrypoint": "nothing"}):
+            await client.list_runs(limit=50, connection=on, status=status, **wanted)
+            await client.list_runs(limit=50, connection=on, status=status, since=future, **wanted)
+    for status in ("succeeded", "skipped"):
+        await client.list_runs(limit=50, connection=on, status=status, since=future)
+        await client.list_runs(limit=50, connection=on, status=status, schedule="busy")
+    checked(watch, "list_runs")
+
+
+async def test_every_combination_of_filters_finds_what_it_says(dsn, db, schema):
+    await db.connection.execute(in_schema(MIXED.encode(), schema, parametrised=False))
+    async with clients.connect(dsn, schema=schema) as client:
+        every = {row["id"]: row for row in await client.list_runs(limit=1000, connection=db.connection)}
+        statuses = {row["status"] for row in every.values()}
+        assert len(statuses) == 6
+        since = (await client.now()) - timedelta(minutes=100)
+        for schedule, entrypoint, status, after in itertools.product(
+            (None, "s1", "s2"), (None, "a", "b", "nothing"), (None, *statuses), (None, since)
+        ):
+            given = {"schedule": schedule, "entrypoint": entrypoint, "status": status}
+            meant = [
+                row["id"]
+                for row in every.values()
+                if all(value is None or row[name] == value for name, value in given.items())
+                and (after is None or row["finished_at"] is None or row["finished_at"] >= after)
+            ]
+            found = await client.list_runs(limit=1000, since=after, connection=db.connection, **given)
+            assert [row["id"] for row in found] == meant, (given, after)
+            few = await client.list_runs(limit=3, since=after, connection=db.connection, **given)
+            assert len(few) == min(3, len(meant)) and {row["id"] for row in few} <= {*meant}, (given, after)
 
 
 async def test_changes_read_what_they_change(looking):

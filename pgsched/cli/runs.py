@@ -49,8 +49,8 @@ def list_(
     async def read(client: Client) -> tuple[list[Row], bool]:
         name = schedule and (await found(client, schedule))["name"]
         rows = await client.list_runs(name, status, entrypoint, limit, since=await in_past(client, since))
-        searched = entrypoint or (schedule and (status or since))
-        return rows, bool(searched) and len(rows) < limit and await client.runs.beyond_reach()
+        searched = _searches(schedule, status, entrypoint, since)
+        return rows, searched and len(rows) < limit and await client.runs.beyond_reach()
 
     rows, cut = with_client(settings, read)
     if cut:
@@ -61,6 +61,15 @@ def list_(
         say("No runs.")
     else:
         print_runs(rows)
+
+
+def _searches(schedule: str | None, status: str | None, entrypoint: str | None, since: object) -> bool:
+    """Whether list_runs() has no index for these filters and stops after the newest REACH runs."""
+    if status in ("queued", "running"):
+        return False
+    if status in ("failed", "cancelled"):
+        return bool(schedule and entrypoint)
+    return bool(entrypoint or (schedule and (since or status == "succeeded")))
 
 
 @runs.command()
