@@ -53,6 +53,17 @@ from generate_series(1, 300) n, lateral (
         as status) x
 where status <> 'skipped' or n % 3 > 0
 """
+QUEUED = """
+insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval, stall_timeout)
+values (gen_random_uuid(), 'app', 'host', 1, '1', '{job}', false, '1 s', '30 s');
+insert into pgsched.runs (entrypoint, due_at, priority)
+select 'job', now() + interval '1 hour', n % 3 from generate_series(1, 40000) n;
+insert into pgsched.runs (entrypoint, due_at, priority, app, gated)
+values ('first', now() - interval '9 minutes', -100, null, false),
+    ('job', now() - interval '8 minutes', 0, null, false),
+    ('job', now() - interval '8 minutes', 1, 'app', false), ('third', now() - interval '4 minutes', 0, null, false),
+    ('second', now() - interval '5 minutes', 100, 'other', true), ('late', now() - interval '1 minute', 0, null, false);
+"""
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +199,23 @@ async def test_every_combination_of_filters_finds_what_it_says(dsn, db, schema):
             assert [row["id"] for row in found] == meant, (given, after)
             few = await client.list_runs(limit=3, since=after, connection=db.connection, **given)
             assert len(few) == min(3, len(meant)) and {row["id"] for row in few} <= {*meant}, (given, after)
+
+
+async def test_health_reads_no_job_that_is_not_due(dsn, db, schema, store):
+    # A backlog was analysed, and is gone: the planner expects all that is queued to be due.
+    await db.all(
+        "insert into pgsched.runs (entrypoint, due_at) select 'job', now() - n * interval '1 hour'"
+        " from generate_series(1, 40000) n"
+    )
+    await db.all("analyze pgsched.runs")
+    await db.all("delete from pgsched.runs")
+    await db.all("vacuum pgsched.runs")
+    await db.connection.execute(in_schema(QUEUED.encode(), schema, parametrised=False))
+    watch = Watch({store.query("read_health"): "read_health"}, generic=False)
+    db.connection.cursor_factory = watch.cursor()
+    row = (await Client(Pooled(dsn), schema)._sql.rows("read_health", {}, db.connection))[0]
+    checked(watch, "read_health")
+    assert row["unserved_names"] == ["first", "second of other", "third"]
 
 
 async def test_changes_read_what_they_change(looking):

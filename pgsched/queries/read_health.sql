@@ -13,24 +13,52 @@ overdue as (
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'queued' and r.gated)
         and not exists (select from pgsched.runs r where r.schedule_id = s.id and r.status = 'running')
 ),
--- What is due and nobody can do: the last worker of its application has gone, or never came.
-unserved as (
+-- The priorities of queued jobs, from one entry of the index to the next lower one: there are few of them.
+priorities as (
+    with recursive p as (
+        (select r.priority from pgsched.runs r where r.status = 'queued' and not r.gated
+         order by r.priority desc limit 1)
+        union all
+        select (
+            select r.priority from pgsched.runs r where r.status = 'queued' and not r.gated and r.priority < p.priority
+            order by r.priority desc limit 1
+        ) from p where p.priority is not null
+    )
+    select priority from p where priority is not null
+),
+-- Since when work has been due, by who could do it. Apart, since each part has an index of its own: together they would
+-- read all of history. Of the jobs of a priority, only those that a worker would take next: one that nobody can do stays
+-- there. So jobs that are not due, and a backlog that is worked off, are not read. Without the limit, the planner may
+-- prefer to read the whole table for each priority.
+due as (
     select u.app, u.entrypoint, min(u.due_at) as since
     from (
         select s.app, s.entrypoint, coalesce(s.next_run, s.updated_at) as due_at from pgsched.schedules s
-        where s.status = 'active'
+        where s.status = 'active' and coalesce(s.next_run, s.updated_at) < now() - interval '2 minutes'
         union all
-        -- Apart, since each has an index of its own: together they would read all of history.
-        select r.app, r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued' and not r.gated
+        select q.app, q.entrypoint, q.due_at
+        from priorities p
+        cross join lateral (
+            select r.app, r.entrypoint, r.due_at from pgsched.runs r
+            where r.status = 'queued' and not r.gated and r.priority = p.priority
+                and r.due_at < now() - interval '2 minutes'
+            order by r.due_at
+            limit 1000
+        ) q
         union all
-        select r.app, r.entrypoint, r.due_at from pgsched.runs r where r.status = 'queued' and r.gated
+        select r.app, r.entrypoint, r.due_at from pgsched.runs r
+        where r.status = 'queued' and r.gated and r.due_at < now() - interval '2 minutes'
     ) u
-    where u.due_at < now() - interval '2 minutes'
-        and exists (select from live)
-        and not exists (
-            select from live where u.entrypoint = any(live.entrypoints) and (u.app is null or u.app = live.app)
-        )
+    where exists (select from live)
     group by u.app, u.entrypoint
+),
+-- What is due and nobody can do: the last worker of its application has gone, or never came. A backlog is many runs of
+-- few entrypoints, so it is grouped before each group is held against the workers.
+unserved as (
+    select d.app, d.entrypoint, d.since from due d
+    where not exists (
+        select from live where d.entrypoint = any(live.entrypoints) and (d.app is null or d.app = live.app)
+    )
 ),
 -- Who declares active schedules, and has no worker left: stopped for good, or of another name now.
 deserted as (
