@@ -218,6 +218,34 @@ async def test_health_reads_no_job_that_is_not_due(dsn, db, schema, store):
     assert row["unserved_names"] == ["first", "second of other", "third"]
 
 
+@pytest.mark.parametrize("change", [{"overlap": "allow"}, {"entrypoint": "other"}], ids=["overlap", "entrypoint"])
+async def test_a_change_of_what_waits_reads_no_runs_of_others(dsn, db, schema, store, change):
+    """Half of history is the schedule's, and many other runs are queued: a planner expects half of these to be, too."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)"
+        " values ('busy', 'job', '@yearly', now() + interval '1 day', now())"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, status, finished_at)"
+        " select 1, 'job', now() - n * interval '1 s', now() - n * interval '1 s', 'succeeded', now()"
+        " from generate_series(1, 30000) n"
+    )
+    await db.all(
+        "insert into pgsched.runs (entrypoint, due_at) select 'mail', now() + interval '1 hour'"
+        " from generate_series(1, 30000) n"
+    )
+    await db.all("analyze pgsched.runs")
+    watch = Watch({store.query("alter_schedule"): "alter_schedule"}, generic=False)
+    client = Client(Pooled(dsn), schema)
+    for _ in range(3):
+        await client.trigger("busy", connection=db.connection)
+    await client.alter("busy", overlap=2, entrypoint="first", connection=db.connection)  # reads the catalogue, too
+    db.connection.cursor_factory = watch.cursor()
+    await client.alter("busy", connection=db.connection, **change)
+    checked(watch, "alter_schedule")
+    assert await db.value("select count(*) from pgsched.runs where schedule_id = 1 and status = 'queued'") == 3
+
+
 async def test_changes_read_what_they_change(looking):
     client, watch, on, _ = looking
     await client.pause("busy", connection=on)  # the session's first ones read the catalogue, too
