@@ -166,8 +166,10 @@ class Account:
         if first is None or last is None:
             return
         count = self.times.count(self.reached, last)
-        if self.skips and (self.skips[-1].reason, self.skips[-1].detail) == (reason, detail):
-            before = self.skips.pop()
+        before = self.skips[-1] if self.skips else None
+        # Another timing may name earlier fire times: those are a row of their own.
+        if before is not None and (before.reason, before.detail) == (reason, detail) and before.through < first:
+            self.skips.pop()
             first, count = before.fire_time, before.count + count
         self.skips.append(Skip(reason, first, last, count, detail))
         self.reached = last

@@ -395,6 +395,18 @@ async def test_a_single_instant_that_has_run_and_becomes_the_schedules_again_doe
     assert await db.one("select status, run_count from pgsched.schedules") == ("finished", 1)
 
 
+async def test_single_instants_that_were_changed_unseen_are_each_recorded_in_whatever_order(db, settings):
+    async with Parts(settings) as parts:
+        await db.all(ONCE, "latest")
+        for past in ("4", "8", "2"):
+            instant = await db.value("select now() - %s * interval '1 minute'", past)
+            await db.all("update pgsched.schedules set expression = %s", f"@at {instant.isoformat()}")
+        await passes(parts, db)
+    skips = "select fire_time, skipped_through, skipped_count from pgsched.runs where status = 'skipped'"
+    assert await db.value(f"select array_agg(skipped_count order by fire_time) from ({skips}) s") == [1, 2]
+    assert await db.value(f"select bool_and(fire_time <= skipped_through) from ({skips}) s")
+
+
 async def test_what_a_removed_schedule_of_the_same_name_had_begun_is_recorded_and_not_run(db, settings):
     async with Parts(settings) as parts:
         await db.all(ONCE, "latest")
