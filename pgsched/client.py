@@ -15,7 +15,7 @@ from pgsched import backfill, definition
 from pgsched.backfill import Backfill
 from pgsched.connections import Connections, Pooled, Row, Statements, conninfo_of
 from pgsched.db import Connection
-from pgsched.errors import InvalidArguments, NotFound
+from pgsched.errors import InvalidArguments, NotFound, PgschedError
 from pgsched.expression import parse
 from pgsched.fate import Situation
 from pgsched.model import Retry, RunStatus, ScheduleStatus
@@ -203,7 +203,8 @@ class Client:
 
         dry_run: only tells what would be queued. limit: refuses a range with more fire times (1 to 1,000,000).
         progress: called with how many fire times are done, and how many there are.
-        Raises NotFound, InvalidArguments, InvalidExpression.
+        Raises NotFound, InvalidArguments, InvalidExpression; PgschedError where the schedule is removed or retimed
+        meanwhile.
         """
         start, end = _given("start", start), _given("end", end)
         definition.whole("limit", limit, 1, backfill.MOST)
@@ -218,8 +219,14 @@ class Client:
             made: dict[datetime, int | None] = {}
             if not dry_run:
                 more = {"previous": [before for _, before in batch], "again": again, "priority": priority}
-                rows = await self._sql.rows("backfill_runs", params | more, connection)
-                made = {row["fire_time"]: row["id"] for row in rows}
+                same = {"id": row["id"], "timed_at": row["timed_at"]}
+                rows = await self._sql.rows("backfill_runs", params | more | same, connection)
+                if not rows:
+                    raise PgschedError(
+                        f'Schedule "{name}" was changed while it was being backfilled: {len(found.queued)} of its runs '
+                        "are queued. Look at it, and backfill again what is missing."
+                    )
+                made = {row["fire_time"]: row["id"] for row in rows if row["id"] is not None}
             # Afterwards, so that a run that somebody made meanwhile is told too.
             had = {r["fire_time"]: r for r in await self._sql.rows("list_fire_times", params, connection)}
             if dry_run:

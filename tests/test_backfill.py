@@ -12,7 +12,7 @@ import pytest
 from harness import Parts, working
 from shell import Shell, isolate, spawn
 
-from pgsched import InvalidArguments, NotFound, Run, Scheduler, connect
+from pgsched import InvalidArguments, NotFound, PgschedError, Run, Scheduler, connect
 from pgsched.store import in_schema
 
 HOUR = timedelta(hours=1)
@@ -47,6 +47,32 @@ async def test_daylight_saving_is_that_of_the_schedule(client):
     await client.create_schedule("s", "job", "30 2 * * *", timezone="Europe/Paris")
     done = await client.backfill("s", NIGHT - 24 * HOUR, NIGHT + 48 * HOUR)
     assert [f"{time:%d %H:%M}" for time in done.queued] == ["28 01:30", "29 01:00", "30 00:30"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "delete from pgsched.schedules",
+        "update pgsched.schedules set expression = '30 * * * *'",
+        "delete from pgsched.schedules; insert into pgsched.schedules (name, entrypoint, expression)"
+        " values ('s', 'job', '30 * * * *')",
+    ],
+    ids=["removed", "retimed", "made again"],
+)
+async def test_a_schedule_that_changes_meanwhile_gets_no_run_of_a_fire_time_that_is_not_its_own(
+    client, settings, db, monkeypatch, change
+):
+    monkeypatch.setattr("pgsched.client._BATCH", 1)
+    await hourly(client)
+
+    def changes(done: int, of: int) -> None:
+        if done == 2:
+            with psycopg.connect(settings.dsn, autocommit=True) as other:
+                other.execute(in_schema(change.encode(), settings.schema, parametrised=False))
+
+    with pytest.raises(PgschedError, match="was changed while it was being backfilled: 2 of its runs"):
+        await client.backfill("s", NIGHT, NIGHT + 3 * HOUR, progress=changes)
+    assert await db.value("select count(*) from pgsched.runs") == 2
 
 
 async def test_the_same_range_again_does_nothing(client, db):
