@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 import hypothesis
 import psycopg
@@ -26,6 +27,13 @@ hypothesis.settings.load_profile("suite")
 
 SCHEMA = 'We"ird; schema %s'
 _NUMBERS = itertools.count(1)
+
+
+def elsewhere(dsn: str, database: str) -> str:
+    """The DSN of another database of the same server: a URL where it is one, since tests append options to it."""
+    if "://" in dsn:
+        return urlsplit(dsn)._replace(path=f"/{database}").geturl()
+    return make_conninfo(dsn, dbname=database)
 
 
 def start_server(folder: str) -> tuple[str, object]:
@@ -62,7 +70,7 @@ def template(root: str) -> Iterator[str]:
     name = f"pgsched_test_{os.getpid()}"
     with psycopg.connect(root, autocommit=True) as connection:
         connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
-        with psycopg.connect(make_conninfo(root, dbname=name), autocommit=True) as inside:
+        with psycopg.connect(elsewhere(root, name), autocommit=True) as inside:
             inside.execute(migrate.script(SCHEMA).encode())
         yield name
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
@@ -80,7 +88,7 @@ def dsn(root: str, request: pytest.FixtureRequest) -> Iterator[str]:
         how = sql.SQL("strategy file_copy" if connection.info.server_version >= 150000 else "")
         copy = sql.SQL("create database {} template {} {}")
         connection.execute(copy.format(sql.Identifier(name), sql.Identifier(template), how))
-        yield make_conninfo(root, dbname=name)
+        yield elsewhere(root, name)
         connection.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 

@@ -3,11 +3,10 @@
 import asyncio
 import random
 import signal
-import time
 
 import pytest
 
-SECONDS = 12
+ROUNDS = 10
 
 
 @pytest.mark.slow
@@ -22,9 +21,8 @@ def sync(run: Run):
     time.sleep(random.uniform(0, 0.2))
 """)
     dice = random.Random(20261123)
-    deadline = time.monotonic() + SECONDS
     codes = []
-    while time.monotonic() < deadline:
+    for _ in range(ROUNDS):
         daemon = daemons.start()
         # Half of the moments lie in the start itself, from the instant at which the worker's row appears.
         known = "select exists (select from pgsched.workers where pid = %s)"
@@ -37,7 +35,6 @@ def sync(run: Run):
         codes.append(await daemon.stop(dice.choice([signal.SIGTERM, signal.SIGINT])))
         assert await db.value("select count(*) from pgsched.workers") == 0, daemon.tail()
         assert await db.value("select count(*) from pgsched.runs where status = 'running'") == 0, daemon.tail()
-    assert len(codes) >= 5
     assert set(codes) == {0}, codes
     # And each fire time is still accounted for.
     await daemons.ready()
