@@ -718,9 +718,15 @@ class Store:
         """Says that this worker is here."""
         await connection.execute(self.query("insert_worker"), values)
 
-    async def delete_worker(self, connection: Connection, worker: uuid.UUID) -> None:
-        """Says that this worker is gone, and forgets others that must be."""
-        await connection.execute(self.query("delete_worker"), {"worker": worker, "channel": self.schema})
+    async def delete_worker(
+        self, connection: Connection, worker: uuid.UUID, hanging: Sequence[int] = (), lease: timedelta = timedelta(0)
+    ) -> None:
+        """Says that this worker is gone, and forgets others that must be. hanging: the tokens of what goes on in its
+        threads, and counts for so long."""
+        await connection.execute(
+            self.query("delete_worker"),
+            {"worker": worker, "channel": self.schema, "hanging": list(hanging), "lease": lease},
+        )
 
     async def keep_left_behind(
         self,

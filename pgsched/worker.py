@@ -59,6 +59,7 @@ from pgsched.whereabouts import route
 from pgsched.zone_files import outdated_host, package_release, source_of
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
+_ENDING = timedelta(seconds=5)  # for how long a hung thread counts after the goodbye of a process that ends at once
 _PULSE = 5.0  # seconds between touches of the health file
 
 
@@ -361,9 +362,11 @@ class Worker:
 
     async def _say_goodbye(self) -> None:
         self._leaving = True
+        hanging = [token for _, token in self.runner.in_threads()]
+        lease = self.machine.settings.stall_timeout if self._hard_exit is None else _ENDING
         with contextlib.suppress(*Mishaps):  # others forget us in a day
             async with self.machine.control.use() as connection:
-                await self.machine.store.delete_worker(connection, self.machine.worker)
+                await self.machine.store.delete_worker(connection, self.machine.worker, hanging, lease)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

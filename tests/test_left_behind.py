@@ -57,7 +57,9 @@ async def test_threads_that_are_left_behind_are_named_and_when_none_is_left_that
             assert worker.runner.threads_used == 0
 
 
-async def test_a_drain_ends_the_process_though_a_thread_hangs_whose_run_has_ended(settings, db, monkeypatch):
+@pytest.mark.parametrize("kind", ["daemon", "host program"])
+async def test_a_drain_ends_though_a_thread_hangs_whose_run_has_ended(settings, db, monkeypatch, kind):
+    """It counts on: in a daemon until the process has ended, in a host program for as long as anybody can know."""
     sc, codes = hanging(), []
     build = worker_module.Worker.__init__
 
@@ -65,15 +67,19 @@ async def test_a_drain_ends_the_process_though_a_thread_hangs_whose_run_has_ende
         build(self, *args, **kwargs)
         self._hard_exit = codes.append
 
-    monkeypatch.setattr(worker_module.Worker, "__init__", with_exit)
+    if kind == "daemon":
+        monkeypatch.setattr(worker_module.Worker, "__init__", with_exit)
     with capture_logs() as events:
-        async with working(sc, settings, cancel_timeout="50ms"):
+        async with working(sc, settings, cancel_timeout="50ms", stall_timeout="1m"):
             await db.all("select pgsched.enqueue('hangs')")
             await db.until("select status = 'failed' from pgsched.runs")
-    assert codes == [0], "nothing was given back"
-    [told] = [e for e in events if e["event"] == "threads_end_with_process"]
+    assert codes == ([0] if kind == "daemon" else []), "nothing was given back"
+    [told] = [e for e in events if e["event"] in ("threads_end_with_process", "threads_go_on")]
+    assert told["event"] == ("threads_end_with_process" if kind == "daemon" else "threads_go_on")
     assert told["functions"][0]["entrypoint"] == "hangs"
     assert not await db.value("select count(*) from pgsched.workers")
+    lasts = "select counts_until > since + %s * interval '1 s' from pgsched.left_behind"
+    assert await db.value(lasts, 20) is (kind == "host program")
     sc.gate.set()
 
 

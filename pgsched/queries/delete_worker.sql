@@ -1,7 +1,13 @@
 -- Says that a worker is gone, and forgets those that were not seen for a day and have no session: without the resync a
--- live one is not seen, but its sessions are. Others are woken if a run has waited for a thread of it.
+-- live one is not seen, but its sessions are. Others are woken if a run has waited for a thread of it. hanging: the tokens
+-- of what goes on in its threads. In a daemon that ends with the process, a moment after this statement; in a host
+-- program it may go on. So it counts on, for as long as lease says.
 with behind as (
-    delete from pgsched.left_behind where worker = %(worker)s returning run_id
+    delete from pgsched.left_behind where worker = %(worker)s and token <> all(%(hanging)s::bigint[]) returning run_id
+),
+going_on as (
+    update pgsched.left_behind set counts_until = clock_timestamp() + %(lease)s
+    where worker = %(worker)s and token = any(%(hanging)s::bigint[])
 ),
 gone as (
     delete from pgsched.workers w
