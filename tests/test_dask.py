@@ -266,7 +266,7 @@ def test_what_a_dask_worker_cannot_find_is_refused_at_registration(monkeypatch):
         sc.entrypoint("job", executor=DaskExecutor("tcp://127.0.0.1:1"))(nested)
     monkeypatch.setattr(work.product, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "program.py", raising=False)
     with pytest.raises(RegistrationError, match="a Dask worker cannot import"):
         sc.entrypoint("job", executor=DaskExecutor("tcp://127.0.0.1:1"))(work.product)
     with pytest.raises(RegistrationError, match="takes a scheduler's address"):
