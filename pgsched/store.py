@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from importlib.resources import files
 from typing import Any, NamedTuple, TypeVar
 
-from psycopg import AsyncClientCursor, AsyncCursor, sql
+from psycopg import AsyncClientCursor, AsyncCursor, AsyncRawCursor, sql
 from psycopg.pq import Format
-from psycopg.rows import AsyncRowFactory, class_row, dict_row, scalar_row
+from psycopg.rows import AsyncRowFactory, class_row, dict_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
 from pgsched import definition, limits
@@ -31,7 +31,7 @@ _Row = TypeVar("_Row")
 
 def _dense(text: bytes) -> bytes:
     """A statement without indentation, and of its comments with the first line alone, by which people know it again in
-    pg_stat_activity. Psycopg reads what is longer than 4096 bytes anew each time it is sent."""
+    pg_stat_activity."""
     first, *lines = map(bytes.strip, text.splitlines())
     return b"\n".join([first, *(line for line in lines if line and not line.startswith(b"--"))])
 
@@ -47,6 +47,7 @@ _DEFAULT = Retry()
 CLAIM_BYTES = 16 * 2**20
 SILENT_PAGE = 1000  # silent runs that the reaper looks at in one statement
 _QUALIFIER = re.compile(rb"\bpgsched\.(?=[a-z])")
+_PLACEHOLDER = re.compile(rb"%(?:%|\((\w+)\)s)")
 
 
 def in_schema(statement: bytes, schema: str, *, parametrised: bool = True) -> bytes:
@@ -55,6 +56,22 @@ def in_schema(statement: bytes, schema: str, *, parametrised: bool = True) -> by
     if parametrised:
         quoted = quoted.replace(b"%", b"%%")
     return _QUALIFIER.sub(lambda _: quoted + b".", statement)
+
+
+class _Numbered(NamedTuple):
+    """A statement as the server reads it: its parameters have numbers. names: theirs, in that order."""
+
+    text: bytes
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, statement: bytes) -> _Numbered:
+        numbers: dict[bytes, int] = {}
+
+        def number(found: re.Match[bytes]) -> bytes:
+            return b"%" if found[1] is None else b"$%d" % numbers.setdefault(found[1], len(numbers) + 1)
+
+        return cls(_PLACEHOLDER.sub(number, statement), tuple(name.decode() for name in numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +134,7 @@ class Store:
     def __init__(self, schema: str = "pgsched", app: str = "") -> None:
         self.schema, self.app = schema, app
         self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
+        self._numbered: dict[str, _Numbered] = {}
 
     @staticmethod
     def texts() -> dict[str, bytes]:
@@ -126,6 +144,18 @@ class Store:
     def query(self, name: str) -> bytes:
         """The text of a query file, for this schema."""
         return self._queries[name]
+
+    async def _send(
+        self, connection: Connection, name: str, params: Mapping[str, Any], rows: AsyncRowFactory[_Row]
+    ) -> AsyncRawCursor[_Row]:
+        """Sends one of the long statements that workers send often. Psycopg would search what is longer than 4096 bytes
+        for placeholders anew each time: a tenth of a millisecond at each start."""
+        if name not in self._numbered:
+            self._numbered[name] = _Numbered.of(self._queries[name])
+        statement = self._numbered[name]
+        cursor = AsyncRawCursor(connection, row_factory=rows)
+        await cursor.execute(statement.text, [params[each] for each in statement.names])
+        return cursor
 
     @property
     def channel(self) -> sql.Identifier:
@@ -140,7 +170,6 @@ class Store:
         """Locks schedules to be planned: due, due within the lookahead, or never planned yet; the first ones of each
         share. Those in a withheld time zone are left to others if their entrypoint is covered."""
         leave = leave or Withheld()
-        cursor = connection.cursor(row_factory=class_row(Schedule))
         params = {
             "entrypoints": [name for share in shares for name in share.entrypoints],
             "lanes": [lane for lane, share in enumerate(shares) for _ in share.entrypoints],
@@ -152,7 +181,7 @@ class Store:
             "withheld": list(leave.zones),
             "covered": list(leave.covered),
         }
-        await cursor.execute(self.query("lock_due_schedules"), params)
+        cursor = await self._send(connection, "lock_due_schedules", params, class_row(Schedule))
         return await cursor.fetchall()
 
     async def read_candidates(
@@ -168,8 +197,9 @@ class Store:
         """What may be claimed, but for what stands in line: the first ones of each share, of every kind that is due.
         With each run that waits, and each fire time, how many its schedule's overlap leaves room for; None if it allows
         any number."""
-        cursor = await connection.execute(
-            self.query("read_candidates"),
+        cursor = await self._send(
+            connection,
+            "read_candidates",
             {
                 "entrypoints": [name for share in shares for name in share.entrypoints],
                 "lanes": [lane for lane, share in enumerate(shares) for _ in share.entrypoints],
@@ -182,6 +212,7 @@ class Store:
                 "fire_times": due.fire_times > 0,
                 "waiting": due.waiting > 0,
             },
+            tuple_row,
         )
         return [(Candidate(Kind(row[0]), *row[1:7]), row[7]) for row in await cursor.fetchall()]
 
@@ -218,8 +249,9 @@ class Store:
         """
         runs = [(p, r) for p in plans for r in p.plan.runs]
         skips = [(p, s) for p in plans for s in p.plan.skips]
-        cursor = await connection.execute(
-            self.query("write_plans"),
+        cursor = await self._send(
+            connection,
+            "write_plans",
             {
                 "worker": worker,
                 "app": self.app,
@@ -250,6 +282,7 @@ class Store:
                 "skip_reasons": [str(s.reason) for _, s in skips],
                 "skip_details": [s.detail for _, s in skips],
             },
+            tuple_row,
         )
         return [(row[0], row[1], row[2], row[3]) for row in await cursor.fetchall()]
 
@@ -275,8 +308,9 @@ class Store:
         of = {name: (lane, share) for lane, share in enumerate(shares) for name in share.entrypoints}
         params = _claim_params(worker, [d for d in defaults if d.entrypoint in of])
         mine = [of[name] for name in params["entrypoints"]]
-        cursor = await connection.execute(
-            self.query("claim_due_runs"),
+        cursor = await self._send(
+            connection,
+            "claim_due_runs",
             params
             | {
                 "lanes": [lane for lane, _ in mine],
@@ -291,6 +325,7 @@ class Store:
                 "alone": alone,
                 "crossing": crossing,
             },
+            tuple_row,
         )
         rows = await cursor.fetchall()
         return [ClaimedRun(*row[5:]) for row in rows if row[5] is not None], Due(*rows[0][:5])
@@ -339,9 +374,9 @@ class Store:
 
         rooms: of each limit's key, how many runs at most.
         """
-        cursor = connection.cursor(row_factory=class_row(limits.Candidate))
-        await cursor.execute(
-            self.query("read_lines"),
+        cursor = await self._send(
+            connection,
+            "read_lines",
             {
                 "app": self.app,
                 "entrypoints": list(entrypoints),
@@ -349,6 +384,7 @@ class Store:
                 "rooms": list(rooms.values()),
                 "limit": limit,
             },
+            class_row(limits.Candidate),
         )
         return await cursor.fetchall()
 
@@ -407,9 +443,9 @@ class Store:
         awaited: applications whose schedules this one takes over once none of their workers is alive.
         """
         state, running = seen or ("running", 0)
-        cursor = connection.cursor(row_factory=class_row(Outlook))
-        await cursor.execute(
-            self.query("read_outlook"),
+        cursor = await self._send(
+            connection,
+            "read_outlook",
             {
                 "worker": worker,
                 "app": self.app,
@@ -420,6 +456,7 @@ class Store:
                 "state": state,
                 "running": running,
             },
+            class_row(Outlook),
         )
         row = await cursor.fetchone()
         assert row is not None
@@ -473,8 +510,9 @@ class Store:
         Returns the (run id, token) of those that landed, and of each whether its own transaction had committed its
         success before. look_after_ends() tells what became of the others.
         """
-        cursor = await connection.execute(
-            self.query("finish_runs"),
+        cursor = await self._send(
+            connection,
+            "finish_runs",
             {
                 "worker": worker,
                 "ids": _array(o.claim.run_id for o in outcomes),
@@ -493,6 +531,7 @@ class Store:
                 "left_tokens": [o.claim.token for o in outcomes if o.left_behind],
                 "lease": lease,
             },
+            tuple_row,
         )
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
