@@ -19,7 +19,7 @@ from psycopg.rows import AsyncRowFactory, class_row, dict_row, scalar_row, tuple
 from psycopg.types.json import Jsonb
 
 from pgsched import definition, limits
-from pgsched.db import Connection, InUtcBinary, application_name
+from pgsched.db import Connection, InUtcBinary, Plain, application_name
 from pgsched.declaration import Compared, Holder, Other, Standing
 from pgsched.fairness import Candidate, Kind
 from pgsched.limits import Gate
@@ -58,14 +58,14 @@ def in_schema(statement: bytes, schema: str, *, parametrised: bool = True) -> by
     return _QUALIFIER.sub(lambda _: quoted + b".", statement)
 
 
-class _Numbered(NamedTuple):
+class Numbered(NamedTuple):
     """A statement as the server reads it: its parameters have numbers. names: theirs, in that order."""
 
     text: bytes
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, statement: bytes) -> _Numbered:
+    def of(cls, statement: bytes) -> Numbered:
         numbers: dict[bytes, int] = {}
 
         def number(found: re.Match[bytes]) -> bytes:
@@ -134,7 +134,7 @@ class Store:
     def __init__(self, schema: str = "pgsched", app: str = "") -> None:
         self.schema, self.app = schema, app
         self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
-        self._numbered: dict[str, _Numbered] = {}
+        self._numbered: dict[str, Numbered] = {}
 
     @staticmethod
     def texts() -> dict[str, bytes]:
@@ -151,9 +151,11 @@ class Store:
         """Sends one of the long statements that workers send often. Psycopg would search what is longer than 4096 bytes
         for placeholders anew each time: a tenth of a millisecond at each start."""
         if name not in self._numbered:
-            self._numbered[name] = _Numbered.of(self._queries[name])
+            self._numbered[name] = Numbered.of(self._queries[name])
         statement = self._numbered[name]
         cursor = AsyncRawCursor(connection, row_factory=rows)
+        if connection.cursor_factory is Plain:
+            cursor.format = Format.BINARY
         await cursor.execute(statement.text, [params[each] for each in statement.names])
         return cursor
 

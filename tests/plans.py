@@ -10,6 +10,8 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+from pgsched.store import Numbered
+
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")
 
@@ -60,6 +62,21 @@ class Watch:
             async def execute(self, query, params=None, **options):
                 if isinstance(query, bytes) and query in watch.names:
                     watch.seen.append(await watch.explain(self.connection, query, params or {}))
+                return await super().execute(query, params, **options)
+
+        return Watched
+
+    def raw_cursor(self) -> type[psycopg.AsyncRawCursor[Any]]:
+        """Takes the place of store.AsyncRawCursor, which sends statements whose parameters are numbered."""
+        watch = self
+        numbered = {(found := Numbered.of(query)).text: (query, found.names) for query in self.names}
+
+        class Watched(psycopg.AsyncRawCursor[Any]):
+            async def execute(self, query, params=None, **options):
+                if query in numbered and self.connection.cursor_factory is not psycopg.AsyncCursor:
+                    written, names = numbered[query]
+                    given = dict(zip(names, params, strict=True))
+                    watch.seen.append(await watch.explain(self.connection, written, given))
                 return await super().execute(query, params, **options)
 
         return Watched

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from pgsched import Scheduler, migrate
 from pgsched import db as connections
+from pgsched import store as stores
 from pgsched.aside import Kind
 from pgsched.config import Settings
 from pgsched.listener import Listener
@@ -31,10 +32,16 @@ class Recorded(Exception):
 
 
 class Recorder:
-    """Takes a statement instead of a connection."""
+    """Takes a statement instead of a connection, or of a cursor for numbered parameters."""
+
+    cursor_factory = psycopg.AsyncCursor
+    sent: tuple[type, bytes, object]
+
+    def __init__(self, connection=None, **options):
+        self.raw = connection is not None
 
     async def execute(self, query, params):
-        self.sent = query, params
+        Recorder.sent = (psycopg.AsyncRawCursor if self.raw else psycopg.AsyncCursor), query, params
         raise Recorded
 
 
@@ -46,12 +53,13 @@ def thrown_away(node) -> float:
 
 
 async def waste(connection, call, *, whole: bool) -> float:
-    recorder = Recorder()
-    with pytest.raises(Recorded):
-        await call(recorder)
-    query, params = recorder.sent
+    with pytest.raises(Recorded), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stores, "AsyncRawCursor", Recorder)
+        await call(Recorder())
+    kind, query, params = Recorder.sent
     async with connection.transaction(force_rollback=True):
-        cursor = await connection.execute(b"explain (analyze, format json) " + query, params)
+        cursor = kind(connection)
+        await cursor.execute(b"explain (analyze, format json) " + query, params)
         plan = (await cursor.fetchone())[0][0]["Plan"]
         if whole:  # a hash join over all of the table throws nothing away that would be counted
             assert "Seq Scan" not in str(plan)
@@ -188,6 +196,7 @@ def test_no_statement_of_a_running_worker_grows_with_the_tables(dsn, full, monke
     # What is no query cannot be explained.
     watch = Watch({store.query(name): name for name in Store.texts() if name != "settle_constraints"}, generic)
     monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
+    monkeypatch.setattr(stores, "AsyncRawCursor", watch.raw_cursor())
     asyncio.run(all_of_a_worker(Settings(dsn=dsn, schema=schema), watch))
     touched = {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
     assert not touched
@@ -224,6 +233,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
     store = Store(settings.schema)
     watch = Watch({store.query(name): name for name in Store.texts()}, generic)
     monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
+    monkeypatch.setattr(stores, "AsyncRawCursor", watch.raw_cursor())
     sc = Scheduler(app="app")
     for name in ("job", "limited"):
         sc.entrypoint(name)(nothing)
