@@ -146,7 +146,7 @@ class Database:
             if asyncio.get_running_loop().time() > deadline:
                 runs = await self.all(
                     "select id, entrypoint, status, attempt, reason, started_at::text, finished_at::text"
-                    " from pgsched.runs order by id limit 200"
+                    " from pgsched.runs order by status in ('queued', 'running') desc, id limit 50"
                 )
                 raise AssertionError(f"within {limit} s it was never true: {statement} {params}; runs: {runs}")
             await asyncio.sleep(0.02)
