@@ -70,9 +70,12 @@ class _Dispatcher(Dispatcher):
             before, after = times.latest(_BEGINNING, at), times.next(at)
             raise InvalidArguments(f"{at} is no fire time of {schedule.name!r}: there are {before} and {after}.")
         params = {"name": schedule.name, "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)]}
+        params |= {"id": schedule.id, "timed_at": schedule.timed_at, "again": True, "priority": None}
         async with self._session.use() as connection:
-            made = await self._store.rows(connection, "backfill_runs", params | {"again": True, "priority": None})
+            made = await self._store.rows(connection, "backfill_runs", params)
         if not made:
+            raise PgschedError(f"{schedule.name!r} was changed meanwhile: fire it again.")
+        if made[0]["id"] is None:
             raise PgschedError(f"A run of {schedule.name!r} at {at} is live already.")
         return int(made[0]["id"])
 
