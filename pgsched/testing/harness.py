@@ -69,8 +69,10 @@ class _Dispatcher(Dispatcher):
         if times.next(at - TICK) != at:
             before, after = times.latest(_BEGINNING, at), times.next(at)
             raise InvalidArguments(f"{at} is no fire time of {schedule.name!r}: there are {before} and {after}.")
-        params = {"name": schedule.name, "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)]}
-        params |= {"id": schedule.id, "timed_at": schedule.timed_at, "again": True, "priority": None}
+        params = {
+            "name": schedule.name, "id": schedule.id, "timed_at": schedule.timed_at, "again": True, "priority": None,
+            "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)],
+        }  # fmt: skip
         async with self._session.use() as connection:
             made = await self._store.rows(connection, "backfill_runs", params)
         if not made:
