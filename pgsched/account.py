@@ -80,6 +80,19 @@ def interruptions_of(entries: Sequence[Mapping[str, Any]]) -> list[Interruption]
     return [Interruption(**{name: read(name, value) for name, value in entry.items()}) for entry in entries]
 
 
+def undecided_since(schedule: Schedule) -> datetime | None:
+    """After which instant a run of the schedule may have ended that its plan does not know. None: all are accounted
+    for, or what is to be settled cannot be read, of which the plan will complain."""
+    if schedule.interruptions_json is None:
+        return schedule.timed_at if schedule.accounted_through is None else None
+    with contextlib.suppress(Exception):
+        first = interruptions_of(json.loads(schedule.interruptions_json))[0]
+        found = first.accounted_through or first.since
+        if found >= _BEGINNING:
+            return found
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _From:
     """Fire times from the stored next_run on, which is one whatever the expression says: a client may have set it."""

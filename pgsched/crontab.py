@@ -20,6 +20,7 @@ _TARGETS = re.compile(r"\d?[<>]+&?\s*\S*")
 _PREPARING = ("cd", "test", "[", "sleep", "export", "set", ".", "source")  # commands before the one that counts
 _LEADING = ("exec", "nice", "sudo", "env", "nohup", "time")  # words before the program that counts
 _LONGEST = 60  # characters of a name that is made from a command
+_WRAPS = re.compile(r"\b(?:mon|tue|wed|thu|fri|sat|[1-6])-sun\b", re.IGNORECASE)
 _BACKGROUND = re.compile(r"(?<![&>|\\])&\s*$")
 _MAIL = "output is kept with each run instead of being mailed"
 _IGNORED = {
@@ -104,13 +105,18 @@ class _Reader:
         command, stdin = _parted(rest)
         if not command:
             raise InvalidExpression("there is no command" + (" after the user" if self._user_column else ""))
-        self._remark(number, command)
         name = self._name(command)
         parse(expression, self._timezone, name=name)
+        self._remark(number, expression, command)
         self._names.add(name)
         self.found.jobs.append(Job(number, name, expression, self._timezone, self._args(command, stdin), user))
 
-    def _remark(self, number: int, command: str) -> None:
+    def _remark(self, number: int, expression: str, command: str) -> None:
+        if (wraps := _WRAPS.search(expression)) is not None:
+            text = f"{wraps[0]} is a range to Sunday: Debian's cron counts Sunday as 0 there and never ran this line"
+            self.found.remarks.append(Note(number, text))
+        if command.startswith("*"):
+            self.found.remarks.append(Note(number, "its command begins with *: is that a sixth time field?"))
         if _BACKGROUND.search(command):
             self.found.remarks.append(
                 Note(
@@ -127,6 +133,8 @@ class _Reader:
             self._timezone = None
             check_timezone(value)
             self._timezone = value
+            text = "CRON_TZ moves the lines below it here and in cronie; Debian's cron and systemd-cron never heeded it"
+            self.found.remarks.append(Note(number, text))
         else:
             self._settings[name] = value
             if name == "TZ":

@@ -85,7 +85,7 @@ def conninfo_for(dsn: str | None, name: str) -> str:
     """
     try:
         given = conninfo.conninfo_to_dict(dsn or "")
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the latter for a % that begins no escape
         # libpq would quote what it could not read, and that may be a part of a password.
         raise ConfigurationError(
             "The DSN cannot be read: it is neither a URI nor key=value pairs that libpq knows. "
@@ -145,7 +145,8 @@ def answered(error: BaseException) -> bool:
     """Whether the server answered a statement with an error and went on, so that other rows may do better."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return refused(error)
-    return not error.sqlstate.startswith(("08", "53", "57P", "58", "25P0", _READ_ONLY))
+    # An error that ends the session is FATAL, whatever its code. A trigger may raise any code, of a connection, say.
+    return error.diag.severity_nonlocalized not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
 
 
 def of_prepared(error: BaseException) -> bool:

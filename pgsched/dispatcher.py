@@ -535,7 +535,7 @@ class Dispatcher:
         schedules = [s for s in schedules if self.zones.may_plan(s)]
         if not schedules:
             return []
-        now, live = await self._store.count_live_runs(connection, [s.id for s in schedules])
+        now, live = await self._store.count_live_runs(connection, schedules)
         if astray := [schedule for schedule, found in live.items() if found.astray]:
             refused = await self._redirect(connection, astray)
             schedules = [s for s in schedules if s.id not in refused]

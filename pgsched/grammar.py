@@ -44,6 +44,9 @@ _MACROS = {
 }
 _WIDEST = timedelta(days=36_525)  # 100 years
 _ITEM = re.compile(r"(?:\*|([0-9A-Z]+)(?:-([0-9A-Z]+))?)(?:/([0-9]+))?")
+_ZONE_BEFORE = re.compile(r"(?:CRON_)?TZ=(\S+)")
+_ZONE_BEHIND = re.compile(r"[A-Za-z]+/[A-Za-z_/+-]+|UTC|GMT")
+_CALENDAR = re.compile(r"\.\.|^\*-\*|^\d{1,2}:\d\d")
 _HASHED = re.compile(r"H(?:\(([0-9A-Z]+)-([0-9A-Z]+)\))?(?:/([0-9]+))?")
 # Not left to fromisoformat alone, which reads more with every release of Python.
 _ISO = re.compile(
@@ -106,6 +109,8 @@ def read(text: str, name: str) -> Fields | timedelta | datetime:
             "or @at 2027-01-01T00:00:00Z"
         )
     texts = _MACROS.get(word, text).split()
+    if hint := _elsewhere(texts):
+        raise InvalidExpression(f"the expression {quote(text)} {hint}")
     if not 5 <= len(texts) <= 7:
         raise InvalidExpression(
             f"the expression {quote(text)} has {len(texts)} fields: write 5 (minute, hour, day of month, "
@@ -121,6 +126,22 @@ def read(text: str, name: str) -> Fields | timedelta | datetime:
             "day, month and year; change one of them"
         )
     return fields
+
+
+def _elsewhere(texts: list[str]) -> str:
+    """What other schedulers' words mean here; empty where the text is none of them."""
+    if not texts:
+        return ""
+    first, last = texts[0], texts[-1]
+    if len(texts) == 1 and f"@{first.upper()}" in _MACROS:
+        return f"is a word of systemd's: write {'@' + first.lower()!r}"
+    if (zone := _ZONE_BEFORE.fullmatch(first)) is not None:
+        return f"has a time zone in it: write {' '.join(texts[1:])!r}, and {zone[1]!r} as the time zone"
+    if len(texts) > 5 and _ZONE_BEHIND.fullmatch(last):
+        return f"has a time zone in it: write {' '.join(texts[:-1])!r}, and {last!r} as the time zone"
+    if any(_CALENDAR.search(each) for each in texts):
+        return "looks like an OnCalendar text of systemd's: write cron fields, such as '0 9 * * mon-fri'"
+    return ""
 
 
 def _seconds_first(texts: list[str], name: str) -> str:
@@ -313,7 +334,8 @@ def _number(of: _Field, token: str, text: str) -> int:
     if not token.isdigit():
         _refuse(of, text, _advice(of, token))
     if not of.low <= int(token) <= of.top:
-        _refuse(of, text, f"{quote(token)} is out of range: write {of.low} to {of.top}")
+        midnight = " (midnight is 0, of the day that begins)" if of.name == "hour" and int(token) == 24 else ""
+        _refuse(of, text, f"{quote(token)} is out of range: write {of.low} to {of.top}{midnight}")
     return int(token)
 
 

@@ -28,7 +28,7 @@ from pgsched.zones import Rules, check_timezone, newer
 
 _BATCH = 1000
 # Seconds between looks while a zone is withheld: whoever has the noted rules may have gone.
-AGAIN = 30.0
+AGAIN = 5.0
 _LOCK = timedelta(milliseconds=100)  # for which a schedule's new plan waits for a lock that a client holds
 _LOCKED = 3.0  # and while schedules may be left that somebody had locked
 _FIXED = "UTC"  # it has no rules

@@ -19,6 +19,7 @@ from psycopg.rows import AsyncRowFactory, class_row, dict_row, scalar_row, tuple
 from psycopg.types.json import Jsonb
 
 from pgsched import definition, limits
+from pgsched.account import undecided_since
 from pgsched.db import Connection, InUtcBinary, Plain, application_name
 from pgsched.declaration import Compared, Holder, Other, Standing
 from pgsched.fairness import Candidate, Kind
@@ -219,10 +220,19 @@ class Store:
         return [(Candidate(Kind(row[0]), *row[1:7]), row[7]) for row in await cursor.fetchall()]
 
     async def count_live_runs(
-        self, connection: Connection, schedule_ids: Sequence[int]
+        self, connection: Connection, schedules: Sequence[Schedule]
     ) -> tuple[datetime, dict[int, Occupancy]]:
         """The transaction's now, and what is live of each schedule; those without anything are left out."""
-        cursor = await connection.execute(self.query("count_live_runs"), {"schedule_ids": list(schedule_ids)})
+        # What has run since the plan before the last pauses and changes is told, too.
+        open_since = [(s.id, since) for s in schedules if (since := undecided_since(s)) is not None]
+        cursor = await connection.execute(
+            self.query("count_live_runs"),
+            {
+                "schedule_ids": [s.id for s in schedules],
+                "open_ids": [id for id, _ in open_since],
+                "open_since": [since for _, since in open_since],
+            },
+        )
         rows = await cursor.fetchall()
         return rows[0][5], {
             schedule_id: Occupancy(running, waiting, requested, tuple(ids or ()), astray, tuple(times or ()), withdrawn)

@@ -152,6 +152,7 @@ TABLE = [
     ([*CHECK, "app.good", "--exit-zreo"], 2, "No such option"),
     (["check", "app.good", "--exit-zero", "--dsn", "postgresql://u:canary@127.0.0.1:1/db"], 69, "cannot be reached"),
     (["check", "app.good", "--dsn", "nonsense"], 78, "The DSN cannot be read"),
+    (["check", "app.good", "--dsn", "postgresql://u:50%canary@h/db"], 78, "The DSN cannot be read"),
     (["check", "app.good", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "Run `pgsched migrate`"),
     (["check", "app.good", "--dsn", "{dsn}", "--schema", "{newer}", "--exit-zero"], 78, "newer than this pgsched"),
     (["check", "app.good", "--dsn", "{dsn}", "--schema", "{edited}", "--json"], 78, "migrations are never edited"),

@@ -130,7 +130,9 @@ def test_after_a_start_nothing_differs(deployed):
     assert {row["difference"] for row in rows.values()} == {"unchanged"} and len(rows) == 5
     assert told["version"] == "current"
     out = deployed.ok("check", "shop.one")
-    assert out == "Nothing differs: the database has 5 schedules of shop as the code declares.\n"
+    first, second = out.splitlines()
+    assert first == "Nothing differs: the database has 5 schedules of shop as the code declares."
+    assert second.startswith("Time zones: tzdata ")
 
 
 def test_limits_that_differ(settings, shell):

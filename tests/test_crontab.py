@@ -79,13 +79,28 @@ def test_a_percent_sign_ends_the_command_and_begins_what_it_reads(written, argv,
     assert (job.args["argv"], job.args.get("stdin")) == (argv, stdin)
 
 
+@pytest.mark.parametrize(
+    ("line", "remark"),
+    [
+        ("0 9 * * fri-sun a", "fri-sun is a range to Sunday: Debian's cron"),
+        ("0 9 * * 1,Sat-SUN a", "Sat-SUN is a range to Sunday"),
+        ("0 9 * * fri-7 a", None),
+        ("0 0 1 * * *true", "its command begins with *"),
+    ],
+)
+def test_what_never_ran_before_is_told(line, remark):
+    found = read(line)
+    assert len(found.jobs) == 1
+    assert (found.remarks[0].text if found.remarks else None) == remark or found.remarks[0].text.startswith(remark)
+
+
 def test_times_are_read_in_cron_tz_from_there_on():
     found = read(
         "0 0 * * * a\nCRON_TZ=America/New_York\n0 0 * * * b\nTZ=Asia/Tokyo\n0 0 * * * c", timezone="Asia/Tokyo"
     )
     assert [job.timezone for job in found.jobs] == ["Asia/Tokyo", "America/New_York", "America/New_York"]
     assert found.jobs[2].args["env"] == {"TZ": "Asia/Tokyo"}
-    assert [(note.line, note.text[:2]) for note in found.remarks] == [(4, "TZ")]
+    assert [(note.line, note.text.split()[0]) for note in found.remarks] == [(2, "CRON_TZ"), (4, "TZ")]
 
 
 def test_without_a_zone_no_time_is_guessed():
@@ -189,7 +204,9 @@ def test_it_shows_first_and_makes_nothing_until_it_is_told_to(shell, tmp_path):
     looked = shell("import-crontab", "tab", "--dry-run")
     assert looked.exit_code == 0
     assert "backup-full  new  0 3 * * 1-5  Europe/Berlin" in looked.stdout
-    assert looked.stderr == "Line 1: MAILTO is ignored: output is kept with each run instead of being mailed.\n"
+    first, second = looked.stderr.splitlines()
+    assert first == "Line 1: MAILTO is ignored: output is kept with each run instead of being mailed."
+    assert second.startswith("Line 2: CRON_TZ moves the lines below it here and in cronie")
     refused = shell("import-crontab", "tab", stdin="y\n")
     assert refused.exit_code == 2 and "--dry-run" in refused.stderr and "--yes" in refused.stderr
     assert rows(shell) == []

@@ -1,6 +1,7 @@
 """What an expression may say: refusals in a sentence, `H`, and that nothing but a refusal ever comes."""
 
 import contextlib
+import re
 import sys
 from datetime import datetime
 from typing import Any
@@ -258,6 +259,28 @@ def test_the_slowest_take_few_steps(text: str, zone: str, after: str) -> None:
     finally:
         sys.setprofile(before)
     assert steps < 200_000
+
+
+# -- what other schedulers write ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("hourly", "is a word of systemd's: write '@hourly'"),
+        ("Daily", "write '@daily'"),
+        ("30 2 * * * Europe/Berlin", "write '30 2 * * *', and 'Europe/Berlin' as the time zone"),
+        ("0 9 * * * UTC", "and 'UTC' as the time zone"),
+        ("CRON_TZ=Asia/Tokyo 0 9 * * *", "write '0 9 * * *', and 'Asia/Tokyo' as the time zone"),
+        ("TZ=Asia/Tokyo 0 9 * * *", "and 'Asia/Tokyo' as the time zone"),
+        ("Mon..Fri *-*-* 09:00", "looks like an OnCalendar text of systemd's"),
+        ("*-*-01 00:00:00", "looks like an OnCalendar text of systemd's"),
+        ("0 24 * * *", "write 0 to 23 (midnight is 0, of the day that begins)"),
+    ],
+)
+def test_says_what_the_words_of_other_schedulers_are_here(text: str, told: str) -> None:
+    with pytest.raises(InvalidExpression, match=re.escape(told)):
+        parse(text)
 
 
 # -- H ----------------------------------------------------------------------------------------------------

@@ -246,6 +246,30 @@ async def test_a_change_of_what_waits_reads_no_runs_of_others(dsn, db, schema, s
     assert await db.value("select count(*) from pgsched.runs where schedule_id = 1 and status = 'queued'") == 3
 
 
+async def test_a_pause_of_a_finished_schedule_and_an_adoption_read_no_history(looking):
+    client, watch, on, store = looking
+    job = b"insert into pgsched.runs (entrypoint, app, unique_key, due_at) values ('mail', 'old', 'k', '2199-01-01Z')"
+    last = (
+        b"update pgsched.schedules set status = 'finished', last_run = (select max(fire_time) from pgsched.runs"
+        b" where origin is null and status <> 'skipped')"
+    )
+    async with on.transaction(force_rollback=True):
+        await on.execute(in_schema(last, store.schema))
+        await on.execute(in_schema(job, store.schema))
+        # Its last fire time is live and still to come: only then is the pause allowed, and can be explained.
+        live = (
+            b"update pgsched.runs r set status = 'queued', attempt = 0, started_at = null, claimed_at = null,"
+            b" finished_at = null, result = null, due_at = now() + interval '1 hour'"
+            b" from pgsched.schedules s where s.name = 'busy' and r.schedule_id = s.id and r.fire_time = s.last_run"
+        )
+        await on.execute(in_schema(live, store.schema))
+        await store.rows(on, "adopt_runs", {"old": "nobody", "new": "new"})  # the catalogue is read, too
+        watch.seen.clear()
+        await client.pause("busy", connection=on)
+        await store.rows(on, "adopt_runs", {"old": "old", "new": "new"})
+    checked(watch, "pause_schedule", "adopt_runs")
+
+
 async def test_changes_read_what_they_change(looking):
     client, watch, on, _ = looking
     await client.pause("busy", connection=on)  # the session's first ones read the catalogue, too

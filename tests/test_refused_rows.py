@@ -467,6 +467,10 @@ async def test_limits_that_refuse_to_be_written_hold_up_only_their_own_runs_and_
 
     real = Store.query
     monkeypatch.setattr(Store, "query", lambda self, name: (sent.append(name), real(self, name))[1])
+    raw = Store._send
+    monkeypatch.setattr(
+        Store, "_send", lambda self, on, name, *rest: (sent.append(name), raw(self, on, name, *rest))[1]
+    )
     with capture_logs() as logs:
         async with working(sc, settings) as worker:
             await refuse(db, "new.entrypoint = 'rated'", table="limits")
@@ -511,3 +515,74 @@ async def test_a_schema_that_is_made_anew_finds_the_worker_at_work_again(setting
         await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
         await db.until("select exists (select from pgsched.workers where id = %s)", worker.machine.worker)
     assert len(calls) == 9
+
+
+# --- whatever the code, whatever the value --------------------------------------------------------------------------
+
+
+def plain(*calls):
+    sc = Scheduler(app="plain")
+
+    @sc.entrypoint("job", retry=Retry(attempts=1))
+    async def job(run: Run):
+        sc.calls.append(run.args)
+
+    sc.calls = list(calls)
+    return sc
+
+
+@pytest.mark.parametrize("state", ["08001", "08006", "53100", "58030", "57014", "40001", "55P03"])
+@pytest.mark.parametrize("what", ["claim", "end"])
+async def test_a_trigger_may_raise_the_code_of_an_outage_and_stops_no_other(settings, db, state, what):
+    status = {"claim": "'running'", "end": "'succeeded', 'failed'"}[what]
+    await refuse(db, f"new.args ? 'bad' and new.status in ({status}) and new.status <> old.status", state=f"'{state}'")
+    async with working(plain(), settings):
+        bad = await db.value("""select pgsched.enqueue('job', '{"bad": 1}', priority => 9)""")
+        await db.until("select exists (select from pgsched.set_aside where id = %s)", bad)
+        others = await db.value("select array_agg(pgsched.enqueue('job')) from generate_series(1, 5)")
+        await db.until("select bool_and(status = 'succeeded') from pgsched.runs where id = any(%s)", others)
+        await relent(db)
+        await db.all("update pgsched.runs set due_at = due_at - interval '1 s' where id = %s", bad)
+        await db.until("select status in ('succeeded', 'failed') from pgsched.runs where id = %s", bad)
+
+
+@pytest.mark.parametrize(
+    "interruptions",
+    [
+        '[{"kind": "changed", "since": "x", "through": 5}]',
+        '[{"kind": "changed", "since": []}]',
+        '[{"kind": "paused", "since": "2020-01-01T00:00:00Z", "accounted_through": "99999999-01-01"}]',
+        '[5, null]', '[{}]',
+    ],
+)  # fmt: skip
+async def test_a_schedule_whose_history_cannot_be_read_becomes_invalid_and_stops_no_other(settings, db, interruptions):
+    insert = "insert into pgsched.schedules (name, entrypoint, expression, interruptions) values (%s, 'job', %s, %s)"
+    await db.all(insert, "odd", "* * * * * *", interruptions)
+    await db.all(insert, "good", "@at 2020-01-01T00:00:00Z", "[]")
+    async with working(plain(), settings):
+        run = await db.value("select pgsched.enqueue('job')")
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", run)
+        await db.until("select status = 'finished' from pgsched.schedules where name = 'good'")
+        await db.until("select status = 'invalid' from pgsched.schedules where name = 'odd'")
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("schedules", "accounted_wall"), ("schedules", "next_wall"), ("schedules", "planned_at"), ("runs", "created_at"),
+     ("runs", "committed_at"), ("runs", "reported_at"), ("runs", "progressed_at")],
+)  # fmt: skip
+@pytest.mark.parametrize("instant", ["infinity", "-infinity", "4713-01-01 BC"])
+async def test_no_row_holds_an_instant_that_nobody_can_read(db, table, column, instant):
+    names, values = {
+        "schedules": ("name, entrypoint, expression", "'s', 'job', '@daily'"),
+        "runs": ("entrypoint", "'job'"),
+    }[table]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await db.all(f"insert into pgsched.{table} ({names}, {column}) values ({values}, %s)", instant)
+
+
+async def test_a_job_that_says_it_waits_for_an_overlap_or_in_a_line_is_queued_like_any_other(settings, db):
+    async with working(plain(), settings):
+        insert = "insert into pgsched.runs (entrypoint, gated, line, limited_by) values"
+        await db.all(f"{insert} ('job', true, null, null), ('job', true, 'zz', 'two'), ('job', false, null, 'two')")
+        await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")

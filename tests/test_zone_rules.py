@@ -241,6 +241,28 @@ async def test_newer_rules_whose_worker_dies_before_it_plans_leave_nothing_behin
     assert await db.value(PLANNED, "s") == BY_OLD
 
 
+async def test_a_worker_whose_sessions_are_gone_keeps_no_zone_however_lately_it_was_seen(db, node):
+    await db.all(YEARLY, "s", "job")
+    new = await node(NEW).starts()
+    await new.passes()
+    old = await node(OLD).starts()
+    assert old.zones.withheld == ((ZONE,), ("job",))
+    # As the server sees a worker that speaks to it directly.
+    await db.all("update pgsched.workers set direct = true")
+    await old.looks()
+    assert old.zones.withheld == ((ZONE,), ("job",)), "its session is there"
+    await new.parts.machine.control.discard()
+    await db.until("select count(*) = 1 from pg_stat_activity where application_name ~ '^pgsched .*-'")
+    await old.looks()
+    assert old.zones.withheld == ((), ()) and await noted(db) == loaded(OLD)[1]
+    await old.passes()
+    assert await db.value(PLANNED, "s") == BY_OLD
+    # It was only cut off: what it finds planned by older rules it plans again.
+    await new.looks()
+    await new.passes()
+    assert await db.value(PLANNED, "s") == BY_NEW and await noted(db) == loaded(NEW)[1]
+
+
 async def test_an_older_worker_that_starts_beside_a_newer_one_changes_nothing(db, node):
     await db.all(YEARLY, "s", "job")
     new = await node(NEW).starts()

@@ -21,23 +21,40 @@ from pgsched.expression import parse
 from pgsched.model import ScheduleStatus
 from pgsched.projects import is_gone
 from pgsched.refusals import reach, told
+from pgsched.replanner import in_force, known
 from pgsched.scheduler import Scheduler
 from pgsched.store import Store
-from pgsched.zone_files import outdated
+from pgsched.zone_files import outdated, source_of
+from pgsched.zones import Rules, newer
 
 Limits = dict[str, dict[str, tuple[Any, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
+class Zone:
+    """A time zone whose schedules were planned by other rules than this code reads. Releases are of tzdata."""
+
+    name: str
+    ours: str | None
+    planned: str | None
+
+    @property
+    def newer(self) -> bool:
+        """Whether a start plans its schedules anew; else it leaves them to other workers."""
+        return newer(self.ours, self.planned)
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """What was found: where the declarations stand, what a start would change, what the application was called before,
-    and why a start would be refused."""
+    why a start would be refused, and which time zones it would plan anew."""
 
     standing: Standing
     differences: list[Difference]
     limits: Limits
     earlier: list[Other]
     refusal: str | None
+    zones: list[Zone]
 
 
 @click.command()
@@ -50,7 +67,8 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     start of this code would make of the next runs. Changes nothing, and locks nothing.
 
     APP is what `pgsched run` takes. Next runs are given as of now: those of a changed expression are planned when
-    the change is made.
+    the change is made. It also tells which time zone rules this code reads, and which schedules it would plan anew
+    because of them.
 
     Exit codes: 0 nothing differs; 1 something does; 69 no database; 78 wrong configuration, or a database that
     `pgsched migrate` has not brought to this version.
@@ -59,7 +77,11 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     log.configure(early.log_level, early.log_format)
     scheduler, found = run_async(_check(app, flags, file), limit=None)
     verdict = declaration.verdict(scheduler.fingerprint, found.standing)
-    different = bool(found.limits) or any(each.kind is not Kind.UNCHANGED for each in found.differences)
+    different = (
+        bool(found.limits)
+        or any(each.kind is not Kind.UNCHANGED for each in found.differences)
+        or any(each.newer for each in found.zones)
+    )
     if as_json:
         print_json(_as_json(scheduler, found, verdict, different))
     else:
@@ -113,7 +135,19 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
     refusal = None
     if standing.alive and declaration.verdict(scheduler.fingerprint, standing) is Verdict.NEW:
         refusal = declaration.refused(scheduler.app_name, compared, holders, scheduler.home.project)
-    return Look(standing, differences, limits, earlier, refusal)
+    return Look(standing, differences, limits, earlier, refusal, await _zones(connection, store, scheduler))
+
+
+async def _zones(connection: Connection, store: Store, scheduler: Scheduler) -> list[Zone]:
+    used = {row["timezone"] for row in scheduler.rows()}
+    found = []
+    for zone in await store.rows(connection, "read_zones", {}):
+        ours = known(zone["name"]) if zone["name"] in used else None
+        noted = None if zone["digest"] is None else Rules(zone["release"], zone["digest"])
+        counts = in_force(noted, map(Rules.read, zone["planned_by"] or ()))
+        if ours is not None and counts is not None and counts.digest != ours.digest:
+            found.append(Zone(zone["name"], ours.release, counts.release))
+    return found
 
 
 # --- for programs ---------------------------------------------------------------------------------------
@@ -151,6 +185,10 @@ def _as_json(
             for entrypoint, each in look.limits.items()
         ],
         "refused": look.refusal,
+        "tzdata": dict(zip(("from", "release"), source_of(), strict=True)),
+        "time_zones": [
+            {"name": zone.name, "planned_with": zone.planned, "planned_anew": zone.newer} for zone in look.zones
+        ],
         "earlier_names": [
             {"app": each.app, "schedules": each.schedules, "workers": each.alive} for each in look.earlier
         ],
@@ -164,10 +202,11 @@ def _print(app: str, look: Look, verdict: Verdict) -> None:
     differences, limits = look.differences, look.limits
     differing = [each for each in differences if each.kind is not Kind.UNCHANGED]
     unchanged = len(differences) - len(differing)
+    elsewhere = "limits" if limits else "time zone rules" if any(zone.newer for zone in look.zones) else None
     if differing:
         write(f"{_many(len(differing))} of {visible(app)} differ{'s' * (len(differing) == 1)}, {unchanged} unchanged.")
-    elif limits:
-        write(f"No schedule of {visible(app)} differs, {unchanged} unchanged; limits do.")
+    elif elsewhere:
+        write(f"No schedule of {visible(app)} differs, {unchanged} unchanged; {elsewhere} do.")
     else:
         write(f"Nothing differs: the database has {_many(unchanged)} of {visible(app)} as the code declares.")
     if look.refusal is not None:
@@ -189,6 +228,16 @@ def _print(app: str, look: Look, verdict: Verdict) -> None:
         heading(f"limits of {visible(entrypoint)}")
         for name, (old, new) in changes.items():
             write(f"  {name.replace('_', ' ')}: {visible(plain(old))} -> {visible(plain(new))}")
+    _print_zones(look.zones)
+
+
+def _print_zones(zones: list[Zone]) -> None:
+    for zone in zones:
+        heading(f"time zone {visible(zone.name)}")
+        follows = "a start plans its schedules anew" if zone.newer else "a start leaves its schedules to other workers"
+        write(f"  planned with tzdata {zone.planned or 'unknown'}, this code reads {zone.ours or 'unknown'}: {follows}")
+    place, release = source_of()
+    write(f"Time zones: tzdata {release or 'unknown'} from {visible(place)}.")
 
 
 def _told(standing: Standing, verdict: Verdict) -> str | None:

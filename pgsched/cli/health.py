@@ -185,19 +185,18 @@ def _waiting(waits: Sequence[dict[str, Any]]) -> Check:
 
 def _zones(row: dict[str, Any]) -> Check:
     """Which tzdata the workers read, and whether some read older rules than others, or than they could."""
+    read = f"tzdata {_some(row['tzdata'])}" if row["tzdata"] else "no worker names its tzdata"
     if row["withheld_zones"]:
         return Check(
             "time zones",
             "warning",
             f"workers on {_some(row['withheld_hosts'])} have other rules than the noted ones for "
-            f"{_some(row['withheld_zones'])}, and leave these zones to other workers: {REMEDY}",
+            f"{_some(row['withheld_zones'])}, and leave these zones to other workers ({read}): {REMEDY}",
         )
     if row["outdated_hosts"]:
         hosts = _some(row["outdated_hosts"])
         return Check("time zones", "warning", f"time zone files older than the package's on {hosts}: {REMEDY}")
-    return Check(
-        "time zones", "ok", f"tzdata {_some(row['tzdata'])}" if row["tzdata"] else "no worker names its tzdata"
-    )
+    return Check("time zones", "ok", read)
 
 
 def _many(count: int, what: str) -> str:

@@ -20,6 +20,7 @@ _FIELDS = (
     "started_at",
     "seen_at",
     "tzdata",
+    "tzdata_from",
     "connected",
 )
 
@@ -31,6 +32,7 @@ def workers(settings: Settings, as_json: bool) -> None:
     """Show the workers, and whether the server sees a session of theirs.
 
     A worker that waits says that it is there about once a minute; one that is neither seen nor connected is dead.
+    tzdata: which release of the time zone rules it reads, and from where.
     """
     rows = with_client(settings, lambda client: client.list_workers())
     if as_json:

@@ -14,10 +14,23 @@ moved as (
     set app = case when r.app = %(old)s then %(new)s else r.app end,
         limited_by = null, line = null,
         gated = coalesce((select s.overlap <> 'allow' from pgsched.schedules s where s.id = r.schedule_id), false),
-        unique_key = case when r.unique_key is null or r.app is distinct from %(old)s or not exists (
-            select from pgsched.runs k
-            where k.entrypoint = r.entrypoint and k.unique_key = r.unique_key and k.app = %(new)s
-                and k.status in ('queued', 'running')
+        -- Each look has an index of its own.
+        unique_key = case when r.unique_key is null or r.app is distinct from %(old)s or not (
+            exists (
+                select from pgsched.runs k
+                where k.entrypoint = r.entrypoint and k.unique_key = r.unique_key and coalesce(k.app, '') = %(new)s
+                    and k.unique_key is not null and k.unique_while = 'live' and k.status in ('queued', 'running')
+            )
+            or exists (
+                select from pgsched.runs k
+                where k.entrypoint = r.entrypoint and k.unique_key = r.unique_key and coalesce(k.app, '') = %(new)s
+                    and k.unique_key is not null and k.unique_while = 'waiting' and k.status = 'queued'
+            )
+            or exists (
+                select from pgsched.runs k
+                where k.entrypoint = r.entrypoint and k.unique_key = r.unique_key and k.app = %(new)s
+                    and k.unique_key is not null and k.unique_while = 'waiting' and k.status = 'running'
+            )
         ) then r.unique_key end
     where r.id = any(array(select id from live)) and r.status in ('queued', 'running')
     returning r.app

@@ -27,14 +27,7 @@ from (
     -- What has run since the plan before the last pauses and changes: they are judged now, and it is decided. Without
     -- any to be judged, too: a claim that the last change withdrew may have begun unheard, and be over.
     select r.id, r.schedule_id, 'ended', null, r.entrypoint, r.fire_time, null, null
-    from (
-        select k.id, coalesce(
-            (k.interruptions -> 0 ->> 'accounted_through')::timestamptz,
-            (k.interruptions -> 0 ->> 'since')::timestamptz,
-            k.timed_at) as since
-        from pgsched.schedules k
-        where k.id = any(%(schedule_ids)s) and (k.interruptions <> '[]' or k.accounted_through is null)
-    ) k
+    from unnest(%(open_ids)s::bigint[], %(open_since)s::timestamptz[]) as k (id, since)
     cross join lateral (
         select * from pgsched.runs e
         where e.schedule_id = k.id and e.fire_time > k.since and e.status <> 'skipped' and e.withdrawn_at is null

@@ -1,5 +1,10 @@
--- The other live workers: the tzdata release of each, the zones that it leaves to others, and what it can run.
+-- The other live workers: the tzdata release of each, the zones that it leaves to others, and what it can run. One whose
+-- sessions the server would show, and does not, keeps no zone, however lately it was seen: its schedules would stand still.
+-- If it lives after all, it finds the zone planned by older rules, and plans it again.
 select w.app, w.tzdata, w.withheld, w.entrypoints
 from pgsched.live_workers l
 join pgsched.workers w on w.id = l.id
 where w.id <> %(worker)s and w.state = 'running'
+    and (not w.direct or exists (
+        select from pg_catalog.pg_stat_activity a where a.application_name = 'pgsched ' || w.id
+    ))

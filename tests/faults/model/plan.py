@@ -149,7 +149,9 @@ class Dice:
         if self.maybe(0.3):
             found["priority"] = self.random.randint(-5, 5)
         if self.maybe(0.3):
-            found["unique_key"] = self.random.choice(("one", "two"))
+            found["unique_key"] = self.random.choice(("one", "two", "three"))
+            if found["unique_key"] == "three":
+                found["unique"] = "waiting"
         return found
 
     def of_client(self, name: str) -> dict[str, Any]:
