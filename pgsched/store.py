@@ -135,7 +135,7 @@ class Store:
     def __init__(self, schema: str = "pgsched", app: str = "") -> None:
         self.schema, self.app = schema, app
         self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
-        self._numbered: dict[str, Numbered] = {}
+        self._numbered: dict[bytes, Numbered] = {}
 
     @staticmethod
     def texts() -> dict[str, bytes]:
@@ -151,9 +151,10 @@ class Store:
     ) -> AsyncRawCursor[_Row]:
         """Sends one of the long statements that workers send often. Psycopg would search what is longer than 4096 bytes
         for placeholders anew each time: a tenth of a millisecond at each start."""
-        if name not in self._numbered:
-            self._numbered[name] = Numbered.of(self._queries[name])
-        statement = self._numbered[name]
+        text = self.query(name)
+        statement = self._numbered.get(text)
+        if statement is None:
+            statement = self._numbered[text] = Numbered.of(text)
         cursor = AsyncRawCursor(connection, row_factory=rows)
         if connection.cursor_factory is Plain:
             cursor.format = Format.BINARY
