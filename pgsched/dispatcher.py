@@ -39,7 +39,7 @@ _LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more t
 _ASIDE = 0.1
 _LOOKS = 5  # at most so many in one transaction
 _CLAIMS = 50  # at most so many in one pass
-_IN_VAIN, _PACE = 2, 0.025  # after so many passes in a row that claimed nothing: seconds between those of wake-ups
+_IN_VAIN, _PACE = 3, 0.025  # after so many wake-ups in a row for nothing: seconds between the passes of others
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
 
 
@@ -79,7 +79,7 @@ class Dispatcher:
         self._limiter = Limiter(machine)
         self.zones = ZoneRules(machine.store, machine.worker, machine.scheduler.app_name, machine.aside)
         self._woken = False
-        self._vain = 0  # passes in a row that claimed nothing
+        self._vain = 0  # passes in a row to which a wake-up led, and that claimed nothing
         self._passed_at = float("-inf")
         self._stir = asyncio.Event()
         self._stopping = False
@@ -126,6 +126,7 @@ class Dispatcher:
         known = self._scheduler.entrypoints.get(live.run.entrypoint)
         gate = live.run.schedule_id is not None or (known is not None and known.limits.together)
         if self._lane_full or (self._near and self._gated) or (gate and (self._near or self._passing)):
+            self._vain = 0  # no stranger's doing: whoever comes next is served at once
             self.wake()
 
     def review(self, outlook: Outlook) -> None:
@@ -141,10 +142,10 @@ class Dispatcher:
             if self._stopping:
                 return
             # Clear before looking: a wake-up in between costs one spare pass, never a lost one.
-            self._woken = False
+            woken, self._woken = self._woken, False
             self._passing = True
             try:
-                self._vain = 0 if await self.claim_pass() else self._vain + 1
+                self._vain = 0 if await self.claim_pass() else self._vain + woken
                 self._passed_at = time.monotonic()
             except Mishaps as error:
                 self._careful.failed(error)
