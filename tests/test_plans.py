@@ -22,7 +22,7 @@ from pgsched.listener import Listener
 from pgsched.model import Claim, Line, Outcome, RunStatus, Said
 from pgsched.reaper import Reaper
 from pgsched.retention import Retention
-from pgsched.store import Store, in_schema
+from pgsched.store import Due, Share, Store, Withheld, in_schema
 
 RUNNING, GIVEN, OTHERS = 3000, 1000, 20_000
 
@@ -93,6 +93,35 @@ async def test_what_runs_is_found_by_its_id_though_nothing_ran_when_the_table_wa
             lambda c: store.write_journals(c, worker, [(Claim(run, 1, worker), said) for run in ids]),
         ):
             assert await waste(connection, call, whole=prepared) <= GIVEN, "each once at most, not each against each"
+
+
+@pytest.mark.parametrize("analysed", ["while nothing ran", "with all that runs", None])
+async def test_a_herd_is_looked_at_without_reading_all_that_runs_for_each_schedule(settings, db, analysed):
+    store, share = Store(settings.schema, "app"), Share(["job"], GIVEN)
+    if analysed == "while nothing ran":
+        await db.all("vacuum analyze pgsched.runs")
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, planned_at, next_run)"
+        " select 's' || n, 'job', '@daily', now(), now() - interval '1 s' from generate_series(1, %s::int) n", RUNNING,
+    )  # fmt: skip
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, token, worker, claimed_at,"
+        " heartbeat_at, schedule_version) select id, 'job', now() - interval '1 h', 'running', 1, id,"
+        " gen_random_uuid(), now(), now(), 1 from pgsched.schedules where id <= %s",
+        GIVEN,
+    )
+    if analysed == "with all that runs":
+        await db.all("vacuum analyze pgsched.runs")
+    due = Due(False, GIVEN, 0, False, 0)
+    async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as connection:
+        await connections.prepare(connection)
+        for call in (
+            lambda c: store.lock_due_schedules(c, [share], timedelta(seconds=1)),
+            lambda c: store.read_candidates(
+                c, [share], lookahead=timedelta(seconds=1), limit=GIVEN, due=due, leave=Withheld()
+            ),
+        ):
+            assert await waste(connection, call, whole=False) <= 2 * RUNNING
 
 
 # --- what a worker sends, beside 10^5 schedules and 10^5 finished runs -----------------------------------------

@@ -81,12 +81,13 @@ cross join lateral (
                 + (select count(*) from pgsched.runs r
                    where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
             ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end))
-            -- A claim of it was withdrawn, and its holder has not answered yet.
-            and not exists (
-                select from pgsched.runs r
+            -- A claim of it was withdrawn, and its holder has not answered yet. A count, and no EXISTS: that became a
+            -- join, which read all that is running for each schedule.
+            and (
+                select count(*) from pgsched.runs r
                 where r.status = 'running' and r.schedule_id = s.id and r.started_at is null
                     and pgsched.withdrawn(r.schedule_version, r.fire_time, s.version, s.timed_version, s.timed_at)
-            )
+            ) = 0
             and (s.planned_at is not null or not exists (
                 select from pgsched.removed d
                 join pgsched.runs r on r.status = 'running' and r.schedule_id = d.schedule_id

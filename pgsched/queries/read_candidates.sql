@@ -107,11 +107,11 @@ cross join lateral (
                        where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
                 ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
             )
-            and not exists (
-                select from pgsched.runs r
+            and (
+                select count(*) from pgsched.runs r
                 where r.status = 'running' and r.schedule_id = s.id and r.started_at is null
                     and pgsched.withdrawn(r.schedule_version, r.fire_time, s.version, s.timed_version, s.timed_at)
-            )
+            ) = 0
         order by coalesce(s.next_run, '-infinity'::timestamptz), s.id
         limit g.room
     ) s
