@@ -108,10 +108,12 @@ class Finisher:
     async def _write(self, batch: Sequence[Item]) -> None:
         """Writes a batch, whatever it takes. One that the database refuses is taken apart. What was refused before goes
         by itself: it must not have the others wait for it again."""
-        before = [item for item in batch if (item[0].claim.run_id, item[0].claim.token) in self._waits]
-        if before:
-            batch = [item for item in batch if item not in before]
-        await Apart(self._send, self._reduce, self._wait, _PATIENCE).all(batch)
+        fresh: list[Item] = []
+        before: list[Item] = []
+        for item in batch:
+            claim = item[0].claim
+            (before if (claim.run_id, claim.token) in self._waits else fresh).append(item)
+        await Apart(self._send, self._reduce, self._wait, _PATIENCE).all(fresh)
         await Apart(self._send, self._reduce, self._wait, 0).all(before)
 
     async def _send(self, batch: Sequence[Item]) -> tuple[()]:
