@@ -102,6 +102,10 @@ class Dispatcher:
         self._resume = float("inf")
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
         self._backoff = Backoff(0.05, 5.0)
+        # Of each entrypoint, as of the last look at them.
+        self._needs: dict[str, tuple[Need, ...]] = {}
+        self._defaults: dict[str, EntrypointDefaults] = {}
+        self._names: dict[tuple[Need, ...], tuple[str, ...]] = {}  # the entrypoints of each lane
         self._log = log.get()
 
     # --- when -------------------------------------------------------------------------------------------
@@ -229,16 +233,24 @@ class Dispatcher:
                 rooms[on_worker(known.name)] = max(0, known.limits.per_worker - self._runner.count(known.name))
         return rooms
 
-    def _needs(self, entrypoint: str) -> tuple[Need, ...]:
-        known = self._scheduler.entrypoints[entrypoint]
-        own = [on_worker(entrypoint)] if known.limits.per_worker is not None else []
-        return (SLOT, *map(place, sorted(known.places)), *own)
+    def _learn(self) -> None:
+        """Looks at the entrypoints once, and not at two hundred of them several times in each pass; again, if there are
+        more of them now."""
+        if len(self._needs) == len(self._scheduler.entrypoints):
+            return
+        of: dict[tuple[Need, ...], list[str]] = {}
+        for name, known in self._scheduler.entrypoints.items():
+            own = [on_worker(name)] if known.limits.per_worker is not None else []
+            needs = self._needs[name] = (SLOT, *map(place, sorted(known.places)), *own)
+            of.setdefault(needs, []).append(name)
+            self._defaults[name] = EntrypointDefaults(
+                name, known.retry.attempts, known.retry.backoff, known.retry.max_backoff, known.timeout
+            )
+        self._names = {needs: tuple(names) for needs, names in of.items()}
 
     def _lanes(self, rooms: Mapping[Need, int]) -> list[Lane]:
-        lanes: dict[tuple[Need, ...], list[str]] = {}
-        for name in self._scheduler.entrypoints:
-            lanes.setdefault(self._needs(name), []).append(name)
-        return [Lane(tuple(names), needs, min(rooms[need] for need in needs)) for needs, names in lanes.items()]
+        self._learn()
+        return [Lane(names, needs, min(rooms[need] for need in needs)) for needs, names in self._names.items()]
 
     async def claim_pass(self) -> int:
         """One pass. Returns how many runs it claimed; they are with the runner then."""
@@ -263,7 +275,7 @@ class Dispatcher:
                 self._short = False
                 taken = await self._claim(connection, lanes, rooms)
                 for run in taken:
-                    take(rooms, self._needs(run.entrypoint))
+                    take(rooms, self._needs[run.entrypoint])
                 count += len(taken)
                 # What is in the lanes that are full now stood before others, which are looked for anew.
                 before, lanes = lanes, [lane for lane in self._lanes(rooms) if lane.free > 0]
@@ -274,6 +286,8 @@ class Dispatcher:
             self._cut = self._cut or (free > 0 and rooms[SLOT] <= 0)
             await self._aside.review(connection, at_once=False)
             if not self._at_once():
+                if count:  # their first steps come before the next statement is made: that takes half a millisecond
+                    await asyncio.sleep(0)
                 await self._look_ahead(connection, count)
         self._claimed = count
         if count:
@@ -314,7 +328,7 @@ class Dispatcher:
         names = list(self._scheduler.entrypoints)
         asked_at = time.monotonic()  # before anything is claimed: from here on the claims are sure for a while
         runs, due = await self._store.claim_due_runs(
-            connection, self._worker, self._defaults(), _shares(lanes, rooms),
+            connection, self._worker, list(self._defaults.values()), _shares(lanes, rooms),
             lookahead=self._lookahead, limit=rooms[SLOT], known=names, alone=True, crossing=crossing,
         )  # fmt: skip
         skips = self._skips = []
@@ -381,7 +395,7 @@ class Dispatcher:
         )
         started = await self._plan(connection, schedules, rooms, rooms[SLOT], room_taken=None)
         # Where a lane gave all that was asked for, others may stand behind those that took no place.
-        counts = Counter(self._needs(schedule.entrypoint) for schedule in schedules if schedule.next_run is not None)
+        counts = Counter(self._needs[schedule.entrypoint] for schedule in schedules if schedule.next_run is not None)
         full = any(counts[lane.needs] >= lane.free for lane in lanes)
         self._short = self._left or (full and self._advanced and len(started) < rooms[SLOT])
         return started
@@ -432,7 +446,7 @@ class Dispatcher:
         left = dict(rooms)
         if due.lines:
             in_line, limits = await self._limiter.look(connection, names, rooms[SLOT])
-            found += [replace(each, needs=(*self._needs(each.entrypoint), *each.needs)) for each in in_line]
+            found += [replace(each, needs=(*self._needs[each.entrypoint], *each.needs)) for each in in_line]
             left |= limits
         shares = _shares(lanes, rooms)
         for candidate, room in await self._store.read_candidates(
@@ -442,7 +456,7 @@ class Dispatcher:
                 if not candidate.ahead:
                     found.append(candidate)  # it will wait, or be skipped, and needs nothing
                 continue
-            needs = self._needs(candidate.entrypoint)
+            needs = self._needs[candidate.entrypoint]
             # A fire time and a run that waits for the same overlap: one of them, and the other when it is over.
             if candidate.schedule_id is not None and candidate.kind is not Kind.QUEUED:
                 needs += (overlap(candidate.schedule_id),)
@@ -476,7 +490,7 @@ class Dispatcher:
             queued += await self._claim_waiting(connection, self._scheduler.entrypoints, len(waiting), waiting)
         if in_line := of[Kind.LINE]:
             queued += await self._careful.step(
-                connection, lambda: self._limiter.claim(connection, self._defaults(), in_line)
+                connection, lambda: self._limiter.claim(connection, list(self._defaults.values()), in_line)
             )
         if others := of[Kind.QUEUED]:
             queued += await self._claim_queued(connection, _counted(lanes, others), len(others))
@@ -494,7 +508,7 @@ class Dispatcher:
     async def _claim_queued(self, connection: Connection, shares: Sequence[Share], limit: int) -> list[ClaimedRun]:
         async def claim() -> list[ClaimedRun]:
             runs, _ = await self._store.claim_due_runs(
-                connection, self._worker, self._defaults(), shares, lookahead=self._lookahead, limit=limit
+                connection, self._worker, list(self._defaults.values()), shares, lookahead=self._lookahead, limit=limit
             )
             return runs
 
@@ -506,7 +520,12 @@ class Dispatcher:
         return await self._careful.step(
             connection,
             lambda: self._store.claim_gated_runs(
-                connection, self._worker, self._defaults(names), lookahead=self._lookahead, limit=limit, chosen=chosen
+                connection,
+                self._worker,
+                [self._defaults[name] for name in names],
+                lookahead=self._lookahead,
+                limit=limit,
+                chosen=chosen,
             ),
         )
 
@@ -611,7 +630,7 @@ class Dispatcher:
             return list(planned)
         candidates = []
         for p in planned:
-            schedule, needs = p.schedule, self._needs(p.schedule.entrypoint)
+            schedule, needs = p.schedule, self._needs[p.schedule.entrypoint]
             if self._is_limited(schedule.entrypoint):
                 needs = ()  # it goes and stands in line
             candidates += [
@@ -689,16 +708,9 @@ class Dispatcher:
             return OverriddenTimes(executor, schedule)
         return fire_times(schedule)
 
-    def _defaults(self, names: Iterable[str] | None = None) -> list[EntrypointDefaults]:
-        known = self._scheduler.entrypoints
-        return [
-            EntrypointDefaults(e.name, e.retry.attempts, e.retry.backoff, e.retry.max_backoff, e.timeout)
-            for e in (known.values() if names is None else map(known.__getitem__, names))
-        ]
-
     async def _with_schedules(self, connection: Connection, runs: list[ClaimedRun]) -> list[ClaimedRun]:
         """Gives retried, triggered and given-back runs of schedules their schedule again."""
-        ids = sorted({run.schedule_id for run in runs if run.schedule_id is not None})
+        ids = sorted({run.schedule_id for run in runs if run.schedule_id is not None and run.schedule is None})
         if not ids:
             return runs
         known = {s.id: s for s in await self._store.get_schedules(connection, ids)}

@@ -136,6 +136,11 @@ class Runner:
         self._threads = threads
         self._hooks = machine.scheduler.hooks
         settings = machine.settings
+        self._most = {
+            Place.THREAD: settings.max_threads,
+            Place.PROCESS: settings.max_processes or os.cpu_count() or 1,
+            Place.COMMAND: settings.max_commands,
+        }
         self.transactions = Transactions(settings.dsn, machine.store, machine.worker, settings.max_transactions)
         self.caller = Caller(machine.settings.hook_timeout)
         self._reporting: set[asyncio.Task[None]] = set()
@@ -514,13 +519,7 @@ class Runner:
 
     def free(self) -> dict[Place, int]:
         """How many more runs of each kind of place there is room for."""
-        settings = self._settings
-        most = {
-            Place.THREAD: settings.max_threads,
-            Place.PROCESS: settings.max_processes or os.cpu_count() or 1,
-            Place.COMMAND: settings.max_commands,
-        }
-        return {place: max(0, number - self.used[place]) for place, number in most.items()}
+        return {place: max(0, number - self.used[place]) for place, number in self._most.items()}
 
     def _tell(self, live: Live, outcome: Outcome, landed: bool) -> None:
         run = live.run

@@ -229,7 +229,7 @@ class Store:
         cursor = await connection.execute(
             self.query("count_live_runs"),
             {
-                "schedule_ids": [s.id for s in schedules],
+                "schedule_ids": _array(s.id for s in schedules),
                 "open_ids": [id for id, _ in open_since],
                 "open_since": [since for _, since in open_since],
             },
@@ -319,22 +319,22 @@ class Store:
         an entrypoint that is `known`; returns what is, too. crossing: claims nothing, and only returns that.
         """
         of = {name: (lane, share) for lane, share in enumerate(shares) for name in share.entrypoints}
-        params = _claim_params(worker, [d for d in defaults if d.entrypoint in of])
-        mine = [of[name] for name in params["entrypoints"]]
+        defaults = [d for d in defaults if d.entrypoint in of]
+        mine = [of[d.entrypoint] for d in defaults]
         cursor = await self._send(
             connection,
             "claim_due_runs",
-            params
+            _claim_params(worker, defaults)
             | {
-                "lanes": [lane for lane, _ in mine],
-                "rooms": [share.room for _, share in mine],
-                "pools": [share.pool for _, share in mine],
-                "pool_rooms": [share.pool_room for _, share in mine],
+                "lanes": _array(lane for lane, _ in mine),
+                "rooms": _array(share.room for _, share in mine),
+                "pools": _array(share.pool for _, share in mine),
+                "pool_rooms": _array(share.pool_room for _, share in mine),
                 "app": self.app,
                 "lookahead": lookahead,
                 "limit": limit,
                 "bytes": CLAIM_BYTES,
-                "known": list(known),
+                "known": _names(known),
                 "alone": alone,
                 "crossing": crossing,
             },
@@ -357,22 +357,22 @@ class Store:
 
         chosen: only these of them.
         """
-        cursor = connection.cursor(row_factory=scalar_row)
+        cursor = connection.cursor(row_factory=class_row(Schedule))
         look = {"app": self.app, "lookahead": lookahead, "limit": limit}
         params = _claim_params(worker, defaults) | look
-        schedules = None if chosen is None else sorted({c.schedule_id for c in chosen if c.schedule_id is not None})
+        ids = None if chosen is None else sorted({c.schedule_id for c in chosen if c.schedule_id is not None})
         await cursor.execute(
-            self.query("lock_gated_schedules"), look | {"entrypoints": params["entrypoints"], "ids": schedules}
+            self.query("lock_gated_schedules"), look | {"entrypoints": params["entrypoints"], "ids": ids}
         )
-        locked = await cursor.fetchall()
+        locked = {schedule.id: schedule for schedule in await cursor.fetchall()}
         if not locked:
             return []
         claims = connection.cursor(row_factory=class_row(ClaimedRun))
         ids = None if chosen is None else [c.id for c in chosen]
         await claims.execute(
-            self.query("claim_gated_runs"), params | {"schedule_ids": locked, "ids": ids, "bytes": CLAIM_BYTES}
+            self.query("claim_gated_runs"), params | {"schedule_ids": list(locked), "ids": ids, "bytes": CLAIM_BYTES}
         )
-        return await claims.fetchall()
+        return [run.of(locked[run.schedule_id]) for run in await claims.fetchall() if run.schedule_id is not None]
 
     async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
         """Locks the limits of these entrypoints at which something may be claimed; others' locks are passed over."""
@@ -462,7 +462,7 @@ class Store:
             {
                 "worker": worker,
                 "app": self.app,
-                "entrypoints": list(entrypoints),
+                "entrypoints": _names(entrypoints),
                 "lookahead": lookahead,
                 "touch": seen is not None,
                 "awaited": list(awaited),
@@ -1035,11 +1035,11 @@ class Planned:
 def _claim_params(worker: uuid.UUID, defaults: Sequence[EntrypointDefaults]) -> dict[str, Any]:
     return {
         "worker": worker,
-        "entrypoints": [d.entrypoint for d in defaults],
-        "max_attempts": [d.max_attempts for d in defaults],
-        "backoffs": [d.backoff for d in defaults],
-        "max_backoffs": [d.max_backoff for d in defaults],
-        "timeouts": [d.timeout for d in defaults],
+        "entrypoints": _names(d.entrypoint for d in defaults),
+        "max_attempts": _array(d.max_attempts for d in defaults),
+        "backoffs": _array(_seconds(d.backoff) for d in defaults),
+        "max_backoffs": _array(_seconds(d.max_backoff) for d in defaults),
+        "timeouts": _array(_seconds(d.timeout) for d in defaults),
     }
 
 
@@ -1047,6 +1047,11 @@ def _array(values: Iterable[object]) -> str:
     """An array of numbers, instants or bare words, as PostgreSQL writes it: of a thousand values one by one, psycopg
     would take as long as everything else."""
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+
+
+def _names(names: Iterable[str]) -> str:
+    """An array of names, likewise."""
+    return "{" + ",".join(['"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names]) + "}"
 
 
 def _seconds(duration: timedelta | None) -> str | None:

@@ -7,8 +7,12 @@
 -- alone: claims nothing if anything else is due that may have to go first, and says how much there is of each kind,
 -- counted up to one more than the limit. If there is nothing else, this one statement is all that a pass has to send.
 -- crossing: claims nothing in any case, and only says what is due.
--- bytes: the arguments of all that it claims are no larger, as stored, but for those of the last one.
-with recursive levels (priority) as (
+-- bytes: the arguments of all that it claims of one pool are no larger, as stored, but for those of the last one.
+-- Every start waits for it, and each step of its plan takes time, also those that are never carried out. So it names each
+-- view once.
+with recursive unclaimable as materialized (select id from pgsched.unclaimable),
+refused as materialized (select id from pgsched.resting where kind = 'schedule' and until > now()),
+levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
     select (
@@ -19,48 +23,27 @@ with recursive levels (priority) as (
     from levels l
     where l.priority is not null
 ),
-ranks (priority) as (
-    (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
-    union all
-    select (
-        select s.priority from pgsched.schedules s
-        where s.status = 'active' and s.priority < k.priority
-        order by s.priority desc limit 1
-    )
-    from ranks k
-    where k.priority is not null
-),
 others as materialized (
     select
         (select count(*) from (
-            select from ranks k cross join lateral (
-                select from pgsched.schedules s
-                where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(entrypoints)s)
-                    and (s.app is null or s.app = %(app)s)
-                    and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
-                    and coalesce(s.next_run, '-infinity'::timestamptz) between '1900-01-01Z' and now() + %(lookahead)s
-                limit %(limit)s + 1
-            ) s
-            where %(alone)s::boolean and k.priority is not null
+            select from pgsched.schedules s
+            where %(alone)s::boolean and s.status = 'active' and s.entrypoint = any(%(entrypoints)s)
+                and (s.app is null or s.app = %(app)s) and s.id not in (select id from refused)
+                and coalesce(s.next_run, '-infinity'::timestamptz) between '1900-01-01Z' and now() + %(lookahead)s
             limit %(limit)s + 1
         ) f) as fire_times,
-        exists (
-            select from ranks k cross join lateral (
-                select from pgsched.schedules s
-                where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(known)s)
-                    and (s.app is null or s.app = %(app)s)
-                    and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
-                    and coalesce(s.next_run, '-infinity'::timestamptz) = '-infinity'
-                limit 1
-            ) s
-            where %(alone)s::boolean and k.priority is not null
+        %(alone)s::boolean and exists (
+            select from pgsched.schedules s
+            where s.status = 'active' and s.entrypoint = any(%(known)s)
+                and (s.app is null or s.app = %(app)s) and s.id not in (select id from refused)
+                and coalesce(s.next_run, '-infinity'::timestamptz) = '-infinity'
         ) as unplanned,
         (select count(*) from (
             select from pgsched.runs r
             where %(alone)s::boolean and r.status = 'queued' and r.gated and r.line is null
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.unclaimable)
+                and r.id not in (select id from unclaimable)
             limit %(limit)s + 1
         ) w) as waiting,
         -- Due or not: to find that out would step over all that is urgent and not due.
@@ -72,9 +55,6 @@ others as materialized (
                 order by -r.priority limit 1  -- in which order the entrypoint's own index has them
             ) l
         ) as lines
-),
-mixed as materialized (
-    select o.*, %(crossing)s::boolean or o.fire_times + o.waiting > 0 or o.unplanned or o.lines as mixed from others o
 ),
 lanes as materialized (
     select g.room, g.pool, g.pool_room, array_agg(g.entrypoint) as names
@@ -101,14 +81,14 @@ found as materialized (
             where r.status = 'queued' and not r.gated and r.priority = t.priority
                 and r.due_at between t.first and t.last
                 and r.entrypoint = any(g.names) and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.unclaimable)
+                and r.id not in (select id from unclaimable)
             order by r.due_at, r.id
             limit g.room
             for no key update skip locked
         ) r
         limit g.room
     ) r
-    where not (select m.mixed from mixed m)
+    where not (select %(crossing)s::boolean or o.fire_times + o.waiting > 0 or o.unplanned or o.lines from others o)
 ),
 -- By way of an array, of which a planner expects a few elements. Of a limit that it does not know it expects a tenth of
 -- all that is queued, and would read the whole table to find these.
@@ -116,11 +96,10 @@ due as materialized (
     select unnest(array(
         select f.id
         from (
-            select f.*, row_number() over (
-                partition by f.pool order by f.due_at > now(), f.priority desc, f.due_at, f.id) as place,
-                sum(f.size) over (order by f.due_at > now(), f.priority desc, f.due_at, f.id
-                    rows between unbounded preceding and current row) - f.size as before
+            select f.*, row_number() over ranked as place, sum(f.size) over ranked - f.size as before
             from found f
+            window ranked as (partition by f.pool order by f.due_at > now(), f.priority desc, f.due_at, f.id
+                rows unbounded preceding)
         ) f
         where f.place <= f.pool_room and f.before < %(bytes)s
         order by f.due_at > now(), f.priority desc, f.due_at, f.id
@@ -163,18 +142,19 @@ claimed as (
     returning r.id, r.schedule_id, r.entrypoint, r.args::text as args_json, r.fire_time, r.previous_fire_time,
         r.due_at, r.attempt, r.token, r.max_attempts, r.backoff, r.max_backoff, r.timeout
 )
-select m.unplanned, m.fire_times, m.waiting, m.lines,
+select o.unplanned, o.fire_times, o.waiting, o.lines,
     (select count(*) from (
         select from levels l cross join lateral (
             select from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority
                 and r.due_at <= now() + %(lookahead)s and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.unclaimable)
+                and r.id not in (select id from unclaimable)
             limit %(limit)s + 1
         ) q
-        where l.priority is not null and m.mixed
+        where l.priority is not null
+            and (%(crossing)s::boolean or o.fire_times + o.waiting > 0 or o.unplanned or o.lines)
         limit %(limit)s + 1
     ) q) as queued,
     c.*
-from mixed m left join claimed c on true
+from others o left join claimed c on true

@@ -12,7 +12,11 @@ with recursive waiting (schedule_id) as (
     from waiting w
     where w.schedule_id is not null
 )
-select s.id
+select s.id, s.name, s.entrypoint, s.expression, s.timezone, s.args::text as args_json, s.overlap, s.catch_up,
+    s.catch_up_limit, s.grace, s.jitter, s.timeout, s.max_attempts, s.backoff, s.max_backoff, s.starts_at, s.ends_at,
+    s.max_runs, s.run_count, s.priority, s.status, s.note, s.paused_at, s.resumed_at, s.paused_until, s.owner, s.next_run,
+    s.last_run, s.last_status, s.accounted_through, s.timed_at, nullif(s.interruptions, '[]')::text as interruptions_json,
+    s.created_at, s.updated_at
 from waiting w
 join pgsched.schedules s on s.id = w.schedule_id
 where (%(ids)s::bigint[] is null or s.id = any(%(ids)s)) and exists (

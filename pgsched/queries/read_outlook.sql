@@ -3,7 +3,9 @@
 -- As the resync it also says that this worker is still here, and looks whether its application's declarations are
 -- orphaned: not this worker's, and those of no live one. One statement a minute does it all. Forgotten: the worker's own
 -- row is gone.
-with recursive levels (priority) as (
+with recursive unclaimable as materialized (select id from pgsched.unclaimable),
+refused as materialized (select id from pgsched.resting where kind = 'schedule' and until > now()),
+levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
     select (
@@ -13,17 +15,6 @@ with recursive levels (priority) as (
     )
     from levels l
     where l.priority is not null
-),
-ranks (priority) as (
-    (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
-    union all
-    select (
-        select s.priority from pgsched.schedules s
-        where s.status = 'active' and s.priority < k.priority
-        order by s.priority desc limit 1
-    )
-    from ranks k
-    where k.priority is not null
 ),
 seen as (
     update pgsched.workers set seen_at = clock_timestamp(), state = %(state)s, running = %(running)s
@@ -35,7 +26,7 @@ waiting as materialized (
     select r.due_at from pgsched.runs r
     where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
         and (r.app is null or r.app = %(app)s)
-        and r.id not in (select id from pgsched.unclaimable)
+        and r.id not in (select id from unclaimable)
         and (r.limited_by is null or r.limited_by = %(app)s)
         and r.due_at <= (select horizon from bound)
         and (r.attempt > 0 or r.origin is not null or not exists (
@@ -46,13 +37,10 @@ waiting as materialized (
 select
     clock_timestamp() as now,
     least(
-        (select min(d.next_run) from ranks k cross join lateral (
-            select s.next_run::timestamptz from pgsched.schedules s
-            where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(entrypoints)s)
-                and (s.app is null or s.app = %(app)s)
-                and coalesce(s.next_run, '-infinity'::timestamptz) > (select horizon from bound)
-            order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1
-        ) d where k.priority is not null),
+        (select s.next_run::timestamptz from pgsched.schedules s
+         where s.status = 'active' and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
+            and coalesce(s.next_run, '-infinity'::timestamptz) > (select horizon from bound)
+         order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
@@ -74,19 +62,16 @@ select
             and (r.app is null or r.app = %(app)s))
     ) as next_ahead,
     least(
-        (select min(d.next_run) from ranks k cross join lateral (
-            select coalesce(s.next_run::timestamptz, now()) as next_run from pgsched.schedules s
-            where s.status = 'active' and s.priority = k.priority and s.entrypoint = any(%(entrypoints)s)
-                and (s.app is null or s.app = %(app)s)
-                and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())
-                and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
-            order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1
-        ) d where k.priority is not null),
+        (select coalesce(s.next_run::timestamptz, now()) from pgsched.schedules s
+         where s.status = 'active' and s.entrypoint = any(%(entrypoints)s) and (s.app is null or s.app = %(app)s)
+            and s.id not in (select id from refused)
+            and coalesce(s.next_run, '-infinity'::timestamptz) <= (select horizon from bound)
+         order by coalesce(s.next_run, '-infinity'::timestamptz) limit 1),
         (select min(d.due_at) from levels l cross join lateral (
             select r.due_at from pgsched.runs r
             where r.status = 'queued' and not r.gated and r.priority = l.priority and r.entrypoint = any(%(entrypoints)s)
                 and (r.app is null or r.app = %(app)s)
-                and r.id not in (select id from pgsched.unclaimable)
+                and r.id not in (select id from unclaimable)
                 and r.due_at <= (select horizon from bound)
             order by r.due_at limit 1
         ) d where l.priority is not null),
@@ -94,7 +79,7 @@ select
     ) as next_near,
     exists (select from waiting) as gated_near,
     (select min(paused_until) from pgsched.schedules where status = 'paused' and paused_until is not null
-        and id not in (select id from pgsched.resting where kind = 'schedule' and until > now())) as next_resume,
+        and id not in (select id from refused)) as next_resume,
     exists (select from pgsched.runs where status = 'running'
         and (worker <> %(worker)s or heartbeat_at < now() - interval '10 seconds')) as running_elsewhere,
     case when %(touch)s then cardinality(%(awaited)s::text[]) > 0 and not exists (
