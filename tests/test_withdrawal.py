@@ -25,8 +25,16 @@ CHANGES = {
     "remove": "select pgsched.remove('s')",
     "remove and make again": "select pgsched.remove('s'); select pgsched.create_schedule('s', 'job', {at})",
     "retime": "select pgsched.alter('s', '{\"starts_at\": \"2020-01-01T00:00:00Z\"}')",
+    # A new timing begins its account anew: only the claim itself says then that the fire time is claimed. Not '@at', of
+    # which the same single instant stays accounted for.
+    "retime, remove and make again": "select pgsched.alter('s', '{\"starts_at\": \"2020-01-01T00:00:00Z\"}');"
+    " select pgsched.remove('s'); select pgsched.create_schedule('s', 'job', {cron})",
+    "truncate and make again": "truncate pgsched.schedules; select pgsched.create_schedule('s', 'job', {at})",
 }
-RUNS_AGAIN = {"alter", "plain update", "remove and make again", "retime"}
+RUNS_AGAIN = {
+    "alter", "plain update", "remove and make again", "retime", "retime, remove and make again",
+    "truncate and make again",
+}  # fmt: skip
 # But for the skip that a schedule made again records of the fire time that the removed one had begun.
 ROWS = """
     select status, args, started_at is not null from pgsched.runs
@@ -49,7 +57,10 @@ async def claimed(db, anna, overlap="skip", catch_up="latest"):
 
 
 async def change(db, name, at):
-    for statement in CHANGES[name].replace("{at}", f"'{at}'").split("; "):
+    cron = "to_char((select max(fire_time) from pgsched.runs) at time zone 'UTC', 'MI HH24 DD MM * SS')"
+    if "{cron}" in CHANGES[name]:
+        await db.all("update pgsched.schedules set expression = " + cron)
+    for statement in CHANGES[name].replace("{at}", f"'{at}'").replace("{cron}", cron).split("; "):
         await db.all(statement)
 
 

@@ -64,12 +64,17 @@ async def insert(world: World, connection: Connection, name: str, **values: Any)
 
 
 @act
-async def recreate(world: World, connection: Connection, name: str, same: bool, **values: Any) -> Any:
-    """Removes a schedule and makes it again in one transaction; `same`: with the timing that it had."""
+async def recreate(
+    world: World, connection: Connection, name: str, same: bool, retimed: bool, **values: Any
+) -> Any:  # fmt: skip
+    """Removes a schedule and makes it again in one transaction; `same`: with the timing that it had. `retimed`: it gets
+    another start before, which says nothing about its fire times and begins its account anew."""
     async with connection.transaction():
         rows = await world.rows(
             connection, "select expression, timezone from pgsched.schedules where name = %s", name
         )  # fmt: skip
+        if rows and retimed:
+            await client(world).alter(name, starts_at=world.instant(-86400.0 - world.now), connection=connection)
         if rows:
             await client(world).remove(name, connection=connection)
         if rows and same:

@@ -160,7 +160,10 @@ class Dice:
         drawn: dict[str, Callable[[], dict[str, Any]]] = {
             "create": lambda: {"name": self.random.choice(NAMES), **self.schedule()},
             "insert": lambda: {"name": self.random.choice(NAMES), **self.schedule()},
-            "recreate": lambda: {"name": self.random.choice(NAMES), "same": self.maybe(0.5), **self.schedule()},
+            "recreate": lambda: {
+                "name": self.random.choice(NAMES), "same": self.maybe(0.5), "retimed": self.maybe(0.3),
+                **self.schedule(),
+            },
             "alter": lambda: {"name": self.name(), **self.change()},
             "update": lambda: {"name": self.name(), **self.change()},
             "pause": lambda: {
