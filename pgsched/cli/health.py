@@ -141,7 +141,7 @@ def judged(row: dict[str, Any], waits: Sequence[dict[str, Any]] = ()) -> list[Ch
             "rows",
             "failed",
             f"{_many(row['refused'], 'row')} that the database refuses to change: {_some(row['refused_rows'])}. "
-            "Mend the trigger or constraint that refuses, or change the row: then it is tried again",
+            "Mend the trigger or constraint that refuses. A row is tried again when it changes, or within ten minutes",
         )
         if row["refused"]
         else Check("rows", "ok", "the database refuses no row"),
