@@ -38,6 +38,8 @@ UNWRITTEN = 3 * BATCH  # ends that wait to be written, at most, before no more i
 # Heartbeat intervals for which a claim is sure, from when the statement that made or renewed it was sent: nobody takes
 # it away within three. A run starts without asking only as long as its claim is sure.
 SURE = 2
+_LATE = 5  # so many claims in a row that are not sure though the database has just said that they hold
+_SAY_AGAIN = 60.0  # seconds between two log lines about a database that answers too late
 _UNLANDED = 10_000  # claims without an end that are remembered
 _AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
 
@@ -144,6 +146,8 @@ class Runner:
         self.transactions = Transactions(settings.dsn, machine.store, machine.worker, settings.max_transactions)
         self.caller = Caller(machine.settings.hook_timeout)
         self._reporting: set[asyncio.Task[None]] = set()
+        self._late_answers = 0
+        self._said_late = float("-inf")
         self._log = log.get()
         self._finished = log.teller("run_finished")
 
@@ -635,6 +639,21 @@ class Runner:
         elif live.unsure and live.state is State.HELD:
             live.unsure = False
             self._start_in_time(live)
+            self._late_answers = self._late_answers + 1 if live.unsure else 0
+            if self._late_answers > _LATE:
+                self._say_late(time.monotonic() - asked_at)
+
+    def _say_late(self, seconds: float) -> None:
+        """The answers themselves are too old to start a run by. It goes on asking, and nobody would know why."""
+        now = time.monotonic()
+        if now - self._said_late < _SAY_AGAIN:
+            return
+        self._said_late = now
+        self._log.error(
+            "answers_too_late", answer_s=round(seconds, 3), heartbeat_interval_s=self._interval,
+            advice="no run starts while the database takes longer to answer than two heartbeat intervals: find out why,"
+            " or set a longer heartbeat_interval",
+        )  # fmt: skip
 
     def release_held(self) -> int:
         """Gives back what is claimed and not started; returns how many."""

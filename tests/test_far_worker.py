@@ -9,8 +9,9 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
-from harness import working
+from harness import until, working
 from proxies import Proxy
+from structlog.testing import capture_logs
 
 from pgsched import Run, Scheduler
 
@@ -76,3 +77,19 @@ async def test_changes_around_fire_times_of_a_worker_far_away(settings, db, dsn)
     assert sorted(rows) == sorted((run, "succeeded") for _, _, run, _ in calls), (
         "each call has its row, and no row else"
     )
+
+
+async def test_a_database_that_answers_too_late_to_start_by_is_named(settings, db, dsn):
+    scheduler = Scheduler(app="far")
+
+    @scheduler.entrypoint("job")
+    async def job(): ...
+
+    with capture_logs() as logs:
+        # Twice the interval of a test's worker is what an answer takes: each claim is too old as its answer comes.
+        async with Proxy(dsn, delay=0.12) as far, working(scheduler, settings.merged({"dsn": far.dsn}, "test")):
+            await db.all("select pgsched.enqueue('job')")
+            await until(lambda: any(line["event"] == "answers_too_late" for line in logs))
+            assert await db.value("select status = 'running' and started_at is null from pgsched.runs")
+    assert await db.value("select status = 'queued' from pgsched.runs"), "it is given back, since it has not begun"
+    assert sum(line["event"] == "answers_too_late" for line in logs) == 1
