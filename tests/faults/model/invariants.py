@@ -85,6 +85,12 @@ INVARIANTS: dict[str, str] = {
     "no job is called before it is due": """
         select c.run_id, b.due_at, c.began from pgsched.model_calls c join pgsched.model_born b on b.id = c.run_id
         where c.began < b.due_at
+            -- A client that retries a cancelled run asks for it now, though jitter would have put it off.
+            and not exists (
+                select from pgsched.model_trail t
+                where t.relation = 'runs' and t.op = 'UPDATE' and t.row_id = c.run_id
+                    and (t.new ->> 'due_at')::timestamptz < (t.old ->> 'due_at')::timestamptz
+            )
     """,
     "no run has more attempts than its limit": """
         select id as run_id, schedule_id, attempt, max_attempts from pgsched.runs
