@@ -263,8 +263,10 @@ def open_account(
         starts_at=schedule.starts_at, ends_at=schedule.ends_at, next_run=schedule.next_run,
     )  # fmt: skip
     account.pass_over(pending)
-    if schedule.inherited_through is not None:
-        account.skip(SkipReason.OVERLAP, schedule.inherited_through, "a removed schedule of this name had begun it")
+    inherited = schedule.inherited_through
+    # Those of a schedule that was made later count from then on, but for the one instant that both name.
+    if inherited is not None and (inherited > schedule.created_at or account.next() == inherited):
+        account.skip(SkipReason.OVERLAP, inherited, "a removed schedule of this name had begun it")
     return account
 
 

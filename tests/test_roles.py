@@ -201,3 +201,13 @@ async def test_who_looks_sees_all_and_changes_nothing(db, dsn, schema, roles):
         for call in (client.enqueue("mail"), client.cancel(run_id)):
             with pytest.raises(Exception, match="permission denied"):
                 await call
+
+
+async def test_nobody_else_hangs_the_triggers_functions_on_a_table_of_his_own(db):
+    """They run with their owner's rights, and read the names and ids of the row that they are called for."""
+    public = await db.all(
+        "select p.oid::regprocedure::text from pg_proc p where p.prorettype = 'trigger'::regtype"
+        " and p.pronamespace = (select relnamespace from pg_class where oid = 'pgsched.runs'::regclass)"
+        " and has_function_privilege('public', p.oid, 'execute')"
+    )
+    assert public == []

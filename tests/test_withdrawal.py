@@ -15,7 +15,7 @@ from harness import Parts, reap, until, working
 from pgsched import Run, Scheduler
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.reaper import Reaper
-from pgsched.store import in_schema
+from pgsched.store import claim_of, in_schema
 
 AHEAD = "10s"
 CHANGES = {
@@ -30,10 +30,12 @@ CHANGES = {
     "retime, remove and make again": "select pgsched.alter('s', '{\"starts_at\": \"2020-01-01T00:00:00Z\"}');"
     " select pgsched.remove('s'); select pgsched.create_schedule('s', 'job', {cron})",
     "truncate and make again": "truncate pgsched.schedules; select pgsched.create_schedule('s', 'job', {at})",
+    "remove, make again and retime": "select pgsched.remove('s'); select pgsched.create_schedule('s', 'job', {at});"
+    " select pgsched.alter('s', '{\"ends_at\": \"2100-01-01T00:00:00Z\"}')",
 }
 RUNS_AGAIN = {
     "alter", "plain update", "remove and make again", "retime", "retime, remove and make again",
-    "truncate and make again",
+    "truncate and make again", "remove, make again and retime",
 }  # fmt: skip
 # But for the skip that a schedule made again records of the fire time that the removed one had begun.
 ROWS = """
@@ -376,6 +378,82 @@ async def test_a_waiting_run_whose_schedule_is_gone_is_settled(settings, db, att
         await looks(anna, 3)
     told = await db.one("select status, reason from pgsched.runs")
     assert told == (("running", None) if attempt else ("cancelled", "schedule removed"))
+
+
+async def ended(anna):
+    """Anna's run begins, and ends well."""
+    await begun(anna)
+    [run] = anna.taken
+    end = Outcome(Claim(run.id, run.token, anna.machine.worker), RunStatus.SUCCEEDED)
+    async with anna.machine.writes.use() as connection:
+        assert len(await anna.machine.store.finish_runs(connection, anna.machine.worker, [end], None)) == 1
+
+
+@pytest.mark.parametrize("across", ["made after it", "retimed after it"])
+async def test_a_schedule_that_is_removed_and_made_again_across_its_instant_does_not_run_it_again(
+    settings, db, dsn, across
+):
+    remove, make = "select pgsched.remove('s')", "select pgsched.create_schedule('s', 'job', %s)"
+    async with Parts(settings, lookahead=AHEAD) as anna, Parts(settings, lookahead=AHEAD) as ben:
+        at = await db.value(
+            "select '@at ' || to_char(now() at time zone 'UTC' + interval '1 s', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+        )
+        await db.all(make, at)
+        assert await anna.dispatcher.claim_pass() == 1
+        instant = await db.value("select fire_time from pgsched.runs")
+        async with await psycopg.AsyncConnection.connect(dsn) as late:
+            await late.execute(in_schema(remove.encode(), db.schema), [])
+            if across == "retimed after it":
+                await late.execute(in_schema(make.encode(), db.schema), [at])
+                await late.commit()
+            await db.until("select now() > %s", instant)
+            if across == "made after it":
+                await late.execute(in_schema(make.encode(), db.schema), [at])
+        assert await looks(ben) == 0
+        await ended(anna)
+        if across == "retimed after it":
+            await db.all("select pgsched.alter('s', '{\"ends_at\": \"2100-01-01T00:00:00Z\"}')")
+        assert await looks(ben, 3) == 0
+        assert await db.all(ROWS) == [("succeeded", {}, True)]
+        assert await db.value("select status from pgsched.schedules") == "finished"
+
+
+async def test_a_change_costs_no_fire_time_that_has_come_and_that_jitter_puts_off(settings, db):
+    async with Parts(settings, lookahead="0s") as anna:
+        at = await db.value(
+            "select '@at ' || to_char(now() at time zone 'UTC' - interval '2 s', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+        )
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, jitter) values ('s', 'job', %s, '10 days')",
+            at,
+        )
+        assert await looks(anna) == 0
+        [queued] = await db.all("select id, due_at from pgsched.runs where status = 'queued' and due_at > now()")
+        await db.all("update pgsched.schedules set grace = '1 second', priority = 3")
+        assert await looks(anna) == 0
+        assert await db.all("select id, due_at from pgsched.runs where status = 'queued'") == [queued]
+
+
+@pytest.mark.parametrize(("by", "name"), [("holder", "plain update"), ("holder", "retime"), ("reaper", "retime")])
+async def test_a_cancellation_that_was_accepted_holds_beside_a_change(settings, db, by, name):
+    async with Parts(settings, lookahead=AHEAD) as anna, Parts(settings, lookahead=AHEAD, stall_timeout="3s") as ben:
+        at = await claimed(db, anna)
+        run = await db.value("select id from pgsched.runs")
+        await change(db, name, at)
+        # The holder has heard of the change, and as it answers the row is locked by a cancellation that commits then.
+        assert await db.value("select pgsched.cancel(%s)", run) == "requested"
+        if by == "holder":
+            [taken] = anna.taken
+            async with anna.machine.writes.use() as connection:
+                claims = [claim_of(taken, anna.machine.worker)]
+                assert len(await anna.machine.store.give_back_runs(connection, anna.machine.worker, claims)) == 1
+        else:
+            await db.all("update pgsched.runs set heartbeat_at = now() - interval '1 hour'")
+            await reap(Reaper(ben.machine, ben.runner))
+        assert await looks(ben) == 0
+        assert await db.all("select id, status, reason from pgsched.runs") == [
+            (run, "cancelled", "cancelled on request")
+        ]
 
 
 async def test_a_truncation_cancels_what_is_queued(db):

@@ -1,6 +1,7 @@
 -- Gives back runs of fire times that this worker claimed and never began, each under its claim: with the fire time
--- where the claim is withdrawn, else to the queue. The schedule is locked, so nothing is decided beside a change of it
--- or a plan. A row or a schedule that somebody else has locked is left for the next try. It returns those that landed.
+-- where the claim is withdrawn, else to the queue; one that somebody has asked to cancel is cancelled. The schedule is
+-- locked, so nothing is decided beside a change of it or a plan. A row or a schedule that somebody else has locked is
+-- left for the next try. It returns those that landed.
 -- If we die before this, a reaper answers for us; if the answer is lost, the next try finds no claim.
 with mine as materialized (
     select r.*
@@ -21,7 +22,7 @@ locked as materialized (
 ),
 judged as materialized (
     select m.*,
-        case when m.schedule_version is null then 'queue'
+        case when m.schedule_version is null or m.cancel_requested_at is not null then 'queue'
             when s.id is null then 'gone'
             when not pgsched.withdrawn(m.schedule_version, m.fire_time, s.version, s.timed_version, s.timed_at) then 'queue'
             when m.schedule_version >= s.timed_version then 'fire time'

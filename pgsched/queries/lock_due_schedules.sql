@@ -46,7 +46,7 @@ cross join lateral (
             case when s.planned_at is null then (
                 -- What a removed schedule of this name had claimed, and begun, does not run again.
                 select max(d.accounted_through) from pgsched.removed d
-                where d.name = s.name and d.accounted_through > s.timed_at
+                where d.name = s.name
             ) end as inherited_through,
             -- What the last plan noted, unless its timing was changed since: of another zone, say.
             case when timed_at <= planned_at then zone_rules end as zone_rules,

@@ -1,9 +1,9 @@
 -- Takes silent claims away: only the very claim that was seen, with the very beat that was seen. A beat or a
 -- finish that comes in between wins, and one that holds the row just now is left in peace.
 -- For the holder of a withdrawn claim, which is dead, we answer: where the schedule goes on with its timing, the run is
--- queued again like any lost one, as the schedule now is. Else the row is cancelled and stays, since its function may
--- have been called, and the fire time is given back. The schedule is locked; one that somebody else has locked is left
--- for the next look.
+-- queued again like any lost one, as the schedule now is, or cancelled if somebody has asked for that. Else the row is
+-- cancelled and stays, since its function may have been called, and the fire time is given back. The schedule is locked;
+-- one that somebody else has locked is left for the next look.
 with verdicts as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(beats)s::timestamptz[], %(statuses)s::text[],
                          %(delays)s::float8[], %(messages)s::text[])
@@ -37,7 +37,7 @@ locked as materialized (
 ),
 judged as materialized (
     select x.*,
-        case when x.schedule_version is null then 'loss'
+        case when x.schedule_version is null or x.status = 'cancelled' then 'loss'
             when s.id is null then 'gone'
             when not pgsched.withdrawn(x.schedule_version, x.fire_time, s.version, s.timed_version, s.timed_at) then 'loss'
             when x.schedule_version >= s.timed_version and s.goes_on then 'follow'
