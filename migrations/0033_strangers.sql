@@ -107,3 +107,6 @@ begin
     end if;
     return null;
 end $$;
+
+comment on column pgsched.runs.withdrawn_at is
+    'When its fire time was given back, because its schedule had changed: by a reaper, since its holder was dead (whether its function was called is not known), or by a holder that was refused to delete it (it was not called).';

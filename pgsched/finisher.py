@@ -160,13 +160,14 @@ class Finisher:
         mute = await self._scribe.write_all(speaking) if speaking else set()
         ready = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in mute] if mute else outcomes
         ends = [o for o in ready if not o.unbegun]
-        backs = [o.claim for o in ready if o.unbegun]
+        backs = [[o.claim for o in ready if o.unbegun and o.stays is stays] for stays in (False, True)]
         async with self._session.use() as connection:
             landed = await self._store.finish_runs(connection, self._worker, ends, self._lease) if ends else {}
             answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
-            if backs:
-                given = await self._store.give_back_runs(connection, self._worker, backs)
-                answers |= dict.fromkeys(given, Landing.LANDED)
+            for stay, claims in enumerate(backs):
+                if claims:
+                    given = await self._store.give_back_runs(connection, self._worker, claims, stay=bool(stay))
+                    answers |= dict.fromkeys(given, Landing.LANDED)
             if len(answers) < len(outcomes):
                 missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in answers]
                 seen = await self._store.look_after_ends(connection, self._worker, missing)
@@ -216,8 +217,11 @@ class Finisher:
 
 
 def _barer(outcome: Outcome) -> Iterator[Outcome]:
-    """The outcome with less and less in it. A give-back has nothing to leave out, and its run has not failed."""
+    """The outcome with less and less in it. A give-back has nothing to leave out, and its run has not failed. But a row
+    whose fire time goes back to its schedule may stay, if somebody refers to it."""
     if outcome.refund:
+        if outcome.unbegun and not outcome.stays:
+            yield dataclasses.replace(outcome, stays=True)
         return
     unstorable = RunError("Unstorable", "the error could not be stored") if outcome.error else None
     reason = "the result could not be stored" if outcome.status is RunStatus.SUCCEEDED else outcome.reason

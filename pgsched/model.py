@@ -516,9 +516,10 @@ class Outcome:
 
     status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the attempt
     off again). unbegun: its function was never called, and it is a run of a schedule, which may have changed meanwhile:
-    the fire time may be given back, too. committed: the run's own transaction had committed its success, as the
-    database says. left_behind: its function goes on in its thread, and counts as running. journal: what the attempt
-    said last, where there is something to be written before its end.
+    the fire time may be given back, too. stays: its row stays then, as cancelled, since the database refuses to delete
+    it. committed: the run's own transaction had committed its success, as the database says. left_behind: its function
+    goes on in its thread, and counts as running. journal: what the attempt said last, where there is something to be
+    written before its end.
     """
 
     claim: Claim
@@ -531,6 +532,7 @@ class Outcome:
     delay: timedelta = timedelta(0)
     refund: bool = False
     unbegun: bool = False
+    stays: bool = False
     committed: bool = False
     left_behind: bool = False
     journal: Journal | None = field(default=None, repr=False)

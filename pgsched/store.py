@@ -549,16 +549,18 @@ class Store:
         return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
 
     async def give_back_runs(
-        self, connection: Connection, worker: uuid.UUID, claims: Sequence[Claim]
+        self, connection: Connection, worker: uuid.UUID, claims: Sequence[Claim], *, stay: bool = False
     ) -> set[tuple[int, int]]:
         """Gives back runs of schedules that were claimed and never begun: to the queue, or with their fire time to a
-        schedule that has changed since. Returns the (run id, token) of those that landed."""
+        schedule that has changed since; then their rows stay if they shall (`stay`), as cancelled. Returns the
+        (run id, token) of those that landed."""
         cursor = await connection.execute(
             self.query("give_back_runs"),
             {
                 "worker": worker,
                 "ids": [claim.run_id for claim in claims],
                 "tokens": [claim.token for claim in claims],
+                "stay": stay,
                 "channel": self.schema,
             },
         )

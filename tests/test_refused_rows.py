@@ -586,3 +586,40 @@ async def test_a_job_that_says_it_waits_for_an_overlap_or_in_a_line_is_queued_li
         insert = "insert into pgsched.runs (entrypoint, gated, line, limited_by) values"
         await db.all(f"{insert} ('job', true, null, null), ('job', true, 'zz', 'two'), ('job', false, null, 'two')")
         await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
+
+
+@pytest.mark.parametrize("why", ["trigger", "foreign key"])
+async def test_a_withdrawn_run_that_must_not_be_deleted_stays_and_its_schedule_goes_on(settings, db, why):
+    """An application refers to runs, or keeps them all. A claim is held as its schedule changes."""
+    calls = []
+    scheduler = Scheduler(app="kept")
+
+    @scheduler.entrypoint("job")
+    async def job(run: Run):
+        calls.append((run.fire_time, run.id))
+
+    if why == "trigger":
+        await db.all(
+            "create function pgsched.kept() returns trigger language plpgsql as"
+            " $$ begin raise exception 'runs are kept'; end $$"
+        )
+        await db.all("create trigger kept before delete on pgsched.runs for each row execute function pgsched.kept()")
+    else:
+        await db.all("create table pgsched.notes (run bigint references pgsched.runs (id))")
+        await db.all(
+            "create function pgsched.noted() returns trigger language plpgsql as"
+            " $$ begin insert into pgsched.notes values (new.id); return null; end $$"
+        )
+        await db.all("create trigger noted after insert on pgsched.runs for each row execute function pgsched.noted()")
+    async with working(scheduler, settings, lookahead=timedelta(seconds=3)):
+        await db.all("select pgsched.create_schedule('s', 'job', '* * * * * */2')")
+        held = await db.until(
+            "select min(id) from pgsched.runs where status = 'running' and started_at is null"
+            " and due_at > clock_timestamp() + interval '0.5 s'"
+        )
+        await db.all("update pgsched.schedules set priority = 3")
+        await db.until("select withdrawn_at is not null from pgsched.runs where id = %s", held)
+        await db.until("select count(*) >= 2 from pgsched.runs where status = 'succeeded' and id > %s", held)
+    assert held not in [run for _, run in calls]
+    assert len({at for at, _ in calls}) == len(calls)
+    assert await db.all("select status, attempt from pgsched.runs where id = %s", held) == [("cancelled", 0)]

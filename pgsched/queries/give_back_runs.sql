@@ -48,7 +48,16 @@ kept as (
     where r.id = j.id and j.fate in ('queue', 'passed')
 ),
 dropped as (
-    delete from pgsched.runs r using judged j where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone')
+    delete from pgsched.runs r using judged j
+    where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and not %(stay)s::boolean
+),
+-- The database refuses to delete it: somebody refers to it, say. As a withdrawn one it is in nobody's way.
+stayed as (
+    update pgsched.runs r
+    set status = 'cancelled', attempt = r.attempt - 1, worker = null, withdrawn_at = clock_timestamp(),
+        finished_at = clock_timestamp(), reason = 'its schedule was changed before it had begun'
+    from judged j
+    where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and %(stay)s::boolean
 ),
 back as (
     select j.schedule_id, count(*) as number, min(j.fire_time) as first,
