@@ -30,9 +30,10 @@ def _most_at_once(spans: str, keys: str, most: str) -> str:
     """
 
 
-# A call whose end nobody saw has ended with its worker.
+# A call whose end nobody saw has ended with its worker, and one whose transaction is committed no longer counts.
 _CALLS = """
-    select {keys}, c.began, coalesce(c.ended, 'infinity') as ended, c.id as call
+    select {keys}, c.began, least(coalesce(c.ended, 'infinity'), (
+        select r.committed_at from pgsched.runs r where r.id = c.run_id)) as ended, c.id as call
     from pgsched.model_calls c {joins}
     where not exists (select from pgsched.model_excused e where e.id = c.id) and {only}
 """
