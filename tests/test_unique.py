@@ -211,6 +211,15 @@ async def test_an_enqueue_that_waited_for_a_claim_holds_up_the_end_of_that_run(d
     assert [row[1] for row in await db.all(ROWS)] == ["failed", "queued"]
 
 
+async def test_a_cancellation_waits_for_no_open_enqueue(db, dsn, schema, machine):
+    """The enqueue has a key share lock on the running run, for as long as its transaction stays open."""
+    [held] = await running(db, machine)
+    async with await psycopg.AsyncConnection.connect(dsn) as client:
+        await client.execute(in_schema(WAITING.encode(), schema, parametrised=False))
+        await db.all("set lock_timeout = '5s'")
+        assert await db.value("select pgsched.cancel(%s)", held.run_id) == "requested"
+
+
 async def test_an_enqueue_waits_for_an_end_that_has_looked_and_not_written_yet(db, dsn, schema, machine):
     """The end saw nobody wait. If the enqueue did not wait for it, they would meet at the index."""
     [held] = await running(db, machine)
