@@ -51,7 +51,7 @@ dropped as (
     delete from pgsched.runs r using judged j
     where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and not %(stay)s::boolean
 ),
--- The database refuses to delete it: somebody refers to it, say. As a withdrawn one it is in nobody's way.
+-- If the database refuses to delete the row (a foreign key, a trigger), it stays as a withdrawn one and blocks no other.
 stayed as (
     update pgsched.runs r
     set status = 'cancelled', attempt = r.attempt - 1, worker = null, withdrawn_at = clock_timestamp(),
