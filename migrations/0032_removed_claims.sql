@@ -23,13 +23,14 @@ begin
     set status = 'cancelled', reason = 'schedule removed', finished_at = clock_timestamp()
     where r.id = any (array(select q.id from pgsched.runs q where q.schedule_id = old.id and q.status = 'queued'))
         and r.status = 'queued';
-    -- A claim of a fire time to come is withdrawn now. If it has begun before its holder hears of that, a new schedule
-    -- of this name must not run it again. Read last: above we waited for workers that were claiming.
+    -- A claim that has not begun is withdrawn now. If it begins before its holder hears of that, a new schedule of this
+    -- name must not run it again. Jitter may put it off past its fire time. Read last: above we waited for workers that
+    -- were claiming.
     select max(r.fire_time) into claimed
     from pgsched.runs r
-    where r.status = 'running' and r.schedule_id = old.id and r.schedule_version is not null;
+    where r.status = 'running' and r.schedule_id = old.id and r.schedule_version is not null and r.started_at is null;
     accounted := greatest(least(old.accounted_through, first - interval '1 microsecond'), claimed);
-    if accounted >= clock_timestamp() then
+    if accounted >= clock_timestamp() or claimed is not null then
         delete from pgsched.removed d where d.removed_at < clock_timestamp() - interval '1 day';
         insert into pgsched.removed (schedule_id, name, accounted_through) values (old.id, old.name, accounted)
         on conflict (schedule_id) do nothing;
@@ -47,7 +48,7 @@ begin
     insert into pgsched.removed (schedule_id, name, accounted_through)
     select s.id, s.name, max(r.fire_time)
     from pgsched.runs r join pgsched.schedules s on s.id = r.schedule_id
-    where r.status = 'running' and r.schedule_version is not null and r.fire_time >= clock_timestamp()
+    where r.status = 'running' and r.schedule_version is not null and r.started_at is null
     group by s.id
     on conflict (schedule_id) do nothing;
     perform pg_notify(tg_table_schema, '');

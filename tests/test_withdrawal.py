@@ -418,6 +418,24 @@ async def test_a_schedule_that_is_removed_and_made_again_across_its_instant_does
         assert await db.value("select status from pgsched.schedules") == "finished"
 
 
+async def test_a_claim_that_jitter_puts_off_is_not_run_beside_a_schedule_made_again_after_its_instant(settings, db):
+    async with Parts(settings, lookahead=AHEAD) as anna, Parts(settings, lookahead=AHEAD) as ben:
+        at = await db.value(
+            "select '@at ' || to_char(now() at time zone 'UTC' + interval '1 s', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+        )
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, jitter) values ('s', 'job', %s, '5 s')", at
+        )
+        assert await anna.dispatcher.claim_pass() == 1
+        await db.until("select now() > fire_time from pgsched.runs")
+        await db.all("select pgsched.remove('s')")
+        await db.all("select pgsched.create_schedule('s', 'job', %s)", at)
+        assert await looks(ben) == 0
+        await ended(anna)
+        assert await looks(ben, 3) == 0
+        assert await db.all(ROWS) == [("succeeded", {}, True)]
+
+
 async def test_a_change_costs_no_fire_time_that_has_come_and_that_jitter_puts_off(settings, db):
     async with Parts(settings, lookahead="0s") as anna:
         at = await db.value(
