@@ -161,7 +161,8 @@ class Client:
         backlog: bool = False,
         connection: Connection | None = None,
     ) -> None:
-        """Pauses a schedule, until an aware instant or until resume(). note: why, for those who look.
+        """Pauses a schedule, until an aware instant (a fire time at that instant runs) or until resume(). note: why,
+        for those who look.
 
         backlog: what falls into the pause is treated as missed afterwards, by catch_up; by default it is recorded as
         skipped. Raises NotFound, and PgschedError where it is finished or invalid.

@@ -139,7 +139,7 @@ def _unrecorded(row: Row, situation: Situation, time: datetime) -> tuple[str, st
 
 def _paused(row: Row, time: datetime) -> str | None:
     """What a pause makes of a fire time that has passed and is not decided yet."""
-    if row["status"] == "paused":
+    if row["status"] == "paused" and not (row["paused_until"] and time >= row["paused_until"]):
         since, note = _at(row["paused_at"]), _noted(row["note"])
         then = "treated by its catch-up" if row["backlog"] else "recorded as skipped"
         if row["paused_at"] and time < row["paused_at"]:
@@ -168,7 +168,7 @@ def _coming(row: Row, time: datetime) -> tuple[str, str]:
         return "none", f"It will not run: the schedule is {row['status']}: {row['note'] or 'nobody said why'}"
     if row["status"] == "paused":
         until = row["paused_until"]
-        if until is None or time <= until:
+        if until is None or time < until:
             ends = f" until {_at(until)}" if until else ""
             return (
                 "none",

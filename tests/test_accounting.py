@@ -120,6 +120,12 @@ async def test_a_pause_that_ends_by_itself_ends_then_though_nobody_was_there(sto
     ) == ("active", None, None, True)
 
 
+async def test_a_fire_time_at_the_very_end_of_a_pause_runs(story):
+    await story.does("select pgsched.pause('s', 'until nine', now() + interval '1 hour')")
+    await story.earlier(paused_at=story.at(-1), paused_until=story.at(9))
+    assert await story.told() == ([9], [("paused", 0, 8, 9, "until nine")])
+
+
 async def test_two_pauses_before_anybody_looked(story):
     for since, through in ((1.5, 3.5), (5.5, 7.5)):
         await story.does("select pgsched.pause('s', %s)", f"from {since}")
@@ -219,6 +225,17 @@ async def test_next_run_set_back_by_hand_makes_no_second_run_and_tells_no_skip_t
     before = await story.told()
     await story.earlier(next_run=story.at(0))
     assert await story.told() == before
+
+
+async def test_next_run_set_back_to_a_live_fire_time_is_not_skipped_because_of_itself(story):
+    async with Parts(story.settings) as parts:
+        assert await parts.dispatcher.claim_pass() == 1
+        await story.does("update pgsched.runs set started_at = clock_timestamp() where status = 'running'")
+        await story.does("update pgsched.schedules set next_run = %s", story.at(9))
+        for _ in range(3):
+            await parts.dispatcher.claim_pass()
+    assert await story.db.all(SKIPS, story.first, story.first) == [("missed", 0, 8, 9, MISSED)]
+    assert await story.db.value("select count(*) from pgsched.runs where status <> 'skipped'") == 1
 
 
 # --- the downtime matrix ------------------------------------------------------------------------------------

@@ -588,7 +588,22 @@ async def test_a_job_that_says_it_waits_for_an_overlap_or_in_a_line_is_queued_li
         await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
 
 
-@pytest.mark.parametrize("why", ["trigger", "foreign key"])
+async def keeps_runs(db, why):
+    """No row of a run is deleted any more."""
+    if why == "foreign key":
+        await db.all("create table pgsched.notes (run bigint references pgsched.runs (id))")
+        await db.all(
+            "create function pgsched.noted() returns trigger language plpgsql as"
+            " $$ begin insert into pgsched.notes values (new.id); return null; end $$"
+        )
+        await db.all("create trigger noted after insert on pgsched.runs for each row execute function pgsched.noted()")
+        return
+    refuses = "return null;" if why == "silent trigger" else "raise exception 'runs are kept';"
+    await db.all(f"create function pgsched.kept() returns trigger language plpgsql as $$ begin {refuses} end $$")
+    await db.all("create trigger kept before delete on pgsched.runs for each row execute function pgsched.kept()")
+
+
+@pytest.mark.parametrize("why", ["trigger", "silent trigger", "foreign key"])
 async def test_a_withdrawn_run_that_must_not_be_deleted_stays_and_its_schedule_goes_on(settings, db, why):
     """An application refers to runs, or keeps them all. A claim is held as its schedule changes."""
     calls = []
@@ -598,19 +613,7 @@ async def test_a_withdrawn_run_that_must_not_be_deleted_stays_and_its_schedule_g
     async def job(run: Run):
         calls.append((run.fire_time, run.id))
 
-    if why == "trigger":
-        await db.all(
-            "create function pgsched.kept() returns trigger language plpgsql as"
-            " $$ begin raise exception 'runs are kept'; end $$"
-        )
-        await db.all("create trigger kept before delete on pgsched.runs for each row execute function pgsched.kept()")
-    else:
-        await db.all("create table pgsched.notes (run bigint references pgsched.runs (id))")
-        await db.all(
-            "create function pgsched.noted() returns trigger language plpgsql as"
-            " $$ begin insert into pgsched.notes values (new.id); return null; end $$"
-        )
-        await db.all("create trigger noted after insert on pgsched.runs for each row execute function pgsched.noted()")
+    await keeps_runs(db, why)
     async with working(scheduler, settings, lookahead=timedelta(seconds=3)):
         await db.all("select pgsched.create_schedule('s', 'job', '* * * * * */2')")
         held = await db.until(
@@ -623,3 +626,25 @@ async def test_a_withdrawn_run_that_must_not_be_deleted_stays_and_its_schedule_g
     assert held not in [run for _, run in calls]
     assert len({at for at, _ in calls}) == len(calls)
     assert await db.all("select status, attempt from pgsched.runs where id = %s", held) == [("cancelled", 0)]
+
+
+@pytest.mark.parametrize("change", ["alter('s', '{\"priority\": 3}')", "pause('s')", "remove('s')"])
+@pytest.mark.parametrize("why", ["trigger", "foreign key"])
+async def test_a_schedule_changes_though_its_queued_run_must_not_be_deleted(settings, db, why, change):
+    """Its jitter puts the run off, so that it waits in the queue, and an application refers to it."""
+    await keeps_runs(db, why)
+    async with Parts(settings, lookahead="10s") as anna:
+        at = await db.value(
+            "select '@at ' || to_char(now() at time zone 'UTC' + interval '8 s', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+        )
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, jitter) values ('s', 'job', %s, '10 days')",
+            at,
+        )
+        assert await anna.dispatcher.claim_pass() == 0
+        kept = await db.value("select id from pgsched.runs where status = 'queued'")
+        await db.all("select pgsched." + change)
+        assert await db.value("select status from pgsched.runs where id = %s", kept) == "cancelled"
+        assert await anna.dispatcher.claim_pass() == 0
+        queued = await db.all("select fire_time > now(), priority from pgsched.runs where status = 'queued'")
+        assert queued == ([(True, 3)] if change.startswith("alter") else [])

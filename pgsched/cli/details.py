@@ -63,7 +63,7 @@ def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None
         return [], str(error)
     after = now if row["next_run"] is None else row["next_run"] - _TICK
     if row["status"] == "paused":  # what fires meanwhile is skipped
-        after = max(after, now, row["paused_until"] or now)
+        after = max(after, now if row["paused_until"] is None else max(now, row["paused_until"] - _TICK))
     after = max(after, row["starts_at"] - _TICK) if row["starts_at"] else after
     most = _NEXT if row["max_runs"] is None else min(_NEXT, max(0, row["max_runs"] - row["run_count"]))
     times: list[tuple[datetime, str | None]] = []

@@ -179,7 +179,7 @@ def _retry(attempts: int | None, backoff: timedelta | None, max_backoff: timedel
 @schedules.command()
 @click.argument("name")
 @click.option("--note", help="Why, for those who look.")
-@click.option("--until", type=an_instant, metavar="INSTANT", help="Resume at this instant.")
+@click.option("--until", type=an_instant, metavar="INSTANT", help="Resume at this instant: a fire time then runs.")
 @click.option("--backlog", is_flag=True, help="Afterwards treat what fell into the pause as missed, by its catch-up.")
 @database_options
 def pause(settings: Settings, name: str, note: str | None, until: datetime | None, backlog: bool) -> None:

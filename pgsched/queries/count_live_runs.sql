@@ -14,7 +14,8 @@ select live.schedule_id,
     null,
     bool_or(status = 'queued' and live.entrypoint <> s.entrypoint),
     array_agg(fire_time order by fire_time) filter (
-        where origin is null and fire_time is not null and (s.accounted_through is null or fire_time > s.accounted_through)),
+        where origin is null and fire_time is not null and (s.accounted_through is null or fire_time > s.accounted_through
+            or fire_time >= s.next_run)),  -- set back by a client
     coalesce(bool_or(status = 'running' and started_at is null
         and pgsched.withdrawn(schedule_version, fire_time, s.version, s.timed_version, s.timed_at)), false)
 from (
@@ -40,7 +41,7 @@ from (
     where schedule_id = any(%(schedule_ids)s) and counts_until > now()
 ) live
 join (
-    select s.id as owner, s.entrypoint, s.accounted_through, s.version, s.timed_version, s.timed_at
+    select s.id as owner, s.entrypoint, s.accounted_through, s.next_run, s.version, s.timed_version, s.timed_at
     from pgsched.schedules s where s.id = any(%(schedule_ids)s)
 ) s on s.owner = live.schedule_id
 group by live.schedule_id

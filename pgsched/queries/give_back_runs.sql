@@ -50,14 +50,16 @@ kept as (
 dropped as (
     delete from pgsched.runs r using judged j
     where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and not %(stay)s::boolean
+    returning r.id
 ),
--- If the database refuses to delete the row (a foreign key, a trigger), it stays as a withdrawn one and blocks no other.
+-- If the database does not delete the row (a foreign key, a trigger, also one that says nothing), it stays as a withdrawn
+-- one and blocks no other.
 stayed as (
     update pgsched.runs r
     set status = 'cancelled', attempt = r.attempt - 1, worker = null, withdrawn_at = clock_timestamp(),
         finished_at = clock_timestamp(), reason = 'its schedule was changed before it had begun'
     from judged j
-    where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and %(stay)s::boolean
+    where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and j.id not in (select id from dropped)
 ),
 back as (
     select j.schedule_id, count(*) as number, min(j.fire_time) as first,
