@@ -214,6 +214,20 @@ async def backfill(world: World, connection: Connection, name: str, again: bool)
 
 
 @act
+async def look(world: World, connection: Connection, name: str, pick: int) -> Any:
+    """Reads as people do who look: lists, one schedule and why it does not fire, one run and how it went."""
+    eyes = client(world)
+    shown = await eyes.list_schedules(connection=connection)
+    workers = await eyes.list_workers(connection=connection)
+    runs = await eyes.list_runs(limit=50, connection=connection)
+    if runs:
+        await eyes.get_run(runs[pick % len(runs)]["id"], connection=connection)
+    if name in {row["name"] for row in shown}:
+        await eyes.situation(name, connection=connection)
+    return len(shown), len(workers), len(runs)
+
+
+@act
 async def lock(world: World, connection: Connection, what: str, pick: int, seconds: float) -> Any:
     """Holds locks on some rows for a while."""
     async with connection.transaction():

@@ -4,7 +4,7 @@ Columns named run_id and schedule_id say whose history is shown with a finding. 
 stood still too long to keep a claim, are left out if they may rightly go on beside others (model_excused).
 """
 
-from model.jobs import CAPPED, KEYED, RATED, RATED_PERIOD
+from model.jobs import CAPPED, KEYED, POOLED, RATED, RATED_PERIOD
 
 _CAPS = ", ".join(f"('{code}', {most})" for code, most in CAPPED.items())
 
@@ -142,6 +142,9 @@ INVARIANTS: dict[str, str] = {
         ),
         "code, most",
         "most",
+    ),
+    "no limit that applications share has more runs at once": _most_at_once(
+        _CALLS.format(keys="c.entrypoint", joins="", only="c.entrypoint = 'pooled'"), "entrypoint", str(POOLED)
     ),
     "no key has more runs at once than its limit": _most_at_once(
         _CALLS.format(keys="c.code, c.key", joins="", only="c.entrypoint = 'keyed'"), "code, key", str(KEYED)

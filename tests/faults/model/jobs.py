@@ -25,9 +25,10 @@ from pgsched.store import in_schema
 RETRY = Retry(attempts=3, backoff=timedelta(milliseconds=50), max_backoff=timedelta(milliseconds=200))
 CAPPED = {"a": 2, "b": 3}
 KEYED = 1
+POOLED = 2  # of both applications together
 RATED = 5  # starts in any RATED_PERIOD
 RATED_PERIOD = timedelta(seconds=1)
-SHARED = ("quick", "slow", "thread", "flaky", "blocks", "pays", "capped", "keyed", "rated")
+SHARED = ("quick", "slow", "thread", "flaky", "blocks", "pays", "capped", "keyed", "rated", "pooled")
 ENTRYPOINTS = (*SHARED, "only-a", "only-b")
 HUNG_TIMEOUT = timedelta(milliseconds=400)
 # Schedules that the code declares: name, entrypoint, expression, overlap.
@@ -153,6 +154,11 @@ def build(code: str, recorder: Recorder, version: int = 1) -> Scheduler:
     @sc.entrypoint("keyed", limits=Limits(concurrency_key="k"))
     async def keyed(run: Run, n: int = 0, k: str = "", seconds: float = 0.1) -> None:
         with recorder.call(run, code, k):
+            await asyncio.sleep(seconds)
+
+    @sc.entrypoint("pooled", limits=Limits(concurrency=POOLED, shared="pool"))
+    async def pooled(run: Run, n: int = 0, seconds: float = 0.15) -> None:
+        with recorder.call(run, code):
             await asyncio.sleep(seconds)
 
     @sc.entrypoint("rated", limits=Limits(starts=RATED, period=RATED_PERIOD))

@@ -81,7 +81,7 @@ class Dice:
         found: dict[str, Any] = {"n": self.random.randrange(100)}
         if entrypoint == "keyed":
             found["k"] = self.random.choice("xyz")
-        if self.maybe(0.3) and entrypoint not in ("capped", "keyed", "rated"):
+        if self.maybe(0.3) and entrypoint not in ("capped", "keyed", "rated", "pooled"):
             found["seconds"] = round(self.random.uniform(0.0, 1.5), 2)
         return found
 
@@ -172,6 +172,7 @@ class Dice:
                 "backlog": self.maybe(0.3),
             },
             "resume": lambda: {"name": self.name()},
+            "look": lambda: {"name": self.name(), "pick": pick},
             "trigger": lambda: {"name": self.name()},
             "save_back": lambda: {"name": self.name()},
             "remove": lambda: {"name": self.random.choice(NAMES)},
@@ -214,7 +215,7 @@ CHANGES = {
     "alter": 8, "update": 4, "pause": 4, "resume": 4, "trigger": 3, "remove": 2, "recreate": 4, "create": 3,
     "insert": 2, "update_all": 2, "save_back": 2, "enqueue": 3, "cancel": 1, "retry": 1,
 }  # fmt: skip
-OTHERS = {"enqueue_many": 3, "retry_many": 1, "move": 1, "backfill": 2, "lock": 3, "hold": 8}
+OTHERS = {"look": 2, "enqueue_many": 3, "retry_many": 1, "move": 1, "backfill": 2, "lock": 3, "hold": 8}
 VIOLENCE = {"drain": 2, "abort": 1, "start": 2, "terminate": 1}
 PROCESSES = {"kill": 3, "freeze": 2, **VIOLENCE}
 ODD = (
