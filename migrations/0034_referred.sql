@@ -1,31 +1,45 @@
 -- Whoever refers to a run (a foreign key, a trigger that forbids deleting) no longer forbids changing its schedule. A fire
--- time at the very instant at which a pause was to end runs.
+-- time at the very instant at which a pause was to end runs. A single instant that has run does not run again if its
+-- schedule is removed and made again. No end of a run waits for a client that has queued another one with its key.
 
 create function pgsched.withdraw_queued(ids bigint[]) returns table (fire_time timestamptz, previous_fire_time timestamptz)
     language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp as $$
 declare
-    times timestamptz[];
-    befores timestamptz[];
+    times timestamptz[] := '{}';
+    befores timestamptz[] := '{}';
 begin
     if ids = '{}' then
         return;
     end if;
     begin
+        -- A constraint that is checked at the commit would refuse the whole transaction, where nobody can catch it.
+        if exists (
+            select from pg_catalog.pg_constraint c
+            where c.confrelid = 'pgsched.runs'::regclass and c.contype = 'f' and c.condeferrable
+        ) then
+            raise exception 'somebody may refer to runs';
+        end if;
         with gone as (
             delete from pgsched.runs r where r.id = any (ids) and r.status = 'queued' and r.attempt = 0
             returning r.fire_time as time, r.previous_fire_time as before
         )
-        select array_agg(g.time), array_agg(g.before) into times, befores from gone g;
-    exception when integrity_constraint_violation or plpgsql_error then
-        with gone as (
-            update pgsched.runs r
-            set status = 'cancelled', withdrawn_at = clock_timestamp(), finished_at = clock_timestamp(),
-                reason = 'its schedule was changed before it had begun'
-            where r.id = any (ids) and r.status = 'queued' and r.attempt = 0
-            returning r.fire_time as time, r.previous_fire_time as before
-        )
-        select array_agg(g.time), array_agg(g.before) into times, befores from gone g;
+        select coalesce(array_agg(g.time), '{}'), coalesce(array_agg(g.before), '{}') into times, befores from gone g;
+    exception when others then
+        -- Conflicts, locks, resources and operators pass, and are the client's to hear of.
+        if sqlstate ~ '^(08|40|53|55|57|58)' then
+            raise;
+        end if;
     end;
+    -- And those that a trigger has kept without a word.
+    with gone as (
+        update pgsched.runs r
+        set status = 'cancelled', withdrawn_at = clock_timestamp(), finished_at = clock_timestamp(),
+            reason = 'its schedule was changed before it had begun'
+        where r.id = any (ids) and r.status = 'queued' and r.attempt = 0
+        returning r.fire_time as time, r.previous_fire_time as before
+    )
+    select times || coalesce(array_agg(g.time), '{}'), befores || coalesce(array_agg(g.before), '{}')
+    into times, befores from gone g;
     return query select * from unnest(times, befores);
 end $$;
 comment on function pgsched.withdraw_queued(bigint[]) is
@@ -216,18 +230,88 @@ begin
         and r.status = 'queued';
     -- A claim that has not begun is withdrawn now. If it begins before its holder hears of that, a new schedule of this
     -- name must not run it again. Jitter may put it off past its fire time. Read last: above we waited for workers that
-    -- were claiming.
+    -- were claiming. A single instant counts as well once it has run: a deploy may remove a schedule and make it again.
     select max(r.fire_time) into claimed
     from pgsched.runs r
     where r.status = 'running' and r.schedule_id = old.id and r.schedule_version is not null and r.started_at is null;
+    if old.expression ~* '^\s*@at' then
+        select r.fire_time into claimed
+        from pgsched.runs r
+        where r.schedule_id = old.id and r.status <> 'skipped' and r.withdrawn_at is null and r.origin is null
+        order by r.fire_time desc limit 1;
+    end if;
     accounted := greatest(least(old.accounted_through, first - interval '1 microsecond'), claimed);
     if accounted >= clock_timestamp() or claimed is not null then
-        delete from pgsched.removed d where d.removed_at < clock_timestamp() - interval '1 day';
+        -- Rows that another removal is just deleting are left to it.
+        delete from pgsched.removed d where d.schedule_id in (
+            select x.schedule_id from pgsched.removed x where x.removed_at < clock_timestamp() - interval '1 day'
+            for update skip locked);
         insert into pgsched.removed (schedule_id, name, accounted_through) values (old.id, old.name, accounted)
         on conflict (schedule_id) do nothing;
     end if;
     perform pg_notify(tg_table_schema, '');
     return null;
+end $$;
+
+create or replace function pgsched.schedules_truncated() returns trigger
+    language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    update pgsched.runs r
+    set status = 'cancelled', reason = 'schedule removed', finished_at = clock_timestamp()
+    where r.status = 'queued' and r.schedule_id is not null;
+    insert into pgsched.removed (schedule_id, name, accounted_through)
+    select s.id, s.name, max(r.fire_time)
+    from pgsched.runs r join pgsched.schedules s on s.id = r.schedule_id
+    where r.origin is null and r.withdrawn_at is null and (
+        r.status = 'running' and r.schedule_version is not null and r.started_at is null
+        or r.status <> 'skipped' and s.expression ~* '^\s*@at')
+    group by s.id
+    on conflict (schedule_id) do nothing;
+    perform pg_notify(tg_table_schema, '');
+    return null;
+end $$;
+
+create or replace function pgsched.waiting_instead(run_id bigint, batch bigint[]) returns bigint
+    language plpgsql volatile security invoker set search_path = pg_catalog, pg_temp
+    set lock_timeout = '20ms' as $$
+declare
+    mine record;
+    other bigint;
+begin
+    -- Another one that is not committed yet has a key share lock on this run (run_waits): nothing else is in its way.
+    select r.entrypoint, r.unique_key, coalesce(r.app, '') as app into mine
+    from pgsched.runs r where r.id = run_id for update skip locked;
+    if not found then
+        return null;
+    end if;
+    -- A look of its own, after the lock: it sees what was committed since the caller's began.
+    select min(q.id) into other from pgsched.runs q
+    where q.status = 'queued' and q.unique_while = 'waiting' and q.unique_key = mine.unique_key
+        and q.entrypoint = mine.entrypoint and coalesce(q.app, '') = mine.app;
+    if other is null then
+        select min(q.id) into other from pgsched.runs q
+        where q.id = any (batch) and q.id < run_id and q.status = 'running' and q.unique_while = 'waiting'
+            and q.unique_key = mine.unique_key and q.entrypoint = mine.entrypoint and coalesce(q.app, '') = mine.app;
+    end if;
+    if other is not null then
+        return other;
+    end if;
+    -- Last it is tried, and taken back: a transaction that is not over may have queued another one in a way that leaves
+    -- no such lock (a retry, a changed key, an old snapshot). The write that follows must never wait for a client.
+    begin
+        update pgsched.runs r set status = 'queued' where r.id = run_id;
+        raise exception using errcode = 'PS000';
+    exception
+        when sqlstate 'PS000' then
+            return 0;
+        when lock_not_available then
+            return null;
+        when unique_violation then
+            select min(q.id) into other from pgsched.runs q
+            where q.status = 'queued' and q.unique_while = 'waiting' and q.unique_key = mine.unique_key
+                and q.entrypoint = mine.entrypoint and coalesce(q.app, '') = mine.app;
+            return other;
+    end;
 end $$;
 
 comment on column pgsched.runs.withdrawn_at is

@@ -83,6 +83,14 @@ def interruptions_of(entries: Sequence[Mapping[str, Any]]) -> list[Interruption]
 def undecided_since(schedule: Schedule) -> datetime | None:
     """After which instant a run of the schedule may have ended that its plan does not know. None: all are accounted
     for, or what is to be settled cannot be read, of which the plan will complain."""
+    found, set_back = _undecided_since(schedule), schedule.next_run
+    if set_back is None or schedule.accounted_through is None or set_back > schedule.accounted_through:
+        return found
+    # A client has set next_run back over fire times that are decided.
+    return set_back - TICK if found is None else min(found, set_back - TICK)
+
+
+def _undecided_since(schedule: Schedule) -> datetime | None:
     if schedule.interruptions_json is None:
         return schedule.timed_at if schedule.accounted_through is None else None
     with contextlib.suppress(Exception):

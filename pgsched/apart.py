@@ -6,10 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import psycopg
+
 from pgsched.db import Mishaps, answered, of_prepared, refused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# By the server: somebody holds a lock that one of the rows needs, or the statement took too long.
+_WAITED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,8 @@ class Apart(Generic[Item, Result]):
     send: sends a part of it and returns results. If it fails, nothing of that part may be left behind.
     refuse: takes the item that is refused alone, with the error.
     retry: waits after an error that passes; then the part is sent again. Without it the error is raised.
-    patience: after this many tries an error that passes, and does not, counts as a refusal if the server answers.
+    patience: after this many tries an error that passes, and does not, counts as a refusal: if the server
+    answers, or if one item alone takes too long each time.
     """
 
     send: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
@@ -40,8 +45,10 @@ class Apart(Generic[Item, Result]):
                     again = True
                 elif refused(error):
                     return await self._apart(items, error)
-                elif self.patience is not None and tries > self.patience and answered(error):
+                elif self.patience is not None and tries > self.patience and self._of_rows(error, items):
                     return await replace(self, patience=0)._apart(items, error)
+                elif self.patience is not None and len(items) > 1 and isinstance(error, _WAITED):
+                    return await self._apart(items, error)  # perhaps for one row
                 elif self.retry is None:
                     raise
                 else:
@@ -56,3 +63,7 @@ class Apart(Generic[Item, Result]):
             return []
         half = len(items) // 2
         return await self.all(items[:half]) + await self.all(items[half:])
+
+    def _of_rows(self, error: BaseException, items: Sequence[Item]) -> bool:
+        """Whether an error that does not pass may be that of some rows."""
+        return answered(error) or (isinstance(error, TimeoutError) and len(items) == 1 and self.retry is not None)

@@ -66,10 +66,12 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('enable_bitmapscan', 'off', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
-# A session whose locks others want waits only briefly for the locks of a client, such as that of a unique index.
-_IDLE = """
-select set_config('idle_in_transaction_session_timeout', %s, false), set_config('lock_timeout', '1s', false)
+# The server gives a statement up before we give up the connection: then it says so, and the rows are sent apart.
+_LIMITS = """
+select set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
+    set_config('idle_in_transaction_session_timeout', %s, false)
 """
+_SOONER = 0.8
 SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves
 
 
@@ -189,15 +191,24 @@ class Backoff:
 class Session:
     """One connection, reserved for one purpose, made again when it is gone. One user at a time.
 
-    direct: whether the server itself answers (as opposed to a pooler), known after the first connect. idle: for how
-    long a transaction of it may stand still, with whatever it has locked, before the server ends the session.
+    direct: whether the server itself answers (as opposed to a pooler), known after the first connect. limit: how long a
+    statement may take. idle: for how long a transaction of it may stand still, with whatever it has locked, before the
+    server ends the session. lock: for how long a statement waits for a lock, such as that of a unique index in which a
+    client has a row that is not committed.
     """
 
     def __init__(
-        self, info: str, purpose: str, limit: timedelta = STATEMENT_LIMIT, idle: timedelta | None = None
+        self,
+        info: str,
+        purpose: str,
+        limit: timedelta = STATEMENT_LIMIT,
+        *,
+        idle: timedelta = timedelta(seconds=30),
+        lock: timedelta = timedelta(seconds=10),
     ) -> None:
         self.purpose = purpose
         self._idle = idle
+        self._wait = lock
         self._locking = False
         self.severed = False  # by sever(); whoever has taken note of it sets it back
         self.direct = True
@@ -243,8 +254,9 @@ class Session:
             self.direct = await prepare(connection)
             if not self.direct:
                 connection.cursor_factory = Plain
-            if self.direct and self._idle is not None:
-                await connection.execute(_IDLE, (f"{self._idle // timedelta(milliseconds=1)}ms",))
+            if self.direct:
+                limits = (self._limit * _SOONER, self._wait.total_seconds(), self._idle.total_seconds())
+                await connection.execute(_LIMITS, [f"{int(1000 * seconds)}ms" for seconds in limits])
         except BaseException:
             await connection.close()
             raise

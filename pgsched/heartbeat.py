@@ -17,7 +17,7 @@ from typing import Any
 from pgsched import log
 from pgsched.apart import Apart
 from pgsched.aside import Kind
-from pgsched.db import LOCKED_FOR, Backoff, Connection, Mishaps, Session, describe
+from pgsched.db import LOCKED_FOR, Backoff, Mishaps, Session, describe
 from pgsched.machine import Machine
 from pgsched.model import Hold
 from pgsched.runner import Live, Runner, State
@@ -103,16 +103,16 @@ class Heartbeat:
         claims = self._claims()
         if not claims:
             return
-        async with self._session.use() as connection:
-            if not self._clock.known:  # and without it no held run can be started
+        if not self._clock.known:  # and without it no held run can be started
+            async with self._session.use() as connection:
                 before = time.monotonic()
                 self._clock.observe(await self._store.read_clock(connection), before, time.monotonic())
-            sent_at = time.monotonic()
-            held = await self._send(connection, claims)
+        sent_at = time.monotonic()
+        held, unsent = await self._send(claims)
         self._sent_at = sent_at
         keys = [(run_id, token) for run_id, token, _ in claims]
         # A refused beat says nothing about its claim.
-        self._answers = {key: held.get(key) for key in keys if key not in self._refused}
+        self._answers = {key: held.get(key) for key in keys if key not in unsent}
         answered, self._answered = self._answered, asyncio.get_running_loop().create_future()
         answered.set_result(None)
         for (run_id, token), verdict in self._answers.items():
@@ -122,27 +122,39 @@ class Heartbeat:
         running = [live for live in self._runner.live.values() if live.state is State.RUNNING]
         await self._scribe.write_some([(live.claim, live.journal) for live in running if live.journal.unwritten])
 
-    async def _send(self, connection: Connection, claims: Sequence[Beat]) -> dict[tuple[int, int], Hold]:
-        """Sends the beats. A run that the database refuses to change keeps no other from being kept alive."""
+    async def _send(self, claims: Sequence[Beat]) -> tuple[dict[tuple[int, int], Hold], set[tuple[int, int]]]:
+        """Sends the beats. Returns the answers, and the claims of which no beat was sent or answered.
+
+        A run that the database refuses to change, or that waits for a lock of somebody's trigger, keeps no other from
+        being kept alive: after its first refusal it comes after all others, and only now and then."""
         now = time.monotonic()
-        live = self._runner.live
-        self._refused = {key: again for key, again in self._refused.items() if again > now and key in live}
+        self._refused = {key: again for key, again in self._refused.items() if key in self._runner.live}
         held: dict[tuple[int, int], Hold] = {}
         refusals: list[tuple[int, BaseException]] = []
+        sound = [beat for beat in claims if (beat[0], beat[1]) not in self._refused]
+        again = [beat for beat in claims if self._refused.get((beat[0], beat[1]), now + 1) <= now]
 
         async def send(part: Sequence[Beat]) -> tuple[()]:
             ids = {beat[0] for beat in part}
             threads = [claim for claim in self._runner.in_threads() if claim[0] in ids]
-            held.update(await self._store.beat(connection, self._worker, part, threads, self._lease))
+            async with self._session.use() as connection:
+                held.update(await self._store.beat(connection, self._worker, part, threads, self._lease))
+            for beat in part:
+                self._refused.pop((beat[0], beat[1]), None)
             return ()
 
         async def refuse(beat: Beat, error: BaseException) -> None:
-            self._refused[beat[0], beat[1]] = now + _REFUSED_AGAIN
+            self._refused[beat[0], beat[1]] = time.monotonic() + _REFUSED_AGAIN
             refusals.append((beat[0], error))
 
-        await Apart(send, refuse).all([beat for beat in claims if (beat[0], beat[1]) not in self._refused])
-        await self._aside.put(connection, Kind.BEAT, refusals)
-        return held
+        await Apart(send, refuse, patience=0).all(sound)
+        for beat in again:
+            await Apart(send, refuse, patience=0).all([beat])
+        if refusals:
+            async with self._session.use() as connection:
+                await self._aside.put(connection, Kind.BEAT, refusals)
+        unsent = {key for key in self._refused if key not in held}
+        return held, unsent
 
     def _claims(self) -> list[Beat]:
         claims: list[Beat] = []
@@ -238,14 +250,14 @@ class Guard:
             self._log.error("guard_failed", run=beat[0], error=describe(error))
 
         try:
-            async with session.use() as connection:
-                await Apart(lambda part: self._beats(connection, part), refuse).all(claims)
+            await Apart(lambda part: self._beats(session, part), refuse, patience=0).all(claims)
         except Mishaps as error:
             self._log.error("guard_failed", error=describe(error))
 
-    async def _beats(self, connection: Connection, claims: Sequence[Beat]) -> list[tuple[int, int]]:
+    async def _beats(self, session: Session, claims: Sequence[Beat]) -> list[tuple[int, int]]:
         threads, lease = self._runner.in_threads(), self._machine.settings.stall_timeout
-        return list(await self._store.beat(connection, self._worker, claims, threads, lease))
+        async with session.use() as connection:
+            return list(await self._store.beat(connection, self._worker, claims, threads, lease))
 
     def _culprit(self) -> dict[str, Any]:
         """Whose code holds the event loop's thread: the run's own function where it is found on the stack, else

@@ -14,6 +14,10 @@ from pgsched.scheduler import Scheduler
 from pgsched.store import Store
 from pgsched.whereabouts import Whereabouts
 
+# For which a write about runs waits for a lock that a client holds. Beats and ends never wait for a row: only an
+# application's own trigger or index makes them wait, and such a row is found by halves, each of which waits so long.
+WRITES_WAIT = timedelta(milliseconds=200)
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -39,9 +43,11 @@ class Machine:
         store = Store(settings.schema, scheduler.app_name)
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
-        control, writes = Session(info, "control", idle=LOCKED_FOR), Session(info, "writes", limit)
+        control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
+        writes = Session(info, "writes", limit, lock=WRITES_WAIT)
         return cls(worker, scheduler, settings, store, control, writes, Aside(store), watch=watch or Watch())
 
     def session(self, purpose: str, dsn: str | None = None) -> Session:
         """One more connection, to the same database or to another address of it."""
-        return Session(conninfo_for(dsn or self.settings.dsn, application_name(self.worker)), purpose)
+        info = conninfo_for(dsn or self.settings.dsn, application_name(self.worker))
+        return Session(info, purpose, lock=WRITES_WAIT)

@@ -228,8 +228,11 @@ def _settle(schedule: Schedule, account: Account, runs: list[datetime], *, waits
         planned.append(PlannedRun(fire_time, due_at, before, waits))
         previous = account.reached = fire_time
     accounted = account.reached if runs or account.skips or account.passed else None
-    if schedule.max_runs is not None:
-        planned = planned[: max(0, schedule.max_runs - schedule.run_count)]
+    left = len(planned) if schedule.max_runs is None else max(0, schedule.max_runs - schedule.run_count)
+    if left < len(planned):
+        # They are open: should max_runs be raised, they run or are recorded.
+        accounted = planned[left].fire_time - TICK
+        planned = planned[:left]
     upcoming = account.next()
     used_up = schedule.max_runs is not None and schedule.run_count + len(planned) >= schedule.max_runs
     if used_up or upcoming is None:

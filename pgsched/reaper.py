@@ -22,6 +22,7 @@ from pgsched.runner import Runner
 from pgsched.store import SILENT_PAGE
 
 Verdict = tuple[Silent, RunStatus, timedelta, str]
+_LOCK = timedelta(milliseconds=100)  # for which a reap waits for a lock that somebody's trigger or index needs
 
 
 class Reaper:
@@ -149,7 +150,12 @@ class Reaper:
         async def refuse(verdict: Verdict, error: BaseException) -> None:
             refusals.append((verdict[0].id, error))
 
-        reaped = await Apart(lambda part: self._store.reap_runs(connection, part), refuse).all(verdicts)
+        async def reap(part: Sequence[Verdict]) -> list[int]:
+            async with connection.transaction():
+                await self._store.wait_briefly(connection, _LOCK)
+                return await self._store.reap_runs(connection, part)
+
+        reaped = await Apart(reap, refuse, patience=0).all(verdicts)
         await self._aside.put(connection, Kind.REAP, refusals)
         return reaped
 

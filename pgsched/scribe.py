@@ -68,7 +68,7 @@ class Scribe:
             self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=describe(error))
             journal.wrote(said)
 
-        await Apart(write, refuse).all(speaking)
+        await Apart(write, refuse, patience=0).all(speaking)
         return missed
 
 

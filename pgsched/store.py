@@ -742,8 +742,9 @@ class Store:
         await connection.execute(self.query("settle_constraints"), {})
 
     async def wait_briefly(self, connection: Connection, limit: timedelta) -> None:
-        """How long each statement of this transaction may wait for a lock."""
-        await connection.execute(self.query("wait_briefly"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
+        """How long each statement of this transaction may wait for a lock; it may take ten times as long."""
+        wait = limit // timedelta(milliseconds=1)
+        await connection.execute(self.query("wait_briefly"), {"limit": f"{wait}ms", "most": f"{10 * wait}ms"})
 
     async def set_aside(self, connection: Connection, kind: str, rows: Sequence[tuple[int, str, bool]]) -> set[int]:
         """Sets rows aside, given as (id, reason, whether the error passes by itself). Returns the ids of those that had

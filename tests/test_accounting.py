@@ -238,6 +238,16 @@ async def test_next_run_set_back_to_a_live_fire_time_is_not_skipped_because_of_i
     assert await story.db.value("select count(*) from pgsched.runs where status <> 'skipped'") == 1
 
 
+@pytest.mark.parametrize("catch_up", ["latest", "all", "none"])
+async def test_next_run_set_back_over_fire_times_that_have_run_records_none_of_them_as_missed(story, catch_up):
+    await story.earlier(catch_up="all")
+    before = await story.told()
+    assert before == (list(range(10)), [])
+    await story.earlier(catch_up=catch_up)
+    await story.does("update pgsched.schedules set next_run = %s", story.at(6))
+    assert await story.told() == before
+
+
 # --- the downtime matrix ------------------------------------------------------------------------------------
 
 OVERLAPS = ["skip", "queue", "allow", "cancel", "2"]

@@ -264,6 +264,8 @@ async def test_a_pause_of_a_finished_schedule_and_an_adoption_read_no_history(lo
         )
         await on.execute(in_schema(live, store.schema))
         await store.rows(on, "adopt_runs", {"old": "nobody", "new": "new"})  # the catalogue is read, too
+        async with on.transaction(force_rollback=True):
+            await client.pause("busy", connection=on)
         watch.seen.clear()
         await client.pause("busy", connection=on)
         await store.rows(on, "adopt_runs", {"old": "old", "new": "new"})

@@ -390,3 +390,15 @@ def test_is_stalled(what, silence, changes, seen, stalled):
 def test_after_loss(attempt, expected):
     status, delay = after_loss(replace(SILENT, attempt=attempt))
     assert (status, delay / SECOND) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "runs", "accounted"), [(0, [0, 1], 1), (1, [0], 0), (2, [], -1)], ids=["fits", "one fits", "none fits"]
+)
+def test_fire_times_that_max_runs_leaves_no_run_for_stay_open(used, runs, accounted):
+    """Should it be raised, they run or are recorded."""
+    schedule = replace(BASE, catch_up="all", overlap="allow", max_runs=2, run_count=used, ends_at=at(1))
+    times = parse(schedule.expression, schedule.timezone, name="s", anchor=schedule.created_at)
+    made = plan(schedule, times, Occupancy(), at(1.5), at(1.5))
+    assert [(run.fire_time - NINE) / MINUTE for run in made.runs] == runs
+    assert made.accounted_through is not None and at(accounted) <= made.accounted_through < at(accounted + 1)

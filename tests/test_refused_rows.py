@@ -281,6 +281,72 @@ async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their
         assert len(events(logs, "row_taken_back")) == len(bad)
 
 
+@pytest.mark.parametrize("how", ["raises 55P03", "waits for a lock"])
+async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps(settings, db, dsn, schema, how):
+    """An application's trigger locks a row of its own with NOWAIT, or waits for it; a client has it for long."""
+    await db.all("create table pgsched.orders (id int primary key)")
+    await db.all("insert into pgsched.orders values (1)")
+    nowait = "nowait" if how == "raises 55P03" else ""
+    await db.all(
+        "create function pgsched.counted() returns trigger language plpgsql as $$ begin"
+        f" perform 1 from pgsched.orders for update {nowait}; return new; end $$"
+    )
+    await db.all(
+        "create trigger counted before update on pgsched.runs for each row when (new.args ? 'state')"
+        " execute function pgsched.counted()"
+    )
+    lock = in_schema(b"select 1 from pgsched.orders for update", schema, parametrised=False)
+    running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
+    async with Parts(settings) as parts, await psycopg.AsyncConnection.connect(dsn) as client:
+        await client.execute(lock)
+        heartbeat = Heartbeat(parts.machine, parts.runner)
+        parts.machine.clock.observe(datetime.now(UTC), 0, 0)
+        ids, bad = await held(db, parts.machine.worker)
+        heartbeat._claims = lambda: [(run, 1, None) for run in ids]
+        await heartbeat.beat()
+        silent = "select array_agg(id order by id) from pgsched.runs where heartbeat_at < now() - interval '1 minute'"
+        assert await db.value(silent) == bad
+        await heartbeat.beat()
+        assert set(heartbeat._answers) == {(run, 1) for run in ids if run not in bad}, "it waits for them no more"
+        await db.all("alter table pgsched.runs disable trigger counted")
+        await db.all("delete from pgsched.runs")
+        await db.all("alter table pgsched.runs enable trigger counted")
+        reaper = Reaper(parts.machine, parts.runner)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        _, bad = await held(db, uuid.uuid4())
+        await reap(reaper)
+        assert await db.value(running) == bad
+
+
+@pytest.mark.parametrize("how", ["waits for a lock", "takes for ever"])
+async def test_an_end_that_waits_for_somebody_keeps_no_other_from_landing(settings, db, dsn, schema, how):
+    await db.all("create table pgsched.orders (id int primary key)")
+    await db.all("insert into pgsched.orders values (1)")
+    does = "perform 1 from pgsched.orders for update" if how == "waits for a lock" else "perform pg_sleep(3600)"
+    await db.all(
+        f"create function pgsched.counted() returns trigger language plpgsql as $$ begin {does}; return new; end $$"
+    )
+    await db.all(
+        "create trigger counted before update on pgsched.runs for each row"
+        " when (new.args ? 'bad' and old.status = 'running' and new.status <> 'running')"
+        " execute function pgsched.counted()"
+    )
+    lock = in_schema(b"select 1 from pgsched.orders for update", schema, parametrised=False)
+    async with await psycopg.AsyncConnection.connect(dsn) as client:
+        await client.execute(lock)
+        async with working(plain(), settings, stall_timeout=timedelta(seconds=5), cancel_timeout="100ms"):
+            bad = "case n when 3 then '{\"bad\": 1}'::jsonb end"
+            await db.all(f"select pgsched.enqueue('job', {bad}) from generate_series(1, 8) n")
+            await db.until("select count(*) = 7 from pgsched.runs where finished_at is not null", limit=30)
+            await db.until("select exists (select from pgsched.resting where kind = 'end')", limit=60)
+            await db.all("select pgsched.enqueue('job') from generate_series(1, 3)")
+            await db.until("select count(*) = 10 from pgsched.runs where finished_at is not null", limit=30)
+            await db.all("alter table pgsched.runs disable trigger counted")
+            await client.rollback()
+            await db.until("select count(*) = 11 from pgsched.runs where finished_at is not null", limit=30)
+    assert await db.value("select max(attempt) from pgsched.runs") == 1
+
+
 async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
     async with Parts(settings) as parts:
         reaper = Reaper(parts.machine, parts.runner)
@@ -590,15 +656,17 @@ async def test_a_job_that_says_it_waits_for_an_overlap_or_in_a_line_is_queued_li
 
 async def keeps_runs(db, why):
     """No row of a run is deleted any more."""
-    if why == "foreign key":
-        await db.all("create table pgsched.notes (run bigint references pgsched.runs (id))")
+    if why.endswith("foreign key"):
+        deferred = "deferrable initially deferred" if why.startswith("deferred") else ""
+        await db.all(f"create table pgsched.notes (run bigint references pgsched.runs (id) {deferred})")
         await db.all(
             "create function pgsched.noted() returns trigger language plpgsql as"
             " $$ begin insert into pgsched.notes values (new.id); return null; end $$"
         )
         await db.all("create trigger noted after insert on pgsched.runs for each row execute function pgsched.noted()")
         return
-    refuses = "return null;" if why == "silent trigger" else "raise exception 'runs are kept';"
+    state = "using errcode = '42501'" if why.endswith("42501") else ""
+    refuses = "return null;" if why == "silent trigger" else f"raise exception 'runs are kept' {state};"
     await db.all(f"create function pgsched.kept() returns trigger language plpgsql as $$ begin {refuses} end $$")
     await db.all("create trigger kept before delete on pgsched.runs for each row execute function pgsched.kept()")
 
@@ -629,7 +697,7 @@ async def test_a_withdrawn_run_that_must_not_be_deleted_stays_and_its_schedule_g
 
 
 @pytest.mark.parametrize("change", ["alter('s', '{\"priority\": 3}')", "pause('s')", "remove('s')"])
-@pytest.mark.parametrize("why", ["trigger", "foreign key"])
+@pytest.mark.parametrize("why", ["trigger", "trigger 42501", "silent trigger", "foreign key", "deferred foreign key"])
 async def test_a_schedule_changes_though_its_queued_run_must_not_be_deleted(settings, db, why, change):
     """Its jitter puts the run off, so that it waits in the queue, and an application refers to it."""
     await keeps_runs(db, why)

@@ -1,6 +1,7 @@
 """Unique keys: what they keep apart, that a run with one can wait while another runs, and that an enqueue says so."""
 
 import asyncio
+import itertools
 import uuid
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -167,6 +168,58 @@ async def test_an_enqueue_that_is_not_committed_decides_and_nobody_waits_for_it(
         await (client.commit() if commits else client.rollback())
     assert await send(machine, failed(held)) == {held.run_id: Landing.LANDED}
     assert (await db.all(ROWS))[0][1] == ("failed" if commits else "queued")
+
+
+@pytest.mark.parametrize("commits", [True, False])
+@pytest.mark.parametrize("case", list(itertools.product(["retry", "old snapshot", "new key"], ["holder", "reaper"])))
+async def test_an_end_waits_for_no_transaction_that_has_queued_another_run_in_any_other_way(
+    db, dsn, machine, case, commits
+):
+    """None of these leaves a lock on the running run; each has a row in the unique index that is not committed."""
+    way, by = case
+    if way == "new key":
+        await db.all(
+            "insert into pgsched.runs (entrypoint, unique_key, unique_while) values ('job', 'free', 'waiting')"
+        )
+    async with await psycopg.AsyncConnection.connect(dsn) as client:
+        await client.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await client.execute("select count(*) from pg_class")  # it has its snapshot
+        [before] = await running(db, machine)
+        if way == "retry":
+            await send(machine, failed(before, RunStatus.FAILED))
+        else:
+            await send(machine, Outcome(before, RunStatus.SUCCEEDED, NOW, NOW))
+        [held], [other] = await running(db, machine), await running(db, machine, key="other")
+        if way == "retry":
+            await client.rollback()  # a newer snapshot
+        statement = {
+            "retry": f"select pgsched.retry({before.run_id})",
+            "old snapshot": WAITING,
+            "new key": "update pgsched.runs set unique_key = 'k' where unique_key = 'free'",
+        }[way]
+        await client.execute(in_schema(statement.encode(), db.schema, parametrised=False))
+        if by == "holder":
+            assert await send(machine, failed(held), failed(other)) == {
+                held.run_id: Landing.LOCKED, other.run_id: Landing.LANDED,
+            }  # fmt: skip
+        else:
+            assert await reaped(db, machine, held, other) == {other.run_id}
+        await (client.commit() if commits else client.rollback())
+    if by == "holder":
+        assert await send(machine, failed(held)) == {held.run_id: Landing.LANDED}
+    else:
+        assert await reaped(db, machine, held) == {held.run_id}
+    status, reason = await db.one("select status, reason from pgsched.runs where id = %s", held.run_id)
+    assert status == ("failed" if commits else "queued"), reason
+
+
+async def reaped(db, machine, *claims: Claim) -> set[int]:
+    """Which of these a reaper takes away, with an attempt left."""
+    beats = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
+    seen = [SimpleNamespace(id=c.run_id, token=c.token, heartbeat_at=beats[c.run_id]) for c in claims]
+    verdicts = [(each, RunStatus.QUEUED, timedelta(0), "gone") for each in seen]
+    async with machine.control.use() as connection:
+        return set(await machine.store.reap_runs(connection, verdicts))
 
 
 async def test_an_enqueue_that_commits_between_the_look_and_the_lock_is_seen(db, dsn, schema, machine):

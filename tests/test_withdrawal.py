@@ -436,6 +436,45 @@ async def test_a_claim_that_jitter_puts_off_is_not_run_beside_a_schedule_made_ag
         assert await db.all(ROWS) == [("succeeded", {}, True)]
 
 
+@pytest.mark.parametrize("remove", ["select pgsched.remove('s')", "truncate pgsched.schedules"])
+@pytest.mark.parametrize("beaten", [False, True])
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_single_instant_that_has_begun_does_not_run_again_if_its_schedule_is_made_again(
+    settings, db, remove, beaten, over
+):  # fmt: skip
+    """A deploy drops all schedules and makes them again. It does not matter whether a beat has said that the run has
+    begun, nor whether it is over."""
+    async with Parts(settings, lookahead=AHEAD) as anna, Parts(settings, lookahead=AHEAD) as ben:
+        at = await db.value(
+            "select '@at ' || to_char(now() at time zone 'UTC' - interval '1 s', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+        )
+        await db.all("select pgsched.create_schedule('s', 'job', %s)", at)
+        assert await looks(anna) == 1
+        if beaten:
+            await begun(anna)
+        if over:
+            await ended(anna)
+        await db.all(remove)
+        await db.all("select pgsched.create_schedule('s', 'job', %s)", at)
+        assert await looks(ben) == 0
+        if not over:
+            await ended(anna)
+        assert await looks(ben, 3) == 0
+        assert await db.all(ROWS) == [("succeeded", {}, True)]
+
+
+async def test_a_removal_waits_for_no_other_removal(db, dsn):
+    """Both find the same old row of a removed schedule, which may go."""
+    for name in ("a", "b"):
+        await db.all("select pgsched.create_schedule(%s, 'job', '@at 2100-01-01T00:00:00Z')", name)
+    await db.all("update pgsched.schedules set planned_at = clock_timestamp(), accounted_through = '2100-01-01Z'")
+    await db.all("insert into pgsched.removed values (-1, 'old', now(), now() - interval '2 days')")
+    async with await psycopg.AsyncConnection.connect(dsn) as late:
+        await late.execute(in_schema(b"select pgsched.remove('a')", db.schema, parametrised=False))
+        await db.all("set lock_timeout = '5s'")
+        await db.all("select pgsched.remove('b')")
+
+
 async def test_a_change_costs_no_fire_time_that_has_come_and_that_jitter_puts_off(settings, db):
     async with Parts(settings, lookahead="0s") as anna:
         at = await db.value(

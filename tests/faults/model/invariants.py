@@ -59,6 +59,8 @@ INVARIANTS: dict[str, str] = {
         join pgsched.runs k on k.schedule_id = c.schedule_id and k.status = 'skipped'
             and c.fire_time in (k.fire_time, k.skipped_through)
         where not exists (select from pgsched.model_moved m where m.id = c.schedule_id)
+            -- If its worker died and its schedule had changed, nobody knows whether it was called: the row says so.
+            and not exists (select from pgsched.runs r where r.id = c.run_id and r.withdrawn_at is not null)
     """,
     "no claim is called twice": """
         select run_id, token, worker, count(*) from pgsched.model_calls where token is not null
