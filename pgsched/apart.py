@@ -24,7 +24,7 @@ class Apart(Generic[Item, Result]):
     refuse: takes the item that is refused alone, with the error.
     retry: waits after an error that passes; then the part is sent again. Without it the error is raised.
     patience: after this many tries an error that passes, and does not, counts as a refusal: if the server
-    answers, or if one item alone takes too long each time.
+    answers, or if one item alone takes too long each time. Where the server has waited in vain, at once.
     """
 
     send: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
@@ -47,8 +47,8 @@ class Apart(Generic[Item, Result]):
                     return await self._apart(items, error)
                 elif self.patience is not None and tries > self.patience and self._of_rows(error, items):
                     return await replace(self, patience=0)._apart(items, error)
-                elif self.patience is not None and len(items) > 1 and isinstance(error, _WAITED):
-                    return await self._apart(items, error)  # perhaps for one row
+                elif self.patience is not None and isinstance(error, _WAITED):
+                    return await self._apart(items, error)  # for one row, perhaps: the others must not wait, too
                 elif self.retry is None:
                     raise
                 else:

@@ -12,6 +12,8 @@ import enum
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 
+import psycopg
+
 from pgsched import log
 from pgsched.apart import Apart
 from pgsched.aside import Kind
@@ -23,6 +25,7 @@ from pgsched.scribe import Scribe
 BATCH = 1000
 _LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
 REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is refused in every form: first, most
+_LOCK_AGAIN = (1.0, 5.0)  # the same, if it waits for a lock that somebody's trigger or index needs
 _PATIENCE = 3  # tries after which an error that passes, and does not, may be that of one row
 _NO_END = RunError("Unstorable", "its end could not be stored")
 Answer = Callable[[Outcome, bool], None]
@@ -197,7 +200,7 @@ class Finisher:
         """Keeps an outcome for later. Until then its claim is kept alive, so that nobody executes the run again."""
         claim = item[0].claim
         key = claim.run_id, claim.token
-        first, most = REFUSED_AGAIN
+        first, most = REFUSED_AGAIN if not isinstance(error, psycopg.errors.LockNotAvailable) else _LOCK_AGAIN
         wait = self._waits[key] = min(2 * self._waits.get(key, (1.0 if passing(error) else first) / 2), most)
         self._kept[key] = item, asyncio.get_running_loop().call_later(wait, self._try_again, key)
         await self._noting(lambda connection: self._aside.put(connection, Kind.END, [(claim.run_id, error)]))
