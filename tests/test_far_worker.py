@@ -89,7 +89,7 @@ async def test_a_database_that_answers_too_late_to_start_by_is_named(settings, d
         # Twice the interval of a test's worker is what an answer takes: each claim is too old as its answer comes.
         async with Proxy(dsn, delay=0.12) as far, working(scheduler, settings.merged({"dsn": far.dsn}, "test")):
             await db.all("select pgsched.enqueue('job')")
-            await until(lambda: any(line["event"] == "answers_too_late" for line in logs))
+            await until(lambda: any(line["event"] == "answers_too_late" for line in logs), 30)
             assert await db.value("select status = 'running' and started_at is null from pgsched.runs")
     assert await db.value("select status = 'queued' from pgsched.runs"), "it is given back, since it has not begun"
     assert sum(line["event"] == "answers_too_late" for line in logs) == 1
