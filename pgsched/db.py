@@ -9,7 +9,7 @@ import random
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString, TypeAlias
 
@@ -50,8 +50,8 @@ _PREPARED = ("0A000", "26000", "42P05")
 # Something that a statement names is not there. Perhaps the whole schema is another one now.
 _UNDEFINED = ("42P01", "42703", "42883", "42704", "3F000")
 _SESSION = """
-select set_config('statement_timeout', '15s', false), set_config('lock_timeout', '10s', false),
-    set_config('idle_in_transaction_session_timeout', '30s', false), set_config('TimeZone', 'UTC', false),
+select set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
+    set_config('idle_in_transaction_session_timeout', %s, false), set_config('TimeZone', 'UTC', false),
     set_config('search_path', 'pg_catalog, pg_temp', false), set_config('DateStyle', 'ISO', false),
     set_config('IntervalStyle', 'postgres', false),  -- psycopg reads no other
     set_config('array_nulls', 'on', false),  -- else NULL in an array is a text of four letters
@@ -66,11 +66,9 @@ select set_config('statement_timeout', '15s', false), set_config('lock_timeout',
     set_config('enable_bitmapscan', 'off', false),
     set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
 """
+# The first three parameters of _SESSION: for how long a statement may take, wait for a lock, a transaction stand still.
+_LIMITS = ("15s", "10s", "30s")
 # The server gives a statement up before we give up the connection: then it says so, and the rows are sent apart.
-_LIMITS = """
-select set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
-    set_config('idle_in_transaction_session_timeout', %s, false)
-"""
 _SOONER = 0.8
 SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves
 
@@ -251,12 +249,10 @@ class Session:
             return self._connection
         connection = await psycopg.AsyncConnection.connect(self._info, autocommit=True)
         try:
-            self.direct = await prepare(connection)
+            limits = (self._limit * _SOONER, self._wait.total_seconds(), self._idle.total_seconds())
+            self.direct = await prepare(connection, [f"{int(1000 * seconds)}ms" for seconds in limits])
             if not self.direct:
                 connection.cursor_factory = Plain
-            if self.direct:
-                limits = (self._limit * _SOONER, self._wait.total_seconds(), self._idle.total_seconds())
-                await connection.execute(_LIMITS, [f"{int(1000 * seconds)}ms" for seconds in limits])
         except BaseException:
             await connection.close()
             raise
@@ -304,18 +300,20 @@ class Session:
                 await connection.close()
 
 
-async def _patiently(connection: Connection, statement: LiteralString) -> psycopg.AsyncCursor[Any]:
+async def _patiently(
+    connection: Connection, statement: LiteralString, params: Sequence[str] | None = None
+) -> psycopg.AsyncCursor[Any]:
     """Sends one of a session's first statements. The role's own statement_timeout may be too short even for these:
     it holds until we have set ours."""
     for _ in range(9):
         try:
-            return await connection.execute(statement)
+            return await connection.execute(statement, params)
         except psycopg.errors.QueryCanceled:
             pass
-    return await connection.execute(statement)
+    return await connection.execute(statement, params)
 
 
-async def prepare(connection: Connection) -> bool:
+async def prepare(connection: Connection, limits: Sequence[str] = _LIMITS) -> bool:
     """Sets up a new session; returns whether it is the server's own.
 
     A pooler hands out a process id of its own invention. Behind one, session settings would stick to somebody
@@ -325,7 +323,7 @@ async def prepare(connection: Connection) -> bool:
     direct = row is not None and row[0] == connection.info.backend_pid
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if direct:
-        await _patiently(connection, _SESSION)
+        await _patiently(connection, _SESSION, limits)
         connection.prepare_threshold = 2
     else:
         connection.prepare_threshold = None

@@ -204,7 +204,7 @@ async def test_what_a_client_reads_over_its_callers_connection_is_what_is_stored
 async def test_a_worker_behind_a_pooler_reads_what_is_stored(db, settings, monkeypatch, styles):
     """Behind a pooler nothing is set in a session, which is anybody's."""
 
-    async def pooled(connection):
+    async def pooled(connection, *_):
         await odd(connection, styles)
         return False
 
