@@ -45,8 +45,8 @@ class Watch:
     def over(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
         """Takes the place of db.prepare, so that each session of a worker is watched once it is as it should be."""
 
-        async def prepared(connection: psycopg.AsyncConnection[Any]) -> bool:
-            direct: bool = await prepare(connection)
+        async def prepared(connection: psycopg.AsyncConnection[Any], *limits: Any) -> bool:
+            direct: bool = await prepare(connection, *limits)
             mode = "force_generic_plan" if self.generic else "force_custom_plan"
             await connection.execute(f"set plan_cache_mode = {mode}")
             connection.cursor_factory = self.cursor()
