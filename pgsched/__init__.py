@@ -69,3 +69,7 @@ __all__ = [
     "every",
     "upcoming",
 ]
+
+# Errors are stored by module and class: public ones by this module, wherever they are defined.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

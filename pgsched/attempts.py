@@ -9,7 +9,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-_BY_TYPE = {"Timeout": "timed_out", "WorkerLost": "worker_lost", "pgsched.errors.RetryLater": "retry_later"}
+_BY_TYPE = {
+    "Timeout": "timed_out",
+    "WorkerLost": "worker_lost",
+    "pgsched.RetryLater": "retry_later",
+    "pgsched.errors.RetryLater": "retry_later",  # by an older version
+}
 
 
 def attempts_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,8 @@ from pgsched.model import RunStatus
 
 AT = datetime(2027, 1, 1, tzinfo=UTC)
 NOW = Retry(3, timedelta(0))
-LATER = "pgsched.errors.RetryLater"
+LATER = "pgsched.RetryLater"
+OLD_LATER = "pgsched.errors.RetryLater"
 
 
 @pytest.fixture
@@ -65,6 +66,7 @@ def stop(attempt, end="given_back", minute=0, **more):
             row("running", 3, errors=[error(1, "A", 1), error(2, LATER, 3)], stops=[stop(2, minute=2)]),
             [(1, "failed"), (2, "given_back"), (2, "retry_later"), (3, "running")],
         ),
+        (row("queued", 1, errors=[error(1, OLD_LATER)]), [(1, "retry_later")]),
         (row("failed", 1, errors=["odd", 7, error(1)], stops=[3]), [(1, "failed")]),  # somebody else's writing
         (row("failed", 1, errors=[{**error(1), "at": "once"}]), [(1, "failed")]),
     ],

@@ -121,7 +121,7 @@ async def test_an_exit_code_fails_the_attempt_with_the_last_words(settings, db, 
         run_id = await client.enqueue("bad")
         await db.until("select status = 'failed' from pgsched.runs")
     error = (await client.get_run(run_id))["errors"][0]
-    assert error["type"] == "pgsched.commands.CommandFailed"
+    assert error["type"] == "pgsched.CommandFailed"
     head, title, *lines = error["message"].splitlines()
     assert (head, title) == (f"sh exited with code 3: {lines[-1]}", "Its last lines:")
     assert {*lines} == {"first", "no such table"}

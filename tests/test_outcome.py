@@ -40,11 +40,11 @@ CASES = {
     "raised again": (end(OSError("x"), attempt=2), "queued", 20, "OSError", None, False),
     "raised at its last attempt": (end(OSError("x"), attempt=3), "failed", 0, "OSError", None, False),
     "arguments do not fit": (
-        end(InvalidArguments("x")), "failed", 0, "pgsched.errors.InvalidArguments", None, False,
+        end(InvalidArguments("x")), "failed", 0, "pgsched.InvalidArguments", None, False,
     ),
-    "asked for later": (end(RetryLater(90)), "queued", 90, "pgsched.errors.RetryLater", None, False),
+    "asked for later": (end(RetryLater(90)), "queued", 90, "pgsched.RetryLater", None, False),
     "asked for later at its last attempt": (
-        end(RetryLater(90), attempt=3), "failed", 0, "pgsched.errors.RetryLater", None, False,
+        end(RetryLater(90), attempt=3), "failed", 0, "pgsched.RetryLater", None, False,
     ),
     "asked for later, and it does not count": (
         end(RetryLater(90, "not there yet", counts=False), attempt=3), "queued", 90, None, "not there yet", True,

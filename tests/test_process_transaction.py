@@ -78,7 +78,7 @@ async def test_a_claim_that_is_lost_writes_nothing(settings, db, paid, insert):
     fence = Fence(settings.dsn, settings.schema, claim)
     with pytest.raises(RemoteError, match="no longer this worker's") as caught:
         await ProcessExecutor(work.pays).execute(attempt(claim, fence, insert=insert))
-    assert caught.value.told.type == "pgsched.errors.ClaimLost"
+    assert caught.value.told.type == "pgsched.ClaimLost"
     assert await paid() == []
 
 
@@ -90,7 +90,7 @@ async def test_a_process_that_dies_after_its_commit_has_succeeded(settings, db, 
         await db.until("select reason is not null from pgsched.runs")
         run = await client.get_run(run_id)
     assert (run["status"], run["attempt"], run["errors"]) == ("succeeded", 1, [])
-    assert run["reason"].startswith("after its transaction had committed: pgsched.processes.ProcessDied")
+    assert run["reason"].startswith("after its transaction had committed: pgsched.ProcessDied")
     assert await paid() == ["ann"]
 
 

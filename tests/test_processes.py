@@ -178,7 +178,7 @@ async def test_a_crash_is_tried_again_and_the_worker_goes_on(settings, db, clien
         await client.enqueue("product", {"a": 1})
         await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'product'")
     errors = (await client.get_run(run_id))["errors"]
-    assert [error["type"] for error in errors] == ["pgsched.processes.ProcessDied"] * 2
+    assert [error["type"] for error in errors] == ["pgsched.ProcessDied"] * 2
 
 
 async def test_all_that_it_says_is_kept_with_the_run():
