@@ -10,7 +10,7 @@ from figures import Figures, percentile
 from rig import Server
 from rounds import Sizes
 
-from pgsched import expression
+from pgsched.expression import expression
 
 EXPRESSIONS = (
     ("* * * * *", "UTC"),

@@ -19,7 +19,7 @@ from figures import Figures
 from rig import Database, Server
 from rounds import Sizes
 
-from pgsched import embedded
+from pgsched.db import embedded
 
 GROWING = Contestant("pgsched", "bench", "growing.py", "pgsched.runs", "")
 STEPS = (1_000, 10_000, 100_000, 1_000_000)

@@ -21,7 +21,7 @@ from environments import HERE, python
 from figures import Fault
 from psycopg import conninfo, sql
 
-from pgsched import embedded
+from pgsched.db import embedded
 
 T = TypeVar("T")
 PEERS = HERE / "peers"

@@ -7,10 +7,8 @@ database. A factory builds a `Scheduler`, registers functions and schedules with
 
 from importlib.metadata import version as _version
 
-from pgsched.account import Skip
-from pgsched.blocking import connect_sync
-from pgsched.client import Client, Enqueued, connect
-from pgsched.commands import Command, CommandExecutor, CommandFailed
+from pgsched.client.client import Client, Enqueued, connect
+from pgsched.client.sync import connect_sync
 from pgsched.errors import (
     ClaimLost,
     ConfigurationError,
@@ -24,12 +22,14 @@ from pgsched.errors import (
     RetryLater,
     SchemaError,
 )
-from pgsched.executors import Executor
-from pgsched.expression import at, every, upcoming
+from pgsched.executors.command import Command, CommandExecutor, CommandFailed
+from pgsched.executors.executor import Executor
+from pgsched.executors.process import ProcessDied, ProcessExecutor
+from pgsched.expression.expression import at, every, upcoming
 from pgsched.hooks import RunEnd, RunFailure
 from pgsched.model import Limits, Retry, Run, Schedule
-from pgsched.outcome import RemoteError
-from pgsched.processes import ProcessDied, ProcessExecutor
+from pgsched.rules.ledger import Skip
+from pgsched.rules.outcome import RemoteError
 from pgsched.scheduler import Scheduler
 
 __version__ = _version("pgsched")

@@ -15,8 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pgsched.duration import format_duration, parse_duration
 from pgsched.errors import ConfigurationError, InvalidExpression
+from pgsched.expression.duration import format_duration, parse_duration
 
 FILE = "pgsched.toml"
 _CENTURY = 36500 * 86400  # in seconds

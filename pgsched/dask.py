@@ -17,9 +17,9 @@ from importlib.metadata import version
 from typing import Any
 
 from pgsched.errors import ConfigurationError, PgschedError, RegistrationError
-from pgsched.executors import Executor, Function
+from pgsched.executors.executor import Executor, Function
+from pgsched.executors.remote import Answer, Package, RemoteJournal, hear, pack, received, target_of
 from pgsched.model import Run
-from pgsched.remote import Answer, Package, RemoteJournal, hear, pack, received, target_of
 
 try:
     from distributed import Client, KilledWorker, get_worker

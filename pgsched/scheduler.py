@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from pgsched import declaration, definition, executors
-from pgsched.commands import ENTRYPOINT, Command, CommandExecutor, FixedCommand, stored_command
 from pgsched.config import Settings
 from pgsched.errors import InvalidArguments, RegistrationError
-from pgsched.executors import Executor, Function, Place, Signature
-from pgsched.expression import parse
+from pgsched.executors import executor as executors
+from pgsched.executors.command import ENTRYPOINT, Command, CommandExecutor, stored_command
+from pgsched.executors.executor import Executor, Function, Place, Signature
+from pgsched.expression.expression import parse
 from pgsched.hooks import Hooks
 from pgsched.model import Limits, Retry
-from pgsched.projects import Home, home_of_program
+from pgsched.rules import deploy, options
+from pgsched.rules.projects import Home, home_of_program
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -128,7 +129,7 @@ class Scheduler:
             "timeout": timeout, "retry": retry, "jitter": jitter, "starts_at": starts_at, "ends_at": ends_at,
             "max_runs": max_runs, "priority": priority,
         }  # fmt: skip
-        row = _checked(where, lambda: {"name": definition.name_of("name", title), **definition.columns(given)})
+        row = _checked(where, lambda: {"name": options.name_of("name", title), **options.columns(given)})
         if title in self.declared:
             raise RegistrationError(f"{where}: there is a schedule named {title!r} already: choose another name.")
 
@@ -161,8 +162,8 @@ class Scheduler:
         schedule or client they come from; default any number. Raises RegistrationError.
         """
         where = f"entrypoint({name!r})"
-        _checked(where, lambda: definition.name_of("name", name))
-        _checked(where, lambda: definition.columns({"retry": retry, "timeout": timeout}))
+        _checked(where, lambda: options.name_of("name", name))
+        _checked(where, lambda: options.columns({"retry": retry, "timeout": timeout}))
         if limits is not None and not isinstance(limits, Limits):
             raise RegistrationError(f"{where}: limits is a Limits(...), not {limits!r}.")
 
@@ -233,7 +234,7 @@ class Scheduler:
         self.entrypoint(name, retry=retry, timeout=timeout, limits=limits, executor=CommandExecutor)(stored_command)
 
     # Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
-    # What they can and cannot do to a run is told in hooks.py: nothing.
+    # What they can and cannot do to a run is told in hook_calls.py: nothing.
 
     def before_run(self, function: F) -> F:
         """Has the function called as `function(run)` before each attempt, for as long as setting hook_timeout at most.
@@ -327,7 +328,7 @@ class Scheduler:
     @property
     def fingerprint(self) -> str:
         """A hash over all that it declares, the same on every machine."""
-        return declaration.fingerprint((d.row for d in self.declared.values()), self.limit_rows())
+        return deploy.fingerprint((d.row for d in self.declared.values()), self.limit_rows())
 
     async def run(self, **settings: Any) -> int:
         """Runs until a signal or shutdown(), then drains.
@@ -336,7 +337,7 @@ class Scheduler:
         given back because they did not end within drain_timeout. Raises ConfigurationError, SchemaError or
         DatabaseUnavailable where it cannot start.
         """
-        from pgsched.worker import serve  # noqa: PLC0415 - worker is built on top of this module
+        from pgsched.worker.worker import serve  # noqa: PLC0415 - worker is built on top of this module
 
         return await serve(self, settings)
 
@@ -354,6 +355,27 @@ class Scheduler:
         if stop is None:
             self._stopped = False
             self.ready.clear()
+
+
+class FixedCommand:
+    """The entrypoint that Scheduler.command() makes: a function that returns always the same command.
+
+    Give it schedules with `.schedule(expression, …)`.
+    """
+
+    def __init__(self, scheduler: Scheduler, name: str, command: Command) -> None:
+        self.__name__ = name
+        self.command = command
+        self._scheduler = scheduler
+
+    async def __call__(self) -> Command:
+        """The command."""
+        return self.command
+
+    def schedule(self, expression: str, **options: Any) -> FixedCommand:
+        """Declares a schedule of it, with the options of Scheduler.schedule(). Returns itself."""
+        self._scheduler.schedule(self.__name__, expression, **options)(self)
+        return self
 
 
 def _made(where: str, executor: Any, function: Function) -> Executor:

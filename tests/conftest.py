@@ -18,9 +18,9 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgsched import embedded, migrate
 from pgsched.config import Settings
-from pgsched.store import Store, in_schema
+from pgsched.db import embedded, migrate
+from pgsched.db.statements.store import Store, in_schema
 
 hypothesis.settings.register_profile("suite", deadline=None)  # no test asserts a timing
 hypothesis.settings.load_profile("suite")

@@ -9,15 +9,15 @@ from datetime import timedelta
 from typing import Any
 
 from pgsched import Scheduler
-from pgsched.clock import Watch
 from pgsched.config import Settings
-from pgsched.dispatcher import Dispatcher
-from pgsched.finisher import Finisher
-from pgsched.machine import Machine
+from pgsched.db.statements.store import claim_of
 from pgsched.model import Hold
-from pgsched.runner import Runner
-from pgsched.store import claim_of
-from pgsched.worker import Worker
+from pgsched.worker.claim.dispatcher import Dispatcher
+from pgsched.worker.clocks import Watch
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.run.runner import Runner
+from pgsched.worker.worker import Worker
 
 # Quick enough for tests, and in the proportions of the defaults.
 QUICK: dict[str, Any] = {

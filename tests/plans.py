@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from pgsched.store import Numbered
+from pgsched.db.statements.store import Numbered
 
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")
@@ -43,7 +43,7 @@ class Watch:
     seen: list[Seen] = field(default_factory=list)
 
     def over(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        """Takes the place of db.prepare, so that each session of a worker is watched once it is as it should be."""
+        """Stands in for session.prepare, so that each session of a worker is watched once it is as it should be."""
 
         async def prepared(connection: psycopg.AsyncConnection[Any], *limits: Any) -> bool:
             direct: bool = await prepare(connection, *limits)

@@ -9,9 +9,9 @@ from harness import until, working
 from shell import Shell, isolate
 
 from pgsched import Discard, Retry, RetryLater, Run, Scheduler, connect
-from pgsched.attempts import attempts_of
-from pgsched.machine import Machine
+from pgsched.client.attempts import attempts_of
 from pgsched.model import RunStatus
+from pgsched.worker.kit import Machine
 
 AT = datetime(2027, 1, 1, tzinfo=UTC)
 NOW = Retry(3, timedelta(0))

@@ -13,7 +13,7 @@ from harness import Parts, working
 from shell import Shell, isolate, spawn
 
 from pgsched import InvalidArguments, NotFound, PgschedError, Run, Scheduler, connect
-from pgsched.store import in_schema
+from pgsched.db.statements.store import in_schema
 
 HOUR = timedelta(hours=1)
 NIGHT = datetime(2026, 3, 28, 23, tzinfo=UTC)  # before the clocks of Paris jump from 02:00 to 03:00
@@ -62,7 +62,7 @@ async def test_daylight_saving_is_that_of_the_schedule(client):
 async def test_a_schedule_that_changes_meanwhile_gets_no_run_of_a_fire_time_that_is_not_its_own(
     client, settings, db, monkeypatch, change
 ):
-    monkeypatch.setattr("pgsched.client._BATCH", 1)
+    monkeypatch.setattr("pgsched.client.client._BATCH", 1)
     await hourly(client)
 
     def changes(done: int, of: int) -> None:

@@ -13,8 +13,8 @@ import pytest
 from psycopg import sql
 from shell import isolate
 
-from pgsched import migrate
-from pgsched.store import in_schema
+from pgsched.db import migrate
+from pgsched.db.statements.store import in_schema
 
 APP = """
 import asyncio, contextlib

@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from harness import Parts
 
-from pgsched import Executor, Scheduler, heartbeat
-from pgsched.db import Failures
-from pgsched.heartbeat import Guard
-from pgsched.store import Store, in_schema
+from pgsched import Executor, Scheduler
+from pgsched.db.session import Failures
+from pgsched.db.statements.store import Store, in_schema
+from pgsched.worker.run import heartbeat
+from pgsched.worker.run.heartbeat import Guard
 
 DUE = "insert into pgsched.schedules (name, entrypoint, expression, next_run) values ('s', 'job', '@daily', now())"
 LOCK = b"select from pgsched.schedules for update"

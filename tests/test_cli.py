@@ -14,8 +14,8 @@ import pytest
 from psycopg import sql
 from shell import Shell, invoke, isolate, spawn
 
-from pgsched import embedded, migrate
-from pgsched.zone_files import source_of
+from pgsched.db import embedded, migrate
+from pgsched.expression.zone_files import source_of
 
 NO_DATABASE = "postgresql://me:s3cret@127.0.0.1:1/db?connect_timeout=5"
 
@@ -198,8 +198,8 @@ def test_with_no_database_named_the_embedded_one_is_used(dsn, schema, monkeypatc
 
 
 def test_without_the_extra_a_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pgsched.embedded", None)
-    monkeypatch.delattr("pgsched.embedded", raising=False)
+    monkeypatch.setitem(sys.modules, "pgsched.db.embedded", None)
+    monkeypatch.delattr("pgsched.db.embedded", raising=False)
     result = invoke("workers")
     assert result.exit_code == 78
     assert "--dsn" in result.stderr

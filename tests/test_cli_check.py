@@ -14,10 +14,10 @@ from harness import working
 from psycopg import sql
 from shell import Shell, isolate, spawn
 
-from pgsched import db as sessions
 from pgsched.cli.check import look
 from pgsched.cli.run import find
-from pgsched.store import in_schema
+from pgsched.db import session as sessions
+from pgsched.db.statements.store import in_schema
 
 APP = """
 from datetime import timedelta

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from pgsched.client import Client, connect
-from pgsched.db import SET
+from pgsched.client.client import Client, connect
+from pgsched.db.session import SET
 from pgsched.errors import (
     ConfigurationError,
     DatabaseUnavailable,

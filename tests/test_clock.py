@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pgsched.clock import Clocks, DatabaseClock, Jump, Watch
+from pgsched.worker.clocks import Clocks, DatabaseClock, Jump, Watch
 
 START = datetime(2027, 3, 28, 0, 59, 59, tzinfo=UTC)
 

@@ -27,9 +27,9 @@ from pgsched import (
     connect,
 )
 from pgsched.commands import create_scheduler
-from pgsched.executors import Place
+from pgsched.executors.executor import Place
+from pgsched.executors.warden import ORPHANS, Orphans
 from pgsched.model import Cancellation, Journal
-from pgsched.orphans import ORPHANS, Orphans
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 # Only a notification can bring a request, and nobody takes the claim away.
@@ -479,7 +479,7 @@ async def test_two_lanes_do_not_take_the_same_places(settings, db, client, tmp_p
 async def test_a_command_that_nobody_could_end_is_not_run(tmp_path, monkeypatch):
     """Where no warden can be started, or no thread: there is one sentence, and nothing is left, in no list either."""
     lonely = Orphans()
-    monkeypatch.setattr("pgsched.children.ORPHANS", lonely)
+    monkeypatch.setattr("pgsched.executors.child.ORPHANS", lonely)
     monkeypatch.setattr(lonely, "_start", lambda: (_ for _ in ()).throw(BlockingIOError(11, "Too few processes")))
     with pytest.raises(CommandFailed, match="cannot be started: Too few processes"):
         await Attempt(["sleep", "1000"]).execute()
@@ -488,7 +488,7 @@ async def test_a_command_that_nobody_could_end_is_not_run(tmp_path, monkeypatch)
 
 async def test_an_end_is_noticed_though_its_warden_cannot_be_told(tmp_path, monkeypatch):
     mine = Orphans()
-    monkeypatch.setattr("pgsched.children.ORPHANS", mine)
+    monkeypatch.setattr("pgsched.executors.child.ORPHANS", mine)
     task = asyncio.create_task(
         Attempt(Command(f"until test -e {tmp_path}/gate; do sleep 0.02; done", shell=True)).execute()
     )
@@ -509,7 +509,7 @@ def test_a_fork_that_outlives_the_worker_does_not_keep_its_commands_alive():
     """As the processes of a multiprocessing pool do: they hold all that the worker held."""
     script = """
 import os, signal, subprocess, sys, time
-from pgsched.orphans import ORPHANS
+from pgsched.executors.warden import ORPHANS
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdout=subprocess.DEVNULL)
 ORPHANS.watch(child.pid)
 fork = os.fork()
@@ -537,7 +537,7 @@ def test_a_second_warden_is_told_of_everything_when_the_first_is_ended():
     """Somebody may kill it; what is started after that must be looked after all the same, and what was there before."""
     script = """
 import os, signal, subprocess, sys
-from pgsched.orphans import ORPHANS
+from pgsched.executors.warden import ORPHANS
 deaf = "trap '' TERM; echo ready; while :; do sleep 1; done"
 children = [
     subprocess.Popen(["sh", "-c", deaf], start_new_session=True, stdout=subprocess.PIPE) for _ in range(2)

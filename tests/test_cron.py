@@ -33,7 +33,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pgsched.errors import InvalidExpression
-from pgsched.expression import Expression, parse, upcoming
+from pgsched.expression.expression import Expression, parse, upcoming
 
 
 def agrees(parsed: Expression, after: datetime, until: datetime, expected: list[datetime]) -> None:

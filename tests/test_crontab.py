@@ -13,8 +13,8 @@ from shell import Shell, isolate, spawn
 from pgsched import InvalidExpression
 from pgsched.cli.import_crontab import local_timezone
 from pgsched.commands import create_scheduler
-from pgsched.crontab import Crontab, name_for, read
-from pgsched.expression import parse
+from pgsched.expression.crontab import Crontab, name_for, read
+from pgsched.expression.expression import parse
 
 
 @pytest.fixture(autouse=True)

@@ -5,17 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pgsched.declaration import (
-    Compared,
-    Kind,
-    Standing,
-    Verdict,
-    difference,
-    fingerprint,
-    kind,
-    verdict,
-)
-from pgsched.expression import parse
+from pgsched.expression.expression import parse
+from pgsched.rules.deploy import Compared, Kind, Standing, Verdict, difference, fingerprint, kind, verdict
 
 NOW = datetime(2027, 1, 1, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)

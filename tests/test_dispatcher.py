@@ -9,10 +9,11 @@ import psycopg
 import pytest
 from harness import Parts, until
 
-from pgsched import Limits, Scheduler, limiter
-from pgsched import dispatcher as dispatcher_module
-from pgsched import store as stores
-from pgsched.store import Store, in_schema
+from pgsched import Limits, Scheduler
+from pgsched.db.statements import store as stores
+from pgsched.db.statements.store import Store, in_schema
+from pgsched.worker.claim import dispatcher as dispatcher_module
+from pgsched.worker.claim import limiter
 
 DUE = (
     "insert into pgsched.schedules (name, entrypoint, expression, next_run)"

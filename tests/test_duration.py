@@ -8,8 +8,8 @@ from clocks import cases
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsched.duration import format_duration, parse_duration
 from pgsched.errors import InvalidExpression
+from pgsched.expression.duration import format_duration, parse_duration
 
 
 @pytest.mark.parametrize(

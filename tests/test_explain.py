@@ -27,10 +27,10 @@ from clocks import (
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pgsched import expression, zones
 from pgsched.errors import InvalidExpression
-from pgsched.explain import at_local, in_words, mark, warnings
-from pgsched.expression import parse
+from pgsched.expression import expression, zones
+from pgsched.expression.daylight import at_local, in_words, mark, warnings
+from pgsched.expression.expression import parse
 
 NEW_YEAR = utc("2027-01-01T00:00Z")
 

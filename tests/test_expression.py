@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_cron import agrees
 
 from pgsched.errors import InvalidExpression
-from pgsched.expression import at, every, parse, upcoming
+from pgsched.expression.expression import at, every, parse, upcoming
 
 # -- The specification's table ----------------------------------------------------------------------------
 

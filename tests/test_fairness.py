@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from pgsched import Limits, ProcessExecutor, Scheduler
-from pgsched.executors import Place
-from pgsched.fairness import SLOT, Candidate, Kind, choose
-from pgsched.reconciler import Reconciler
-from pgsched.store import in_schema
+from pgsched.db.statements.store import in_schema
+from pgsched.executors.executor import Place
+from pgsched.rules.fairness import SLOT, Candidate, Kind, choose
+from pgsched.worker.upkeep.reconciler import Reconciler
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 END = "update pgsched.runs set status = 'succeeded', finished_at = now() where id = any(%s)"

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from shell import Shell, isolate
 
-from pgsched.fate import MOST, Situation, around, fates
+from pgsched.client.why import MOST, Situation, around, fates
 
 NINE = datetime(2027, 1, 4, 9, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -10,13 +10,13 @@ import pytest
 from harness import reap, until
 
 from pgsched import Scheduler
-from pgsched.fence import session_name
-from pgsched.finisher import Finisher
-from pgsched.machine import Machine
+from pgsched.db.fence.fence import session_name
+from pgsched.db.statements.store import SILENT_PAGE, EntrypointDefaults, Share, Store, claim_of, in_schema
 from pgsched.model import Claim, Outcome, Process, RunError, RunStatus
-from pgsched.reaper import Reaper
-from pgsched.store import SILENT_PAGE, EntrypointDefaults, Share, Store, claim_of, in_schema
-from pgsched.whereabouts import Whereabouts
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.upkeep.reaper import Reaper
+from pgsched.worker.whereabouts import Whereabouts
 
 ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
 

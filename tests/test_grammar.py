@@ -12,9 +12,9 @@ from clocks import DAY, MINUTE, PARIS, cases, utc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgsched import days, expression, zones
 from pgsched.errors import InvalidExpression
-from pgsched.expression import parse, upcoming
+from pgsched.expression import days, expression, zones
+from pgsched.expression.expression import parse, upcoming
 
 REFUSALS = [
     ("", "0 fields"),

@@ -11,8 +11,9 @@ from harness import until, working
 from structlog.testing import capture_logs
 
 from pgsched import RegistrationError, Retry, Run, RunEnd, RunFailure, Schedule, Scheduler, Skip, connect
-from pgsched.hooks import Caller, Hooks, SkipHooks
+from pgsched.hooks import Hooks
 from pgsched.model import SkipReason
+from pgsched.worker.run.hook_calls import Caller, SkipHooks
 
 NONE = timedelta(0)
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")

@@ -11,11 +11,11 @@ from harness import Parts, until, working
 from structlog.testing import capture_logs
 
 from pgsched import Limits, Run, Scheduler, connect
-from pgsched import worker as worker_module
 from pgsched.cli.health import judged
+from pgsched.db.statements.store import Store, in_schema
+from pgsched.executors.threads import DaemonThreads
 from pgsched.model import Claim, Outcome, RunStatus
-from pgsched.store import Store, in_schema
-from pgsched.threads import DaemonThreads
+from pgsched.worker import worker as worker_module
 
 
 @pytest.fixture

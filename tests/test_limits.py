@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgsched import Limits
-from pgsched.fairness import SLOT, choose
-from pgsched.limits import NOTES, Candidate, Gate, contest, noted, opens_at, rate_room
+from pgsched.rules.fairness import SLOT, choose
+from pgsched.rules.limits import NOTES, Candidate, Gate, contest, noted, opens_at, rate_room
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -10,7 +10,7 @@ from harness import until, working
 from psycopg import sql
 
 from pgsched import Retry, Scheduler, every
-from pgsched.listener import Listener
+from pgsched.worker.listener import Listener
 
 
 class Ear:

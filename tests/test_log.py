@@ -11,7 +11,7 @@ from harness import working
 from psycopg.conninfo import make_conninfo
 
 from pgsched import Retry, Scheduler, log
-from pgsched.db import describe
+from pgsched.db.session import describe
 
 CANARY = "canary-7f3a"
 

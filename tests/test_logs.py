@@ -13,13 +13,13 @@ from shell import Shell, isolate, spawn
 from structlog.testing import capture_logs
 
 from pgsched import Retry, Run, Scheduler, connect
-from pgsched.capture import JOURNAL, Handler, capturing
+from pgsched.db.statements.store import Store, in_schema
 from pgsched.errors import NotFound
+from pgsched.executors.capture import JOURNAL, Handler, capturing
 from pgsched.model import Claim, Journal, RunStatus, Said
-from pgsched.outcome import Outcome
-from pgsched.scribe import Scribe
-from pgsched.store import Store, in_schema
+from pgsched.rules.outcome import Outcome
 from pgsched.testing import Harness
+from pgsched.worker.run.scribe import Scribe
 
 ONCE = Retry(attempts=1)
 FAR = {"heartbeat_interval": "30s", "stall_timeout": "1h"}
@@ -95,7 +95,7 @@ class Held:
 
 @pytest.fixture
 async def held(settings, db):
-    from pgsched.machine import Machine
+    from pgsched.worker.kit import Machine
 
     machine = Machine.build(Scheduler(), settings)
     yield Held(machine, db)
@@ -450,7 +450,7 @@ async def test_a_row_that_a_client_has_locked_is_passed_over_and_comes_later(hel
 async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schema):
     import psycopg
 
-    from pgsched.finisher import Finisher, Landing
+    from pgsched.worker.run.finisher import Finisher, Landing
 
     finisher = Finisher(held.machine)
     mine, other = await held.claim(), await held.claim()

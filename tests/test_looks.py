@@ -12,12 +12,12 @@ import pytest
 from plans import Watch
 from psycopg import sql
 
-from pgsched import client as clients
-from pgsched import migrate
-from pgsched.client import Client
-from pgsched.connections import Pooled
-from pgsched.runs import REACH
-from pgsched.store import Store, in_schema
+from pgsched.client import client as clients
+from pgsched.client.client import Client
+from pgsched.client.connections import Pooled
+from pgsched.client.runs import REACH
+from pgsched.db import migrate
+from pgsched.db.statements.store import Store, in_schema
 
 MANY = 100_000
 PAGES = 400  # for fifty rows at most; the table has ten thousand, and its indexes as many again

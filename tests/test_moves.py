@@ -12,12 +12,12 @@ from structlog.testing import capture_logs
 
 from pgsched import Limits, Scheduler, connect
 from pgsched.cli.run import built
-from pgsched.declaration import Other, is_ours
+from pgsched.db.statements.store import Store
 from pgsched.errors import ConfigurationError
-from pgsched.machine import Machine
-from pgsched.projects import Home
-from pgsched.reconciler import Reconciler
-from pgsched.store import Store
+from pgsched.rules.deploy import Other, is_ours
+from pgsched.rules.projects import Home
+from pgsched.worker.kit import Machine
+from pgsched.worker.upkeep.reconciler import Reconciler
 
 HERE = Home("shop", "core.app.create_scheduler")
 OLD = "shop/no_such_module.create_scheduler"

@@ -9,7 +9,7 @@ from harness import working
 
 from pgsched import Discard, InvalidArguments, RetryLater, Scheduler, connect
 from pgsched.model import Claim, ClaimedRun, Retry, RunStatus
-from pgsched.outcome import End, Stop, decide
+from pgsched.rules.outcome import End, Stop, decide
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from shell import isolate, spawn
 
-from pgsched.cli import output
+from pgsched.cli.show import output
 
 INSTANT = datetime(2027, 1, 1, 9, 0, 0, 123456, tzinfo=UTC)
 

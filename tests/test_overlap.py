@@ -8,9 +8,9 @@ import pytest
 from harness import Parts, until, working
 
 from pgsched import Retry, Run, Scheduler, connect
+from pgsched.client.why import Situation, fates
 from pgsched.config import Settings
-from pgsched.fate import Situation, fates
-from pgsched.store import Store, in_schema
+from pgsched.db.statements.store import Store, in_schema
 
 # A schedule whose fire times a test brings about by setting next_run.
 MADE = """

@@ -7,7 +7,7 @@ import pytest
 from harness import Parts, working
 
 from pgsched import Limits, Scheduler, connect
-from pgsched.store import Store, in_schema
+from pgsched.db.statements.store import Store, in_schema
 
 EVERY = "* * * * * *"
 

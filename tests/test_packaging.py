@@ -114,7 +114,7 @@ def test_the_wheel_holds_all_that_is_needed(wheel: pathlib.Path) -> None:
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pgsched").rglob("*.sql")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pgsched").rglob("*.py")}
     assert any(name.startswith("pgsched/migrations/0001_") for name in wanted)
-    assert any(name.startswith("pgsched/queries/") for name in wanted)
+    assert any(name.startswith("pgsched/db/queries/") for name in wanted)
     assert wanted | {"pgsched/py.typed"} <= names
 
 

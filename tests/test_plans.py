@@ -13,16 +13,17 @@ from harness import Parts, reap
 from plans import Watch
 from psycopg import sql
 
-from pgsched import Scheduler, migrate
-from pgsched import db as connections
-from pgsched import store as stores
-from pgsched.aside import Kind
+from pgsched import Scheduler
 from pgsched.config import Settings
-from pgsched.listener import Listener
+from pgsched.db import migrate
+from pgsched.db import session as connections
+from pgsched.db.statements import store as stores
+from pgsched.db.statements.store import Due, Share, Store, Withheld, in_schema
 from pgsched.model import Claim, Line, Outcome, RunStatus, Said
-from pgsched.reaper import Reaper
-from pgsched.retention import Retention
-from pgsched.store import Due, Share, Store, Withheld, in_schema
+from pgsched.worker.aside import Kind
+from pgsched.worker.listener import Listener
+from pgsched.worker.upkeep.reaper import Reaper
+from pgsched.worker.upkeep.retention import Retention
 
 RUNNING, GIVEN, OTHERS = 3000, 1000, 20_000
 

@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from pgsched.expression import parse
+from pgsched.expression.expression import parse
 from pgsched.model import Process, Retry, RunStatus, Schedule, ScheduleStatus, Silent
-from pgsched.policy import Occupancy, after_loss, is_stalled, jitter, plan, retire, retry_delay
+from pgsched.rules.plan import Occupancy, after_loss, is_stalled, jitter, plan, retire, retry_delay
 
 NINE = datetime(2027, 1, 4, 9, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

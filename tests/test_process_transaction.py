@@ -8,11 +8,11 @@ import work
 from harness import working
 
 from pgsched import ProcessExecutor, RemoteError, Retry, Run, Scheduler, connect
+from pgsched.db.fence.fence import Fence
+from pgsched.db.statements.store import in_schema
 from pgsched.errors import PgschedError
-from pgsched.fence import Fence
+from pgsched.executors.remote import Package, pack
 from pgsched.model import Cancellation, Claim
-from pgsched.remote import Package, pack
-from pgsched.store import in_schema
 
 ONCE = Retry(attempts=1)
 

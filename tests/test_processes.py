@@ -29,7 +29,7 @@ from pgsched import (
     connect,
 )
 from pgsched.model import Cancellation, Journal
-from pgsched.outcome import Unstored
+from pgsched.rules.outcome import Unstored
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 FAR = {"heartbeat_interval": "30s", "stall_timeout": "1h"}
@@ -318,7 +318,7 @@ def test_functions_of_the_program_itself_are_found(tmp_path):
 ORPHAN = """
 import asyncio, os, signal, sys, uuid
 from pgsched import ProcessExecutor, Run
-from pgsched.orphans import ORPHANS
+from pgsched.executors.warden import ORPHANS
 import work
 
 async def main(folder):

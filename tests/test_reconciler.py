@@ -12,14 +12,14 @@ from harness import working
 from structlog.testing import capture_logs
 
 from pgsched import Retry, Scheduler
-from pgsched import reconciler as reconciler_module
-from pgsched.db import STATEMENT_LIMIT
-from pgsched.declaration import fingerprint
+from pgsched.db.session import STATEMENT_LIMIT
+from pgsched.db.statements.store import in_schema
 from pgsched.errors import DatabaseUnavailable
-from pgsched.machine import Machine
-from pgsched.reconciler import Reconciler
-from pgsched.store import in_schema
-from pgsched.worker import Worker
+from pgsched.rules.deploy import fingerprint
+from pgsched.worker.kit import Machine
+from pgsched.worker.upkeep import reconciler as reconciler_module
+from pgsched.worker.upkeep.reconciler import Reconciler
+from pgsched.worker.worker import Worker
 
 EPOCH = datetime(2031, 1, 1, tzinfo=UTC)
 V1 = {"kept": "@yearly", "dropped": "@yearly"}
@@ -310,7 +310,7 @@ async def test_a_start_that_fails_halfway_leaves_everything_as_it_was(settings, 
         await connection.execute("select 1")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pgsched.store.Store.{step}", dies)
+        patch.setattr(f"pgsched.db.statements.store.Store.{step}", dies)
         with pytest.raises(DatabaseUnavailable):
             await worker.run()
     assert (await stored(db), await db.all("select * from pgsched.declarations")) == before
@@ -449,7 +449,7 @@ async def test_a_restart_of_the_newer_versions_only_worker_costs_it_nothing(sett
 
 async def test_only_an_absence_without_a_break_counts(settings, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr("pgsched.reconciler.time.monotonic", lambda: now)
+    monkeypatch.setattr("pgsched.worker.upkeep.reconciler.time.monotonic", lambda: now)
     reconciler = Reconciler(Machine.build(declares(V1), settings))
     told = []
     for seconds, orphaned in [(0, True), (40, True), (60, False), (65, True), (105, True), (115, True)]:

@@ -9,12 +9,13 @@ from harness import Parts, reap, until, working
 from psycopg import sql
 from structlog.testing import capture_logs
 
-from pgsched import Limits, Retry, Run, Scheduler, migrate
-from pgsched.apart import Apart
-from pgsched.db import answered, conninfo_for, passing, refused
-from pgsched.heartbeat import Heartbeat
-from pgsched.reaper import Reaper
-from pgsched.store import Store, in_schema
+from pgsched import Limits, Retry, Run, Scheduler
+from pgsched.db import migrate
+from pgsched.db.apart import Apart
+from pgsched.db.session import answered, conninfo_for, passing, refused
+from pgsched.db.statements.store import Store, in_schema
+from pgsched.worker.run.heartbeat import Heartbeat
+from pgsched.worker.upkeep.reaper import Reaper
 
 STATES = ["P0001", "42501", "42703", "22003", "23503", "0A000", "XX000", "54001", "55000"]
 

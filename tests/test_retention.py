@@ -11,10 +11,10 @@ from structlog.testing import capture_logs
 
 from pgsched import Scheduler, connect
 from pgsched.config import Settings, load
-from pgsched.machine import Machine
+from pgsched.db.statements.store import Store, in_schema
 from pgsched.model import RunStatus
-from pgsched.retention import Retention, Sizes
-from pgsched.store import Store, in_schema
+from pgsched.worker.kit import Machine
+from pgsched.worker.upkeep.retention import Retention, Sizes
 
 DAY = timedelta(days=1)
 OLD = datetime(2001, 1, 1, tzinfo=UTC)
@@ -216,7 +216,7 @@ async def test_what_a_schedule_still_needs_is_kept(db, keeper):
 
 
 async def test_rounds_come_while_runs_end_and_start_spread(settings, db, monkeypatch):
-    from pgsched import retention
+    from pgsched.worker.upkeep import retention
 
     machine = Machine.build(Scheduler(), settings)
     event, rounds, slept = asyncio.Event(), [], []

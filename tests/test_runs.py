@@ -14,11 +14,11 @@ from harness import working
 from shell import Shell, isolate, spawn
 
 from pgsched import Retry, Run, Scheduler, connect
-from pgsched.client import Client
-from pgsched.connections import Pooled, Statements
+from pgsched.client.client import Client
+from pgsched.client.connections import Pooled, Statements
+from pgsched.client.runs import Runs
+from pgsched.db.statements.store import in_schema
 from pgsched.errors import InvalidArguments, NotFound
-from pgsched.runs import Runs
-from pgsched.store import in_schema
 
 
 @pytest.fixture

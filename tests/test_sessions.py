@@ -13,7 +13,7 @@ from harness import Parts
 from psycopg import sql
 
 from pgsched import connect, connect_sync
-from pgsched.store import in_schema
+from pgsched.db.statements.store import in_schema
 
 STYLES = [
     {"DateStyle": dates, "TimeZone": zone, "IntervalStyle": intervals}
@@ -208,7 +208,7 @@ async def test_a_worker_behind_a_pooler_reads_what_is_stored(db, settings, monke
         await odd(connection, styles)
         return False
 
-    monkeypatch.setattr("pgsched.db.prepare", pooled)
+    monkeypatch.setattr("pgsched.db.session.prepare", pooled)
     await db.all("select pgsched.create_schedule('s', 'job', '@every 1s', options => %s)", json.dumps(GIVEN))
     await db.all("update pgsched.schedules set created_at = now() - interval '1 minute'")
     async with Parts(settings) as parts:

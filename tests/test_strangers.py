@@ -7,10 +7,11 @@ import pytest
 from harness import working
 from psycopg import sql
 
-from pgsched import Run, Scheduler, migrate
-from pgsched.fence import session_name
+from pgsched import Run, Scheduler
+from pgsched.db import migrate
+from pgsched.db.fence.fence import session_name
+from pgsched.db.statements.store import Store, in_schema
 from pgsched.model import Claim
-from pgsched.store import Store, in_schema
 
 KEYS = ("pgsched {}", "pgsched {} retention", "pgsched {} declarations shop")
 TABLES = "declarations runs schedules turns transactions migrations limits workers"

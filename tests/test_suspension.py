@@ -12,11 +12,11 @@ from structlog.testing import capture_logs
 from worlds import HOUR, World, make_skewed, skewed
 
 from pgsched import Run, Scheduler
-from pgsched import store as store_module
-from pgsched.clock import TURN, Watch
-from pgsched.machine import Machine
-from pgsched.reaper import Reaper
-from pgsched.runner import State
+from pgsched.db.statements import store as store_module
+from pgsched.worker.clocks import TURN, Watch
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.runner import State
+from pgsched.worker.upkeep.reaper import Reaper
 
 QUICK_TURN = 0.05
 NO_TURN = 600.0  # nobody compares the clocks by the way

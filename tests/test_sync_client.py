@@ -13,8 +13,9 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.string import TextLoader
 
 from pgsched import Retry, Scheduler, connect, connect_sync
-from pgsched.blocking import SyncClient, finished, mirror
-from pgsched.client import Client
+from pgsched.client.client import Client
+from pgsched.client.runs import Runs
+from pgsched.client.sync import SyncClient, finished, mirror
 from pgsched.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -23,7 +24,6 @@ from pgsched.errors import (
     PgschedError,
     SchemaError,
 )
-from pgsched.runs import Runs
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from datetime import timedelta
 
 import pytest
 
-from pgsched import systemd
+from pgsched.worker import systemd
 
 unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 EVERY = [
@@ -149,7 +149,7 @@ def test_the_message_comes_from_the_main_process(manager: socket.socket) -> None
     if not hasattr(socket, "SO_PASSCRED"):
         pytest.skip("credentials on sockets are Linux's")
     manager.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    program = "from pgsched import systemd\nsystemd.ready()"
+    program = "from pgsched.worker import systemd\nsystemd.ready()"
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         text, ancillary, _, _ = manager.recvmsg(4096, socket.CMSG_SPACE(12))
         assert process.wait(30) == 0

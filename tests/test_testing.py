@@ -15,9 +15,9 @@ import psycopg
 import pytest
 
 from pgsched import Discard, Limits, Retry, RetryLater, Run, Schedule, Scheduler, every
+from pgsched.db.migrate import migrations
+from pgsched.db.statements.store import Store
 from pgsched.errors import InvalidArguments, NotFound, PgschedError
-from pgsched.migrate import migrations
-from pgsched.store import Store
 from pgsched.testing import Harness, SyncHarness
 from pgsched.testing.clock import rewritten
 

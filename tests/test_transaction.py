@@ -12,15 +12,15 @@ from harness import reap, until, working
 from psycopg.pq import TransactionStatus
 
 from pgsched import Retry, Run, Scheduler
+from pgsched.db.fence.fence import Fence, session_name
+from pgsched.db.fence.pools import Pools
+from pgsched.db.fence.waits import Coroutines, Source, Threads, finished
+from pgsched.db.statements.store import in_schema
 from pgsched.errors import ClaimLost, PgschedError
-from pgsched.fence import Fence, session_name
-from pgsched.machine import Machine
 from pgsched.model import Claim
-from pgsched.pools import Pools
-from pgsched.reaper import Reaper
-from pgsched.store import in_schema
 from pgsched.testing import Harness
-from pgsched.ways import Coroutines, Source, Threads, finished
+from pgsched.worker.kit import Machine
+from pgsched.worker.upkeep.reaper import Reaper
 
 ONCE = Retry(attempts=1)
 
@@ -287,7 +287,7 @@ async def test_a_commit_whose_answer_is_lost_is_told_as_what_became_of_it(  # no
     claim = await claimed(db)
     told = []
     fence = Fence(settings.dsn, settings.schema, claim, committed=lambda: told.append("committed"))
-    way = "pgsched.ways.Threads" if threaded else "pgsched.ways.Coroutines"
+    way = "pgsched.db.fence.waits.Threads" if threaded else "pgsched.db.fence.waits.Coroutines"
     lost = psycopg.OperationalError("server closed the connection unexpectedly")
 
     async def cut(self, connection, query, params):
@@ -338,12 +338,12 @@ async def test_a_commit_that_may_still_be_on_its_way_to_the_server_is_cut_off_be
     async def close(self, connection):
         pass
 
-    monkeypatch.setattr("pgsched.ways.Coroutines.commit", hang)
-    monkeypatch.setattr("pgsched.ways.Coroutines.close", close)
-    monkeypatch.setattr("pgsched.ways.Coroutines.end", _of_block)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.commit", hang)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.close", close)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.end", _of_block)
     with pytest.raises(TimeoutError):
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
-            monkeypatch.setattr("pgsched.ways.Coroutines.give_back", close)
+            monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.give_back", close)
             await connection.execute(insert, ("ann",))
     connection, query, params = left[0]
     with pytest.raises(psycopg.OperationalError):
@@ -372,13 +372,13 @@ async def test_an_unanswered_commit_that_the_server_still_works_on_is_waited_for
 
     async def use():
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
-            monkeypatch.setattr("pgsched.ways.Coroutines.give_back", close)
+            monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.give_back", close)
             await connection.execute("set local application_name = 'pooled'")
             await connection.execute(insert, ("ann",))
 
-    monkeypatch.setattr("pgsched.ways.Coroutines.commit", hang)
-    monkeypatch.setattr("pgsched.ways.Coroutines.close", close)
-    monkeypatch.setattr("pgsched.ways.Coroutines.end", _of_block)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.commit", hang)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.close", close)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.end", _of_block)
     using = asyncio.create_task(use())
     await db.until(
         "select count(*) = 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%%transactions%%'"
@@ -400,7 +400,7 @@ async def test_an_unanswered_commit_under_a_claim_that_is_gone_says_so(settings,
         await db.all("update pgsched.runs set attempt = 2, worker = %s", uuid.uuid4())
         raise TimeoutError
 
-    monkeypatch.setattr("pgsched.ways.Coroutines.commit", fail)
+    monkeypatch.setattr("pgsched.db.fence.waits.Coroutines.commit", fail)
     with pytest.raises(ClaimLost):
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
@@ -409,7 +409,7 @@ async def test_an_unanswered_commit_under_a_claim_that_is_gone_says_so(settings,
 
 async def test_a_commit_is_asked_after_until_the_database_answers(settings, db, paid, insert, monkeypatch):
     claim = await claimed(db)
-    from pgsched.ways import Coroutines
+    from pgsched.db.fence.waits import Coroutines
 
     asked, ask, commit = [], Coroutines.ask, Coroutines.commit
 
@@ -433,7 +433,7 @@ async def test_a_commit_is_asked_after_until_the_database_answers(settings, db, 
 
 
 async def test_a_cancellation_during_the_commit_waits_for_it(settings, db, paid, insert, monkeypatch):
-    from pgsched.ways import Coroutines
+    from pgsched.db.fence.waits import Coroutines
 
     claim = await claimed(db)
     fence, gates, commit = Fence(settings.dsn, settings.schema, claim), Gates(), Coroutines.commit
@@ -538,7 +538,7 @@ async def _nothing():
 
 
 def _requested():
-    from pgsched.outcome import Stop
+    from pgsched.rules.outcome import Stop
 
     return Stop.REQUESTED
 
@@ -685,8 +685,8 @@ async def test_many_runs_take_turns_at_few_connections(settings, db, paid, inser
 
 @pytest.mark.parametrize("threaded", [False, True])
 async def test_after_an_outage_a_pool_connects_soon(settings, monkeypatch, threaded):
-    for module in ("pools", "ways"):
-        monkeypatch.setattr(f"pgsched.{module}.WAIT", 0.1)
+    for module in ("pools", "waits"):
+        monkeypatch.setattr(f"pgsched.db.fence.{module}.WAIT", 0.1)
     kind = psycopg.Connection if threaded else psycopg.AsyncConnection
     real, tried = kind.connect.__func__, []
 

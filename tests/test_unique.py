@@ -11,10 +11,10 @@ import pytest
 from harness import working
 
 from pgsched import PgschedError, Retry, Run, Scheduler, connect, connect_sync
-from pgsched.finisher import Finisher, Landing
-from pgsched.machine import Machine
+from pgsched.db.statements.store import in_schema
 from pgsched.model import Claim, Outcome, RunError, RunStatus
-from pgsched.store import in_schema
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.finisher import Finisher, Landing
 
 NOW = datetime.now(UTC)
 ROWS = "select id, status, reason, jsonb_array_length(errors) from pgsched.runs order by id"

@@ -67,7 +67,7 @@ def test_a_stop_gives_the_drain_its_time(service: dict[str, list[str]]) -> None:
 
 
 def test_a_start_may_take_as_long_as_the_embedded_server(service: dict[str, list[str]]) -> None:
-    from pgsched import embedded
+    from pgsched.db import embedded
 
     assert seconds(service, "TimeoutStartSec") > timedelta(seconds=embedded.START_TIMEOUT)
 

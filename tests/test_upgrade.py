@@ -4,8 +4,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgsched import migrate
-from pgsched.store import in_schema
+from pgsched.db import migrate
+from pgsched.db.statements.store import in_schema
 
 
 async def test_what_a_first_schema_holds_is_carried_over(dsn):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pgsched import whereabouts
 from pgsched.model import Process
-from pgsched.whereabouts import Whereabouts
+from pgsched.worker import whereabouts
+from pgsched.worker.whereabouts import Whereabouts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
 

@@ -13,9 +13,9 @@ import pytest
 from harness import Parts, reap, until, working
 
 from pgsched import Run, Scheduler
+from pgsched.db.statements.store import claim_of, in_schema
 from pgsched.model import Claim, Outcome, RunStatus
-from pgsched.reaper import Reaper
-from pgsched.store import claim_of, in_schema
+from pgsched.worker.upkeep.reaper import Reaper
 
 AHEAD = "10s"
 CHANGES = {

@@ -12,10 +12,10 @@ import pytest
 from harness import until, working
 
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
-from pgsched import runner as runner_module
-from pgsched.outcome import Stop
-from pgsched.store import Store, in_schema
-from pgsched.worker import _write_fresh
+from pgsched.db.statements.store import Store, in_schema
+from pgsched.rules.outcome import Stop
+from pgsched.worker.run import runner as runner_module
+from pgsched.worker.worker import _write_fresh
 
 SECOND = timedelta(seconds=1)
 PAST = datetime(2020, 1, 1, tzinfo=UTC)

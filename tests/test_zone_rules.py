@@ -24,12 +24,14 @@ import tzdata
 from harness import Parts
 from test_policy import BASE
 
-from pgsched import Scheduler, expression, replanner, zone_files
+from pgsched import Scheduler
 from pgsched.cli.health import judged
+from pgsched.db.statements.store import Share, Store, in_schema
+from pgsched.expression import expression, zone_files
+from pgsched.expression.zones import Rules, digest_of, newer
 from pgsched.model import Schedule, ScheduleStatus
-from pgsched.policy import Occupancy, Plan, fire_times, plan
-from pgsched.store import Share, Store, in_schema
-from pgsched.zones import Rules, digest_of, newer
+from pgsched.rules.plan import Occupancy, Plan, fire_times, plan
+from pgsched.worker.claim import zone_rules
 
 ZONE = "America/Edmonton"
 OLD, NEW = "2025b", "2026b"
@@ -54,9 +56,9 @@ def loaded(release: str | None) -> tuple[zoneinfo.ZoneInfo, Rules]:
 def reads(monkeypatch) -> Callable[[str | None], None]:
     """Has this process read the rules of a release from now on, for this one zone."""
     now = [OLD]
-    for module in (replanner, expression):
+    for module in (zone_rules, expression):
         monkeypatch.setattr(module, "check_timezone", lambda name: loaded(now[0])[0])
-    monkeypatch.setattr(replanner, "known", lambda name: loaded(now[0])[1])
+    monkeypatch.setattr(zone_rules, "known", lambda name: loaded(now[0])[1])
     return lambda release: now.__setitem__(0, release)
 
 
@@ -81,9 +83,9 @@ class Row:
     def passes(self, now: datetime) -> None:
         """A claim pass of a worker with this process's rules."""
         old = self.schedule
-        shifted = replanner.ZoneRules.shifted(old)
+        shifted = zone_rules.ZoneRules.shifted(old)
         decided: Plan = plan(old, fire_times(old), Occupancy(), now, now, shifted=shifted)
-        noted = replanner.zoned(old, decided.next_run, decided.accounted_through, shifted=shifted)
+        noted = zone_rules.zoned(old, decided.next_run, decided.accounted_through, shifted=shifted)
         self.fired += [run.fire_time for run in decided.runs]
         self.skipped += sum(skip.count for skip in decided.skips)
         self.schedule = replace(
@@ -97,7 +99,7 @@ class Row:
     def moves(self) -> None:
         """A look at the zones by a worker whose rules are newer."""
         old = self.schedule
-        self.schedule = replace(old, next_run=None, moved_from=old.next_run, zone_rules=str(replanner.known(ZONE)))
+        self.schedule = replace(old, next_run=None, moved_from=old.next_run, zone_rules=str(zone_rules.known(ZONE)))
 
     def is_due(self, now: datetime) -> bool:
         return self.schedule.next_run is None or self.schedule.next_run <= now
@@ -397,7 +399,8 @@ def test_the_release_of_a_hosts_files_is_read_from_them(tmp_path, file, text, re
     (tmp_path / "America").mkdir()
     (tmp_path / ZONE).write_bytes(file_like("Denver").read_bytes())
     (tmp_path / file).write_text(text)
-    code = "from pgsched.zone_files import *; print(source_of('America/Edmonton'), source_of('Asia/Tokyo'), sep='\\n')"
+    names = "source_of('America/Edmonton'), source_of('Asia/Tokyo')"
+    code = f"from pgsched.expression.zone_files import *; print({names}, sep='\\n')"
     environment = {**os.environ, "PYTHONTZPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     host, package = done.stdout.splitlines()

@@ -8,11 +8,11 @@ from zoneinfo import _zoneinfo  # type: ignore[attr-defined]
 import pytest
 from clocks import HOUR, MINUTE, PARIS, SECOND, ZONES, changes, changing_zones, odd_changes, utc
 
-from pgsched import zones
 from pgsched.errors import InvalidExpression
-from pgsched.expression import parse
-from pgsched.instants import moment, seconds
-from pgsched.zones import check_timezone
+from pgsched.expression import zones
+from pgsched.expression.expression import parse
+from pgsched.expression.instants import moment, seconds
+from pgsched.expression.zones import check_timezone
 
 
 @pytest.mark.parametrize(

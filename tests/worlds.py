@@ -11,9 +11,9 @@ from datetime import timedelta
 import psycopg
 from psycopg import sql
 
-from pgsched import migrate
-from pgsched.clock import Clocks
-from pgsched.store import in_schema
+from pgsched.db import migrate
+from pgsched.db.statements.store import in_schema
+from pgsched.worker.clocks import Clocks
 
 HOUR = 3600.0
 _CLOCK = re.compile(r"(?<![\w.])(clock_timestamp|now)\(\)")

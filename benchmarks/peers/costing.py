@@ -15,9 +15,10 @@ import probe
 import psutil
 import psycopg
 
-from pgsched import Scheduler, db
+from pgsched import Scheduler
 from pgsched.config import Settings
-from pgsched.worker import Worker
+from pgsched.db import session
+from pgsched.worker.worker import Worker
 
 DONE = "select count(*) from pgsched.runs where status = 'succeeded'"
 UNPLANNED = "select exists (select from pgsched.schedules where next_run is null)"
@@ -73,14 +74,14 @@ def watch(sent: Sent) -> None:
             sent.count += 1
             return await super().execute(*args, **options)
 
-    prepare = db.prepare
+    prepare = session.prepare
 
     async def prepared(connection: psycopg.AsyncConnection[Any]) -> bool:
         direct = await prepare(connection)
         connection.cursor_factory = Counting
         return direct
 
-    db.prepare = prepared
+    session.prepare = prepared
 
 
 async def stand(client: psycopg.AsyncConnection[Any], sent: Sent) -> tuple[float, ...]:

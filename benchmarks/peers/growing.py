@@ -21,14 +21,14 @@ from psycopg import sql
 
 from pgsched import Scheduler
 from pgsched.config import Settings
-from pgsched.dispatcher import Dispatcher
-from pgsched.finisher import Finisher
-from pgsched.machine import Machine
+from pgsched.db.statements.store import Store
 from pgsched.model import Claim, Outcome, RunStatus
-from pgsched.reaper import Reaper
-from pgsched.runner import Runner
-from pgsched.store import Store
-from pgsched.worker import Worker
+from pgsched.worker.claim.dispatcher import Dispatcher
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.run.runner import Runner
+from pgsched.worker.upkeep.reaper import Reaper
+from pgsched.worker.worker import Worker
 
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")

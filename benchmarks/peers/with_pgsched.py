@@ -14,8 +14,9 @@ from typing import Any
 import probe
 import psycopg
 
-from pgsched import Scheduler, connect, connect_sync, migrate
+from pgsched import Scheduler, connect, connect_sync
 from pgsched.cli import cli
+from pgsched.db import migrate
 
 BATCH = 10_000
 keep: set[asyncio.Task[None]] = set()

@@ -18,8 +18,8 @@ from typing import Any
 import click
 import psycopg
 
-from pgsched.cli.output import OutputLostError, complain
-from pgsched.db import describe
+from pgsched.cli.show.output import OutputLostError, complain
+from pgsched.db.session import describe
 from pgsched.errors import PgschedError
 
 _COMMANDS = {

@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass
 import click
 from psycopg import sql
 
-from pgsched import db, migrate
 from pgsched.cli.options import database, database_options, json_option, run_async
-from pgsched.cli.output import print_json, say, visible, write
+from pgsched.cli.show.output import print_json, say, visible, write
 from pgsched.config import Settings
-from pgsched.db import Connection
-from pgsched.declaration import Holder
-from pgsched.definition import name_of
+from pgsched.db import migrate, session
+from pgsched.db.failures import reach, told
+from pgsched.db.session import Connection
+from pgsched.db.statements.store import Store
 from pgsched.errors import NotFound, PgschedError
-from pgsched.refusals import reach, told
-from pgsched.store import Store
+from pgsched.rules.deploy import Holder
+from pgsched.rules.options import name_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
         raise click.UsageError("OLD and NEW are the same application.")
 
     async def work(dsn: str | None) -> Adopted:
-        async with await reach(db.conninfo_for(dsn, "pgsched adopt")) as connection:
+        async with await reach(session.conninfo_for(dsn, "pgsched adopt")) as connection:
             with told(settings.schema):
-                await db.prepare(connection)
+                await session.prepare(connection)
                 await migrate.check(connection, settings.schema)
                 try:
                     return await _adopt(connection, Store(settings.schema), old, new, dry_run=dry_run, force=yes)

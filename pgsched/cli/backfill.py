@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from pgsched.backfill import Backfill
-from pgsched.cli.moments import Moment
 from pgsched.cli.options import found, with_client
-from pgsched.cli.output import instant, local, print_json, print_table, say, write
-from pgsched.client import Client, Row
+from pgsched.cli.show.moments import Moment
+from pgsched.cli.show.output import instant, local, print_json, print_table, say, write
+from pgsched.client.client import Client, Row
 from pgsched.config import Settings
+from pgsched.rules.backfill import Backfill
 
 _LOOK = 0.3  # seconds between looks at runs that are waited for
 _QUEUEING = 600.0  # seconds that it may take to queue them

@@ -9,23 +9,25 @@ from typing import Any
 
 import click
 
-from pgsched import config, db, declaration, log, migrate
+from pgsched import config, log
 from pgsched.cli.options import bounded, database, json_option, run_async, setting_flags
-from pgsched.cli.output import heading, instant, local, plain, print_json, visible, warn, write
 from pgsched.cli.run import built
+from pgsched.cli.show.output import heading, instant, local, plain, print_json, visible, warn, write
 from pgsched.config import Settings
-from pgsched.db import Connection
-from pgsched.declaration import Difference, Kind, Next, Other, Standing, Verdict
-from pgsched.executors import Executor
-from pgsched.expression import parse
+from pgsched.db import migrate, session
+from pgsched.db.failures import reach, told
+from pgsched.db.session import Connection
+from pgsched.db.statements.store import Store
+from pgsched.executors.executor import Executor
+from pgsched.expression.expression import parse
+from pgsched.expression.zone_files import outdated, source_of
+from pgsched.expression.zones import Rules, newer
 from pgsched.model import ScheduleStatus
-from pgsched.projects import is_gone
-from pgsched.refusals import reach, told
-from pgsched.replanner import in_force, known
+from pgsched.rules import deploy
+from pgsched.rules.deploy import Difference, Kind, Next, Other, Standing, Verdict
+from pgsched.rules.projects import is_gone
 from pgsched.scheduler import Scheduler
-from pgsched.store import Store
-from pgsched.zone_files import outdated, source_of
-from pgsched.zones import Rules, newer
+from pgsched.worker.claim.zone_rules import in_force, known
 
 Limits = dict[str, dict[str, tuple[Any, Any]]]
 
@@ -76,7 +78,7 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     early = config.load(flags, file=file)
     log.configure(early.log_level, early.log_format)
     scheduler, found = run_async(_check(app, flags, file), limit=None)
-    verdict = declaration.verdict(scheduler.fingerprint, found.standing)
+    verdict = deploy.verdict(scheduler.fingerprint, found.standing)
     different = (
         bool(found.limits)
         or any(each.kind is not Kind.UNCHANGED for each in found.differences)
@@ -100,10 +102,10 @@ async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Sch
 
 
 async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Look:
-    async with await reach(db.conninfo_for(dsn, "pgsched check")) as connection:
+    async with await reach(session.conninfo_for(dsn, "pgsched check")) as connection:
         with told(settings.schema):
-            await db.prepare(connection)
-            async with db.snapshot(connection):
+            await session.prepare(connection)
+            async with session.snapshot(connection):
                 await migrate.check(connection, settings.schema)
                 return await look(connection, Store(settings.schema), scheduler)
 
@@ -113,7 +115,7 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
     rows = {name: declared.row for name, declared in scheduler.declared.items()}
     standing = await store.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
     others = await store.read_owners(connection, scheduler.owner, list(rows))
-    earlier = [x for x in others if declaration.is_ours(x, scheduler.home, scheduler.former_names, is_gone)]
+    earlier = [x for x in others if deploy.is_ours(x, scheduler.home, scheduler.former_names, is_gone)]
     ours = [f"code:{other.app}" for other in earlier if not other.alive]
     awaited = [f"code:{other.app}" for other in earlier if other.alive]
     compared = await store.compare_schedules(connection, [scheduler.owner, *ours], scheduler.rows())
@@ -126,15 +128,15 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
         return parse(row["expression"], row["timezone"], name=row["name"], anchor=anchor)
 
     differences = [
-        declaration.difference(
+        deploy.difference(
             each, rows.get(each.name), scheduler.owner, standing.now, times_of, ours=ours, awaited=awaited
         )
         for each in compared
     ]
     limits = await store.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
     refusal = None
-    if standing.alive and declaration.verdict(scheduler.fingerprint, standing) is Verdict.NEW:
-        refusal = declaration.refused(scheduler.app_name, compared, holders, scheduler.home.project)
+    if standing.alive and deploy.verdict(scheduler.fingerprint, standing) is Verdict.NEW:
+        refusal = deploy.refused(scheduler.app_name, compared, holders, scheduler.home.project)
     return Look(standing, differences, limits, earlier, refusal, await _zones(connection, store, scheduler))
 
 
@@ -262,7 +264,7 @@ def _moved(other: Other, app: str) -> str:
     schedules = f"The application was called {visible(other.app)} before. Its {_many(other.schedules)}"
     if not other.alive:
         return f"{schedules} will be taken over by the next start."
-    command = visible(declaration.adopt_command(other.app, app))
+    command = visible(deploy.adopt_command(other.app, app))
     return f"{schedules} will be taken over once its {_workers(other.alive)} gone. To do it at once: `{command} --yes`."
 
 
@@ -274,7 +276,7 @@ def _what(found: Difference, app: str) -> str:
     owner = (found.owner or "").removeprefix("code:")
     whose = "the API" if found.owner == "api" else f"the application {visible(owner)}"
     if found.kind is Kind.FOREIGN and found.owner != "api":
-        command = visible(declaration.adopt_command(owner, app))
+        command = visible(deploy.adopt_command(owner, app))
         return (
             f"not ours (the name belongs to {whose}, and is left alone; if this application was called so before, "
             f"`{command}` takes it over)"

@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 import click
 
-from pgsched import migrate
 from pgsched.cli.options import database, json_option, run_async, setting_options
-from pgsched.cli.output import print_json, visible, write
+from pgsched.cli.show.output import print_json, visible, write
 from pgsched.config import Settings
-from pgsched.db import conninfo_for
-from pgsched.duration import format_duration
+from pgsched.db import migrate
+from pgsched.db.failures import reach, told
+from pgsched.db.session import conninfo_for
+from pgsched.db.statements.store import Store
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
-from pgsched.refusals import reach, told
-from pgsched.store import Store
-from pgsched.zone_files import REMEDY
+from pgsched.expression.duration import format_duration
+from pgsched.expression.zone_files import REMEDY
 
 STALE = 60.0  # seconds after which the loop of a daemon that has written nothing counts as stuck
 _LIMIT = 20.0

@@ -13,13 +13,13 @@ from typing import Any
 import click
 
 from pgsched.cli.options import database_options, json_option, with_client
-from pgsched.cli.output import instant, print_json, print_table, say, warn
-from pgsched.client import Client, Row
-from pgsched.commands import ENTRYPOINT
+from pgsched.cli.show.output import instant, print_json, print_table, say, warn
+from pgsched.client.client import Client, Row
 from pgsched.config import Settings
-from pgsched.crontab import Crontab, Job, read
 from pgsched.errors import ConfigurationError, PgschedError
-from pgsched.expression import parse
+from pgsched.executors.command import ENTRYPOINT
+from pgsched.expression.crontab import Crontab, Job, read
+from pgsched.expression.expression import parse
 from pgsched.model import Retry
 
 

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 import click
 
 from pgsched.cli.options import an_instant, json_option
-from pgsched.cli.output import instant, local, print_json, print_table, say, warn, write
-from pgsched.explain import in_words, mark, warnings
-from pgsched.expression import parse
-from pgsched.zone_files import outdated, source_of
+from pgsched.cli.show.output import instant, local, print_json, print_table, say, warn, write
+from pgsched.expression.daylight import in_words, mark, warnings
+from pgsched.expression.expression import parse
+from pgsched.expression.zone_files import outdated, source_of
 
 
 @click.command()

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from pgsched import config
-from pgsched.client import Client, Row, connect
+from pgsched.client.client import Client, Row, connect
 from pgsched.config import Settings
-from pgsched.duration import parse_duration
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, InvalidExpression, NotFound
+from pgsched.expression.duration import parse_duration
 
 T = TypeVar("T")
 Command = Callable[..., Any]
@@ -132,7 +132,7 @@ def database(settings: Settings) -> Iterator[str | None]:
         yield settings.dsn
         return
     try:
-        from pgsched import embedded  # noqa: PLC0415 - it is optional, and most commands never need it
+        from pgsched.db import embedded  # noqa: PLC0415 - it is optional, and most commands never need it
     except ImportError:
         raise ConfigurationError(
             "No database is named. Name one with --dsn or PGSCHED_DSN, or install pgsched[embedded]."

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from pgsched.cli.backfill import bar
-from pgsched.cli.details import why
 from pgsched.cli.options import found, in_past, with_client
-from pgsched.cli.output import instant, print_json, print_table, say, write
-from pgsched.client import Client, Row
+from pgsched.cli.show.details import why
+from pgsched.cli.show.output import instant, print_json, print_table, say, write
+from pgsched.client.client import Client, Row
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
 

@@ -20,11 +20,11 @@ import click
 
 from pgsched import config, log
 from pgsched.config import Settings
-from pgsched.duration import format_duration
 from pgsched.errors import ConfigurationError, PgschedError
-from pgsched.projects import home_of_factory
+from pgsched.expression.duration import format_duration
+from pgsched.rules.projects import home_of_factory
 from pgsched.scheduler import Scheduler
-from pgsched.worker import GIVEN_BACK, serve
+from pgsched.worker.worker import GIVEN_BACK, serve
 
 
 def _all_settings(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from pgsched.cli.details import LAST_LINES, print_line, print_runs, show_run
 from pgsched.cli.options import a_past, database_options, found, in_past, json_option, with_client
-from pgsched.cli.output import complain, print_json, print_json_line, say, warn, write
 from pgsched.cli.retry import retry_many
-from pgsched.client import Client, Row
+from pgsched.cli.show.details import LAST_LINES, print_line, print_runs, show_run
+from pgsched.cli.show.output import complain, print_json, print_json_line, say, warn, write
+from pgsched.client.client import Client, Row
+from pgsched.client.runs import REACH
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
 from pgsched.model import RunStatus
-from pgsched.runs import REACH
 
 _ids = click.argument("ids", metavar="ID...", type=int, nargs=-1, required=True)
 

@@ -8,12 +8,8 @@ from typing import Any
 
 import click
 
-from pgsched.backfill import MOST
 from pgsched.cli.adopt import adopt
-from pgsched.cli.answer import Answer, show_answer
 from pgsched.cli.backfill import run_backfill
-from pgsched.cli.details import show_schedule
-from pgsched.cli.moments import Moment, a_moment
 from pgsched.cli.options import (
     a_duration,
     a_json_object,
@@ -23,13 +19,17 @@ from pgsched.cli.options import (
     json_option,
     with_client,
 )
-from pgsched.cli.output import instant, print_json, print_table, say, write
+from pgsched.cli.show.details import show_schedule
+from pgsched.cli.show.moments import Moment, a_moment
+from pgsched.cli.show.output import instant, print_json, print_table, say, write
+from pgsched.cli.show.why import Answer, show_answer
 from pgsched.cli.wait import wait_for
-from pgsched.client import Client, Row
+from pgsched.client.client import Client, Row
+from pgsched.client.why import Situation
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
-from pgsched.fate import Situation
 from pgsched.model import Retry, ScheduleStatus
+from pgsched.rules.backfill import MOST
 
 _COLUMNS = {
     "name": "name",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from pgsched.cli.details import print_end
 from pgsched.cli.options import with_client
-from pgsched.cli.output import print_json
-from pgsched.client import Client, Row
+from pgsched.cli.show.details import print_end
+from pgsched.cli.show.output import print_json
+from pgsched.client.client import Client, Row
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from pgsched.cli.options import database_options, json_option, with_client
-from pgsched.cli.output import instant, print_json, print_table, say
+from pgsched.cli.show.output import instant, print_json, print_table, say
 from pgsched.config import Settings
 
 _FIELDS = (

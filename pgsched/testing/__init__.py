@@ -6,9 +6,9 @@
 Everything is the daemon's own code and SQL, on a real PostgreSQL: only the clock is another one. See docs/testing.md.
 """
 
-from pgsched.testing.blocking import SyncHarness
 from pgsched.testing.clock import Clock
 from pgsched.testing.harness import Harness
 from pgsched.testing.server import embedded_dsn
+from pgsched.testing.sync import SyncHarness
 
 __all__ = ["Clock", "Harness", "SyncHarness", "embedded_dsn"]

@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 
 from psycopg import sql
 
-from pgsched import definition, migrate
-from pgsched.clock import DatabaseClock
-from pgsched.db import Connection, Session
+from pgsched.db import migrate
+from pgsched.db.session import Connection, Session
+from pgsched.db.statements.store import Store, in_schema
 from pgsched.errors import InvalidArguments
-from pgsched.store import Store, in_schema
+from pgsched.rules import options
+from pgsched.worker.clocks import DatabaseClock
 
 _CALL = re.compile(rb"(?<![\w.])(?:now|clock_timestamp)\(\)")
 # Two runs that are triggered at one instant must not be the same fire time, nor that of the schedule's own that comes
@@ -104,7 +105,7 @@ class Clock:
 
         backward: let it go back, as a database's clock may that is set. Raises InvalidArguments.
         """
-        to = definition.instant("The clock's instant", instant)
+        to = options.instant("The clock's instant", instant)
         if to is None:
             raise InvalidArguments("The clock's instant is a datetime with a time zone, not None.")
         if to < self.now and not backward:

@@ -19,25 +19,25 @@ from typing import Any
 
 from psycopg import sql
 
-from pgsched import definition
-from pgsched.account import TICK
-from pgsched.capture import capturing
-from pgsched.client import Client, Row, connect
+from pgsched.client.client import Client, Row, connect
 from pgsched.config import Settings
-from pgsched.dispatcher import Dispatcher
+from pgsched.db.statements.store import EntrypointDefaults, Outlook
 from pgsched.errors import InvalidArguments, PgschedError, RetryLater
-from pgsched.finisher import Finisher
-from pgsched.heartbeat import Heartbeat
-from pgsched.hooks import SkipHooks
-from pgsched.machine import Machine
+from pgsched.executors.capture import capturing
 from pgsched.model import ClaimedRun, Outcome, Schedule
-from pgsched.outcome import Stop
-from pgsched.reconciler import Reconciler
-from pgsched.runner import Live, Runner
+from pgsched.rules import options
+from pgsched.rules.ledger import TICK
+from pgsched.rules.outcome import Stop
 from pgsched.scheduler import Scheduler
-from pgsched.store import EntrypointDefaults, Outlook
 from pgsched.testing.clock import Clock, StandingClock, TestStore, make_schema
 from pgsched.testing.server import embedded_dsn
+from pgsched.worker.claim.dispatcher import Dispatcher
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.run.heartbeat import Heartbeat
+from pgsched.worker.run.hook_calls import SkipHooks
+from pgsched.worker.run.runner import Live, Runner
+from pgsched.worker.upkeep.reconciler import Reconciler
 
 _MOST = 10_000  # runs that one call starts before it is taken for an endless loop
 _BEGINNING = datetime.fromisoformat("1900-01-01T00:00:00+00:00")
@@ -150,7 +150,7 @@ class Harness:
         self.schema = f"pgsched_test_{os.getpid()}_{uuid.uuid4().hex[:12]}"
         self.dsn = dsn or ""
         self._scheduler = scheduler
-        self._now = definition.instant("now", now)
+        self._now = options.instant("now", now)
         self._raise_errors = raise_errors
         self._limit = limit.total_seconds()
         self._over = asyncio.Event()
@@ -254,7 +254,7 @@ class Harness:
     async def run_until(self, instant: datetime, *, raise_errors: bool | None = None) -> list[Row]:
         """Runs what is due now, and moves the clock from one due time to the next through an instant, as a daemon
         lives through them: nothing is missed. Returns the runs, as run_due(); the clock then stands at that instant."""
-        until = definition.instant("run_until()'s instant", instant)
+        until = options.instant("run_until()'s instant", instant)
         if until is None or until < self.clock.now:
             raise InvalidArguments(f"run_until() takes an instant from {self.clock.now} on, not {instant!r}.")
         runs = {run["id"]: run for run in await self.run_due(raise_errors=raise_errors)}
@@ -287,7 +287,7 @@ class Harness:
         and InvalidArguments for an instant that is no fire time.
         """
         row = await self.client.get_schedule(name)
-        at = definition.instant("at", at)
+        at = options.instant("at", at)
         if at is None:
             run_id = await self.client.trigger(name)
         else:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 
-from pgsched import embedded
+from pgsched.db import embedded
 
 _lock = threading.Lock()
 _started: list[str] = []

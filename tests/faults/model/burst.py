@@ -15,7 +15,7 @@ from model.plan import Burst, Operation
 from model.story import Finding, finding
 from model.workers import STALL
 from model.world import World, collecting
-from pgsched import migrate
+from pgsched.db import migrate
 
 assert odd  # its operation is among clients.ACTS
 READY, REST, UNAIDED = 20.0, 30.0, 20.0  # seconds

@@ -14,7 +14,7 @@ from psycopg import sql
 
 from model.world import World
 from pgsched import Client
-from pgsched.connections import Pooled
+from pgsched.client.connections import Pooled
 from pgsched.errors import PgschedError
 
 Connection = psycopg.AsyncConnection

@@ -19,8 +19,8 @@ from typing import Any
 import psycopg
 
 from pgsched import Discard, Limits, ProcessExecutor, RetryLater, Run, Scheduler
+from pgsched.db.statements.store import in_schema
 from pgsched.model import Retry
-from pgsched.store import in_schema
 
 RETRY = Retry(attempts=3, backoff=timedelta(milliseconds=50), max_backoff=timedelta(milliseconds=200))
 CAPPED = {"a": 2, "b": 3}

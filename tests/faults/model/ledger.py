@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pgsched.errors import InvalidExpression
-from pgsched.expression import parse
+from pgsched.expression.expression import parse
 
 TICK = timedelta(microseconds=1)
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from model import burst as bursts
 from model.plan import generate
-from pgsched import embedded
+from pgsched.db import embedded
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model import jobs
 from pgsched.config import Settings
-from pgsched.worker import Worker
+from pgsched.worker.worker import Worker
 
 if TYPE_CHECKING:
     from model.world import World

@@ -1,0 +1,1 @@
+"""The client, for applications and for the command line."""

@@ -1,0 +1,182 @@
+"""What a client can do about runs beyond one statement, as `client.runs`: waits for their ends, reads and follows what
+they log, queues many again.
+
+One run at a time, and lists of them, are methods of the client itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pgsched.client.attempts import attempts_of
+from pgsched.client.connections import Row, Statements
+from pgsched.errors import InvalidArguments, NotFound
+from pgsched.rules import options
+
+# Seconds between two looks: soon at first, since most runs are short, then ever less often.
+_FIRST, _GROWTH, _MOST = 0.02, 1.5, 0.5
+ENDED = frozenset({"succeeded", "failed", "cancelled", "skipped"})
+DEAD = ("failed", "cancelled")
+REACH = 100_000  # how many runs of history a list searches for a filter that no index has
+_BATCH = 500  # runs that are queued again in one transaction
+
+
+class Runs:
+    """A client's `runs`."""
+
+    def __init__(self, statements: Statements) -> None:
+        self._sql = statements
+
+    async def wait(self, run_id: int, timeout: timedelta | float | None = None) -> Row:
+        """Waits until a run has ended: succeeded, failed with no attempt left, or cancelled. Returns it, as get_run().
+
+        timeout: a timedelta or seconds, default none. It looks by the run's id, at first every 20 ms, in the end twice
+        a second, over a connection of its own each time: in a transaction of the caller's it could never see an end.
+        Raises NotFound, also where it is deleted meanwhile, or its enqueue has not been committed; TimeoutError.
+        """
+        limit = _seconds(timeout)
+        params = {"run_id": options.run_id(run_id)}
+        start, pause = time.monotonic(), _FIRST
+        while True:
+            status = await self._sql.call("read_status", params, None)
+            if status is None:
+                raise NotFound(f"There is no run {run_id}.")
+            if status in ENDED:
+                return await self.get(run_id)
+            left = float("inf") if limit is None else start + limit - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"Run {run_id} is still {status} after {limit:g} s.")
+            await self._sql.connections.sleep(min(pause, left))
+            pause = min(pause * _GROWTH, _MOST)
+
+    async def list_dead(
+        self,
+        ids: Sequence[int] | None = None,
+        *,
+        status: str | None = None,
+        entrypoint: str | None = None,
+        schedule: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        connection: Any = None,
+    ) -> list[Row]:
+        """The runs that ended as failed or cancelled, in the order in which they ended: what retry_many() takes.
+
+        Of these ids, in this status ("failed" or "cancelled"), of this entrypoint, of the schedule with this name, that
+        ended from `since` through `until` (aware), where these are given. Raises NotFound for an unknown schedule.
+        """
+        if status is not None and status not in DEAD:
+            raise InvalidArguments(f"status is 'failed' or 'cancelled', not {status!r}.")
+        params = {
+            "ids": None if ids is None else [options.run_id(run_id) for run_id in ids],
+            "statuses": list(DEAD) if status is None else [status],
+            "entrypoint": entrypoint,
+            "schedule": schedule,
+            "since": options.instant("since", since),
+            "until": options.instant("until", until),
+        }
+        rows = await self._sql.rows("list_dead_runs", params, connection)
+        if not rows and schedule is not None:
+            known = {"name": schedule, "entrypoint": None, "status": None}
+            if not await self._sql.rows("list_schedules", known, connection):
+                raise NotFound(f'There is no schedule "{schedule}".')
+        return rows
+
+    async def retry_many(
+        self,
+        ids: Sequence[int],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        connection: Any = None,
+    ) -> list[int]:
+        """Queues many runs again, as retry() does one, in batches with a transaction each. Returns the ids of those
+        that it queued.
+
+        Left alone is what is neither failed nor cancelled (any more), what somebody else is at just now, and what has a
+        unique_key that a live run has. So the same call again does no harm. progress: called with how many are done,
+        and how many there are. With connection= all of it is one transaction, the caller's.
+        """
+        wanted = [options.run_id(run_id) for run_id in dict.fromkeys(ids)]
+        queued: list[int] = []
+        for first in range(0, len(wanted), _BATCH):
+            batch = wanted[first : first + _BATCH]
+            queued += [row["id"] for row in await self._sql.rows("retry_runs", {"ids": batch}, connection)]
+            if progress is not None:
+                progress(first + len(batch), len(wanted))
+        return queued
+
+    async def get(self, run_id: int, *, connection: Any = None) -> Row:
+        """A run with its args, its result, the errors of its attempts, and how each of these ended. Raises NotFound.
+
+        attempts: a list of dicts with attempt, worker, started_at, ended_at, end (running, succeeded, failed,
+        timed_out, retry_later, discarded, cancelled, worker_lost, given_back) and why.
+        """
+        rows = await self._sql.rows("get_run", {"run_id": options.run_id(run_id)}, connection)
+        if not rows:
+            raise NotFound(f"There is no run {run_id}.")
+        attempts = attempts_of(rows[0])
+        del rows[0]["stops"]
+        return {**rows[0], "attempts": attempts}
+
+    async def log(
+        self,
+        run_id: int,
+        *,
+        attempt: int | None = None,
+        after: int = 0,
+        limit: int = 100_000,
+        connection: Any = None,
+    ) -> list[Row]:
+        """The lines that a run logged, oldest first: id, attempt, worker, at, level, text. Raises NotFound.
+
+        attempt: those of one alone. after: only those with a greater id, so that the last line's id asks for what came
+        since. limit: at most so many, the newest. A running run's lines are there within a heartbeat.
+        """
+        params = {
+            "run_id": options.run_id(run_id),
+            "attempt": None if attempt is None else options.whole("attempt", attempt, 1, 2**31 - 1),
+            "after": options.whole("after", after, 0, 2**63 - 1),
+            "limit": options.whole("limit", limit, 1, 1_000_000),
+        }
+        rows = await self._sql.rows("read_log", params, connection)
+        if not rows:
+            raise NotFound(f"There is no run {run_id}.")
+        return [row for row in rows if row["id"] is not None]
+
+    async def follow(self, run_id: int, *, attempt: int | None = None, after: int = 0) -> AsyncIterator[Row]:
+        """The lines that a run logged, and those that it logs from now on, until it has ended (with `attempt`: until
+        that attempt has). It looks twice a second. Raises NotFound, also where the run is deleted meanwhile."""
+        while True:
+            # Looked at first: where it has ended, all that it said is there.
+            status = await self._sql.call("read_status", {"run_id": options.run_id(run_id)}, None)
+            over = status in ENDED
+            if attempt is not None and not over:
+                over = attempt < (await self.get(run_id))["attempt"] + (status == "queued")
+            for line in await self.log(run_id, attempt=attempt, after=after):
+                after = line["id"]
+                yield line
+            if over:
+                return
+            await self._sql.connections.sleep(_MOST)
+
+    async def beyond_reach(self, *, connection: Any = None) -> bool:
+        """Whether there may be more history than a list with a filter such as entrypoint= searches."""
+        return bool(await self._sql.call("read_reach", {"most": REACH}, connection))
+
+    async def count(self, ids: Sequence[int], *, connection: Any = None) -> dict[str, int]:
+        """How many of these runs are in which status; those that are deleted are in none."""
+        rows = await self._sql.rows("count_runs_by_status", {"ids": [int(run_id) for run_id in ids]}, connection)
+        return {row["status"]: row["count"] for row in rows}
+
+
+def _seconds(timeout: Any) -> float | None:
+    if isinstance(timeout, timedelta):
+        timeout = timeout.total_seconds()
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidArguments(f"timeout is a timedelta or a number of seconds from 0 on, not {timeout!r}.")
+    return float(timeout)

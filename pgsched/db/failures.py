@@ -1,0 +1,82 @@
+"""What the database refuses, as sentences for people. Raises them; what to do about them is the caller's business."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import psycopg
+from psycopg_pool import PoolClosed
+
+from pgsched.db.session import Connection, describe, unreachable
+from pgsched.errors import (
+    ConfigurationError,
+    InvalidArguments,
+    NotFound,
+    PgschedError,
+    SchemaError,
+)
+
+# Undefined table, schema, function, type, column: not this version's schema, or none.
+_NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
+_NO_DATABASE = ("08", "57P", "53")
+# What the schema's own functions raise, with a sentence of their own.
+_OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
+
+
+async def reach(info: str) -> Connection:
+    """A connection, in autocommit.
+
+    Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses.
+    """
+    with reaching():
+        return await psycopg.AsyncConnection.connect(info, autocommit=True)
+
+
+@contextlib.contextmanager
+def reaching() -> Iterator[None]:
+    """Tells why a connection cannot be made, as reach() does."""
+    try:
+        yield
+    except psycopg.ProgrammingError as error:
+        raise ConfigurationError(f"The DSN cannot be used: {describe(error)}.") from None
+    except (psycopg.OperationalError, OSError) as error:
+        raise unreachable(error) from None
+
+
+@contextlib.contextmanager
+def told(schema: str) -> Iterator[None]:
+    """Turns what the database refuses into sentences.
+
+    What a caller's transaction must see as it is (a deadlock, a serialisation failure) passes unchanged. The
+    sentences quote the server's primary message only: the details may hold rows.
+    """
+    try:
+        yield
+    except PoolClosed:
+        raise PgschedError("This client is closed: use it inside the `with` block that made it.") from None
+    except UnicodeEncodeError:
+        raise InvalidArguments("A text holds a lone surrogate, which PostgreSQL cannot store.") from None
+    except psycopg.Error as error:
+        sentence = _sentence(error, schema)
+        if sentence is None:
+            raise
+        raise sentence from None
+
+
+def _sentence(error: psycopg.Error, schema: str) -> PgschedError | None:
+    state = error.sqlstate or ""
+    message = (error.diag.message_primary or str(error).strip() or type(error).__name__).rstrip(".")
+    message = f"{message[0].upper()}{message[1:]}."
+    if state in _OWN:
+        return _OWN[state](message)
+    if state[:2] in ("22", "23", "54") or (not state and isinstance(error, psycopg.DataError)):
+        return InvalidArguments(message)
+    if state in _NO_SCHEMA:
+        return SchemaError(
+            f'The database has no pgsched schema "{schema}", or one of another version: run `pgsched migrate`. '
+            f"(The server says: {message})"
+        )
+    if state.startswith(_NO_DATABASE) or (not state and isinstance(error, psycopg.OperationalError)):
+        return unreachable(error)
+    return None

@@ -1,0 +1,1 @@
+"""How a function is called: awaited, in a thread, in a process, as a command."""

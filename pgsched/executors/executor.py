@@ -1,0 +1,311 @@
+"""How a run's function is called: awaited, or in a thread. What becomes of the result belongs to runner.
+
+Other ways to execute a run have modules of their own: process, command, dask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import functools
+import inspect
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
+from datetime import datetime
+from typing import Any
+
+from pgsched.errors import InvalidArguments, RegistrationError
+from pgsched.model import Run, Schedule
+from pgsched.rules.plan import fire_times
+
+Function = Callable[..., Any]
+
+
+class Threads:
+    """The worker's threads, as one run sees them: where to call a function, and whether it is still at it."""
+
+    __slots__ = ("call", "pool")
+
+    def __init__(self, pool: futures.Executor) -> None:
+        self.pool = pool
+        self.call: asyncio.Future[tuple[bool, Any]] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a function of this run is in a thread, be its run ended or not."""
+        return self.call is not None and not self.call.done()
+
+
+THREADS: contextvars.ContextVar[Threads] = contextvars.ContextVar("pgsched_threads")
+
+
+class Place(enum.StrEnum):
+    """What a run takes of a worker besides a slot. The setting max_<value> says how many there are."""
+
+    THREAD = "threads"
+    PROCESS = "processes"
+    COMMAND = "commands"
+
+
+class Executor(ABC):
+    """How runs are executed. Subclasses say so in `execute`; most do something around `await self.call(run)`.
+
+    Give a subclass, or an instance of one, as `executor=` of a schedule or an entrypoint. function: what was
+    registered; set at registration where the constructor was not given it.
+
+    asks_first: whether `execute`, when it is cancelled, may take cancel_timeout (`run.cancellation.grace`) to end,
+    because what it started is asked to stop before it is ended.
+    """
+
+    asks_first = False
+
+    def __init__(self, function: Function | None = None) -> None:
+        self.function = function
+
+    @abstractmethod
+    async def execute(self, run: Run) -> Any:
+        """Does the run's work. What it returns is stored as the result (as JSON); what it raises fails the attempt."""
+
+    async def call(self, run: Run) -> Any:
+        """Calls the registered function with what its signature asks for: awaits it, or runs it in a thread."""
+        function = self.function
+        assert function is not None
+        signature = Signature.of(function)
+        arguments = signature.bind(run)
+        if signature.is_async:
+            return await function(**arguments)
+        return await _in_thread(functools.partial(function, **arguments))
+
+    def next_fire_time(self, schedule: Schedule, after: datetime) -> datetime | None:
+        """The schedule's first fire time strictly after an instant, None when there is none any more.
+
+        Override it where no expression can say when; it must be quick, and give the same on every worker.
+        """
+        return fire_times(schedule).next(after)
+
+    @property
+    def threaded(self) -> bool:
+        """Whether a run takes one of the worker's threads."""
+        return self.function is not None and not Signature.of(self.function).is_async
+
+    @property
+    def place(self) -> Place | None:
+        """What a run takes of the worker besides a slot."""
+        return Place.THREAD if self.threaded else None
+
+    def check(self, function: Function) -> None:  # noqa: B027 - most executors take any function
+        """Called at registration. Raises RegistrationError for a function that it cannot execute."""
+
+
+class FunctionExecutor(Executor):
+    """The default: calls the function."""
+
+    async def execute(self, run: Run) -> Any:
+        """Calls the function with what it asks for."""
+        return await self.call(run)
+
+
+class OverriddenTimes:
+    """The fire times that an executor computes itself, with what the policies want to know of them."""
+
+    # Beyond so many steps a backlog is cut short: an executor has no arithmetic to count a year of seconds.
+    MOST = 10_000
+
+    def __init__(self, executor: Executor, schedule: Schedule) -> None:
+        self._executor, self._schedule = executor, schedule
+
+    def next(self, after: datetime) -> datetime | None:
+        """The executor's answer. Raises ValueError where it does not lie after `after`."""
+        coming = self._executor.next_fire_time(self._schedule, after)
+        if coming is not None and (coming.tzinfo is None or coming <= after or coming.year >= 2200):
+            raise ValueError(
+                f"next_fire_time() of {type(self._executor).__name__} must return an aware datetime after `after` "
+                "and before the year 2200, or None."
+            )
+        return coming
+
+    def _walk(self, after: datetime, until: datetime) -> Iterable[datetime]:
+        for _ in range(self.MOST):
+            coming = self.next(after)
+            if coming is None or coming > until:
+                return
+            yield coming
+            after = coming
+
+    def latest(self, after: datetime, until: datetime) -> datetime | None:
+        """The last fire time in (after, until]."""
+        last = None
+        for last in self._walk(after, until):  # noqa: B007 - the last one is what we came for
+            pass
+        return last
+
+    def count(self, after: datetime, until: datetime) -> int:
+        """How many fire times lie in (after, until]."""
+        return sum(1 for _ in self._walk(after, until))
+
+
+class Signature:
+    """What a function asks for: the Run and the Schedule by annotation, arguments by name."""
+
+    def __init__(self, function: Function) -> None:
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self.injected: dict[str, tuple[type, bool]] = {}
+        self.required: set[str] = set()
+        self.optional: set[str] = set()
+        self.any_name = False
+        self.is_async = is_async(function)
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):
+            raise RegistrationError(
+                f"{self.name} has no signature that can be read: wrap it in a function of your own."
+            ) from None
+        hints = _hints(function)
+        for parameter in parameters:
+            self._add(parameter, hints.get(parameter.name, parameter.annotation))
+        self._named = self.required | self.optional
+
+    @staticmethod
+    def of(function: Function) -> Signature:
+        """The function's signature, read once."""
+        try:
+            return _signature(function)
+        except TypeError:  # not hashable
+            return Signature(function)
+
+    def _add(self, parameter: inspect.Parameter, annotation: Any) -> None:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise RegistrationError(
+                f"{self.name}() takes {parameter.name!r} by position only; arguments are given by name: drop the `/`."
+            )
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            raise RegistrationError(f"{self.name}() takes *{parameter.name}; arguments are given by name: drop it.")
+        if parameter.kind is parameter.VAR_KEYWORD:
+            self.any_name = True
+            return
+        for wanted in (Run, Schedule):
+            if (optional := _asks_for(annotation, wanted)) is not None:
+                self.injected[parameter.name] = (wanted, optional)
+                return
+        (self.required if parameter.default is parameter.empty else self.optional).add(parameter.name)
+
+    def problem(self, names: Iterable[str]) -> str | None:
+        """Why arguments of these names do not fit, as a sentence, or None."""
+        given = set(names)
+        if self.required <= given <= self._named:
+            return None
+        if taken := sorted(given & self.injected.keys()):
+            return f"{self.name}() gets {taken[0]!r} from pgsched, so args must not name it."
+        if missing := sorted(self.required - given):
+            return f"{self.name}() needs the argument {missing[0]!r}, which args does not give."
+        if not self.any_name and (extra := sorted(given - self._named)):
+            return f"{self.name}() has no parameter {extra[0]!r}, which args gives."
+        return None
+
+    def unknown(self, names: Iterable[str]) -> str | None:
+        """The first of these names that is no argument of the function, or None."""
+        if self.any_name:
+            return None
+        return next((name for name in names if name not in self._named), None)
+
+    def bind(self, run: Run) -> dict[str, Any]:
+        """The keyword arguments for a run. Raises InvalidArguments where they do not fit."""
+        if (problem := self.problem(run.args)) is not None:
+            raise InvalidArguments(problem)
+        arguments = dict(run.args)
+        for name, (wanted, optional) in self.injected.items():
+            if wanted is Schedule and run.schedule is None and not optional:
+                raise InvalidArguments(
+                    f"{self.name}() asks for its Schedule, but this run was enqueued and has none: "
+                    "annotate it `Schedule | None`."
+                )
+            arguments[name] = run if wanted is Run else run.schedule
+        return arguments
+
+
+_signature = functools.lru_cache(maxsize=4096)(Signature)
+
+
+def _hints(function: Function) -> Mapping[str, Any]:
+    target = function.func if isinstance(function, functools.partial) else function
+    if not inspect.isroutine(target):
+        target = type(target).__call__
+    try:
+        return typing.get_type_hints(target)
+    except Exception:  # annotations that do not resolve are texts then, and are compared as such
+        return {}
+
+
+def _asks_for(annotation: Any, wanted: type) -> bool | None:
+    """Whether an annotation names the class: None no, False yes, True yes or None."""
+    if annotation is wanted:
+        return False
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = typing.get_args(annotation)
+        return True if wanted in parts and type(None) in parts and len(parts) == 2 else None
+    if isinstance(annotation, str):
+        parts_ = {part.strip().rsplit(".", 1)[-1] for part in annotation.split("|")}
+        if wanted.__name__ in parts_ and parts_ <= {wanted.__name__, "None"}:
+            return "None" in parts_
+    return None
+
+
+def is_async(function: Function) -> bool:
+    """Whether calling the function gives a coroutine."""
+    target = function.func if isinstance(function, functools.partial) else function
+    return inspect.iscoroutinefunction(target) or (
+        not inspect.isroutine(target) and inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004
+    )
+
+
+def check_function(function: Any) -> None:
+    """Raises RegistrationError unless the object can be an entrypoint's function."""
+    if not callable(function) or inspect.isclass(function):
+        raise RegistrationError(f"{function!r} cannot be registered: an entrypoint is a function.")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise RegistrationError(f"{function.__name__}() is a generator: an entrypoint returns, it does not yield.")
+    Signature.of(function)
+
+
+def make(executor: Any, function: Function) -> Executor:
+    """The executor of a registered function, from a subclass, an instance, or None for the default."""
+    if executor is None:
+        return FunctionExecutor(function)
+    if inspect.isclass(executor) and issubclass(executor, Executor):
+        executor = executor(function)
+    if not isinstance(executor, Executor):
+        raise RegistrationError(f"executor={executor!r} is neither a subclass of Executor nor an instance of one.")
+    known = getattr(executor, "function", None)  # a subclass may not have called our constructor
+    if known is not None and known is not function:
+        raise RegistrationError(f"one {type(executor).__name__} object cannot serve two functions: make one for each.")
+    executor.function = function
+    executor.check(function)
+    return executor
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """Calls the function in one of the worker's threads, with this task's context variables."""
+    context = contextvars.copy_context()
+    threads = THREADS.get()
+    loop = asyncio.get_running_loop()
+    threads.call = loop.run_in_executor(threads.pool, context.run, _captured, function)
+    ok, value = await asyncio.shield(threads.call)
+    if not ok:
+        raise value
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()
+        raise InvalidArguments("the function returned a coroutine without being `async def`: make it one.")
+    return value
+
+
+def _captured(function: Callable[[], Any]) -> tuple[bool, Any]:
+    # A StopIteration cannot be put into a future, and a SystemExit would end the thread: both become values.
+    try:
+        return True, function()
+    except BaseException as error:
+        return False, error

@@ -1,0 +1,331 @@
+"""Decides, and only decides: what becomes of fire times, of failed attempts and of silent runs.
+
+Everything here is pure: it takes the database's `now` and returns a value. Who locks the rows and writes the
+plan down is the dispatcher's and the reaper's business; what lay before the last pause or change, ledger's.
+"""
+
+import enum
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from pgsched.expression.duration import format_duration
+from pgsched.expression.expression import parse
+from pgsched.model import Process, RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
+from pgsched.rules.ledger import TICK, Account, FireTimes, Interruption, Skip, open_account
+
+# How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime. A backlog
+# ("all") that is older waits for its turn; lock_due_schedules.sql knows the same number.
+LATENESS = timedelta(seconds=10)
+# How many fire times of one schedule a pass takes at most with catch_up "all"; the next pass goes on.
+ALL_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """The live runs of one schedule, as they are counted under its lock.
+
+    running, waiting: of its fire times; those that wait are queued for their turn, or between two attempts.
+    requested: those that run because somebody asked for them (a trigger, a backfill). ids: some of them.
+    astray: whether one that is queued has another entrypoint than the schedule by now.
+    fire_times: those that have a run and are not accounted for yet. withdrawn: a claim of the schedule waits for
+    its holder's answer, and nobody plans it before that.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    requested: int = 0
+    ids: tuple[int, ...] = ()
+    astray: bool = False
+    fire_times: tuple[datetime, ...] = ()
+    withdrawn: bool = False
+
+    @property
+    def live(self) -> int:
+        """How many of its fire times are live: what the overlap policy counts."""
+        return self.running + self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """A fire time that becomes a run. `due_at` is the fire time plus its jitter; `waits` where others go first."""
+
+    fire_time: datetime
+    due_at: datetime
+    previous: datetime | None
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a claim pass shall write for one schedule. With neither runs nor skips it only has to wait.
+
+    replaces: what is live of the schedule has to make way for the run. accounted_through: None leaves it as it is.
+    """
+
+    next_run: datetime | None
+    runs: tuple[PlannedRun, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    status: ScheduleStatus = ScheduleStatus.ACTIVE
+    note: str | None = None
+    accounted_through: datetime | None = None
+    replaces: bool = False
+
+
+class Meeting(enum.Enum):
+    """What a fire time does that meets live runs of its schedule."""
+
+    RUN = "run"
+    WAIT = "wait"
+    REPLACE = "replace"
+    SKIP = "skip"
+
+
+def fire_times(schedule: Schedule) -> FireTimes:
+    """The fire times that the schedule's expression names. Raises InvalidExpression."""
+    anchor = schedule.starts_at or schedule.created_at
+    return parse(schedule.expression, schedule.timezone, name=schedule.name, anchor=anchor)
+
+
+def plan(
+    schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, horizon: datetime, *, shifted: bool = False
+) -> Plan:
+    """What to do with a schedule whose row is locked.
+
+    live: what is live of it. horizon: up to when a fire time may be claimed ahead of `now`. shifted: whether other
+    time zone rules planned it before.
+    next_run advances from fire time to fire time; `now` only says which of them have come.
+    """
+    account = open_account(schedule, times, horizon, live.fire_times, shifted=shifted)
+    first = account.next()
+    if first is not None and shifted and _put_back(schedule, first, now):
+        schedule = replace(schedule, next_run=schedule.moved_from)
+        account = open_account(schedule, times, horizon, live.fire_times, shifted=True)
+        first = account.next()
+    if first is None:
+        return _settle(schedule, account, [])
+    if first > now:
+        # A run that is still live may end before the instant, so the overlap is looked at then, not now.
+        ahead = first <= horizon and meet(schedule, live) is Meeting.RUN
+        return _settle(schedule, account, [first] if ahead else [])
+    return _due(schedule, account, live, now)
+
+
+def _put_back(schedule: Schedule, first: datetime, now: datetime) -> bool:
+    """Whether new time zone rules put into the past what by the old ones had not come by then. It comes when it was to
+    come, so that neither catch_up nor grace takes it for missed."""
+    before = schedule.moved_from if schedule.next_run is None else None
+    return before is not None and first <= now and first < before
+
+
+def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
+    """The last plan of a schedule that its application declares no more: nothing runs, what was due is recorded.
+
+    schedule: as it was before it was retired.
+    """
+    account = open_account(schedule, times, now)
+    if schedule.status == ScheduleStatus.PAUSED and schedule.paused_at is not None:
+        account.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
+    account.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
+    # It may have claimed ahead of now: what is accounted for stays so.
+    through = now if schedule.accounted_through is None else max(now, schedule.accounted_through)
+    return Plan(None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, accounted_through=through)
+
+
+def meet(schedule: Schedule, live: Occupancy) -> Meeting:
+    """What the schedule's overlap policy makes of a fire time.
+
+    A run that somebody asked for is never a reason to lose a fire time: it is waited for, and never cancelled.
+    """
+    limit = overlap_limit(schedule)
+    if live.live + live.requested < limit:
+        return Meeting.RUN
+    if live.live < limit or (schedule.overlap == "queue" and live.live <= limit):
+        return Meeting.WAIT
+    return Meeting.REPLACE if schedule.overlap == "cancel" else Meeting.SKIP
+
+
+def _due(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
+    """At least one fire time has come."""
+    if schedule.grace is not None:
+        account.skip(
+            SkipReason.MISSED, now - schedule.grace - TICK, f"older than its grace of {format_duration(schedule.grace)}"
+        )
+    if schedule.catch_up == "all":
+        return _all(schedule, account, live, now)
+    if schedule.catch_up == "none" and schedule.grace is None:
+        account.skip(SkipReason.MISSED, now - LATENESS - TICK, "no worker claimed it in time; catch_up is none")
+    last = account.times.latest(account.reached, now if schedule.ends_at is None else min(now, schedule.ends_at))
+    if last is None:
+        return _settle(schedule, account, [])
+    account.skip(SkipReason.MISSED, last - TICK, f"no worker claimed it in time; catch_up is {schedule.catch_up}")
+    return _meet(schedule, account, live, last)
+
+
+def _all(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
+    """Each missed fire time runs, oldest first, as far as the overlap lets them."""
+    until = now if schedule.ends_at is None else min(now, schedule.ends_at)
+    pending = account.times.count(account.reached, until)
+    if pending > schedule.catch_up_limit:
+        limit = schedule.catch_up_limit
+        through = _before_last(account.times, account.reached, until, limit)
+        account.skip(SkipReason.MISSED, through, f"more than its catch_up_limit of {limit} were missed")
+    room = min(overlap_limit(schedule) - live.live - live.requested, ALL_AT_ONCE)
+    runs: list[datetime] = []
+    reached = account.reached
+    while len(runs) < room and (coming := account.times.next(reached)) and coming <= until:
+        if not runs:
+            account.pass_taken(coming)
+        if coming not in live.fire_times:
+            runs.append(coming)
+        reached = coming
+    if runs or (coming := account.next()) is None or coming > until:
+        return _settle(schedule, account, runs)
+    if pending > 1 or coming < now - LATENESS:
+        # They were missed, and run one after the other: none of them is skipped because the one before is live.
+        return _settle(schedule, account, [])
+    return _meet(schedule, account, live, coming)
+
+
+def _before_last(times: FireTimes, after: datetime, until: datetime, keep: int) -> datetime:
+    """The latest instant after which, up to `until`, the newest `keep` fire times are all there are."""
+    low, high = 0, (until - after) // TICK
+    while low < high:
+        middle = (low + high) // 2
+        if times.count(after + middle * TICK, until) > keep:
+            low = middle + 1
+        else:
+            high = middle
+    return after + low * TICK
+
+
+def _meet(schedule: Schedule, account: Account, live: Occupancy, fire_time: datetime) -> Plan:
+    """One fire time, under the overlap policy."""
+    if account.pass_taken(fire_time):
+        return _settle(schedule, account, [])
+    meeting = meet(schedule, live)
+    if meeting is Meeting.SKIP:
+        account.skip(SkipReason.OVERLAP, fire_time, _blamed(live))
+        return _settle(schedule, account, [])
+    made = _settle(schedule, account, [fire_time], waits=meeting is not Meeting.RUN)
+    return replace(made, replaces=meeting is Meeting.REPLACE and bool(made.runs))
+
+
+def _blamed(live: Occupancy) -> str:
+    if not live.ids:
+        return "an earlier run was live"
+    if len(live.ids) == 1:
+        return f"run {live.ids[0]} was live"
+    return f"runs {', '.join(map(str, live.ids))}{', …' if live.live > len(live.ids) else ''} were live"
+
+
+def _settle(schedule: Schedule, account: Account, runs: list[datetime], *, waits: bool = False) -> Plan:
+    planned: list[PlannedRun] = []
+    previous = schedule.last_run
+    for fire_time in runs:
+        before = previous if previous is not None and previous < fire_time else None  # next_run may be set back
+        due_at = fire_time + jitter(schedule, account.times, fire_time)
+        planned.append(PlannedRun(fire_time, due_at, before, waits))
+        previous = account.reached = fire_time
+    accounted = account.reached if runs or account.skips or account.passed else None
+    left = len(planned) if schedule.max_runs is None else max(0, schedule.max_runs - schedule.run_count)
+    if left < len(planned):
+        # They are open: should max_runs be raised, they run or are recorded.
+        accounted = planned[left].fire_time - TICK
+        planned = planned[:left]
+    upcoming = account.next()
+    used_up = schedule.max_runs is not None and schedule.run_count + len(planned) >= schedule.max_runs
+    if used_up or upcoming is None:
+        status, upcoming, note = ScheduleStatus.FINISHED, None, _why_finished(schedule, account, used_up)
+    else:
+        status, note = ScheduleStatus.ACTIVE, None
+        if upcoming <= account.reached:
+            raise AssertionError(f"fire times must grow: {upcoming} after {account.reached}")
+    return Plan(upcoming, tuple(planned), tuple(account.skips), status, note, accounted)
+
+
+def _why_finished(schedule: Schedule, account: Account, used_up: bool) -> str:
+    if used_up:
+        return f"all of its {schedule.max_runs} runs are made"
+    if account.times.next(account.reached) is not None:
+        return "its ends_at has passed"
+    return "its expression names no further fire time"
+
+
+def overlap_limit(schedule: Schedule) -> int:
+    """How many runs of the schedule may be live at once."""
+    if schedule.overlap == "allow":
+        return 1_000_000
+    return int(schedule.overlap) if schedule.overlap.isdecimal() else 1
+
+
+def jitter(schedule: Schedule, times: FireTimes, fire_time: datetime) -> timedelta:
+    """By how much a start is put off: the same for a schedule and fire time on every worker, and never as
+    far as the next fire time."""
+    if not schedule.jitter:
+        return timedelta(0)
+    following = times.next(fire_time)
+    most = schedule.jitter if following is None else min(schedule.jitter, following - fire_time - TICK)
+    digest = hashlib.blake2b(f"{schedule.name}\0{fire_time.isoformat()}".encode(), digest_size=8).digest()
+    return most * (int.from_bytes(digest) / 2**64)
+
+
+def retry_delay(backoff: timedelta, max_backoff: timedelta, attempt: int) -> timedelta:
+    """How long to wait after the given failed attempt (1 is the first) before the next. Takes any stored value."""
+    if attempt < 1:
+        return timedelta(0)
+    doubled = min(attempt - 1, 40)  # beyond it every backoff has met its limit, or is nought
+    try:
+        return min(backoff * int(2**doubled), max_backoff)
+    except OverflowError:
+        return max_backoff
+
+
+def spread(delay: timedelta, share: float, run_id: int, attempt: int) -> timedelta:
+    """A wait, cut by up to this share of it: by another part for each run and attempt, and always by the same."""
+    digest = hashlib.blake2b(f"{run_id} {attempt}".encode(), digest_size=8).digest()
+    return delay * (1 - share * (int.from_bytes(digest) / 2**64))
+
+
+def is_stalled(
+    run: Silent,
+    now: datetime,
+    heartbeat_interval: timedelta,
+    stall_timeout: timedelta,
+    *,
+    watched: timedelta,
+    process: Process = Process.UNKNOWN,
+    trusted: bool = True,
+) -> bool:
+    """Whether a silent run's worker is to be taken for dead. The worker's own settings count if they are known.
+
+    watched: for how long the reaper itself has seen this very silence, on its own clock. The database's clock alone
+    proves nothing: it may have been set forward, and after a failover the owner may not be back yet.
+    process: what the reaper can see of the worker's process. trusted: whether silence means anything; for a while after
+    an outage, and after the reaper's own start, it does not.
+
+    A process that died has lost its sessions within milliseconds, but so has one whose balancer restarts. So three
+    missed beats are enough only with a second sign: the process is known to have ended, or nothing is known of it and
+    the same route serves others well. Everything else gets the full stall timeout.
+    """
+    interval = run.heartbeat_interval or heartbeat_interval
+    if watched < 2 * interval:
+        return False
+    silence = now - run.alive_at
+    if not (run.direct and run.connected) and silence >= 3 * interval:
+        if process is Process.ENDED:
+            return True
+        if trusted and run.direct and run.vouched and process is Process.UNKNOWN:
+            return True
+    return trusted and silence >= (run.stall_timeout or stall_timeout)
+
+
+def after_loss(run: Silent) -> tuple[RunStatus, timedelta]:
+    """What becomes of a run that lost its worker, and after which wait.
+
+    The first loss costs no wait, since it is mostly the machine's fault; a run that kills its worker again
+    and again waits longer each time and ends as failed after its attempts.
+    """
+    if run.attempt >= run.max_attempts:
+        return RunStatus.FAILED, timedelta(0)
+    return RunStatus.QUEUED, retry_delay(run.backoff, run.max_backoff, run.attempt - 1)

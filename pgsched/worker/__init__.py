@@ -1,0 +1,1 @@
+"""The daemon. Read worker.py first."""

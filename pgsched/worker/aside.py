@@ -1,0 +1,73 @@
+"""Rows that the server refuses: sets them aside, logs each once, and takes them back when they work again.
+
+Which rows are refused is apart's to find out. The statements that choose rows leave out those that rest here.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Sequence
+
+from pgsched import log
+from pgsched.db.session import Connection, Mishaps, describe, passing, refused
+from pgsched.db.statements.store import Store
+
+_REVIEW_EVERY = 1.0  # seconds between looks at the entries, at least
+
+
+class Kind(enum.StrEnum):
+    """What the server refused."""
+
+    RUN = "run"  # its claim
+    SCHEDULE = "schedule"  # its plan, or the end of its pause
+    REPLAN = "replan"  # a schedule's new plan, by new time zone rules
+    LIMITS = "limits"  # the note of starts at limits with a rate
+    END = "end"  # of a run
+    BEAT = "beat"
+    REAP = "reap"
+
+
+class Aside:
+    """A worker's. It knows whether there may be entries, so that a worker without any never looks for them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._any = False
+        self._reviewed = 0.0
+        self._log = log.get()
+
+    async def put(self, connection: Connection, kind: Kind, rows: Sequence[tuple[int, BaseException]]) -> None:
+        """Sets rows aside, each given with the error. In a transaction, the entries are part of it."""
+        if not rows:
+            return
+        self._any = True
+        entries = [(id, describe(error)[:1000], passing(error)) for id, error in rows]
+        try:
+            async with connection.transaction():
+                new = await self._store.set_aside(connection, kind, entries)
+        except Mishaps as error:
+            if not refused(error):
+                raise
+            # Without an entry the row is refused again and again. That is slow, but stops nobody.
+            self._log.error("row_not_set_aside", kind=str(kind), id=rows[0][0], error=describe(error))
+            return
+        for id, reason, _ in entries:
+            if id in new:
+                self._log.error("row_set_aside", kind=str(kind), id=id, reason=reason)
+
+    async def sweep(self, connection: Connection) -> None:
+        """Forgets such entries, whoever has made them: a worker that has ended never looks for its own."""
+        self._any = True
+        await self.review(connection)
+
+    async def review(self, connection: Connection, *, at_once: bool = True) -> None:
+        """Forgets the entries of rows that work again. Asks nothing if this worker has set nothing aside.
+
+        at_once: although it has just been asked."""
+        if not self._any or not (at_once or time.monotonic() > self._reviewed + _REVIEW_EVERY):
+            return
+        self._reviewed = time.monotonic()
+        taken_back, self._any = await self._store.take_back(connection)
+        for kind, id in taken_back:
+            self._log.info("row_taken_back", kind=kind, id=id)

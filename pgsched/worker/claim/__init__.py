@@ -1,0 +1,1 @@
+"""The claim: finds due work and takes it for this worker."""

@@ -1,0 +1,155 @@
+"""The claim pass after one that the database refused: finds the rows that it refuses and sets them aside.
+
+A claim chooses its rows itself, so nobody can see whose fault a refusal was. Therefore the rows that may be claimed are
+changed in the same way by their ids, in a transaction that is rolled back. Nothing can start from such a try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from pgsched.db.apart import Apart
+from pgsched.db.session import Connection, Mishaps, answered, passing
+from pgsched.db.statements.store import Planned
+from pgsched.model import ClaimedRun
+from pgsched.worker.aside import Kind
+from pgsched.worker.kit import Machine
+
+_FIRST, _MOST = 500, 100_000  # runs of each entrypoint that are tried: at first, and if passes are refused all the same
+_LOCK = timedelta(milliseconds=100)  # for which a careful statement waits for a lock that a client holds
+Result = TypeVar("Result")
+
+
+class Careful:
+    """A dispatcher's. on: whether the next pass must be careful."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.on = False
+        self._store = machine.store
+        self._worker = machine.worker
+        self._entrypoints = list(machine.scheduler.entrypoints)
+        self._aside = machine.aside
+        self._limit = _FIRST
+        self._left_out = False
+
+    def failed(self, error: BaseException) -> None:
+        """A pass failed. If the server answered, one row may be at fault, whatever the error."""
+        if self.on:
+            self._limit = min(4 * self._limit, _MOST)
+        self.on = answered(error)
+
+    def passed(self) -> bool:
+        """A pass did not fail. Returns whether it left something out, so that the next one must be careful, too."""
+        self.on, self._left_out = self._left_out, False
+        self._limit = min(4 * self._limit, _MOST) if self.on else _FIRST
+        return self.on
+
+    async def find(self, connection: Connection, lookahead: timedelta) -> None:
+        """Sets aside the rows that the database refuses to have claimed or resumed, and limits it refuses to write."""
+        store, worker = self._store, self._worker
+        async with connection.transaction():
+            paused = await store.find_ended_pauses(connection, self._limit)
+            await self._try(connection, Kind.SCHEDULE, paused, lambda ids: store.try_resume(connection, ids))
+        # In a transaction of its own: the entries stay, whatever becomes of the pass. The rows are locked until then,
+        # so that each is noted in the version that was tried.
+        async with connection.transaction():
+            due = await store.find_due_runs(connection, self._entrypoints, lookahead, self._limit)
+            await self._try(connection, Kind.RUN, due, lambda ids: store.try_claim(connection, worker, ids))
+        # One that another worker claims from is locked, and passed over.
+        async with connection.transaction():
+            limits = await store.find_limits(connection, self._entrypoints, self._limit)
+            await self._try(connection, Kind.LIMITS, limits, lambda ids: store.try_limits(connection, ids))
+
+    async def _try(
+        self, connection: Connection, kind: Kind, ids: Sequence[int], change: Callable[[Sequence[int]], Awaitable[None]]
+    ) -> None:
+        async def send(part: Sequence[int]) -> tuple[()]:
+            async with connection.transaction(force_rollback=True):
+                await self._store.wait_briefly(connection, _LOCK)
+                await change(part)
+                await self._store.settle_constraints(connection)
+            return ()
+
+        await self._apart(connection, kind, ids, send)
+
+    async def step(self, connection: Connection, claim: Callable[[], Awaitable[list[ClaimedRun]]]) -> list[ClaimedRun]:
+        """A claim in the middle of a pass. If a careful pass is refused it, the pass goes on without: the runs that it
+        has just made are committed then, and the next pass tries them one by one."""
+        if not self.on:
+            return await claim()
+        try:
+            return list(await self._settled(connection, claim))
+        except Mishaps as error:
+            if not answered(error):
+                raise
+            self._left_out = True
+            return []
+
+    async def change(
+        self, connection: Connection, ids: Sequence[int], change: Callable[[Sequence[int]], Awaitable[Sequence[Result]]]
+    ) -> tuple[list[Result], set[int]]:
+        """Changes something of locked schedules. Returns the results, and the ids of schedules that were refused."""
+
+        async def send(part: Sequence[int]) -> Sequence[Result]:
+            return await self._settled(connection, lambda: change(part))
+
+        return await self._apart(connection, Kind.SCHEDULE, ids, send)
+
+    async def write(
+        self,
+        connection: Connection,
+        planned: Sequence[Planned],
+        write: Callable[[Sequence[Planned]], Awaitable[Sequence[Result]]],
+        invalid: Callable[[Planned, BaseException], Planned],
+    ) -> tuple[list[Result], set[int]]:
+        """Writes plans. A schedule whose plan is refused becomes invalid; one that refuses even this, or whose lock a
+        client holds, is set aside. Returns the results, and the ids of schedules whose plan was not written."""
+        refusals: list[tuple[int, BaseException]] = []
+        left_out: set[int] = set()
+
+        async def send(part: Sequence[Planned]) -> Sequence[Result]:
+            return await self._settled(connection, lambda: write(part))
+
+        async def refuse(one: Planned, error: BaseException) -> None:
+            left_out.add(one.schedule.id)
+            if not passing(error):
+                try:
+                    await send([invalid(one, error)])
+                    return
+                except Mishaps as second:
+                    if not answered(second):
+                        raise
+                    error = second
+            refusals.append((one.schedule.id, error))
+
+        made = await Apart(send, refuse, patience=0).all(planned)
+        await self._aside.put(connection, Kind.SCHEDULE, refusals)
+        return made, left_out
+
+    async def _settled(
+        self, connection: Connection, change: Callable[[], Awaitable[Sequence[Result]]]
+    ) -> Sequence[Result]:
+        """Does it in a savepoint, with whatever is deferred to the commit."""
+        async with connection.transaction():
+            await self._store.wait_briefly(connection, _LOCK)
+            result = await change()
+            await self._store.settle_constraints(connection)
+        return result
+
+    async def _apart(
+        self,
+        connection: Connection,
+        kind: Kind,
+        ids: Sequence[int],
+        send: Callable[[Sequence[int]], Awaitable[Sequence[Result]]],
+    ) -> tuple[list[Result], set[int]]:
+        refusals: list[tuple[int, BaseException]] = []
+
+        async def refuse(id: int, error: BaseException) -> None:
+            refusals.append((id, error))
+
+        results = await Apart(send, refuse, patience=0).all(ids)
+        await self._aside.put(connection, kind, refusals)
+        return results, {id for id, _ in refusals}

@@ -1,0 +1,53 @@
+"""What all parts of one worker share: who it is, what it serves, its clocks, its statements and connections."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from pgsched.config import Settings
+from pgsched.db.session import LOCKED_FOR, STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
+from pgsched.db.statements.store import Store
+from pgsched.scheduler import Scheduler
+from pgsched.worker.aside import Aside
+from pgsched.worker.clocks import DatabaseClock, Watch
+from pgsched.worker.whereabouts import Whereabouts
+
+# For which a write about runs waits for a lock that a client holds. Beats and ends never wait for a row: only an
+# application's own trigger or index makes them wait, and such a row is found by halves, each of which waits so long.
+WRITES_WAIT = timedelta(milliseconds=200)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Handed to every part by worker. control claims and reaps, writes carries beats and outcomes."""
+
+    worker: uuid.UUID
+    scheduler: Scheduler
+    settings: Settings
+    store: Store
+    control: Session
+    writes: Session
+    aside: Aside
+    clock: DatabaseClock = field(default_factory=DatabaseClock)
+    watch: Watch = field(default_factory=Watch)
+    outage: Outage = field(default_factory=Outage)
+    whereabouts: Whereabouts = field(default_factory=Whereabouts.own)
+
+    @classmethod
+    def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Machine:
+        """A worker's, with an identity of its own. Raises ConfigurationError for a DSN that cannot be read."""
+        worker = uuid.uuid4()
+        info = conninfo_for(settings.dsn, application_name(worker))
+        store = Store(settings.schema, scheduler.app_name)
+        # A frozen connection must be given up early enough for a beat over a new one to save the claims.
+        limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
+        control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
+        writes = Session(info, "writes", limit, lock=WRITES_WAIT)
+        return cls(worker, scheduler, settings, store, control, writes, Aside(store), watch=watch or Watch())
+
+    def session(self, purpose: str, dsn: str | None = None) -> Session:
+        """One more connection, to the same database or to another address of it."""
+        info = conninfo_for(dsn or self.settings.dsn, application_name(self.worker))
+        return Session(info, purpose, lock=WRITES_WAIT)

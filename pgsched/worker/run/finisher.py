@@ -1,0 +1,250 @@
+"""Writes outcomes, many in one fenced statement, until the database has them. Decides nothing about them.
+
+An outcome that the database refuses is written with less in it, at last as a mere failure. One that is refused even so
+is kept, with its claim, and tried again now and then. What an attempt said last goes out before its end, by scribe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import timedelta
+
+import psycopg
+
+from pgsched import log
+from pgsched.db.apart import Apart
+from pgsched.db.session import Backoff, Connection, Mishaps, describe, passing
+from pgsched.model import Outcome, RunError, RunStatus
+from pgsched.worker.aside import Kind
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.scribe import Scribe
+
+BATCH = 1000
+_LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
+REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is refused in every form: first, most
+_LOCK_AGAIN = (1.0, 5.0)  # the same, if it waits for a lock that somebody's trigger or index needs
+_PATIENCE = 3  # tries after which an error that passes, and does not, may be that of one row
+_NO_END = RunError("Unstorable", "its end could not be stored")
+Answer = Callable[[Outcome, bool], None]
+Item = tuple[Outcome, Answer]
+
+
+class Landing(enum.IntEnum):
+    """What became of an outcome under its claim."""
+
+    LOCKED = 0  # somebody has the row: it has to be tried again
+    LANDED = 1
+    COMMITTED = 2  # and its run had succeeded already, by its own transaction
+
+
+class Finisher:
+    """A queue of outcomes. While one batch is being written the next one gathers, so a single outcome goes out
+    at once and a thousand go out together."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._store = machine.store
+        self._session = machine.writes
+        self._worker = machine.worker
+        self._lease = machine.settings.stall_timeout  # for how long a thread that is left behind counts at first
+        self._outage = machine.outage
+        self._scribe = Scribe(machine)
+        self._aside = machine.aside
+        self._waiting: list[Item] = []
+        self._writing = 0
+        self._locked = 0
+        self._kept: dict[tuple[int, int], tuple[Item, asyncio.TimerHandle]] = {}  # refused in every form
+        self._waits: dict[tuple[int, int], float] = {}  # how long each of them waited last
+        self._wake = asyncio.Event()
+        self._done = asyncio.Event()
+        self._done.set()
+        self.wrote = asyncio.Event()
+        self._backoff = Backoff(0.02, 2.0)
+        self._log = log.get()
+
+    def put(self, outcome: Outcome, answer: Answer) -> None:
+        """Takes an outcome in. `answer` is called with it once it is certain whether it landed; where the run's own
+        transaction had committed, with the success that it is then."""
+        self._waiting.append((outcome, answer))
+        self._done.clear()
+        self._wake.set()
+
+    @property
+    def pending(self) -> int:
+        """Outcomes that are not written yet."""
+        return self.behind + self._locked
+
+    @property
+    def behind(self) -> int:
+        """Outcomes that only wait for their turn; not those whose rows somebody has locked, for which nobody waits."""
+        return len(self._waiting) + self._writing + len(self._kept)
+
+    async def flush(self, seconds: float) -> bool:
+        """Waits until all is written, at most so long. Returns whether it is. Outcomes that were refused get one more
+        try, and are not waited for after that."""
+        for key in list(self._kept):
+            self._try_again(key)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._done.wait()
+        except TimeoutError:
+            return False
+        return not self._kept
+
+    async def run(self) -> None:
+        """Writes for ever. An outcome leaves the queue only when the database has answered for it."""
+        while True:
+            # Clear before looking: an outcome that comes in between costs one spare turn, never a lost write.
+            self._wake.clear()
+            if not self._waiting:
+                if not self._locked:
+                    self._done.set()
+                await self._wake.wait()
+                continue
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            self._writing = len(batch)
+            await self._write(batch)
+            self._writing = 0
+
+    async def _write(self, batch: Sequence[Item]) -> None:
+        """Writes a batch, whatever it takes. One that the database refuses is taken apart. What was refused before goes
+        by itself: it must not have the others wait for it again."""
+        fresh: list[Item] = []
+        before: list[Item] = []
+        for item in batch:
+            claim = item[0].claim
+            (before if (claim.run_id, claim.token) in self._waits else fresh).append(item)
+        await Apart(self._send, self._reduce, self._wait, _PATIENCE).all(fresh)
+        await Apart(self._send, self._reduce, self._wait, 0).all(before)
+
+    async def _send(self, batch: Sequence[Item]) -> tuple[()]:
+        answers = await self.send([outcome for outcome, _ in batch])
+        self._outage.answered()
+        self.wrote.set()
+        refused_before = len(self._waits)
+        self._answer(batch, answers)
+        if len(self._waits) < refused_before:
+            await self._noting(self._aside.review)
+        return ()
+
+    async def _wait(self, error: BaseException) -> None:
+        self._outage.lost(error, "finish")
+        await asyncio.sleep(self._backoff.delay())
+
+    def _answer(self, batch: Sequence[Item], answers: dict[tuple[int, int], Landing]) -> None:
+        locked = []
+        with log.together():
+            for outcome, answer in batch:
+                landing = answers.get((outcome.claim.run_id, outcome.claim.token))
+                if landing is Landing.LOCKED:
+                    locked.append((outcome, answer))
+                elif landing is Landing.COMMITTED:
+                    answer(_committed(outcome), True)
+                else:
+                    answer(outcome, landing is Landing.LANDED)
+                if landing is not Landing.LOCKED and self._waits:
+                    self._waits.pop((outcome.claim.run_id, outcome.claim.token), None)
+        if locked:
+            self._locked += len(locked)
+            asyncio.get_running_loop().call_later(_LOCKED_AGAIN, self._put_again, locked)
+
+    def _put_again(self, locked: list[Item]) -> None:
+        self._locked -= len(locked)
+        self._waiting += locked
+        self._wake.set()
+
+    async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], Landing]:
+        """Writes outcomes; returns by (run id, token) what became of each. Those that lost their claim are left
+        out."""
+        speaking = [(o.claim, o.journal) for o in outcomes if o.journal is not None]
+        # First what they said: when a run has ended, all of it is there. One whose lines do not land does not end yet.
+        mute = await self._scribe.write_all(speaking) if speaking else set()
+        ready = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in mute] if mute else outcomes
+        ends = [o for o in ready if not o.unbegun]
+        backs = [[o.claim for o in ready if o.unbegun and o.stays is stays] for stays in (False, True)]
+        async with self._session.use() as connection:
+            landed = await self._store.finish_runs(connection, self._worker, ends, self._lease) if ends else {}
+            answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
+            for stay, claims in enumerate(backs):
+                if claims:
+                    given = await self._store.give_back_runs(connection, self._worker, claims, stay=bool(stay))
+                    answers |= dict.fromkeys(given, Landing.LANDED)
+            if len(answers) < len(outcomes):
+                missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in answers]
+                seen = await self._store.look_after_ends(connection, self._worker, missing)
+                answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
+        return answers
+
+    async def _reduce(self, item: Item, error: BaseException) -> None:
+        """The database refuses this outcome: it is sent with less and less in it."""
+        outcome, answer = item
+        for bare in _barer(outcome) if not passing(error) else ():
+            refusals: list[BaseException] = []
+
+            async def refused(_: Item, refusal: BaseException, refusals: list[BaseException] = refusals) -> None:
+                refusals.append(refusal)
+
+            # The log and the hooks hear of an error, also if the row may have none.
+            heard = outcome if bare.status is outcome.status else dataclasses.replace(bare, error=bare.error or _NO_END)
+            await Apart(self._send, refused, self._wait, _PATIENCE).all([(bare, _as(heard, answer))])
+            if not refusals:
+                run, status = outcome.claim.run_id, str(bare.status)
+                self._log.error("outcome_reduced", run=run, status=status, error=describe(error))
+                return
+        # Somebody's own constraint or trigger.
+        await self._keep(item, error)
+
+    async def _keep(self, item: Item, error: BaseException) -> None:
+        """Keeps an outcome for later. Until then its claim is kept alive, so that nobody executes the run again."""
+        claim = item[0].claim
+        key = claim.run_id, claim.token
+        first, most = REFUSED_AGAIN if not isinstance(error, psycopg.errors.LockNotAvailable) else _LOCK_AGAIN
+        wait = self._waits[key] = min(2 * self._waits.get(key, (1.0 if passing(error) else first) / 2), most)
+        self._kept[key] = item, asyncio.get_running_loop().call_later(wait, self._try_again, key)
+        await self._noting(lambda connection: self._aside.put(connection, Kind.END, [(claim.run_id, error)]))
+
+    async def _noting(self, note: Callable[[Connection], Awaitable[None]]) -> None:
+        """Has a note written about refused outcomes. Nothing depends on it."""
+        try:
+            async with self._session.use() as connection:
+                await note(connection)
+        except Mishaps as error:
+            self._outage.lost(error, "finish")
+
+    def _try_again(self, key: tuple[int, int]) -> None:
+        item, timer = self._kept.pop(key)
+        timer.cancel()
+        self.put(*item)
+
+
+def _barer(outcome: Outcome) -> Iterator[Outcome]:
+    """The outcome with less and less in it. A give-back has nothing to leave out, and its run has not failed. But a row
+    whose fire time goes back to its schedule may stay, if somebody refers to it."""
+    if outcome.refund:
+        if outcome.unbegun and not outcome.stays:
+            yield dataclasses.replace(outcome, stays=True)
+        return
+    unstorable = RunError("Unstorable", "the error could not be stored") if outcome.error else None
+    reason = "the result could not be stored" if outcome.status is RunStatus.SUCCEEDED else outcome.reason
+    bare = dataclasses.replace(outcome, result_json=None, reason=reason, error=unstorable, journal=None)
+    if bare != outcome:
+        yield bare
+    failed = dataclasses.replace(
+        bare, status=RunStatus.FAILED, reason=_NO_END.message, error=_NO_END, delay=timedelta(0)
+    )
+    yield failed
+    yield dataclasses.replace(failed, error=None)
+
+
+def _as(outcome: Outcome, answer: Answer) -> Answer:
+    """Answers with the outcome as it was, unless its transaction had committed."""
+    return lambda told, landed: answer(told if told.committed else outcome, landed)
+
+
+def _committed(outcome: Outcome) -> Outcome:
+    """The success that the run's own transaction has committed, whatever came after it."""
+    return dataclasses.replace(
+        outcome, status=RunStatus.SUCCEEDED, error=None, delay=timedelta(0), refund=False, committed=True
+    )

@@ -1,0 +1,1 @@
+"""Upkeep: dead workers, declared schedules, old rows, the schema."""

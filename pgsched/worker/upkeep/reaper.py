@@ -1,0 +1,210 @@
+"""Re-queues or fails what stalled. Decides by signs of life that it watches itself, never by how long a run takes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import psycopg
+
+from pgsched import log
+from pgsched.db.apart import Apart
+from pgsched.db.fence.fence import session_name
+from pgsched.db.session import Backoff, Connection, Mishaps, refused
+from pgsched.db.statements.store import SILENT_PAGE
+from pgsched.model import Claim, Process, RunStatus, Silent
+from pgsched.rules.plan import after_loss, is_stalled
+from pgsched.worker.aside import Kind
+from pgsched.worker.kit import Machine
+from pgsched.worker.run.runner import Runner
+
+Verdict = tuple[Silent, RunStatus, timedelta, str]
+_LOCK = timedelta(milliseconds=100)  # for which a reap waits for a lock that somebody's trigger or index needs
+
+
+class Reaper:
+    """Looks after other workers' claims while there are any, and sleeps while there are none.
+
+    Every start of a run comes from something that was due, or that woke everybody: the other workers look too,
+    and see it running.
+    """
+
+    def __init__(self, machine: Machine, runner: Runner) -> None:
+        self._store = machine.store
+        self._session = machine.control
+        self._worker = machine.worker
+        self._settings = machine.settings
+        self._outage = machine.outage
+        self._aside = machine.aside
+        self._watch = machine.watch
+        self._runner = runner
+        self._whereabouts = machine.whereabouts
+        # By (run id, token): the sign of life that was seen last, and when it was first seen, by our monotonic clock.
+        self._watched: dict[tuple[int, int], tuple[datetime, float]] = {}
+        self._interval = machine.settings.heartbeat_interval.total_seconds()
+        self._armed = asyncio.Event()
+        self._armed_until = 0.0
+        self._looked_at: datetime | None = None
+        self._backoff = Backoff(0.1, 5.0)
+        self._log = log.get()
+        # Who starts beside a failover must not take silence for death: the owners may not be back yet.
+        self.distrust()
+
+    def saw_running(self, elsewhere: bool) -> None:
+        """A look saw whether anybody else has runs going."""
+        if elsewhere:
+            # Long enough for a claim that nobody holds to fall silent and be seen.
+            self._armed_until = time.monotonic() + 5 * self._interval
+            self._armed.set()
+
+    async def run(self) -> None:
+        """Passes for ever, while armed."""
+        while True:
+            if not self._armed.is_set():
+                self._looked_at = None
+                await self._armed.wait()
+            try:
+                wait = await self.reap_pass()
+            except Mishaps as error:
+                self._outage.lost(error, "reap")
+                wait = self._backoff.delay()
+            else:
+                self._outage.answered()
+            await self._watch.sleep(wait)
+
+    async def reap_pass(self) -> float:
+        """One look, and what follows from it. Returns the seconds until the next look is worth while."""
+        try:
+            return await self._look()
+        except Mishaps as error:
+            if not refused(error):  # whatever kept this look from the database may have kept others' beats from it
+                self.distrust()
+            raise
+
+    async def _look(self) -> float:
+        self._watch.look()  # it may have been asleep until now, as other workers on this machine were
+        watched, self._watched = self._watched, {}
+        after, wait, reaped = 0, self._interval, list[tuple[Silent, RunStatus, timedelta, datetime]]()
+        async with self._session.use() as connection:
+            while True:
+                now, server_up, elsewhere, silent = await self._store.find_silent_runs(
+                    connection, self._worker, self._settings.heartbeat_interval,
+                    stall_timeout=self._settings.stall_timeout, machine=self._whereabouts.machine, after=after,
+                )  # fmt: skip
+                if after == 0:
+                    self._note_gap(now)
+                    if elsewhere == 0 and not silent and time.monotonic() >= self._armed_until:
+                        self._armed.clear()
+                gone = await self._judge(connection, silent, now, watched, self._in_grace(server_up))
+                reaped += gone
+                taken = {run.id for run, *_ in gone}
+                wait = min(wait, self._next_look([s for s in silent if s.id not in taken], now))
+                if len(silent) < SILENT_PAGE:
+                    break
+                after = silent[-1].id
+            await self._aside.review(connection)
+        for run, status, delay, seen in reaped:
+            event = "run_reaped" if status is RunStatus.QUEUED else "run_failed_for_good"
+            self._log.warning(
+                event, run=run.id, entrypoint=run.entrypoint, attempt=run.attempt, lost_worker=str(run.worker),
+                silent_s=round((seen - run.alive_at).total_seconds(), 1), retry_in_s=delay.total_seconds(),
+            )  # fmt: skip
+        return wait
+
+    async def _judge(
+        self,
+        connection: Connection,
+        silent: list[Silent],
+        now: datetime,
+        watched: dict[tuple[int, int], tuple[datetime, float]],
+        grace: bool,
+    ) -> list[tuple[Silent, RunStatus, timedelta, datetime]]:
+        """Takes away those claims of a page that are lost, and returns them."""
+        processes: dict[tuple[str, int, str], Process] = {}
+        verdicts = []
+        for run in silent:
+            before = watched.get((run.id, run.token))
+            sign = before if before is not None and before[0] == run.alive_at else (run.alive_at, time.monotonic())
+            self._watched[run.id, run.token] = sign
+            where = (run.machine, run.pid, run.process_started)
+            if where not in processes:
+                processes[where] = self._whereabouts.state_of(*where)
+            seen_for = timedelta(seconds=time.monotonic() - sign[1])
+            if self._is_lost(run, now, seen_for, processes[where], not grace):
+                verdicts.append((run, *self._fate(run), self._message(run, now, processes[where])))
+        if not verdicts:
+            return []
+        reaped = set(await self._reap(connection, verdicts))
+        if names := [_transaction(run) for run, *_ in verdicts if run.id in reaped and run.worker is not None]:
+            with contextlib.suppress(psycopg.Error):  # then they end by themselves, and are fenced all the same
+                await self._store.end_transactions(connection, names)
+        return [(run, status, delay, now) for run, status, delay, _ in verdicts if run.id in reaped]
+
+    async def _reap(self, connection: Connection, verdicts: Sequence[Verdict]) -> list[int]:
+        """Takes claims away. A run that the database refuses to change is set aside, and keeps no other waiting."""
+        refusals: list[tuple[int, BaseException]] = []
+
+        async def refuse(verdict: Verdict, error: BaseException) -> None:
+            refusals.append((verdict[0].id, error))
+
+        async def reap(part: Sequence[Verdict]) -> list[int]:
+            async with connection.transaction():
+                await self._store.wait_briefly(connection, _LOCK)
+                return await self._store.reap_runs(connection, part)
+
+        reaped = await Apart(reap, refuse, patience=0).all(verdicts)
+        await self._aside.put(connection, Kind.REAP, refusals)
+        return reaped
+
+    def _is_lost(self, run: Silent, now: datetime, watched: timedelta, process: Process, trusted: bool) -> bool:
+        interval, stall_timeout = self._settings.heartbeat_interval, self._settings.stall_timeout
+        if run.worker == self._worker:
+            # Our own claims are the heartbeat's business, but for one that we do not know of: the answer to the
+            # commit that made it never came.
+            known = (run.id, run.token) in self._runner.live
+            return not known and watched >= 2 * interval and now - run.alive_at >= 3 * interval
+        return is_stalled(run, now, interval, stall_timeout, watched=watched, process=process, trusted=trusted)
+
+    def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
+        # One of our own that nobody here has ever known of was never started: it is no attempt that failed.
+        never_started = run.worker == self._worker and (run.id, run.token) not in self._runner.unlanded
+        return (RunStatus.QUEUED, timedelta(0)) if never_started else after_loss(run)
+
+    def _message(self, run: Silent, now: datetime, process: Process) -> str:
+        silence = (now - run.alive_at).total_seconds()
+        how = "is gone" if process is Process.ENDED or (run.direct and not run.connected) else "is silent"
+        return f"its worker {run.worker} {how}: no heartbeat for {silence:.1f} s"
+
+    def _note_gap(self, now: datetime) -> None:
+        """A long gap between looks on the database's clock is an outage too: it, or this machine, stood still."""
+        if self._looked_at is not None and now - self._looked_at > timedelta(seconds=5 * self._interval + 5):
+            self.distrust()
+        self._looked_at = now
+
+    def distrust(self) -> None:
+        """Time went by that others may have had no part in: their silence means nothing for a while."""
+        self._distrust_until = time.monotonic() + self._settings.stall_timeout.total_seconds()
+
+    def _in_grace(self, server_up: timedelta) -> bool:
+        """After an outage every owner gets a fresh stall timeout in which to beat again."""
+        return server_up < self._settings.stall_timeout or time.monotonic() < self._distrust_until
+
+    def _next_look(self, silent: list[Silent], now: datetime) -> float:
+        """Sooner than the interval if a dead worker's third beat is about to be missed, and if a silence has nearly
+        been watched for long enough."""
+        left = []
+        for run in silent:
+            if run.direct and run.connected:
+                continue
+            interval = run.heartbeat_interval or self._settings.heartbeat_interval
+            seen = timedelta(seconds=time.monotonic() - self._watched[run.id, run.token][1])
+            left.append(max(3 * interval - (now - run.alive_at), 2 * interval - seen).total_seconds())
+        return min([self._interval, *(max(0.05, seconds) for seconds in left if seconds > 0)])
+
+
+def _transaction(run: Silent) -> str:
+    assert run.worker is not None
+    return session_name(Claim(run.id, run.token, run.worker))

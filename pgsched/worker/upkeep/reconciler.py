@@ -1,0 +1,230 @@
+"""Brings the schedules to what the code declares: at the start, and later where the start had to leave them alone.
+
+Which version of an application counts is deploy's rule; what a retired schedule leaves behind, its query's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import psycopg
+from psycopg import sql
+
+from pgsched import log
+from pgsched.db.session import STATEMENT_LIMIT, Connection, Mishaps
+from pgsched.db.statements.store import Planned
+from pgsched.errors import ConfigurationError, InvalidExpression
+from pgsched.expression.duration import format_duration
+from pgsched.model import Schedule
+from pgsched.rules import deploy
+from pgsched.rules.deploy import Compared, Kind, Other, Standing, Verdict
+from pgsched.rules.plan import fire_times, retire
+from pgsched.rules.projects import is_gone
+from pgsched.worker.kit import Machine
+
+# Seconds for which nobody may be left who has the declarations in force, before a worker that runs puts its own in
+# their place: a restart of the newer version's only worker takes less, and must not cost it its schedules.
+RESTART = 45.0
+# What a start may take for each schedule that it declares, beyond what any statement may.
+_EACH = timedelta(milliseconds=1)
+_LOOK = timedelta(seconds=5)  # what the look for the holder of a lock may take
+_BATCH = 5000  # schedules that one statement writes
+
+
+class Reconciler:
+    """One transaction: whose word counts, what differs, write only that. Other owners' schedules are never touched."""
+
+    def __init__(self, machine: Machine) -> None:
+        scheduler = machine.scheduler
+        self.fingerprint = scheduler.fingerprint
+        self.restart = RESTART
+        self._app, self._owner, self._rows = scheduler.app_name, scheduler.owner, scheduler.rows()
+        self._home, self._former = scheduler.home, scheduler.former_names
+        self.awaited: list[str] = []  # applications that ours takes over once their workers are gone
+        self._limits = scheduler.limit_rows()
+        self.patience = STATEMENT_LIMIT + _EACH * len(self._rows)
+        self._worker = machine.worker
+        self._store = machine.store
+        self._session = machine.control
+        self._outage = machine.outage
+        self._orphaned_since: float | None = None
+        self._due = asyncio.Event()
+        self._log = log.get()
+
+    async def start(self, connection: Connection) -> Verdict:
+        """Applies what the code declares, unless the worker is an old one beside newer ones. Raises ConfigurationError
+        if that would retire schedules which a worker of another code base serves; nothing is changed then."""
+        async with connection.transaction():
+            standing, earlier = await self._turn(connection)
+            found = deploy.verdict(self.fingerprint, standing)
+            if found is not Verdict.DEFERRED:
+                await self._apply(connection, found, standing, earlier)
+        if found is Verdict.DEFERRED:
+            self._log.warning(
+                "declarations_deferred",
+                app=self._app,
+                in_force=standing.in_force,
+                ours=self.fingerprint,
+                workers=standing.alive,
+                advice="workers of another version are alive, and the schedules stay as that one declares them until "
+                "they are gone; `pgsched check` shows the difference",
+            )
+        return found
+
+    async def why_locked(self, error: BaseException) -> str | None:
+        """The sentence about whoever keeps a start from the schedules that it has to write. None if the error speaks of
+        no wait, or if nobody does."""
+        waited = isinstance(error, (TimeoutError, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled))
+        if not waited:
+            return None
+        names = [row["name"] for row in self._rows]
+        try:
+            async with self._session.use(_LOOK) as connection:
+                found = await self._store.find_lock(connection, self._worker, self._owner, names)
+        except Mishaps:
+            return None
+        if found is None:
+            return None
+        what, pid, since = found
+        when = "" if since is None else f" since {since:%Y-%m-%dT%H:%M:%SZ}"
+        return (
+            f"{what} is locked by session pid {pid}{when}: the start needs it, and has waited for "
+            f"{format_duration(self.patience)}. End that transaction, or start again once it is over."
+        )
+
+    def saw_orphaned(self, orphaned: bool) -> None:
+        """Takes in what a resync saw: whether the declarations in force are another version's that nobody has now."""
+        now = time.monotonic()
+        if not orphaned:
+            self._orphaned_since = None
+        elif self._orphaned_since is None:
+            self._orphaned_since = now
+        elif now - self._orphaned_since >= self.restart:
+            self._due.set()
+
+    async def run(self) -> None:
+        """Takes over from a version that is gone for good, whenever there is one."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                async with self._session.use(self.patience) as connection:
+                    await self._take_over(connection)
+            except Mishaps as error:  # the next resync asks again
+                self._outage.lost(error, "declare")
+            else:
+                self._orphaned_since = None
+                self._outage.answered()
+
+    async def _take_over(self, connection: Connection) -> None:
+        async with connection.transaction():
+            standing, earlier = await self._turn(connection)
+            # Since the look somebody may have come back, or an equal of ours may have been quicker.
+            if not standing.alive and standing.in_force != self.fingerprint:
+                await self._apply(connection, Verdict.BACK, standing, earlier)
+            elif standing.in_force == self.fingerprint and any(not other.alive for other in earlier):
+                await self._apply(connection, Verdict.CURRENT, standing, earlier)
+
+    async def _turn(self, connection: Connection) -> tuple[Standing, list[Other]]:
+        """Waits for our turn. Returns where our declarations stand, and what our application was called before."""
+        # A start that has as much to declare as this one is waited for, too.
+        await self._store.set_patience(connection, self.patience)
+        # All locks in one order, so that two starts that take over from each other wait and never deadlock.
+        earlier = {other.app for other in await self._earlier(connection)}
+        for app in sorted({self._app, *earlier}):
+            await self._store.lock_declarations(connection, app)
+        # Lock first and then a look, in a statement of its own: it must see what the one before us committed. Whoever
+        # turned up in between is not locked, and left to the next look.
+        standing = await self._store.read_declarations(connection, self._app, self.fingerprint)
+        found = [other for other in await self._earlier(connection) if other.app in earlier] if earlier else []
+        self.awaited = [other.app for other in found if other.alive]
+        return standing, found
+
+    async def _earlier(self, connection: Connection) -> list[Other]:
+        names = [row["name"] for row in self._rows]
+        others = await self._store.read_owners(connection, self._owner, names)
+        return [other for other in others if deploy.is_ours(other, self._home, self._former, is_gone)]
+
+    async def _adopt(self, connection: Connection, earlier: Sequence[Other]) -> None:
+        """Takes over what our application owns under earlier names, unless workers of that name are alive."""
+        for other in earlier:
+            command = deploy.adopt_command(other.app, self._app)
+            if other.alive:
+                self._log.warning(
+                    "application_move_waits",
+                    app=self._app,
+                    old=other.app,
+                    workers=other.alive,
+                    advice="these schedules are ours under an earlier name, and are taken over once its workers "
+                    f"are gone; `{command} --yes` does it at once",
+                )
+            else:
+                names, runs = await self._store.adopt(connection, other.app, self._app)
+                await connection.execute(sql.SQL("notify {}").format(self._store.channel))
+                self._log.warning("application_moved", app=self._app, old=other.app, schedules=len(names), runs=runs)
+
+    async def _check(self, connection: Connection, compared: Sequence[Compared]) -> None:
+        """Refuses to retire what a living worker of another code base serves."""
+        holders = await self._store.read_holders(connection, self._app, in_force=True)
+        problem = deploy.refused(self._app, compared, holders, self._home.project)
+        if problem is not None:
+            raise ConfigurationError(problem)
+
+    async def _settle(self, connection: Connection, gone: list[Schedule], now: datetime) -> None:
+        """Records what was due of retired schedules and not claimed: no claim pass looks at them any more."""
+        plans = []
+        for schedule in gone:
+            behind = schedule.next_run is None or schedule.next_run <= now or schedule.interruptions_json
+            if behind and schedule.status in ("active", "paused"):
+                with contextlib.suppress(InvalidExpression):  # then it had no fire times
+                    plans.append(Planned.of(schedule, retire(schedule, fire_times(schedule), now)))
+        if plans:
+            await self._store.write_plans(connection, self._worker, plans, now)
+
+    async def _apply(
+        self, connection: Connection, found: Verdict, standing: Standing, earlier: Sequence[Other]
+    ) -> None:
+        """Writes what differs, and nothing else: a start that changes nothing neither locks a schedule nor wakes
+        anybody."""
+        await self._adopt(connection, earlier)
+        kinds: dict[Kind, list[Compared]] = {each: [] for each in Kind}
+        awaited = {f"code:{app}" for app in self.awaited}
+        stored = await self._store.compare_schedules(connection, [self._owner], self._rows)
+        if found is Verdict.NEW and standing.alive:
+            await self._check(connection, stored)
+        for compared in stored:
+            kinds[deploy.kind(compared, self._owner, awaited=awaited)].append(compared)
+        foreign = {compared.name: compared.owner for compared in kinds[Kind.FOREIGN]}
+        wanted = {c.name for each in (Kind.NEW, Kind.CHANGED, Kind.RETURNING) for c in kinds[each]}
+        if wanted:
+            rows, written = [row for row in self._rows if row["name"] in wanted], list[str]()
+            for first in range(0, len(rows), _BATCH):
+                written += await self._store.upsert_schedules(connection, rows[first : first + _BATCH])
+            # Another application may have taken a name since the comparison.
+            foreign |= dict.fromkeys(wanted.difference(written))
+        for compared in kinds[Kind.CHANGED]:
+            self._log.info("schedule_changed", schedule=compared.name, options=sorted(compared.changes))
+        for name, owner in sorted(foreign.items()):
+            if owner not in awaited:
+                advice = deploy.whose(owner, self._app)
+                self._log.warning("schedule_not_ours", schedule=name, owner=owner, advice=advice)
+        if kinds[Kind.RETIRED]:
+            names = [row["name"] for row in self._rows]
+            gone = await self._store.retire_schedules(connection, self._owner, names)
+            await self._settle(connection, gone, standing.now)
+            for retired in gone:
+                self._log.info("schedule_retired", schedule=retired.name)
+        changed, taken = await self._store.declare_limits(connection, self._owner, self._limits)
+        for entrypoint in changed:
+            self._log.info("limits_changed", entrypoint=entrypoint)
+        for shared, owner in taken:
+            advice = "declare the same limits under one shared name: the last start wins"
+            self._log.warning("shared_limits_differ", shared=shared, declared_before_by=owner, advice=advice)
+        if found is not Verdict.CURRENT:
+            await self._store.record_declarations(connection, self._app, self.fingerprint)
+            counts = {each.name.lower(): len(rows) for each, rows in kinds.items() if rows}
+            self._log.info("declarations_applied", app=self._app, version=str(found), **counts)

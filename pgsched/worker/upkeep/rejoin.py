@@ -1,0 +1,61 @@
+"""Looks at the schema again after a statement did not fit it: somebody restored a dump, or made the schema anew.
+
+What the statements themselves do about such an error belongs to session and apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from pgsched import log
+from pgsched.db import migrate
+from pgsched.db.session import Backoff, Mishaps
+from pgsched.errors import SchemaError
+from pgsched.worker.kit import Machine
+
+
+class Rejoin:
+    """A worker's look at the schema.
+
+    back: called once the schema fits. What the worker looks at then shows it whether its own row is missing.
+    """
+
+    def __init__(self, machine: Machine, back: Callable[[], None]) -> None:
+        self._session = machine.control
+        self._schema = machine.settings.schema
+        self._outage = machine.outage
+        self._back = back
+        self._doubted = asyncio.Event()
+        self._backoff = Backoff(1.0, 30.0, healthy=60.0)
+        self._unfit = ""  # the problem that was logged
+        self._log = log.get()
+        for session in (machine.control, machine.writes):
+            session.misfit = self._doubted.set
+
+    async def run(self) -> None:
+        """Looks whenever a statement did not fit, and again until the schema does."""
+        while True:
+            await self._doubted.wait()
+            # Clear before looking: a statement that fails meanwhile costs one more look.
+            self._doubted.clear()
+            if await self._fits():
+                self._back()
+            else:
+                self._doubted.set()
+            await asyncio.sleep(self._backoff.delay())
+
+    async def _fits(self) -> bool:
+        try:
+            async with self._session.use() as connection:
+                await migrate.check(connection, self._schema)
+        except SchemaError as error:
+            if str(error) != self._unfit:
+                self._log.error("schema_unfit", error=str(error))
+            self._unfit = str(error)
+            return False
+        except Mishaps as error:
+            self._outage.lost(error, "schema")
+            return False
+        self._unfit = ""
+        return True
