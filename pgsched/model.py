@@ -218,7 +218,7 @@ class Schedule:
     interruptions_json: str | None = field(repr=False)
     created_at: datetime
     updated_at: datetime
-    # Only a claim pass reads them: see migrations/0016_zone_rules.sql.
+    # Only a claim pass reads them; the comments on these columns in migrations/0001_tables.sql say more.
     zone_rules: str | None = field(default=None, repr=False)
     next_wall: datetime | None = field(default=None, repr=False)
     accounted_wall: datetime | None = field(default=None, repr=False)
