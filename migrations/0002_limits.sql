@@ -2,9 +2,15 @@
 
 -- --- overlap ---------------------------------------------------------------------------------------------
 
+-- Without a search_path of its own, so that the planner inlines it: its body is resolved when it is made.
+create function pgsched.overlap_limit(overlap text) returns int language sql immutable parallel safe
+    return case when overlap = 'allow' then 1000000 when overlap ~ '^[0-9]+$' then overlap::int else 1 end;
+comment on function pgsched.overlap_limit(text) is
+    'How many runs of a schedule may be live at once under this overlap: a million if any number may.';
+
 create function pgsched.overlap_room(schedule_id bigint) returns int
     language sql stable set search_path = pg_catalog, pg_temp as $$
-    select case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+    select pgsched.overlap_limit(s.overlap)
         - (select count(*) from pgsched.executing e where e.schedule_id = s.id)::int
     from pgsched.schedules s
     where s.id = overlap_room.schedule_id and s.overlap <> 'allow'

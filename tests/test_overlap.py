@@ -1,6 +1,8 @@
 """Overlap, kept by the claim: who may run beside whom, whoever else claims at the same instant."""
 
 import asyncio
+import re
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -10,7 +12,10 @@ from harness import Parts, until, working
 from pgsched import Retry, Run, Scheduler, connect
 from pgsched.client.why import Situation, fates
 from pgsched.config import Settings
+from pgsched.db.migrate import migrations
 from pgsched.db.statements.store import Store, in_schema
+from pgsched.model import Schedule
+from pgsched.rules.plan import overlap_limit
 
 # A schedule whose fire times a test brings about by setting next_run.
 MADE = """
@@ -24,6 +29,39 @@ END = "update pgsched.runs set status = 'succeeded', finished_at = now() where i
 
 async def states(db) -> dict[str, int]:
     return dict(await db.all(STATES))
+
+
+# How many runs may be live at once. The table is the specification of both functions.
+LIMITS = [
+    ("skip", 1),
+    ("queue", 1),
+    ("cancel", 1),
+    ("allow", 1_000_000),
+    *((str(number), number) for number in (1, 2, 9, 10, 11, 99, 1000, 99_999, 100_000, 999_999)),
+]
+
+
+async def test_the_rule_in_sql_and_the_rule_in_python_are_one(db):
+    """Also for every policy that the table's own check names, so that a new one cannot be forgotten here."""
+    check = await db.value(
+        "select pg_get_constraintdef(oid) from pg_constraint where conname = 'schedules_overlap_check'"
+    )
+    words = set(re.findall(r"'(\w+)'", check))
+    assert words == {policy for policy, _ in LIMITS if not policy.isdecimal()}
+    in_sql = await db.all("select p, pgsched.overlap_limit(p) from unnest(%s::text[]) p", [p for p, _ in LIMITS])
+    assert in_sql == LIMITS
+    nothing = dict.fromkeys(field.name for field in fields(Schedule))
+    assert [(p, overlap_limit(Schedule(**{**nothing, "overlap": p}))) for p, _ in LIMITS] == LIMITS
+
+
+def test_the_rule_is_written_once_in_sql():
+    """All that reads a number from an overlap: the function alone."""
+    texts = {**Store.texts(), **{migration.name: migration.text for migration in migrations()}}
+    readers = [name for name, text in texts.items() for _ in re.findall(rb"overlap::(?:int|bigint|smallint)", text)]
+    assert readers == ["limits"]
+    assert {name for name, text in texts.items() if b"overlap_limit(" in text} == {
+        "limits", "claim_gated_runs", "lock_due_schedules", "lock_gated_schedules", "read_candidates", "read_rooms",
+    }  # fmt: skip
 
 
 async def test_queue_lets_one_wait_and_skips_the_next(settings, db):

@@ -18,7 +18,7 @@ from pgsched.config import Settings
 from pgsched.db import migrate
 from pgsched.db import session as connections
 from pgsched.db.statements import store as stores
-from pgsched.db.statements.store import Due, Share, Store, Withheld, in_schema
+from pgsched.db.statements.store import Due, Numbered, Share, Store, Withheld, in_schema
 from pgsched.model import Claim, Line, Outcome, RunStatus, Said
 from pgsched.worker.aside import Kind
 from pgsched.worker.listener import Listener
@@ -123,6 +123,24 @@ async def test_a_herd_is_looked_at_without_reading_all_that_runs_for_each_schedu
             ),
         ):
             assert await waste(connection, call, whole=False) <= 2 * RUNNING
+
+
+async def test_the_overlap_rule_is_a_part_of_each_plan_and_no_call(db, store):
+    """A function that is called for each row would cost a herd more than all else that a claim asks of a schedule."""
+    named = {name: text for name, text in Store.texts().items() if b"overlap_limit(" in text}
+    assert len(named) == 5
+    await db.all("set plan_cache_mode = force_generic_plan")
+    for name in named:
+        statement = Numbered.of(store.query(name))
+        cursor = psycopg.AsyncCursor(db.connection)
+        await cursor.execute(b"prepare watched as " + statement.text)
+        await cursor.execute(
+            f"explain (verbose) execute watched({', '.join(['null'] * len(statement.names))})".encode()
+        )
+        plan = "\n".join(line for (line,) in await cursor.fetchall())
+        await cursor.execute(b"deallocate watched")
+        assert "overlap_limit" not in plan, name
+        assert "1000000" in plan, name
 
 
 # --- what a worker sends, beside 10^5 schedules and 10^5 finished runs -----------------------------------------

@@ -3,7 +3,7 @@
 -- before those that never started. ids: only these of them. Of a paused schedule only what had begun, or was asked for, goes on.
 with gates as materialized (
     select s.id, s.status,
-        case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+        pgsched.overlap_limit(s.overlap)
             - (select count(*) from pgsched.executing e where e.schedule_id = s.id) as room
     from pgsched.schedules s
     where s.id = any(%(schedule_ids)s)

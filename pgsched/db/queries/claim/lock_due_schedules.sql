@@ -74,13 +74,13 @@ cross join lateral (
                     (select count(*) from pgsched.executing e where e.schedule_id = s.id)
                     + (select count(*) from pgsched.runs r
                        where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
-                ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+                ) >= pgsched.overlap_limit(s.overlap)
             )
             and (g.idle is null or g.idle = (s.overlap <> 'allow' and (
                 (select count(*) from pgsched.executing e where e.schedule_id = s.id)
                 + (select count(*) from pgsched.runs r
                    where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
-            ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end))
+            ) >= pgsched.overlap_limit(s.overlap)))
             -- A claim of it was withdrawn, and its holder has not answered yet. A count, and no EXISTS: that became a
             -- join, which read all that is running for each schedule.
             and (

@@ -29,7 +29,7 @@ where (%(ids)s::bigint[] is null or s.id = any(%(ids)s)) and exists (
     and (
         s.overlap = 'allow'
         or (select count(*) from pgsched.executing e where e.schedule_id = s.id)
-            < case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+            < pgsched.overlap_limit(s.overlap)
     )
 order by s.id
 limit %(limit)s

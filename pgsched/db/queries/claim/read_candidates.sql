@@ -57,7 +57,7 @@ held as (
     from waiting w
     join pgsched.schedules s on s.id = w.schedule_id
     cross join lateral (
-        select case when s.overlap = 'allow' then 1000000 when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+        select pgsched.overlap_limit(s.overlap)
             - (select count(*) from pgsched.executing e where e.schedule_id = s.id)::int as room
     ) o
     cross join lateral (  -- as claim_gated_runs does
@@ -78,7 +78,7 @@ held as (
 select 'fire time' as kind, f.id, f.id as schedule_id, f.entrypoint, f.priority, f.next_run as due_at,
     f.next_run > now() as ahead,
     -- How many more the overlap lets run, counted as plan.meet() does: without any, it will wait or be skipped.
-    case when f.overlap <> 'allow' then case when f.overlap ~ '^[0-9]+$' then f.overlap::int else 1 end
+    case when f.overlap <> 'allow' then pgsched.overlap_limit(f.overlap)
         - (select count(*) from pgsched.executing e where e.schedule_id = f.id)::int
         - (select count(*) from pgsched.runs r
            where r.schedule_id = f.id and r.status = 'queued' and r.gated and r.origin is null)::int
@@ -105,7 +105,7 @@ cross join lateral (
                     (select count(*) from pgsched.executing e where e.schedule_id = s.id)
                     + (select count(*) from pgsched.runs r
                        where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
-                ) >= case when s.overlap ~ '^[0-9]+$' then s.overlap::int else 1 end
+                ) >= pgsched.overlap_limit(s.overlap)
             )
             and (
                 select count(*) from pgsched.runs r
