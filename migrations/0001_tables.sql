@@ -1,5 +1,6 @@
 -- Tables, their indexes, and the views over them.
 -- Written for the schema name pgsched; `pgsched migrate` puts the configured name in its place.
+-- A released migration is never edited: each later change of the schema is a new file.
 
 -- --- types -----------------------------------------------------------------------------------------------
 

@@ -134,6 +134,10 @@ TABLE = [
     (["run", "app.good", "--dsn", "{dsn}", "--schema", "{newer}"], 78, "newer than this pgsched"),
     (["run", "app.good", "--dsn", "{dsn}", "--schema", "{edited}"], 78, "migrations are never edited"),
     (["migrate", "--dsn", "{dsn}", "--schema", "{newer}"], 78, "newer than this pgsched"),
+    (["run", "app.good", "--dsn", "{dsn}", "--schema", "{replaced}"], 78, "before 0.1.0, which"),
+    (["run", "app.good", "--migrate", "--dsn", "{dsn}", "--schema", "{replaced}"], 78, "another one with --schema"),
+    (["migrate", "--dsn", "{dsn}", "--schema", "{replaced}"], 78, "export the data that you"),
+    (["migrate", "--check", "--dsn", "{dsn}", "--schema", "{replaced}"], 78, "and run `pgsched migrate`."),
     (["migrate", "--check", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "Run `pgsched migrate`"),
     (["run", "app.good", "--dsn", "{dsn}", "--schema", "pg_mine"], 78, "not start with pg_"),
     (["schedules", "list", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "pgsched migrate"),
@@ -156,6 +160,7 @@ TABLE = [
     (["check", "app.good", "--dsn", "{dsn}", "--schema", "no such schema"], 78, "Run `pgsched migrate`"),
     (["check", "app.good", "--dsn", "{dsn}", "--schema", "{newer}", "--exit-zero"], 78, "newer than this pgsched"),
     (["check", "app.good", "--dsn", "{dsn}", "--schema", "{edited}", "--json"], 78, "migrations are never edited"),
+    (["check", "app.good", "--dsn", "{dsn}", "--schema", "{replaced}"], 78, "before 0.1.0, which"),
     (["check", "app.good", "--data-dir", "afile"], 78, "afile"),
     # commands
     (["next", "* * * *"], 2, "field"),
@@ -178,7 +183,7 @@ TABLE = [
 
 @pytest.fixture(scope="module")
 def places(root, tmp_path_factory):
-    """A folder with modules to get wrong, and schemas that are right, newer and edited."""
+    """A folder with modules to get wrong, and schemas that are right, newer, edited and replaced."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "app.py").write_text(APP)
     (folder / "broken.py").write_text("def good(:\n")
@@ -186,7 +191,7 @@ def places(root, tmp_path_factory):
     (folder / "raises.py").write_text("1 / 0\n")
     (folder / "wrong.toml").write_text("drain = 5\n")
     (folder / "afile").write_text("")
-    schemas = {kind: f"bad input {kind} {os.getpid()}" for kind in ("schema", "newer", "edited")}
+    schemas = {kind: f"bad input {kind} {os.getpid()}" for kind in ("schema", "newer", "edited", "replaced")}
 
     async def make() -> None:
         async with await psycopg.AsyncConnection.connect(root, autocommit=True) as connection:
@@ -195,6 +200,7 @@ def places(root, tmp_path_factory):
                 change = {
                     "newer": b"insert into pgsched.migrations (version, name, checksum) values (99, 'new', 'x')",
                     "edited": b"update pgsched.migrations set checksum = 'x'",
+                    "replaced": b"update pgsched.migrations set name = 'initial', checksum = 'x' where version = 1",
                 }.get(kind)
                 if change:
                     await connection.execute(in_schema(change, name, parametrised=False))

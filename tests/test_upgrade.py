@@ -1,11 +1,135 @@
-"""What `pgsched migrate` makes of a schema: one of any name, for now."""
+"""Upgrades: a missing migration is applied once, and a schema of another version is refused and stays unchanged."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from pgsched.db import migrate
+from pgsched.db.migrate import Migration
 from pgsched.db.statements.store import in_schema
+from pgsched.errors import DatabaseUnavailable, SchemaError
+
+NAME = f"upgraded {os.getpid()}"
+SHIPPED = migrate.migrations()
+NEXT = Migration(len(SHIPPED) + 1, "added", b"alter table pgsched.runs add column added int not null default 7")
+AFTER = Migration(len(SHIPPED) + 2, "indexed", b"create index runs_added on pgsched.runs (added)")
+
+
+def of(text: str, name: str = NAME) -> bytes:
+    return in_schema(text.encode(), name, parametrised=False)
+
+
+@pytest.fixture
+async def connection(dsn) -> AsyncIterator[psycopg.AsyncConnection]:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        yield connection
+        await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(NAME)))
+
+
+@pytest.fixture
+def ships(monkeypatch) -> Callable[..., None]:
+    """Has pgsched ship these migrations after its own."""
+    return lambda *more: monkeypatch.setattr(migrate, "migrations", lambda: [*SHIPPED, *more])
+
+
+async def rows(connection: psycopg.AsyncConnection, text: str) -> list[tuple]:
+    return await (await connection.execute(of(text))).fetchall()
+
+
+async def everything(connection: psycopg.AsyncConnection) -> list[tuple]:
+    """Each object of the schema, by its row in the catalogue, and each applied migration."""
+    objects = (
+        "select c.relname, c.xmin::text from pg_class c where c.relnamespace = {0} union all"
+        " select p.proname, p.xmin::text from pg_proc p where p.pronamespace = {0} union all"
+        " select name, checksum || applied_at from pgsched.migrations order by 1, 2"
+    )
+    return await rows(connection, objects.format(f"(select oid from pg_namespace where nspname = '{NAME}')"))
+
+
+async def test_a_missing_migration_is_applied_and_what_is_there_stays(connection, ships):
+    assert await migrate.migrate(connection, NAME) == SHIPPED
+    await connection.execute(of("select pgsched.enqueue('job')"))
+    ships(NEXT, AFTER)
+    with pytest.raises(SchemaError, match=f"is at version {len(SHIPPED)}, this pgsched needs {AFTER.version}"):
+        await migrate.check(connection, NAME)
+    assert await migrate.migrate(connection, NAME) == [NEXT, AFTER]
+    assert await rows(connection, "select entrypoint, added from pgsched.runs") == [("job", 7)]
+    await migrate.check(connection, NAME)
+    assert await migrate.migrate(connection, NAME) == []
+
+
+async def test_two_that_migrate_at_once_apply_each_migration_once(dsn, connection, ships):
+    slow = Migration(NEXT.version, "slow", b"select pg_sleep(0.3); " + NEXT.text)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as other:
+        for missing in (SHIPPED, [slow]):
+            done = await asyncio.gather(migrate.migrate(connection, NAME), migrate.migrate(other, NAME))
+            assert sorted(done[0] + done[1], key=lambda m: m.version) == missing
+            await migrate.check(connection, NAME)
+            ships(slow)
+
+
+async def test_a_lock_that_somebody_holds_is_tried_again_until_it_is_free(dsn, connection, ships, monkeypatch):
+    await migrate.migrate(connection, NAME)
+    ships(NEXT)
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "20ms")
+    async with await psycopg.AsyncConnection.connect(dsn) as holder:
+        await holder.execute(of("select from pgsched.runs"))
+        migrating = asyncio.create_task(migrate.migrate(connection, NAME))
+        await asyncio.sleep(0.3)  # some tries: between them nobody waits behind it
+        await asyncio.wait_for(holder.execute(of("select pgsched.enqueue('job')")), 5)
+        assert not migrating.done()
+        await holder.commit()
+        assert await asyncio.wait_for(migrating, 20) == [NEXT]
+
+
+async def test_a_lock_that_never_becomes_free_is_said_and_changes_nothing(dsn, connection, ships, monkeypatch):
+    await migrate.migrate(connection, NAME)
+    before = await everything(connection)
+    ships(NEXT)
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr(migrate, "TRIES", 2)
+    async with await psycopg.AsyncConnection.connect(dsn) as holder:
+        await holder.execute(of("select from pgsched.runs"))
+        with pytest.raises(DatabaseUnavailable, match="Run `pgsched migrate` again when the database is quieter"):
+            await migrate.migrate(connection, NAME)
+    assert await everything(connection) == before
+
+
+async def test_a_migration_that_fails_leaves_the_version_before(connection, ships):
+    await migrate.migrate(connection, NAME)
+    before = await everything(connection)
+    ships(Migration(NEXT.version, "wrong", NEXT.text + b"; select 1 / 0"))
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await migrate.migrate(connection, NAME)
+    assert await everything(connection) == before
+
+
+REFUSED = [
+    ("newer", "insert into pgsched.migrations (version, name, checksum) values (99, 'new', 'x')", "newer than this"),
+    ("edited", "update pgsched.migrations set checksum = 'x' where version = 2", "migrations are never edited"),
+    ("replaced", "update pgsched.migrations set name = 'initial', checksum = 'x' where version = 1",
+     "before 0.1.0, which cannot be upgraded: export the data that you want to keep, drop the schema or choose"),
+    ("replaced, and of more versions than these", "update pgsched.migrations set name = 'initial' where version = 1;"
+     " insert into pgsched.migrations (version, name, checksum) select n, 'old', 'x' from generate_series(5, 34) n",
+     "before 0.1.0, which cannot be upgraded"),
+    ("replaced, and of the first version alone", "update pgsched.migrations set name = 'initial' where version = 1;"
+     " delete from pgsched.migrations where version > 1", "before 0.1.0, which cannot be upgraded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "sentence"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+async def test_a_schema_of_another_kind_is_refused_and_not_changed(connection, change, sentence):
+    await migrate.migrate(connection, NAME)
+    await connection.execute(of(change))
+    before = await everything(connection)
+    for call in (migrate.check, migrate.migrate):
+        with pytest.raises(SchemaError, match=sentence):
+            await call(connection, NAME)
+    assert await everything(connection) == before
 
 
 @pytest.mark.parametrize("name", ["a$$b", "$b0$ $1 $$", "$$"])
@@ -19,7 +143,6 @@ async def test_a_schema_may_have_dollar_signs_in_its_name(dsn, name):
                 else:
                     await connection.execute(migrate.script(name))
                 await migrate.check(connection, name)
-                call = in_schema(b"select pgsched.enqueue('job')", name, parametrised=False)
-                assert len(await (await connection.execute(call)).fetchall()) == 1
+                assert len(await (await connection.execute(of("select pgsched.enqueue('job')", name))).fetchall()) == 1
             finally:
                 await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))

@@ -21,6 +21,8 @@ from pgsched.errors import DatabaseUnavailable, SchemaError
 
 LOCK_TIMEOUT = "5s"
 TRIES = 12
+# The first of the migrations that were replaced before 0.1.0. No upgrade leads from them to these.
+_REPLACED = "initial"
 _NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _TABLE = b"""
 create table if not exists pgsched.migrations (
@@ -185,6 +187,12 @@ async def _applied(connection: Connection, schema: str) -> list[tuple[int, str, 
 
 
 def _compare(applied: list[tuple[int, str, str]], shipped: list[Migration], schema: str) -> None:
+    if applied and applied[0][1] == _REPLACED:
+        raise SchemaError(
+            f'The schema "{schema}" was made by a development version of pgsched before 0.1.0, which cannot be '
+            "upgraded: export the data that you want to keep, drop the schema or choose another one with --schema, and "
+            "run `pgsched migrate`."
+        )
     newest = applied[-1][0] if applied else 0
     if newest > len(shipped):
         raise SchemaError(
