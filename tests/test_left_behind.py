@@ -255,7 +255,7 @@ async def test_a_pass_beside_a_hung_thread_sends_what_it_sends_beside_a_running_
             await parts.dispatcher.claim_pass()
             passes[beside] = list(sent)
     assert passes["a hung thread"] == passes["a running run"]
-    assert not {"claim_gated_runs", "count_live_runs"} & set(passes["a hung thread"])
+    assert not {"lock_gated_runs", "count_live_runs"} & set(passes["a hung thread"])
 
 
 # --- a run never executes beside itself --------------------------------------------------------------------------

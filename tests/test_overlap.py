@@ -60,7 +60,7 @@ def test_the_rule_is_written_once_in_sql():
     readers = [name for name, text in texts.items() for _ in re.findall(rb"overlap::(?:int|bigint|smallint)", text)]
     assert readers == ["limits"]
     assert {name for name, text in texts.items() if b"overlap_limit(" in text} == {
-        "limits", "claim_gated_runs", "lock_due_schedules", "lock_gated_schedules", "read_candidates", "read_rooms",
+        "limits", "lock_due_schedules", "lock_gated_runs", "lock_gated_schedules", "read_candidates", "read_rooms",
     }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ async def test_a_run_claimed_elsewhere_after_the_locks_snapshot_is_counted(setti
     )
 
     def overtaken(self, name):
-        if name == "claim_gated_runs":
+        if name == "lock_gated_runs":
             with psycopg.connect(settings.dsn, autocommit=True) as other:
                 other.execute(in_schema(late.encode(), settings.schema, parametrised=False))
         return real(self, name)

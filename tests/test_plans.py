@@ -292,7 +292,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
             assert await parts.dispatcher.claim_pass() == claimed
         async with parts.machine.control.use() as connection:
             assert (await store.prune_runs(connection, "succeeded", timedelta(days=1), 20, None)).gone == 20
-    assert {"claim_due_runs", "claim_runs", "claim_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
+    assert {"claim_due_runs", "claim_runs", "lock_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
     assert not {(one.name, one.pages) for one in watch.seen if one.pages > 4 * PAGES}
 
 

@@ -362,20 +362,17 @@ class Store:
         """
         cursor = connection.cursor(row_factory=class_row(Schedule))
         look = {"app": self.app, "lookahead": lookahead, "limit": limit}
-        params = _claim_params(worker, defaults) | look
+        names = _names(d.entrypoint for d in defaults)
         ids = None if chosen is None else sorted({c.schedule_id for c in chosen if c.schedule_id is not None})
-        await cursor.execute(
-            self.query("lock_gated_schedules"), look | {"entrypoints": params["entrypoints"], "ids": ids}
-        )
+        await cursor.execute(self.query("lock_gated_schedules"), look | {"entrypoints": names, "ids": ids})
         locked = {schedule.id: schedule for schedule in await cursor.fetchall()}
         if not locked:
             return []
-        claims = connection.cursor(row_factory=class_row(ClaimedRun))
         ids = None if chosen is None else [c.id for c in chosen]
-        await claims.execute(
-            self.query("claim_gated_runs"), params | {"schedule_ids": list(locked), "ids": ids, "bytes": CLAIM_BYTES}
-        )
-        return [run.of(locked[run.schedule_id]) for run in await claims.fetchall() if run.schedule_id is not None]
+        look |= {"entrypoints": names, "schedule_ids": list(locked), "ids": ids, "bytes": CLAIM_BYTES}
+        found = await (await connection.execute(self.query("lock_gated_runs"), look)).fetchall()
+        claimed = await self.claim_runs(connection, worker, defaults, [id_ for (id_,) in found], []) if found else []
+        return [run.of(locked[run.schedule_id]) for run in claimed if run.schedule_id is not None]
 
     async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
         """Locks the limits of these entrypoints at which something may be claimed; others' locks are passed over."""

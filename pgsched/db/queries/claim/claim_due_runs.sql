@@ -1,5 +1,5 @@
 -- Claims queued runs that are due or will be within the lookahead: enqueued jobs, their retries, what was given back.
--- Those of schedules whose overlap has to be looked at are gated, and claim_gated_runs'.
+-- Those of schedules whose overlap has to be looked at are gated: lock_gated_runs finds them.
 -- The order is fairness.order()'s: what is due before what will be, then by priority, due time and id. Each lane gives as
 -- many as it has room for, and lanes of one pool together no more than this has. Steps are walked one by one, so that
 -- within each the index gives the runs in order and the far-future ones are never read; the lock lies inside, so that

@@ -1,6 +1,7 @@
 -- Claims these queued runs, as far as nobody has them locked, and notes at their limits when runs were claimed: the
--- whole list anew, under the lock of the limits. These are noted (as null) once all are claimed, so never too early: an
--- UPDATE in WITH that nobody reads from goes last.
+-- whole list again, under the lock of the limits. These are noted (as null) once all are claimed, so never too early: an
+-- UPDATE in WITH that nobody reads from goes last. Runs that wait for an overlap have no limits, and nothing is noted.
+-- How a claim is written stands here and in claim_due_runs, in the same words: a test compares them.
 with held as materialized (
     select r.id from pgsched.runs r
     where r.id = any(%(ids)s) and r.status = 'queued'

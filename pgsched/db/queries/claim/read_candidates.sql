@@ -60,7 +60,7 @@ held as (
         select pgsched.overlap_limit(s.overlap)
             - (select count(*) from pgsched.executing e where e.schedule_id = s.id)::int as room
     ) o
-    cross join lateral (  -- as claim_gated_runs does
+    cross join lateral (  -- as lock_gated_runs does
         select r.id, r.entrypoint, r.priority, r.due_at
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = s.id
