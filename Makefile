@@ -2,6 +2,7 @@
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
 #   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
 #   make soak    the random model of tests/faults/model: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
+#   make diagram the tables in docs/schema.md, drawn from the catalogue of an embedded PostgreSQL
 #   make bench   pgsched beside its peers, each in an environment of its own; ONLY=herd for a part of it
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ JOBS ?= 2
 SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
-.PHONY: demo test lint soak bench clean
+.PHONY: demo test lint soak diagram bench clean
 
 demo: $(STAMPS)/demo
 	@mkdir -p .demo
@@ -29,6 +30,9 @@ lint: $(STAMPS)/dev
 
 soak: $(STAMPS)/dev
 	PYTHONPATH=tests/faults:tests $(BIN)/python -m model.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+diagram: $(STAMPS)/dev
+	$(BIN)/python tests/diagram.py
 
 bench:
 	$(PYTHON) benchmarks/environments.py
