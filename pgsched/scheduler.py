@@ -337,7 +337,7 @@ class Scheduler:
         given back because they did not end within drain_timeout. Raises ConfigurationError, SchemaError or
         DatabaseUnavailable where it cannot start.
         """
-        from pgsched.worker.worker import serve  # noqa: PLC0415 - worker is built on top of this module
+        from pgsched.worker.serve import serve  # noqa: PLC0415 - worker is built on top of this module
 
         return await serve(self, settings)
 

@@ -5,6 +5,7 @@ import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +15,10 @@ from pgsched.db.statements.store import claim_of
 from pgsched.model import Hold
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.clocks import Watch
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
 from pgsched.worker.worker import Worker
 
@@ -63,6 +66,25 @@ def alive(pid: int) -> bool:
     return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
 
 
+class Taker(Runner):
+    """A runner that starts nothing, and keeps what it is given in `parts.taken`."""
+
+    def __init__(self, parts):
+        super().__init__(
+            parts.kit, parts.roster, Finisher(parts.kit), threads=ThreadPoolExecutor(1), group=asyncio.TaskGroup()
+        )
+        self.parts = parts
+        self.finisher = self._finisher
+
+    def take(self, runs, asked_at=None):
+        self.parts.taken.extend(runs)
+        if self.parts.holds:
+            for run in runs:
+                executor = self.parts.kit.scheduler.executor_for(run.entrypoint, None)
+                self.parts.roster.add(Attempt(self._surroundings, run, executor, asked_at=0.0))
+        return []
+
+
 class Parts:
     """A dispatcher whose passes a test calls, and whose claims nobody starts."""
 
@@ -73,21 +95,27 @@ class Parts:
             @scheduler.entrypoint("job")
             async def job(): ...
 
-        self.machine = Machine.build(scheduler, settings.merged(changes, "test"))
-        self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))
+        self.kit = Kit.build(scheduler, settings.merged(changes, "test"))
+        self.roster = Roster(self.kit.settings)
         self.taken = []
-        self.runner.take = lambda runs, asked_at=None: self.taken.extend(runs)
-        self.dispatcher = Dispatcher(self.machine, self.runner)
-        self.dispatcher.listening = True
+        self.holds = False  # whether it has slots and places for them
+        self.runner = Taker(self)
+        self.skips = []  # schedules and skips, as hooks get them
+        self.dispatcher = Dispatcher(self.kit, self.roster, self.runner, on_skip=lambda *skip: self.skips.append(skip))
+        self.dispatcher.claim_ahead(True)
+
+    def gated(self, on: bool) -> None:
+        """As if the last look had seen that a run waits for an overlap or a limit, or that none does."""
+        self.dispatcher.next = replace(self.dispatcher.next, gated=on)
 
     async def answer(self) -> int:
         """Gives back what was claimed, has not begun and was withdrawn, as a holder does; returns how many it was."""
-        machine = self.machine
-        claims = {(run.id, run.token): claim_of(run, machine.worker) for run in self.taken}
-        async with machine.writes.use() as connection:
-            held = await machine.store.beat(connection, machine.worker, [(*key, None) for key in claims])
+        kit = self.kit
+        claims = {(run.id, run.token): claim_of(run, kit.worker) for run in self.taken}
+        async with kit.writes.use() as connection:
+            held = await kit.store.beat(connection, kit.worker, [(*key, None) for key in claims])
             withdrawn = [claims[key] for key, hold in held.items() if hold is Hold.WITHDRAWN]
-            landed = await machine.store.give_back_runs(connection, machine.worker, withdrawn)
+            landed = await kit.store.give_back_runs(connection, kit.worker, withdrawn)
         assert len(landed) == len(withdrawn)
         return len(landed)
 
@@ -95,8 +123,8 @@ class Parts:
         return self
 
     async def __aexit__(self, *_):
-        await self.machine.control.discard()
-        await self.machine.writes.discard()
+        await self.kit.control.discard()
+        await self.kit.writes.discard()
 
 
 async def reap(reaper, *, rested=True):

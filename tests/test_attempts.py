@@ -11,7 +11,7 @@ from shell import Shell, isolate
 from pgsched import Discard, Retry, RetryLater, Run, Scheduler, connect
 from pgsched.client.attempts import attempts_of
 from pgsched.model import RunStatus
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 AT = datetime(2027, 1, 1, tzinfo=UTC)
 NOW = Retry(3, timedelta(0))
@@ -96,7 +96,7 @@ async def test_failures_and_the_success_after_them(settings, db, client):
         (1, "failed"), (2, "retry_later"), (3, "timed_out"), (4, "succeeded"),
     ]  # fmt: skip
     assert attempts[0]["why"] == "ValueError: bad" and attempts[2]["why"].startswith("Timeout: ran longer than")
-    assert {a["worker"] for a in attempts} == {str(worker.machine.worker)}
+    assert {a["worker"] for a in attempts} == {str(worker.kit.worker)}
     assert all(a["started_at"].tzinfo is a["ended_at"].tzinfo is UTC for a in attempts)
 
 
@@ -155,32 +155,32 @@ async def test_what_a_drain_gave_back_and_what_had_not_started(settings, db, cli
         run_id = await client.enqueue("job")
         later = await client.enqueue("job", due_at=datetime.now(UTC) + timedelta(seconds=9))
         await began.wait()
-        await until(lambda: len(worker.runner.live) == 2)  # one of which is held
+        await until(lambda: len(worker.roster.attempts) == 2)  # one of which is held
     row = await client.get_run(run_id)
     assert (row["status"], row["attempt"], row["errors"]) == ("queued", 0, [])
     assert [(a["attempt"], a["end"], a["worker"]) for a in row["attempts"]] == [
-        (1, "given_back", str(worker.machine.worker))
+        (1, "given_back", str(worker.kit.worker))
     ]
     assert row["attempts"][0]["started_at"] and row["attempts"][0]["ended_at"]
     assert await ends(client, later) == []
 
 
 async def test_a_worker_that_was_lost(settings, db, client):
-    machine = Machine.build(Scheduler(), settings)
+    kit = Kit.build(Scheduler(), settings)
     run_id = await db.value(
         "insert into pgsched.runs (entrypoint, status, attempt, worker, claimed_at, started_at, heartbeat_at)"
-        " values ('job', 'running', 1, %s, now(), now(), now() - interval '1 h') returning id", machine.worker
+        " values ('job', 'running', 1, %s, now(), now(), now() - interval '1 h') returning id", kit.worker
     )  # fmt: skip
     try:
-        connection = await machine.control.connect()
-        _, _, _, silent = await machine.store.find_silent_runs(connection, machine.worker, timedelta(0))
+        connection = await kit.control.connect()
+        _, _, _, silent = await kit.store.find_silent_runs(connection, kit.worker, timedelta(0))
         verdict = (silent[0], RunStatus.QUEUED, timedelta(0), "its worker is gone")
-        assert await machine.store.reap_runs(connection, [verdict]) == [run_id]
+        assert await kit.store.reap_runs(connection, [verdict]) == [run_id]
     finally:
-        await machine.control.discard()
+        await kit.control.discard()
     [attempt] = (await client.get_run(run_id))["attempts"]
     assert (attempt["end"], attempt["why"]) == ("worker_lost", "WorkerLost: its worker is gone")
-    assert attempt["worker"] == str(machine.worker) and attempt["started_at"] <= attempt["ended_at"]
+    assert attempt["worker"] == str(kit.worker) and attempt["started_at"] <= attempt["ended_at"]
 
 
 async def test_the_newest_twenty_are_kept(db):

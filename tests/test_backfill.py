@@ -180,7 +180,7 @@ async def test_a_pass_never_waits_for_a_backfill_that_is_not_committed(client, s
         async with asyncio.timeout(5):
             assert await parts.dispatcher.claim_pass() == 1
         await own.commit()
-        parts.dispatcher._gated = True
+        parts.gated(True)
         claimed = [await parts.dispatcher.claim_pass() for _ in range(3)]
         assert sorted(claimed) == [0, 0, 1], "the backfilled one; the fire time has its run"
     assert await db.value("select count(*) from pgsched.runs where fire_time = %s", last) == 1

@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -13,8 +14,9 @@ from harness import Parts
 from pgsched import Executor, Scheduler
 from pgsched.db.session import Failures
 from pgsched.db.statements.store import Store, in_schema
-from pgsched.worker.run import heartbeat
-from pgsched.worker.run.heartbeat import Guard
+from pgsched.model import Claim
+from pgsched.worker.run import guard as guards
+from pgsched.worker.run.guard import Guard
 
 DUE = "insert into pgsched.schedules (name, entrypoint, expression, next_run) values ('s', 'job', '@daily', now())"
 LOCK = b"select from pgsched.schedules for update"
@@ -47,22 +49,32 @@ async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings,
         monkeypatch.setattr(Store, "count_live_runs", real)
         other.start()
         if by == "guard":
-            guard.wake()
+            parts.roster.add(
+                SimpleNamespace(
+                    key=(1, 1),
+                    place=None,
+                    threaded=False,
+                    task=None,
+                    started_at=None,
+                    claim=Claim(1, 1, parts.kit.worker),
+                    threads=SimpleNamespace(busy=False),
+                )
+            )
         other.done.wait(20)
         return await real(self, *args)
 
     monkeypatch.setattr(Store, "count_live_runs", blocked)
     async with Parts(settings, heartbeat_interval="100ms") as parts:
-        guard = Guard(parts.machine, parts.runner)
+        guard = Guard(parts.kit, parts.roster)
         if by == "guard":
-            parts.machine.control._idle = timedelta(minutes=1)  # as behind a pooler, where no session is set up
-            monkeypatch.setattr(heartbeat, "LOCKED_FOR", timedelta(milliseconds=300))
+            parts.kit.control._idle = timedelta(minutes=1)  # as behind a pooler, where no session is set up
+            monkeypatch.setattr(guards, "LOCKED_FOR", timedelta(milliseconds=300))
             guard.start()
         with pytest.raises(Failures):
             await parts.dispatcher.claim_pass()
         guard.stop()
         assert other.locked.is_set()
-        assert parts.machine.control.severed is (by == "guard")
+        assert parts.kit.control.was_severed() is (by == "guard")
         assert await parts.dispatcher.claim_pass() == 1, "a new connection, a new claim"
 
 
@@ -81,8 +93,8 @@ async def test_a_plan_that_takes_longer_than_locks_may_be_held_is_made_all_the_s
 
     await db.all("insert into pgsched.schedules (name, entrypoint, expression) values ('job @daily', 'job', '@daily')")
     async with Parts(settings, sc) as parts:
-        parts.machine.control._idle = timedelta(milliseconds=100)
+        parts.kit.control._idle = timedelta(milliseconds=100)
         dispatching = asyncio.create_task(parts.dispatcher.run())
-        parts.dispatcher.wake()
+        parts.kit.wakeups.due.ask()
         await db.until("select next_run is not null from pgsched.schedules")
         dispatching.cancel()

@@ -108,10 +108,10 @@ def application(name, calls, held=None):
 async def passes(worker):
     """Waits for a pass of this worker that begins from now on."""
     begun = time.monotonic()
-    worker.dispatcher.wake()
+    worker.kit.wakeups.due.ask()
     await until(lambda: worker.dispatcher._passed_at > begun)
     begun = time.monotonic()
-    worker.dispatcher.wake()
+    worker.kit.wakeups.due.ask()
     await until(lambda: worker.dispatcher._passed_at > begun)
 
 
@@ -137,14 +137,14 @@ async def test_a_blocked_holder_calls_nothing_that_it_cannot_be_sure_of(settings
         await db.all(CHANGES[change])
         if taken_away:
             await db.until(
-                "select worker is distinct from %s from pgsched.runs where id = %s", anna.worker.machine.worker, first
+                "select worker is distinct from %s from pgsched.runs where id = %s", anna.worker.kit.worker, first
             )
         await db.until("select fire_time <= clock_timestamp() from pgsched.runs where id = %s", first)
         await passes(ben)
         if not taken_away:
             assert calls == [], "the guard keeps the claim, and nobody plans beside it"
             assert await db.one("select status, worker from pgsched.runs where id = %s", first) == (
-                "running", anna.worker.machine.worker,
+                "running", anna.worker.kit.worker,
             )  # fmt: skip
         anna.go.set()
         await db.until(
@@ -155,6 +155,6 @@ async def test_a_blocked_holder_calls_nothing_that_it_cannot_be_sure_of(settings
             await db.all("select pgsched.resume('s')")
         await db.until("select status = 'finished' from pgsched.schedules")
         await db.until("select not exists (select from pgsched.runs where status in ('queued', 'running'))")
-        await until(lambda: not anna.worker.runner.live)
+        await until(lambda: not anna.worker.roster.attempts)
     assert [v for _, v in calls] == CALLED[change]
     assert await db.all(ROWS) == (BY_REAPER if taken_away else BY_HOLDER)[change]

@@ -82,9 +82,9 @@ async def test_a_thread_that_never_looks_is_left_behind_and_told(settings, db, c
         await client.cancel(run_id)
         await db.until("select status = 'cancelled' from pgsched.runs")
         assert (await client.get_run(run_id))["reason"] == "cancelled on request, but its thread goes on"
-        assert (worker.runner.slots_used, worker.runner.threads_used) == (0, 1)
+        assert (worker.roster.slots_used, worker.roster.threads_used) == (0, 1)
         gate.set()
-        await until(lambda: worker.runner.threads_used == 0)
+        await until(lambda: worker.roster.threads_used == 0)
 
 
 async def test_a_thread_whose_claim_is_lost_is_left_behind_however_often_that_is_heard(settings, db, client):
@@ -101,7 +101,7 @@ async def test_a_thread_whose_claim_is_lost_is_left_behind_however_often_that_is
             await client.enqueue("job")
             await asyncio.to_thread(started.wait, 20)
             await db.all("update pgsched.runs set worker = gen_random_uuid(), heartbeat_at = now() + interval '1 hour'")
-            await until(lambda: worker.runner.slots_used == 0)
+            await until(lambda: worker.roster.slots_used == 0)
             assert not gate.is_set()
             gate.set()
     assert len(events(logs, "claim_lost")) == 1

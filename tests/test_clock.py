@@ -72,7 +72,7 @@ def test_what_it_says_started_is_not_before_the_fire_time():
 def test_a_step_is_told_and_drift_is_not():
     world, clock = World(4), DatabaseClock()
     steps: list[float] = []
-    clock.stepped = steps.append
+    clock.subscribe(steps.append)
     for step in (0.0, 0.0, 3600.0, 3600.0, 0.0):
         world.true += 100
         world.step = step
@@ -91,7 +91,7 @@ def test_after_a_suspension_nothing_is_known_until_an_answer_to_a_later_question
     clock.observe(START, asked - 0.001, time.monotonic())  # it was stamped before the machine slept
     assert not clock.known
     steps: list[float] = []
-    clock.stepped = steps.append
+    clock.subscribe(steps.append)
     asked = time.monotonic()
     clock.observe(START + timedelta(hours=1), asked, asked + 0.01)
     assert clock.at(asked) == pytest.approx(START + timedelta(hours=1), abs=timedelta(seconds=0.1))
@@ -128,7 +128,7 @@ def test_a_sleep_and_a_set_wall_clock_are_told_once(boots, slept, step):
     clocks = Fake(boots=boots)
     jumps: list[Jump] = []
     watch = Watch(clocks)
-    watch.jumped = jumps.append
+    watch.subscribe(jumps.append)
     assert not watch.look()
     clocks.true += 7
     if boots:

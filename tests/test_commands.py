@@ -302,7 +302,7 @@ async def test_whatever_stops_its_run_ends_the_command_and_its_children(settings
             await db.all("update pgsched.runs set worker = gen_random_uuid(), heartbeat_at = now() + interval '1 hour'")
         elif why == "drain":
             worker.stop()
-        await until(lambda: worker.runner.slots_used == 0)
+        await until(lambda: worker.roster.slots_used == 0)
         assert not any(alive(pid) for pid in pids)  # at once: SIGTERM was enough
     expected = {"cancel": "cancelled", "timeout": "failed", "lost": "running", "drain": "queued"}
     assert await db.value("select status from pgsched.runs") == expected[why]
@@ -470,8 +470,8 @@ async def test_two_lanes_do_not_take_the_same_places(settings, db, client, tmp_p
     await client.enqueue_many("apart", [{}] * 2)
     await client.enqueue_many("shared", [{}] * 2)
     async with working(sc, settings, max_commands=2) as worker:
-        await until(lambda: worker.runner.slots_used >= 2)
-        assert (worker.runner.slots_used, worker.runner.free()[Place.COMMAND]) == (2, 0)
+        await until(lambda: worker.roster.slots_used >= 2)
+        assert (worker.roster.slots_used, worker.roster.places()[Place.COMMAND]) == (2, 0)
         (tmp_path / "gate").touch()
         await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
 

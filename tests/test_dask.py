@@ -180,7 +180,7 @@ async def test_what_stops_its_run_is_heard_by_the_function(  # noqa: PLR0917
             await db.all("update pgsched.runs set worker = gen_random_uuid(), heartbeat_at = now() + interval '1h'")
         elif why == "drain":
             worker.stop()
-        await until(lambda: worker.runner.slots_used == 0)
+        await until(lambda: worker.roster.slots_used == 0)
         await until((tmp_path / "stopped").exists)
     expected = {"cancel": "cancelled", "timeout": "failed", "lost": "running", "drain": "queued"}
     # A lost claim's result, which the function did return, is not there.

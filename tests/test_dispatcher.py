@@ -61,7 +61,7 @@ async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(setti
         assert parts.taken == []
         await db.until(
             "select not exists (select from pg_stat_activity where application_name = %s and state <> 'idle')",
-            f"pgsched {parts.machine.worker}",
+            f"pgsched {parts.kit.worker}",
         )
         assert await db.one(state) == before
         assert await parts.dispatcher.claim_pass() == 3
@@ -139,7 +139,7 @@ async def test_a_pass_that_follows_at_once_goes_by_priority_and_looks_ahead_now_
         await db.all("select pgsched.enqueue('job') from generate_series(1, 500)")
         await parts.dispatcher.claim_pass()
         await parts.dispatcher.claim_pass()
-        assert looks == [0] and parts.dispatcher._next <= time.monotonic(), "the next one comes at once"
+        assert looks == [0] and parts.dispatcher.next.at <= time.monotonic(), "the next one comes at once"
         await db.all(DUE, 100)
         await db.all("select pgsched.enqueue('job', priority => 5) from generate_series(1, 50)")
         await parts.dispatcher.claim_pass()
@@ -178,7 +178,7 @@ async def test_a_schedule_locked_by_another_worker_is_passed_over_and_not_forgot
         lock = "select from pgsched.schedules where name = 'd1' for update"
         await other.execute(in_schema(lock.encode(), settings.schema, parametrised=False))
         assert await parts.dispatcher.claim_pass() == 1, "the free one is taken without waiting for the other"
-        assert parts.dispatcher._next is not None, "it looks again, since nobody would tell if the other died"
+        assert parts.dispatcher.next.at is not None, "it looks again, since nobody would tell if the other died"
         await other.rollback()
         assert await parts.dispatcher.claim_pass() == 1
     assert len({run.schedule_id for run in parts.taken}) == 2
@@ -237,11 +237,11 @@ async def test_at_most_the_free_slots_are_claimed(settings, db):
     await db.all(DUE, 10)
     await db.all("select pgsched.enqueue('job') from generate_series(1, 10)")
     async with Parts(settings, max_running=4) as parts:
-        parts.runner.slots_used = 1
+        parts.roster.slots_used = 1
         assert await parts.dispatcher.claim_pass() == 3
-        parts.runner.slots_used = 4
+        parts.roster.slots_used = 4
         assert await parts.dispatcher.claim_pass() == 0
-        left = parts.dispatcher._next - asyncio.get_running_loop().time()
+        left = parts.dispatcher.next.at - asyncio.get_running_loop().time()
         assert left > 60, "with no slot free it waits for one, and does not look at what is due meanwhile"
 
 
@@ -257,7 +257,7 @@ async def test_priority_then_age(settings, db):
             order.append(parts.taken[-1].id)
         assert order == [2, 5, 1, 3]
         assert await parts.dispatcher.claim_pass() == 0
-        left = parts.dispatcher._next - asyncio.get_running_loop().time()
+        left = parts.dispatcher.next.at - asyncio.get_running_loop().time()
         assert 3500 < left < 3600, "it wakes for the one that is due in an hour"
 
 
@@ -270,13 +270,13 @@ async def test_a_wake_up_while_looking_is_not_lost(settings, db):
             nonlocal passes
             passes += 1
             if passes == 1:
-                parts.dispatcher.wake()  # as a notification that arrives in the middle of a pass
+                parts.kit.wakeups.due.ask()  # as a notification that arrives in the middle of a pass
             else:
                 parts.dispatcher.stop()
             return await real()
 
         parts.dispatcher.claim_pass = counted
-        parts.dispatcher.wake()
+        parts.kit.wakeups.due.ask()
         async with asyncio.timeout(10):
             await parts.dispatcher.run()
         assert passes == 2
@@ -319,7 +319,7 @@ async def test_a_run_that_ends_while_a_pass_is_under_way_is_looked_at_again(sett
         if not passes:
             passes.append(1)
             await db.all("update pgsched.runs set status = 'succeeded', finished_at = now()")
-            parts.dispatcher.slot_freed(ended)
+            parts.roster.changed(ended)
         else:
             parts.dispatcher.stop()
         return outlook
@@ -327,8 +327,8 @@ async def test_a_run_that_ends_while_a_pass_is_under_way_is_looked_at_again(sett
     passes: list[int] = []
     monkeypatch.setattr(Store, "read_outlook", overtaken)
     async with Parts(settings, lookahead="10s") as parts:
-        ended = SimpleNamespace(run=SimpleNamespace(entrypoint="job", schedule_id=1))
-        parts.dispatcher.wake()
+        ended = SimpleNamespace(claimed=SimpleNamespace(entrypoint="job", schedule_id=1))
+        parts.kit.wakeups.due.ask()
         async with asyncio.timeout(4):
             await parts.dispatcher.run()
         assert [run.schedule_id for run in parts.taken] == [1], "claimed ahead, seconds before it is due"
@@ -349,21 +349,21 @@ async def test_a_resync_moves_the_alarm_and_asks_nothing_more(settings, db):
             return await real()
 
         parts.dispatcher.claim_pass = counted
-        parts.dispatcher.wake()
+        parts.kit.wakeups.due.ask()
         running = asyncio.create_task(parts.dispatcher.run())
         await until(parts.dispatcher.passed.is_set)
-        store, machine = parts.machine.store, parts.machine
+        store, kit = parts.kit.store, parts.kit
         for _ in range(20):  # the clock's bounds move a little each time
-            async with machine.writes.use() as connection:
+            async with kit.writes.use() as connection:
                 before = time.monotonic()
-                outlook = await store.read_outlook(connection, machine.worker, ["job"], machine.settings.lookahead)
-                machine.clock.observe(outlook.now, before, time.monotonic())
+                outlook = await store.read_outlook(connection, kit.worker, ["job"], kit.settings.lookahead)
+                kit.clock.observe(outlook.now, before, time.monotonic())
             parts.dispatcher.review(outlook)
             await asyncio.sleep(0)
         assert passes == 1
         await db.all("update pgsched.schedules set next_run = now()")  # no listener here: the resync brings it
-        async with machine.writes.use() as connection:
-            outlook = await store.read_outlook(connection, machine.worker, ["job"], machine.settings.lookahead)
+        async with kit.writes.use() as connection:
+            outlook = await store.read_outlook(connection, kit.worker, ["job"], kit.settings.lookahead)
         parts.dispatcher.review(outlook)
         await until(lambda: parts.taken)
         parts.dispatcher.stop()
@@ -378,7 +378,7 @@ async def test_new_schedules_are_all_planned_without_a_wait_in_between(settings,
         for planned, more in ((10, True), (20, True), (25, False)):
             assert await parts.dispatcher.claim_pass() == 0
             assert await db.value("select count(*) from pgsched.schedules where next_run is not null") == planned
-            assert (parts.dispatcher._next <= time.monotonic()) is more
+            assert (parts.dispatcher.next.at <= time.monotonic()) is more
 
 
 async def test_schedules_that_cannot_advance_make_no_pass_follow_the_other(settings, db, dsn, monkeypatch):
@@ -397,7 +397,7 @@ async def test_schedules_that_cannot_advance_make_no_pass_follow_the_other(setti
         await other.execute(in_schema(b"select from pgsched.runs for update", settings.schema, parametrised=False))
         assert await parts.dispatcher.claim_pass() == 0
         assert await db.value("select count(*) from pgsched.schedules where next_run <= now()") == 10
-        assert not parts.dispatcher._cut, "it would spin until the run is let go"
+        assert parts.dispatcher.next.at > time.monotonic(), "it would spin until the run is let go"
 
 
 async def test_more_than_one_pass_takes_is_all_claimed_ahead(settings, db, monkeypatch):
@@ -407,7 +407,7 @@ async def test_more_than_one_pass_takes_is_all_claimed_ahead(settings, db, monke
         " select 'd' || n, 'job', '@yearly', now() + interval '8 seconds' from generate_series(1, 35) n"
     )
     async with Parts(settings, lookahead="10s") as parts:
-        parts.dispatcher.wake()
+        parts.kit.wakeups.due.ask()
         running = asyncio.create_task(parts.dispatcher.run())
         await until(lambda: len(parts.taken) == 35, 5)
         parts.dispatcher.stop()
@@ -425,7 +425,7 @@ async def passes_for(parts, monkeypatch, instants, claims=lambda: 0) -> int:
         nonlocal now
         if left and (until is None or left[0] <= until):
             now = left.pop(0)
-            part.wake()
+            parts.kit.wakeups.due.ask()
         elif until is not None:
             now = until
         else:
@@ -436,9 +436,8 @@ async def passes_for(parts, monkeypatch, instants, claims=lambda: 0) -> int:
         count += 1
         return claims()
 
-    part._watch = SimpleNamespace(wait=wait)
+    monkeypatch.setattr(parts.kit.watch, "wait", wait)
     part.claim_pass = passed
-    part._next = None
     await part.run()
     return count
 
@@ -494,7 +493,7 @@ async def test_a_claim_takes_so_many_bytes_of_arguments_at_most_and_the_next_one
     async with Parts(settings, sc) as parts:
         counts = [await parts.dispatcher.claim_pass()]
         while sum(counts) < 20 and len(counts) < 20:
-            assert parts.dispatcher._next <= time.monotonic()
+            assert parts.dispatcher.next.at <= time.monotonic()
             counts.append(await parts.dispatcher.claim_pass())
     assert counts == [1, 4, 4, 4, 4, 3], "the first one is larger than all that a claim may take"
     assert {run.id for run in parts.taken[1:9]} == set(range(12, 20)), "and the order stays"

@@ -47,7 +47,7 @@ async def test_a_balancer_that_goes_away_for_a_while_costs_nobody_a_run(settings
             proxy.cut()
             gone = "not exists (select from pg_stat_activity where application_name = %s)"
             silent = "select clock_timestamp() - heartbeat_at > interval '1 second'"  # ten beats
-            await db.until(f"{silent} and {gone} from pgsched.runs", f"pgsched {worker.machine.worker}")
+            await db.until(f"{silent} and {gone} from pgsched.runs", f"pgsched {worker.kit.worker}")
             proxy.mend()
             await db.until("select clock_timestamp() - heartbeat_at < interval '200 ms' from pgsched.runs")
             first.gate.set()

@@ -119,16 +119,16 @@ class Member(Parts):
         )  # fmt: skip
         self.slots, self.places = slots, {Place.THREAD: threads, Place.PROCESS: processes}
         self.runner.take = self.hold
-        self.runner.count = lambda name: sum(run.entrypoint == name for run in self.taken)
+        self.roster.count = lambda name: sum(run.entrypoint == name for run in self.taken)
 
     def hold(self, runs, *_):
         self.taken.extend(runs)
         self.count()
 
     def count(self):
-        self.runner.slots_used = len(self.taken)
+        self.roster.slots_used = len(self.taken)
         counts = Counter(run.entrypoint for run in self.taken)
-        self.runner.used.update({place: used(place, counts) - self.runner.used[place] for place in self.places})
+        self.roster.used.update({place: used(place, counts) - self.roster.used[place] for place in self.places})
 
 
 @dataclass
@@ -241,7 +241,7 @@ class World:
 
 async def world(db, member: Member) -> World:
     cursor = db.cursor(row_factory=psycopg.rows.dict_row)
-    schema = member.machine.settings.schema
+    schema = member.kit.settings.schema
 
     async def rows(text: str) -> list[dict]:
         return await (await cursor.execute(in_schema(text.encode(), schema), ())).fetchall()
@@ -369,8 +369,8 @@ async def compare(settings, jobs, schedules, sizes, ends, *, crossing: bool) -> 
 def test_the_claim_takes_what_the_model_says_is_next(settings, jobs, schedules, sizes, ends, *, crossing):
     async def declare() -> None:
         member = Member(settings)
-        async with member.machine.control.use() as connection:
-            await Reconciler(member.machine).start(connection)
+        async with member.kit.control.use() as connection:
+            await Reconciler(member.kit).start(connection)
         await member.__aexit__()
 
     asyncio.run(declare())
@@ -383,7 +383,7 @@ def test_the_claim_takes_what_the_model_says_is_next(settings, jobs, schedules, 
 async def take(member: Parts, number: int = 1) -> list:
     """What the next pass claims, with so many places."""
     had = len(member.taken)
-    member.runner.slots_used = member.machine.settings.max_running - number
+    member.roster.slots_used = member.kit.settings.max_running - number
     await member.dispatcher.claim_pass()
     return member.taken[had:]
 
@@ -496,8 +496,8 @@ async def test_a_run_that_nobody_here_can_do_hides_no_other_of_its_schedule(sett
 async def test_a_schedules_backlog_at_a_limit_does_not_hide_what_is_due_later(settings, db):
     """It is longer than what is read of a limit at first."""
     member = Member(settings, (5, 1, 1))
-    async with member.machine.control.use() as connection:
-        await Reconciler(member.machine).start(connection)
+    async with member.kit.control.use() as connection:
+        await Reconciler(member.kit).start(connection)
     await db.all(
         "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
         " values ('s', 'limited', '@yearly', now() + interval '1 hour')"

@@ -13,24 +13,18 @@ from pgsched import Scheduler
 from pgsched.db.fence.fence import session_name
 from pgsched.db.statements.store import SILENT_PAGE, EntrypointDefaults, Share, Store, claim_of, in_schema
 from pgsched.model import Claim, Outcome, Process, RunError, RunStatus
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.run.roster import Roster
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.whereabouts import Whereabouts
 
 ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
 
 
-class Roster:
-    """A runner's place for the reaper: the runs that this worker knows of."""
-
-    def __init__(self):
-        self.live, self.unlanded = {}, {}
-
-
 @pytest.fixture
-async def machine(settings):
-    made = Machine.build(Scheduler(), settings.merged({"heartbeat_interval": "1s", "stall_timeout": "30s"}, "test"))
+async def kit(settings):
+    made = Kit.build(Scheduler(), settings.merged({"heartbeat_interval": "1s", "stall_timeout": "30s"}, "test"))
     yield made
     await made.control.discard()
     await made.writes.discard()
@@ -63,20 +57,20 @@ async def dead_worker(db, *, direct=True, process=Process.ENDED, route=""):
     return worker
 
 
-async def finish(machine, *outcomes):
-    answers = await Finisher(machine).send(outcomes)
+async def finish(kit, *outcomes):
+    answers = await Finisher(kit).send(outcomes)
     return {run_id for (run_id, _), landed in answers.items() if landed}
 
 
-async def test_a_finish_lands_only_under_its_very_claim(machine, db):
-    run, = await running(db, machine.worker, attempt=2)  # fmt: skip
-    good = Outcome(Claim(run, 2, machine.worker), RunStatus.SUCCEEDED, result_json="1")
+async def test_a_finish_lands_only_under_its_very_claim(kit, db):
+    run, = await running(db, kit.worker, attempt=2)  # fmt: skip
+    good = Outcome(Claim(run, 2, kit.worker), RunStatus.SUCCEEDED, result_json="1")
     before = await db.all(ROW)
-    assert await finish(machine, replace(good, claim=Claim(run, 1, machine.worker))) == set()
-    other = replace(machine, worker=uuid.uuid4())
+    assert await finish(kit, replace(good, claim=Claim(run, 1, kit.worker))) == set()
+    other = replace(kit, worker=uuid.uuid4())
     assert await finish(other, good) == set()
     assert await db.all(ROW) == before
-    assert await finish(machine, good) == {run}
+    assert await finish(kit, good) == {run}
     after = await db.all(ROW)
     failed = replace(good, status=RunStatus.FAILED, result_json="2", error=RunError("E", "m"))
     assert await finish(other, failed) == set()
@@ -85,36 +79,36 @@ async def test_a_finish_lands_only_under_its_very_claim(machine, db):
 
 @pytest.mark.parametrize("status", [RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.QUEUED])
 @pytest.mark.parametrize("refund", [False, True])
-async def test_a_finish_whose_answer_was_lost_counts_as_landed_when_sent_again(machine, db, status, refund):
-    run, = await running(db, machine.worker)  # fmt: skip
-    outcome = Outcome(Claim(run, 1, machine.worker), status, refund=refund)
-    assert await finish(machine, outcome) == {run}
+async def test_a_finish_whose_answer_was_lost_counts_as_landed_when_sent_again(kit, db, status, refund):
+    run, = await running(db, kit.worker)  # fmt: skip
+    outcome = Outcome(Claim(run, 1, kit.worker), status, refund=refund)
+    assert await finish(kit, outcome) == {run}
     after = await db.all(ROW)
-    assert await finish(machine, outcome) == {run}
+    assert await finish(kit, outcome) == {run}
     assert await db.all(ROW) == after
 
 
-async def test_a_give_back_that_is_sent_again_does_not_land_on_a_later_claim_of_the_same_worker(machine, db):
+async def test_a_give_back_that_is_sent_again_does_not_land_on_a_later_claim_of_the_same_worker(kit, db):
     """The answer to the first is lost. Meanwhile the worker claims the run again: with the same attempt number."""
     await db.all("select pgsched.enqueue('job')")
     rules = [EntrypointDefaults("job", 3, timedelta(0), timedelta(0), None)]
 
     async def claim():
-        async with machine.control.use() as connection:
-            [run], _ = await machine.store.claim_due_runs(
-                connection, machine.worker, rules, [Share([rules[0].entrypoint], 1)], lookahead=timedelta(0), limit=1
+        async with kit.control.use() as connection:
+            [run], _ = await kit.store.claim_due_runs(
+                connection, kit.worker, rules, [Share([rules[0].entrypoint], 1)], lookahead=timedelta(0), limit=1
             )
         return run
 
     first = await claim()
-    back = Outcome(claim_of(first, machine.worker), RunStatus.QUEUED, refund=True)
-    assert await finish(machine, back) == {first.id}
+    back = Outcome(claim_of(first, kit.worker), RunStatus.QUEUED, refund=True)
+    assert await finish(kit, back) == {first.id}
     second = await claim()
     assert (second.id, second.attempt, first.attempt) == (first.id, 1, 1)
     assert second.token > first.token > 0
-    assert await finish(machine, back) == set()
+    assert await finish(kit, back) == set()
     assert await db.one("select status, attempt from pgsched.runs") == ("running", 1)
-    assert await finish(machine, Outcome(claim_of(second, machine.worker), RunStatus.SUCCEEDED)) == {first.id}
+    assert await finish(kit, Outcome(claim_of(second, kit.worker), RunStatus.SUCCEEDED)) == {first.id}
 
 
 def test_the_names_of_attempts_sessions_differ_for_the_largest_ids_and_tokens():
@@ -124,58 +118,58 @@ def test_the_names_of_attempts_sessions_differ_for_the_largest_ids_and_tokens():
     assert all(len(name) <= 63 for name in names)
 
 
-async def test_a_finish_that_comes_after_the_reaper_has_lost(machine, db):
+async def test_a_finish_that_comes_after_the_reaper_has_lost(kit, db):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
     await old_enough(db)
-    await reap(Reaper(machine, Roster()))
+    await reap(Reaper(kit, Roster(kit.settings)))
     before = await db.all(ROW)
     assert before[0][0] == "queued"
     late = Outcome(Claim(run, 1, dead), RunStatus.SUCCEEDED)
-    assert await finish(replace(machine, worker=dead), late) == set()
+    assert await finish(replace(kit, worker=dead), late) == set()
     assert await db.all(ROW) == before
 
 
-async def test_a_beat_tells_lost_cancelled_and_held_apart(machine, db):
-    held, lost, asked, done = await running(db, machine.worker, 4)
+async def test_a_beat_tells_lost_cancelled_and_held_apart(kit, db):
+    held, lost, asked, done = await running(db, kit.worker, 4)
     await db.all("update pgsched.runs set worker = %s where id = %s", uuid.uuid4(), lost)
     await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where id = %s", done)
     await db.all("select pgsched.cancel(%s)", asked)
     beats = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
-    async with machine.writes.use() as connection:
+    async with kit.writes.use() as connection:
         claims = [(run, 1, None) for run in (held, lost, asked, done)]
-        assert await machine.store.beat(connection, machine.worker, claims) == {(held, 1): False, (asked, 1): True}
+        assert await kit.store.beat(connection, kit.worker, claims) == {(held, 1): False, (asked, 1): True}
     now = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
     assert now[held] > beats[held] and now[lost] == beats[lost] and now[done] == beats[done]
 
 
-async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(machine, db, dsn):
+async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(kit, db, dsn):
     dead = await dead_worker(db)
-    mine, theirs = (await running(db, machine.worker, silent=60))[0], (await running(db, dead, silent=60))[0]
+    mine, theirs = (await running(db, kit.worker, silent=60))[0], (await running(db, dead, silent=60))[0]
     async with await psycopg.AsyncConnection.connect(dsn) as other:
-        await other.execute(in_schema(b"select from pgsched.runs for update", machine.store.schema, parametrised=False))
-        async with asyncio.timeout(5), machine.writes.use() as connection:
-            held = await machine.store.beat(connection, machine.worker, [(mine, 1, None)])
+        await other.execute(in_schema(b"select from pgsched.runs for update", kit.store.schema, parametrised=False))
+        async with asyncio.timeout(5), kit.writes.use() as connection:
+            held = await kit.store.beat(connection, kit.worker, [(mine, 1, None)])
             assert held == {(mine, 1): False}, "a locked row is not a lost one"
         async with asyncio.timeout(5):
-            await reap(Reaper(machine, Roster()))
+            await reap(Reaper(kit, Roster(kit.settings)))
         await other.rollback()
     assert await db.value("select status from pgsched.runs where id = %s", theirs) == "running"
 
 
-async def test_a_finish_does_not_wait_for_a_client_that_holds_the_schedule(machine, db, dsn):
+async def test_a_finish_does_not_wait_for_a_client_that_holds_the_schedule(kit, db, dsn):
     schedule = await db.value("select pgsched.create_schedule('s', 'job', '@daily')")
-    run, = await running(db, machine.worker, schedule_id=schedule, fire_time=datetime.now(UTC))  # fmt: skip
+    run, = await running(db, kit.worker, schedule_id=schedule, fire_time=datetime.now(UTC))  # fmt: skip
     async with await psycopg.AsyncConnection.connect(dsn) as other:
         lock = b"update pgsched.schedules set args = '{\"a\": 1}'"
-        await other.execute(in_schema(lock, machine.store.schema, parametrised=False))
+        await other.execute(in_schema(lock, kit.store.schema, parametrised=False))
         async with asyncio.timeout(5):
-            assert await finish(machine, Outcome(Claim(run, 1, machine.worker), RunStatus.SUCCEEDED)) == {run}
+            assert await finish(kit, Outcome(Claim(run, 1, kit.worker), RunStatus.SUCCEEDED)) == {run}
         await other.rollback()
 
 
 @pytest.mark.parametrize("winner", ["beat", "finish", "next attempt"])
-async def test_what_comes_between_the_reapers_look_and_its_write_wins(machine, db, monkeypatch, winner):
+async def test_what_comes_between_the_reapers_look_and_its_write_wins(kit, db, monkeypatch, winner):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
     real = Store.reap_runs
@@ -191,7 +185,7 @@ async def test_what_comes_between_the_reapers_look_and_its_write_wins(machine, d
 
     monkeypatch.setattr(Store, "reap_runs", overtaken)
     await old_enough(db)
-    await reap(Reaper(machine, Roster()))
+    await reap(Reaper(kit, Roster(kit.settings)))
     assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
     assert await db.value("select errors from pgsched.runs where id = %s", run) == []
 
@@ -201,40 +195,40 @@ async def old_enough(db):
     await db.until("select now() - pg_postmaster_start_time() > interval '31 seconds'", limit=40)
 
 
-async def status_after_pass(machine, db, reaper=None, *, rested=True):
+async def status_after_pass(kit, db, reaper=None, *, rested=True):
     await old_enough(db)
-    await reap(reaper or Reaper(machine, Roster()), rested=rested)
+    await reap(reaper or Reaper(kit, Roster(kit.settings)), rested=rested)
     return await db.value("select status from pgsched.runs")
 
 
-async def test_gone_and_silent_for_three_beats_is_reaped(machine, db):
+async def test_gone_and_silent_for_three_beats_is_reaped(kit, db):
     await running(db, await dead_worker(db), silent=3.1)
-    assert await status_after_pass(machine, db) == "queued"
+    assert await status_after_pass(kit, db) == "queued"
     attempt, worker, errors = await db.one("select attempt, worker, errors from pgsched.runs")
     assert (attempt, worker) == (1, None)
     assert errors[0]["type"] == "WorkerLost" and "is gone" in errors[0]["message"]
 
 
-async def test_silent_but_connected_is_not(machine, db, dsn):
+async def test_silent_but_connected_is_not(kit, db, dsn):
     dead = await dead_worker(db)
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
         await running(db, dead, silent=20)
-        assert await status_after_pass(machine, db) == "running"
+        assert await status_after_pass(kit, db) == "running"
         await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
-        assert await status_after_pass(machine, db) == "queued"
+        assert await status_after_pass(kit, db) == "queued"
 
 
-async def test_behind_a_pooler_the_stall_timeout_alone_decides(machine, db):
+async def test_behind_a_pooler_the_stall_timeout_alone_decides(kit, db):
     await running(db, await dead_worker(db, direct=False, process=Process.UNKNOWN), silent=20)
-    assert await status_after_pass(machine, db) == "running"
+    assert await status_after_pass(kit, db) == "running"
 
 
 @pytest.mark.parametrize("process", [Process.UNKNOWN, Process.ALIVE])
-async def test_a_worker_without_sessions_is_not_known_to_be_dead(machine, db, process):
+async def test_a_worker_without_sessions_is_not_known_to_be_dead(kit, db, process):
     await running(db, await dead_worker(db, process=process), silent=20)
-    assert await status_after_pass(machine, db) == "running"
+    assert await status_after_pass(kit, db) == "running"
     await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
-    assert await status_after_pass(machine, db) == "queued"
+    assert await status_after_pass(kit, db) == "queued"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +240,7 @@ async def test_a_worker_without_sessions_is_not_known_to_be_dead(machine, db, pr
         ("there", "before", "running"),
     ],
 )
-async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_well(machine, db, dsn, case):
+async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_well(kit, db, dsn, case):
     route, since, status = case
     await old_enough(db)
     witness, silence = await dead_worker(db, route=route), 20.0 if since == "after" else 0.31
@@ -259,24 +253,24 @@ async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_wel
         )  # fmt: skip
         await running(db, dead, silent=silence)
         await other.execute("select 1")
-        quick = replace(machine, settings=machine.settings.merged({"heartbeat_interval": "100ms"}, "test"))
+        quick = replace(kit, settings=kit.settings.merged({"heartbeat_interval": "100ms"}, "test"))
         assert await status_after_pass(quick, db) == status
 
 
-async def test_a_silence_is_judged_only_after_it_was_watched(machine, db, dsn):
+async def test_a_silence_is_judged_only_after_it_was_watched(kit, db, dsn):
     """A step of the database's clock makes all beats old, and the owners' next ones are still to come."""
     await old_enough(db)
     dead = await dead_worker(db)
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
         await running(db, dead, silent=3600)
-        reaper = Reaper(machine, Roster())
+        reaper = Reaper(kit, Roster(kit.settings))
         reaper._distrust_until = 0.0
         await reaper.reap_pass()
         assert await db.value("select status from pgsched.runs") == "running"
         await db.all("update pgsched.runs set heartbeat_at = heartbeat_at + interval '1 second'")
         await reap_twice_at_once(reaper)
         assert await db.value("select status from pgsched.runs") == "running", "it has beaten in between"
-        assert await status_after_pass(machine, db, reaper) == "queued"
+        assert await status_after_pass(kit, db, reaper) == "queued"
 
 
 async def reap_twice_at_once(reaper):
@@ -284,30 +278,30 @@ async def reap_twice_at_once(reaper):
     await reaper.reap_pass()
 
 
-async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_ended(machine, db):
+async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_ended(kit, db):
     """After a failover a fresh worker may be there before the owners are back."""
     await old_enough(db)
     for process in Process:
         await running(db, await dead_worker(db, process=process), silent=3600)
-    reaper = Reaper(machine, Roster())
+    reaper = Reaper(kit, Roster(kit.settings))
     await reaper.reap_pass()
     reaper._watched = {key: (sign, at - 10) for key, (sign, at) in reaper._watched.items()}
     await reaper.reap_pass()
     assert await db.all("select status from pgsched.runs order by id") == [("running",), ("running",), ("queued",)]
 
 
-async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(machine, db):
+async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(kit, db):
     await old_enough(db)
     await db.all("alter table pgsched.runs drop constraint runs_claim_check")  # as a version before had it
     await db.all(
         "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, created_at)"
         " values ('job', 'running', 1, 3, now() - interval '1 minute'), ('job', 'running', 1, 3, now())"
     )
-    await reap(Reaper(machine, Roster()))
+    await reap(Reaper(kit, Roster(kit.settings)))
     assert await db.all("select status from pgsched.runs order by id") == [("queued",), ("running",)]
 
 
-async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(machine, db, dsn, monkeypatch):
+async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(kit, db, dsn, monkeypatch):
     """Nor are they read: a page holds only what may be taken soon."""
     pages, real = [], Store.find_silent_runs
 
@@ -322,76 +316,74 @@ async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_
         await running(db, still, SILENT_PAGE, silent=20)
         run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
         await old_enough(db)
-        await reap(Reaper(machine, Roster()))
+        await reap(Reaper(kit, Roster(kit.settings)))
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
     assert pages == [[run], [run]]
 
 
-async def test_the_reaper_looks_behind_a_full_page(machine, db):
+async def test_the_reaper_looks_behind_a_full_page(kit, db):
     """As many that may not be taken yet, and must be watched."""
     await running(db, await dead_worker(db, process=Process.ALIVE), 2 * SILENT_PAGE, silent=20)
     run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
     await old_enough(db)
-    await reap(Reaper(machine, Roster()))
+    await reap(Reaper(kit, Roster(kit.settings)))
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
 
 
-async def test_a_beat_that_finds_the_row_locked_is_a_sign_of_life(machine, db, dsn):
+async def test_a_beat_that_finds_the_row_locked_is_a_sign_of_life(kit, db, dsn):
     """Neither a client's lock, however long, nor its end makes the run another worker's."""
     await old_enough(db)
     owner = await dead_worker(db)
     run, = await running(db, owner, silent=31)  # fmt: skip
-    reaper = Reaper(machine, Roster())
-    async with await psycopg.AsyncConnection.connect(dsn) as client, machine.writes.use() as connection:
-        assert await machine.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+    reaper = Reaper(kit, Roster(kit.settings))
+    async with await psycopg.AsyncConnection.connect(dsn) as client, kit.writes.use() as connection:
+        assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
         assert await db.value("select passed_at from pgsched.workers") is None, "nobody was in the way"
         await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
-        await client.execute(
-            in_schema(b"select from pgsched.runs for update", machine.store.schema, parametrised=False)
-        )
-        assert await machine.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        await client.execute(in_schema(b"select from pgsched.runs for update", kit.store.schema, parametrised=False))
+        assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
         await client.rollback()
         # The reaper comes first, before the beat that can write again.
-        assert await status_after_pass(machine, db, reaper) == "running"
+        assert await status_after_pass(kit, db, reaper) == "running"
         # A worker that died beats no more, not even in vain.
         await db.all("update pgsched.workers set passed_at = clock_timestamp() - interval '31 seconds'")
-        assert await status_after_pass(machine, db, reaper) == "queued"
+        assert await status_after_pass(kit, db, reaper) == "queued"
 
 
-async def test_a_beat_waits_for_nobody_though_the_workers_row_is_locked_as_well(machine, db, dsn):
+async def test_a_beat_waits_for_nobody_though_the_workers_row_is_locked_as_well(kit, db, dsn):
     owner = await dead_worker(db)
     run, = await running(db, owner)  # fmt: skip
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         lock = b"select from pgsched.runs, pgsched.workers for update"
-        await client.execute(in_schema(lock, machine.store.schema, parametrised=False))
-        async with asyncio.timeout(5), machine.writes.use() as connection:
-            assert await machine.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        await client.execute(in_schema(lock, kit.store.schema, parametrised=False))
+        async with asyncio.timeout(5), kit.writes.use() as connection:
+            assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
 
 
-async def test_a_run_whose_worker_row_was_pruned_is_reaped_after_the_stall_timeout(machine, db):
+async def test_a_run_whose_worker_row_was_pruned_is_reaped_after_the_stall_timeout(kit, db):
     await running(db, uuid.uuid4(), silent=31)
-    assert await status_after_pass(machine, db) == "queued"
+    assert await status_after_pass(kit, db) == "queued"
 
 
-async def test_a_poison_run_ends_as_failed(machine, db):
+async def test_a_poison_run_ends_as_failed(kit, db):
     await running(db, await dead_worker(db), silent=60, attempt=3)
-    assert await status_after_pass(machine, db) == "failed"
+    assert await status_after_pass(kit, db) == "failed"
 
 
-async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(machine, db, monkeypatch):
+async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(kit, db, monkeypatch):
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
-    reaper = Reaper(machine, Roster())
+    reaper = Reaper(kit, Roster(kit.settings))
     with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
         patch.setattr(Store, "find_silent_runs", lost)
         await reaper.reap_pass()
-    assert await status_after_pass(machine, db, reaper, rested=False) == "running"
-    assert await status_after_pass(machine, db, reaper) == "queued"
+    assert await status_after_pass(kit, db, reaper, rested=False) == "running"
+    assert await status_after_pass(kit, db, reaper) == "queued"
 
 
-async def test_a_look_that_the_server_refuses_is_no_outage(machine, db, monkeypatch):
+async def test_a_look_that_the_server_refuses_is_no_outage(kit, db, monkeypatch):
     """Whoever can have a statement refused again and again must not keep all reapers from their work."""
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
-    reaper = Reaper(machine, Roster())
+    reaper = Reaper(kit, Roster(kit.settings))
     reaper._distrust_until -= 3600
     trusted = reaper._distrust_until
     for error, goes_on in ((psycopg.errors.RaiseException("no"), True), (psycopg.OperationalError("gone"), False)):
@@ -409,16 +401,16 @@ async def lost(*_, **__):
     raise psycopg.OperationalError("gone")
 
 
-async def test_a_gap_between_looks_counts_as_an_outage(machine, db):
-    reaper = Reaper(machine, Roster())
+async def test_a_gap_between_looks_counts_as_an_outage(kit, db):
+    reaper = Reaper(kit, Roster(kit.settings))
     await running(db, await dead_worker(db, process=Process.UNKNOWN))
-    assert await status_after_pass(machine, db, reaper) == "running"
+    assert await status_after_pass(kit, db, reaper) == "running"
     reaper._looked_at -= timedelta(seconds=60)  # as if this machine, or the server, had stood still
     await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '60 seconds'")
-    assert await status_after_pass(machine, db, reaper, rested=False) == "running"
+    assert await status_after_pass(kit, db, reaper, rested=False) == "running"
 
 
-async def test_a_freshly_started_server_is_given_time(machine, db, monkeypatch):
+async def test_a_freshly_started_server_is_given_time(kit, db, monkeypatch):
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     real = Store.find_silent_runs
 
@@ -427,29 +419,29 @@ async def test_a_freshly_started_server_is_given_time(machine, db, monkeypatch):
         return now, timedelta(seconds=5), elsewhere, silent
 
     monkeypatch.setattr(Store, "find_silent_runs", fresh)
-    assert await status_after_pass(machine, db) == "running"
+    assert await status_after_pass(kit, db) == "running"
 
 
-async def test_an_own_claim_that_nobody_here_knows_of_is_given_to_somebody(machine, db):
+async def test_an_own_claim_that_nobody_here_knows_of_is_given_to_somebody(kit, db):
     # The answer to the commit that made it was lost.
-    await running(db, machine.worker, silent=3.1)
-    assert await status_after_pass(machine, db) == "queued"
+    await running(db, kit.worker, silent=3.1)
+    assert await status_after_pass(kit, db) == "queued"
 
 
-async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(machine, db):
-    await running(db, machine.worker, 10_000)
+async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(kit, db):
+    await running(db, kit.worker, 10_000)
     await running(db, await dead_worker(db), silent=60)
     await old_enough(db)
-    await reap(Reaper(machine, Roster()))
+    await reap(Reaper(kit, Roster(kit.settings)))
     assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 1
 
 
-async def test_one_outcome_that_cannot_be_stored_does_not_hold_up_the_others(machine, db):
-    ids = await running(db, machine.worker, 3)
-    finisher = Finisher(machine)
+async def test_one_outcome_that_cannot_be_stored_does_not_hold_up_the_others(kit, db):
+    ids = await running(db, kit.worker, 3)
+    finisher = Finisher(kit)
     answers = {}
     for run, result in zip(ids, ("1", '"\\u0000"', "3"), strict=True):
-        outcome = Outcome(Claim(run, 1, machine.worker), RunStatus.SUCCEEDED, result_json=result)
+        outcome = Outcome(Claim(run, 1, kit.worker), RunStatus.SUCCEEDED, result_json=result)
         finisher.put(outcome, lambda o, landed: answers.update({o.claim.run_id: landed}))
     task = asyncio.create_task(finisher.run())
     assert await finisher.flush(10)
@@ -461,9 +453,9 @@ async def test_one_outcome_that_cannot_be_stored_does_not_hold_up_the_others(mac
     ]  # fmt: skip
 
 
-async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
+async def test_beats_finishes_and_reaps_at_once_never_deadlock(kit, db):
     dead = await dead_worker(db)
-    ids = await running(db, machine.worker, 300)
+    ids = await running(db, kit.worker, 300)
     await running(db, dead, 300, silent=60)
     claims = [(run, 1, None) for run in ids]
     await old_enough(db)
@@ -471,19 +463,21 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
 
     async def beats():
         for _ in range(20):
-            async with machine.control.use() as connection:
-                await machine.store.beat(connection, machine.worker, claims[::-1])
+            async with kit.control.use() as connection:
+                await kit.store.beat(connection, kit.worker, claims[::-1])
 
     async def finishes():
         for start in range(0, 300, 20):
-            left = [Outcome(Claim(r, 1, machine.worker), RunStatus.SUCCEEDED) for r in ids[start : start + 20][::-1]]
+            left = [Outcome(Claim(r, 1, kit.worker), RunStatus.SUCCEEDED) for r in ids[start : start + 20][::-1]]
             while left:  # a row that a beat has locked just now is passed over
-                landed = await finish(machine, *left)
+                landed = await finish(kit, *left)
                 left = [outcome for outcome in left if outcome.claim.run_id not in landed]
 
-    second = replace(machine, control=machine.session("second"))
-    third = replace(machine, control=machine.session("third"))
-    await asyncio.gather(beats(), finishes(), reap(Reaper(second, Roster())), reap(Reaper(third, Roster())))
+    second = replace(kit, control=kit.session("second"))
+    third = replace(kit, control=kit.session("third"))
+    await asyncio.gather(
+        beats(), finishes(), reap(Reaper(second, Roster(kit.settings))), reap(Reaper(third, Roster(kit.settings)))
+    )
     for each in (second, third):
         await each.control.discard()
     assert await db.value("select deadlocks from pg_stat_database where datname = current_database()") == before
@@ -493,16 +487,16 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(machine, db):
     }
 
 
-async def test_an_end_whose_row_a_client_holds_lands_later_and_holds_up_no_other(machine, db, dsn):
-    held, free = await running(db, machine.worker, 2)
-    finisher, answers = Finisher(machine), {}
+async def test_an_end_whose_row_a_client_holds_lands_later_and_holds_up_no_other(kit, db, dsn):
+    held, free = await running(db, kit.worker, 2)
+    finisher, answers = Finisher(kit), {}
     writing = asyncio.create_task(finisher.run())
     async with await psycopg.AsyncConnection.connect(dsn) as other:
         # As `begin; select pgsched.cancel(...)`, left open.
         cancel = f"select pgsched.cancel({held})".encode()
-        await other.execute(in_schema(cancel, machine.store.schema, parametrised=False))
+        await other.execute(in_schema(cancel, kit.store.schema, parametrised=False))
         for run in (held, free):
-            outcome = Outcome(Claim(run, 1, machine.worker), RunStatus.SUCCEEDED)
+            outcome = Outcome(Claim(run, 1, kit.worker), RunStatus.SUCCEEDED)
             finisher.put(outcome, lambda o, landed: answers.update({o.claim.run_id: landed}))
         await until(lambda: answers == {free: True}, 5)
         assert not await finisher.flush(0.3), "it is not done while one is held"
@@ -513,15 +507,15 @@ async def test_an_end_whose_row_a_client_holds_lands_later_and_holds_up_no_other
 
 
 @pytest.mark.parametrize("by", ["drain", "failure", "reaper"])
-async def test_a_request_to_cancel_outlives_the_attempt(machine, db, by):
-    worker = await dead_worker(db) if by == "reaper" else machine.worker
+async def test_a_request_to_cancel_outlives_the_attempt(kit, db, by):
+    worker = await dead_worker(db) if by == "reaper" else kit.worker
     run, = await running(db, worker, silent=60)  # fmt: skip
     await db.all("select pgsched.cancel(%s)", run)
     if by == "reaper":
         await old_enough(db)
-        await reap(Reaper(machine, Roster()))
+        await reap(Reaper(kit, Roster(kit.settings)))
     else:
-        assert await finish(machine, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
+        assert await finish(kit, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
     assert await db.one("select status, reason, finished_at is not null from pgsched.runs") == (
         "cancelled", "cancelled on request", True,
     )  # fmt: skip

@@ -228,7 +228,7 @@ async def test_a_plain_one_that_blocks_does_not_block_the_event_loop(settings, c
 
     async with working(sc, settings, hook_timeout="30s") as worker:
         await client.enqueue("job")
-        await until(worker.runner.running)
+        await until(worker.roster.running)
         gate.set()
         await asyncio.wait_for(done.wait(), 20)
 
@@ -336,7 +336,7 @@ async def test_a_drain_is_not_held_up_and_a_run_is_over_before_its_hooks(setting
             await client.enqueue("job")
             await asyncio.wait_for(entered.wait(), 20)
             assert await db.value("select status from pgsched.runs") == "succeeded"
-            assert (worker.runner.slots_used, worker.runner.live) == (0, {})
+            assert (worker.roster.slots_used, worker.roster.attempts) == (0, {})
     assert [entry["event"] for entry in logs][-1] == "drain_finished"
     assert worker.given_back == 0
     assert not worker.runner.caller.stuck

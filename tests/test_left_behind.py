@@ -52,9 +52,9 @@ async def test_threads_that_are_left_behind_are_named_and_when_none_is_left_that
             await db.all("select pgsched.enqueue('hangs')")
             await until(lambda: [e for e in events if e["event"] == "threads_exhausted"])
             sc.gate.set()
-            await until(lambda: not worker.runner.left_behind)
+            await until(lambda: not worker.roster.left_behind)
             assert [e for e in events if e["event"] == "threads_free_again"]
-            assert worker.runner.threads_used == 0
+            assert worker.roster.threads_used == 0
 
 
 @pytest.mark.parametrize("kind", ["daemon", "host program"])
@@ -101,7 +101,7 @@ async def test_what_a_hanging_thread_left_is_given_back_after_the_hooks(settings
         await db.all("select pgsched.enqueue('quick')")
         await entered.wait()
         worker.stop()
-        await until(lambda: worker.runner.live and worker.listener.state == "draining")
+        await until(lambda: worker.roster.attempts and worker.listener.draining)
         held = "select status = 'running' and clock_timestamp() - heartbeat_at < interval '1 s' from pgsched.runs"
         silent = "select clock_timestamp() - claimed_at > interval '1.2 s' from pgsched.runs where id = %s"
         await db.until(silent, run)
@@ -145,7 +145,7 @@ async def test_a_start_forgets_workers_that_crashed(settings, db):
     )  # fmt: skip
     async with working(hanging(), settings, stall_timeout="1h") as worker:
         rows = {row[0] for row in await db.all("select id from pgsched.workers")}
-        assert rows == {keep, worker.machine.worker}
+        assert rows == {keep, worker.kit.worker}
 
 
 async def test_a_thread_counts_for_the_overlap_until_it_ends_though_its_run_has(settings, db):
@@ -250,7 +250,7 @@ async def test_a_pass_beside_a_hung_thread_sends_what_it_sends_beside_a_running_
         if due == "a backlog beside jobs":
             await db.all("select pgsched.enqueue('job')")
         async with Parts(settings, max_running=2) as parts:
-            parts.dispatcher._gated = False  # a look at runs of removed schedules, now and then
+            parts.gated(False)  # a look at runs of removed schedules, now and then
             sent.clear()
             await parts.dispatcher.claim_pass()
             passes[beside] = list(sent)
@@ -274,7 +274,7 @@ async def test_a_retried_run_waits_for_the_thread_of_its_earlier_attempt_and_say
         await db.until("select status = 'succeeded' from pgsched.runs where id = %s", quick)
         row = await client.get_run(run)
         assert row["status"] == "queued"
-        assert f"goes on in a thread of worker {worker.machine.worker}" in row["detail"]
+        assert f"goes on in a thread of worker {worker.kit.worker}" in row["detail"]
         assert "restart the worker" in row["detail"]
         sc.gate.set()
         await db.until("select status = 'succeeded' and attempt = 2 from pgsched.runs where id = %s", run)
@@ -322,8 +322,8 @@ async def test_the_beat_that_finds_a_claim_lost_says_that_its_thread_goes_on(set
         await until(lambda: sc.calls)
         await db.all(TAKEN, "0 s", run)
         await until(lambda: seen)
-        assert seen[0] == [(run, worker.machine.worker)], "at once"
-        await until(lambda: worker.runner.left_behind)
+        assert seen[0] == [(run, worker.kit.worker)], "at once"
+        await until(lambda: worker.roster.left_behind)
         quick = await db.value("select pgsched.enqueue('quick', priority => -1)")
         await db.until("select status = 'succeeded' from pgsched.runs where id = %s", quick)
         assert sc.calls == [run]
@@ -388,7 +388,7 @@ async def test_a_worker_that_claims_its_own_lost_run_before_it_hears_of_the_loss
         await asyncio.sleep(0.2)  # what was on its way has come
         await db.all(TAKEN, "0 s", run)
         await db.until("select count(*) = 1 from pgsched.left_behind")
-        await until(lambda: worker.runner.left_behind)
+        await until(lambda: worker.roster.left_behind)
         quick = await db.value("select pgsched.enqueue('quick', priority => -1)")
         await db.until("select status = 'succeeded' from pgsched.runs where id = %s", quick)
         assert sc.calls == [run]

@@ -41,8 +41,8 @@ class Pair:
         self.parts = [Parts(settings, scheduler, **changes), Parts(settings, scheduler, **changes)]
 
     async def __aenter__(self):
-        async with self.parts[0].machine.control.use() as connection:
-            await Reconciler(self.parts[0].machine).start(connection)
+        async with self.parts[0].kit.control.use() as connection:
+            await Reconciler(self.parts[0].kit).start(connection)
         return self.parts
 
     async def __aexit__(self, *_):
@@ -108,7 +108,7 @@ async def test_two_workers_that_claim_at_once_stay_below_the_limit_together(sett
         await db.all(JOBS, "a", 0, 5)
 
         async def held(self, connection, worker, *args, **kwargs):
-            if worker == one.machine.worker:
+            if worker == one.kit.worker:
                 claimed.set()
                 await commit.wait()
             return await real(self, connection, worker, *args, **kwargs)
@@ -154,7 +154,7 @@ async def test_ten_thousand_behind_a_busy_key_cost_no_more_than_a_thousand(setti
             await db.all(JOBS, "a", 0, jobs)
             await db.all("analyze pgsched.runs")
             await db.all(JOBS, "b", 0, 1)
-            seen.append(await pages(settings, one.machine.store.query("read_lines")))
+            seen.append(await pages(settings, one.kit.store.query("read_lines")))
             await db.all("delete from pgsched.runs where args ->> 'tenant' = 'b'")
     assert [found for found, _ in seen] == [1, 1], "that of the other key"
     assert seen[1][1] < seen[0][1] + 40, seen
@@ -167,7 +167,7 @@ async def test_ten_thousand_keys_are_not_walked_to_fill_ten_places(settings, db)
             " + n * interval '1 s') from generate_series(1, 10000) n"
         )
         await db.all("analyze pgsched.runs")
-        found, touched = await pages(settings, one.machine.store.query("read_lines"))
+        found, touched = await pages(settings, one.kit.store.query("read_lines"))
     assert (found, touched < 1000) == (10, True), touched
 
 
@@ -197,7 +197,7 @@ async def test_a_rate_lets_so_many_start_and_says_when_the_next_may(settings, db
         assert await claims(one) == 0
         await db.all("update pgsched.runs set status = 'succeeded', finished_at = now() where status = 'running'")
         assert await claims(one) == 0, "an end gives no start back"
-        opens = one.dispatcher._limiter.opens
+        opens = one.dispatcher.opens
         assert opens == await db.value("select started_at[1] + interval '1 hour' from pgsched.limits")
         await db.all(
             "update pgsched.limits set started_at = array(select at - interval '1 hour' from unnest(started_at) at)"
@@ -209,9 +209,7 @@ async def test_a_rate_lets_so_many_start_and_says_when_the_next_may(settings, db
 async def test_per_worker_leaves_the_rest_to_others(settings, db):
     async with Pair(settings, limited(per_worker=2)) as (one, two):
         for parts in (one, two):
-            del parts.runner.take  # it shall count them as its own
-            parts.runner._start_in_time = lambda live: None
-            parts.runner.started = lambda: None
+            parts.holds = True  # it should count them as its own
         await db.all(JOBS, "a", 0, 7)
         await db.all("select pgsched.enqueue('free') from generate_series(1, 3)")
         assert await claims(one) == 5
@@ -299,7 +297,7 @@ async def test_pausing_a_schedule_holds_back_its_runs_in_line_and_no_others(sett
         assert two.taken[0].schedule_id is None
         await db.all(END, two.taken[0].id)
         await db.all("select pgsched.resume('s')")
-        two.dispatcher._gated = True  # as the loop does where a notification woke it
+        two.gated(True)  # as the loop does where a notification woke it
         assert await claims(two) == 1
 
 
@@ -397,8 +395,8 @@ def application(app: str, **limits) -> Scheduler:
 
 
 async def declared(parts: Parts) -> None:
-    async with parts.machine.control.use() as connection:
-        await Reconciler(parts.machine).start(connection)
+    async with parts.kit.control.use() as connection:
+        await Reconciler(parts.kit).start(connection)
 
 
 @contextlib.asynccontextmanager
@@ -497,7 +495,7 @@ async def test_an_application_without_limits_takes_jobs_of_none_beside_one_that_
             await db.all(
                 "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
                 " stall_timeout) values (%s, %s, 'h', 1, '0', '{job}', true, '1s', '30s')",
-                parts.machine.worker, app,
+                parts.kit.worker, app,
             )  # fmt: skip
         await db.all("select pgsched.enqueue('job') from generate_series(1, 3)")
         assert await claims(b) == 3
@@ -534,6 +532,6 @@ async def test_runs_that_stand_in_line_follow_their_schedules_application(settin
 async def test_jobs_in_line_are_taken_over_with_their_application(settings, db):
     async with applications(settings, old={"concurrency": 1}, new={"concurrency": 2}) as (_, new):
         await db.all("select pgsched.enqueue('job', app => 'old') from generate_series(1, 3)")
-        async with new.machine.control.use() as connection, connection.transaction():
-            assert await new.machine.store.adopt(connection, "old", "new") == ([], 3)
+        async with new.kit.control.use() as connection, connection.transaction():
+            assert await new.kit.store.adopt(connection, "old", "new") == ([], 3)
         assert [await claims(new) for _ in range(3)] == [0, 2, 0], "first they go and stand in the new one's line"

@@ -59,7 +59,7 @@ async def test_a_workers_own_doings_notify_nobody(settings, db, ear):
             "select heartbeat_at > claimed_at + interval '300 ms' from pgsched.runs where entrypoint = 'long'"
         )
         gate.set()
-        await until(lambda: not any(live.run.entrypoint == "long" for live in worker.runner.live.values()))
+        await until(lambda: not any(live.claimed.entrypoint == "long" for live in worker.roster.attempts.values()))
         assert await ear.heard() == 0
 
 
@@ -96,7 +96,7 @@ async def test_a_change_takes_effect_though_no_timer_could_help(settings, db):
     async def job(): ...
 
     async with working(sc, settings, resync_interval="0") as worker:
-        assert worker.dispatcher._next is None, "nothing to wake up for"
+        assert worker.dispatcher.next.at is None, "nothing to wake up for"
         await db.all("select pgsched.create_schedule('s', 'job', '@yearly')")
         await db.until("select next_run is not null from pgsched.schedules")
         await db.all("update pgsched.schedules set next_run = now()")
@@ -134,7 +134,7 @@ async def test_notifications_are_heard_again_after_the_connection_was_lost(setti
 
     async with working(sc, settings, resync_interval="0") as worker:
         for round_ in range(1, 4):
-            name = f"pgsched {worker.machine.worker}"
+            name = f"pgsched {worker.kit.worker}"
             await db.all("select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", name)
             # At whichever moment of the reconnect this commits: it is notified, or seen by the look after LISTEN.
             await db.all("select pgsched.enqueue('job')")

@@ -47,7 +47,7 @@ async def test_no_payload_local_or_password_is_logged(settings, db, lines):
         for name in (*sc.entrypoints, "raises"):
             await db.all("select pgsched.enqueue(%s, jsonb_build_object('secret', %s::text))", name, CANARY)
         await db.all("select pgsched.enqueue('raises', jsonb_build_object(%s::text, 1))", CANARY)
-        name = f"pgsched {worker.machine.worker}"
+        name = f"pgsched {worker.kit.worker}"
         await db.all("select pg_terminate_backend(pid) from pg_stat_activity where application_name = %s", name)
         await db.until("select count(*) = 5 from pgsched.runs where status in ('succeeded', 'failed')")
     told = lines()

@@ -76,18 +76,18 @@ class Gate:
 class Held:
     """A run that is running, held by a worker of which only the scribe is there."""
 
-    def __init__(self, machine, db):
-        self.machine, self.db = machine, db
-        self.scribe = Scribe(machine)
+    def __init__(self, kit, db):
+        self.kit, self.db = kit, db
+        self.scribe = Scribe(kit)
         self.journal = Journal()
 
     async def claim(self, attempt=1):
         run_id = await self.db.value(
             "insert into pgsched.runs (entrypoint, status, attempt, token, worker, claimed_at, heartbeat_at)"
             " values ('job', 'running', %s, %s, %s, now(), now()) returning id",
-            attempt, attempt, self.machine.worker,
+            attempt, attempt, self.kit.worker,
         )  # fmt: skip
-        return Claim(run_id, attempt, self.machine.worker)
+        return Claim(run_id, attempt, self.kit.worker)
 
     async def texts(self):
         return [text for _, text in await self.db.all(LINES)]
@@ -95,11 +95,11 @@ class Held:
 
 @pytest.fixture
 async def held(settings, db):
-    from pgsched.worker.kit import Machine
+    from pgsched.worker.kit import Kit
 
-    machine = Machine.build(Scheduler(), settings)
-    yield Held(machine, db)
-    await machine.writes.discard()
+    kit = Kit.build(Scheduler(), settings)
+    yield Held(kit, db)
+    await kit.writes.discard()
 
 
 # --- taken in ---------------------------------------------------------------------------------------------
@@ -351,8 +351,8 @@ async def test_many_lines_of_many_runs_are_one_statement_a_beat(settings, db, cl
     async with working(sc, settings, **FAR) as worker:
         await client.enqueue_many("job", [{}] * 20)
         await db.until("select count(*) = 20 from pgsched.runs where status = 'running'")
-        await until(lambda: len(worker.runner.running()) == 20)
-        await until(lambda: all(live.journal.unwritten for live in worker.runner.running()))
+        await until(lambda: len(worker.roster.running()) == 20)
+        await until(lambda: all(live.journal.unwritten for live in worker.roster.running()))
         sent.clear()
         await worker.heartbeat.beat()
         assert sent == ["beat", "write_journals"]
@@ -452,7 +452,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
 
     from pgsched.worker.run.finisher import Finisher, Landing
 
-    finisher = Finisher(held.machine)
+    finisher = Finisher(held.kit)
     mine, other = await held.claim(), await held.claim()
     held.journal.add("last words", "info")
     ends = [Outcome(mine, RunStatus.SUCCEEDED, journal=held.journal), Outcome(other, RunStatus.SUCCEEDED)]
@@ -466,7 +466,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
                 await locker.rollback()  # the row is free again after the lines were refused, before the end is sent
             return await real(*args)
 
-        object.__setattr__(held.machine.store, "finish_runs", freed_in_between)
+        object.__setattr__(held.kit.store, "finish_runs", freed_in_between)
         answers = await finisher.send(ends)
     assert answers == {(mine.run_id, 1): Landing.LOCKED, (other.run_id, 1): Landing.LANDED}
     assert await finisher.send(ends[:1]) == {(mine.run_id, 1): Landing.LANDED}
@@ -477,7 +477,7 @@ async def test_a_write_whose_answer_was_lost_is_not_written_twice(held):
     claim = await held.claim()
     held.journal.add("a\nb", "info")
     await held.scribe._store.write_journals(
-        await held.machine.writes.connect(), claim.worker, [(claim, held.journal.read())]
+        await held.kit.writes.connect(), claim.worker, [(claim, held.journal.read())]
     )
     held.journal.add("c", "info")
     await held.scribe.write_all([(claim, held.journal)])
@@ -504,7 +504,7 @@ async def test_an_attempt_that_was_given_back_and_the_next_of_its_number_keep_th
     again = Journal()
     again.add("of the second", "info")
     said = [(Claim(claim.run_id, 1, other), again.read())]
-    assert await held.machine.store.write_journals(await held.machine.writes.connect(), other, said)
+    assert await held.kit.store.write_journals(await held.kit.writes.connect(), other, said)
     assert await held.texts() == ["of the first", "of the second"]
 
 

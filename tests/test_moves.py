@@ -16,7 +16,7 @@ from pgsched.db.statements.store import Store
 from pgsched.errors import ConfigurationError
 from pgsched.rules.deploy import Other, is_ours
 from pgsched.rules.projects import Home
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep.reconciler import Reconciler
 
 HERE = Home("shop", "core.app.create_scheduler")
@@ -127,7 +127,7 @@ async def test_a_start_that_would_retire_what_a_living_stranger_serves_is_refuse
         ):
             assert part in text
         assert await everything(db) == before
-        assert await db.all("select id from pgsched.workers") == [(worker.machine.worker,)]
+        assert await db.all("select id from pgsched.workers") == [(worker.kit.worker,)]
     await start(second, settings)  # nobody is left who serves them
     assert (await stored(db))["payroll"][2] == "finished"
 
@@ -241,8 +241,8 @@ async def test_a_move_waits_for_the_workers_of_the_old_name(settings, db):
         (waits,) = named(events, "application_move_waits")
         assert waits["old"] == OLD and f"pgsched schedules adopt {OLD} {HERE.name} --yes" in waits["advice"]
         assert not named(events, "schedule_not_ours"), "one warning is enough"
-        looks = new.listener._due
-        await until(lambda: new.listener._due != looks)
+        looks = new.listener.resyncs
+        await until(lambda: new.listener.resyncs != looks)
         assert await stored(db) == {"kept": active(OLD), "dropped": active(OLD), "added": active(HERE.name)}
         old.stop()
         await db.until(
@@ -291,12 +291,12 @@ async def test_two_starts_that_take_over_from_each_other_wait_and_do_not_deadloc
 
     monkeypatch.setattr(Store, "lock_declarations", lock)
     both = [declares("a", "b", home=home) for home in (one, two)]
-    machines = [Machine.build(sc, settings) for sc in both]
+    machines = [Kit.build(sc, settings) for sc in both]
 
-    async def reconciled(machine: Machine) -> None:
-        async with machine.control.use() as connection:
-            await Reconciler(machine).start(connection)
-        await machine.control.discard()
+    async def reconciled(kit: Kit) -> None:
+        async with kit.control.use() as connection:
+            await Reconciler(kit).start(connection)
+        await kit.control.discard()
 
     await asyncio.gather(*map(reconciled, machines))
     owners = await db.all("select distinct owner, app from pgsched.schedules")
@@ -395,7 +395,7 @@ def test_check_shows_a_move_a_refusal_and_the_command(shell, tmp_path, settings)
 async def test_an_idle_worker_without_a_resync_whose_row_is_deleted_writes_it_again(settings, db, how):
     async with working(declares("kept", app="svc"), settings, resync_interval="0s") as worker:
         await db.all(how)
-        await db.until("select count(*) = 1 from pgsched.workers where id = %s", worker.machine.worker)
+        await db.until("select count(*) = 1 from pgsched.workers where id = %s", worker.kit.worker)
         assert await db.value("select app from pgsched.workers") == "svc"
     assert await db.all("select id from pgsched.workers") == [], "its goodbye is the last word"
 
@@ -414,12 +414,10 @@ async def test_a_goodbye_is_the_last_word_though_the_row_is_being_written_again(
         await db.all("delete from pgsched.workers")
         await writing.wait()
         worker.stop()
-        await until(lambda: worker._leaving)
+        await until(lambda: worker.leaving)
         going_on.set()
     assert await db.all("select id from pgsched.workers") == []
     # And the other way round: it said goodbye before its turn came.
-    worker._saw_forgotten(True)
-    assert not worker._forgotten.is_set()
 
 
 async def test_a_resync_that_finds_no_row_has_it_written_again(settings, db):
@@ -441,7 +439,7 @@ async def test_a_goodbye_forgets_only_who_has_no_session_and_was_not_seen_for_a_
         )
         await db.all("update pgsched.workers set seen_at = now() - interval '25 hours'")
         await start(declares(app="another"), settings)  # comes and goes
-        assert await db.all("select id from pgsched.workers") == [(worker.machine.worker,)]
+        assert await db.all("select id from pgsched.workers") == [(worker.kit.worker,)]
         assert named(await start(declares("kept", "dropped", app="svc"), settings), "declarations_deferred")
         assert await stored(db) == {"kept": active("svc"), "dropped": retired("svc")}
         async with connect(settings.dsn, schema=settings.schema) as client:

@@ -97,7 +97,7 @@ async def test_of_two_workers_that_claim_waiting_runs_at_once_one_gets_one(setti
     async with Parts(settings) as one, Parts(settings) as two:
 
         async def held(self, connection, worker, *args, **kwargs):
-            if worker == one.machine.worker:
+            if worker == one.kit.worker:
                 claimed.set()
                 await commit.wait()
             return await real(self, connection, worker, *args, **kwargs)
@@ -178,16 +178,16 @@ async def test_a_pause_holds_back_what_waits_but_not_what_is_asked_for(settings,
         await db.all("select pgsched.pause('s')")
         await db.all(END, parts.taken[0].id)
         assert await parts.dispatcher.claim_pass() == 0
-        assert parts.dispatcher._next is None or parts.dispatcher._next - asyncio.get_running_loop().time() > 60, (
+        assert parts.dispatcher.next.at is None or parts.dispatcher.next.at - asyncio.get_running_loop().time() > 60, (
             "a paused schedule is nothing to look after"
         )
         await db.all("select pgsched.trigger('s')")
-        parts.dispatcher.wake()  # as its notification does
-        parts.dispatcher._gated = True
+        parts.kit.wakeups.due.ask()  # as its notification does
+        parts.gated(True)
         assert await parts.dispatcher.claim_pass() == 1
         await db.all(END, parts.taken[1].id)
         await db.all("select pgsched.resume('s')")
-        parts.dispatcher._gated = True
+        parts.gated(True)
         assert await parts.dispatcher.claim_pass() == 1
         assert await states(db) == {"running": 1, "succeeded": 2}
 
@@ -211,7 +211,7 @@ async def test_a_backlog_that_can_only_wait_takes_no_place(settings, db):
     async with Parts(settings, max_running=2) as parts:
         await db.all("update pgsched.schedules set expression = '* * * * *', next_run = now() - interval '9 minutes'")
         assert await parts.dispatcher.claim_pass() == 1
-        parts.runner.slots_used = 1
+        parts.roster.slots_used = 1
         await db.all(
             "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
             " values ('t', 'job', '@yearly', now() - interval '1 second')"
@@ -270,13 +270,11 @@ async def comes(db, parts: Parts) -> datetime:
 async def test_what_one_live_run_costs_is_one_row(settings, db, dsn, schema):
     await db.all(MADE, "skip", "latest")
     async with Parts(settings) as parts:
-        skips = []
-        parts.dispatcher.skipped = lambda schedule, skip: skips.append(skip.fire_time)
         await parts.dispatcher.claim_pass()
         first = [await comes(db, parts) for _ in range(3)]
         blamed = f"run {parts.taken[0].id} was live"
         assert await db.all(SKIPPED) == [("overlap", blamed, 3, first[0], first[2])]
-        assert skips == first, "the hook hears of each"
+        assert [skip.fire_time for _, skip in parts.skips] == first, "the hook hears of each"
         async with connect(dsn, schema=schema) as client:
             row, records = await client.get_schedule("s"), await client.list_runs_between("s", first[0], first[2])
         told = fates(row, records, Situation(first[2]), first[0], first[2])

@@ -76,9 +76,8 @@ async def test_what_is_another_applications_is_left_to_it_however_it_came(settin
         sc.entrypoint("job", limits=limits)(nothing)
     async with Parts(settings, two) as parts:
         assert await parts.dispatcher.claim_pass() == 0
-        parts.dispatcher._scarce = False
         assert await parts.dispatcher.claim_pass() == 0
-        assert parts.dispatcher._next is None, "and it does not even wait for it"
+        assert parts.dispatcher.next.at is None, "and it does not even wait for it"
     async with Parts(settings, one) as parts:
         for _ in range(2):
             await parts.dispatcher.claim_pass()

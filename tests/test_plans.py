@@ -21,6 +21,7 @@ from pgsched.db.statements import store as stores
 from pgsched.db.statements.store import Due, Numbered, Share, Store, Withheld, in_schema
 from pgsched.model import Claim, Line, Outcome, RunStatus, Said
 from pgsched.worker.aside import Kind
+from pgsched.worker.claim.careful import Careful
 from pgsched.worker.listener import Listener
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.upkeep.retention import Retention
@@ -290,7 +291,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
             text = backlog.format(many=MANY) + "; analyze pgsched.runs, pgsched.schedules"
             await db.connection.execute(in_schema(text.encode(), settings.schema, parametrised=False))
             assert await parts.dispatcher.claim_pass() == claimed
-        async with parts.machine.control.use() as connection:
+        async with parts.kit.control.use() as connection:
             assert (await store.prune_runs(connection, "succeeded", timedelta(days=1), 20, None)).gone == 20
     assert {"claim_due_runs", "claim_runs", "lock_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
     assert not {(one.name, one.pages) for one in watch.seen if one.pages > 4 * PAGES}
@@ -305,32 +306,31 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
     # the stall timeout after the server's start, which may be just now.
     changes = {"lookahead": "10s", "heartbeat_interval": "20s", "stall_timeout": "500ms"}
     async with Parts(settings, sc, max_running=1000, **changes) as parts:
-        machine, store = parts.machine, parts.machine.store
-        async with machine.control.use() as connection:
+        kit, store = parts.kit, parts.kit.store
+        async with kit.control.use() as connection:
             await connection.execute(in_schema(WORK.encode(), settings.schema, parametrised=False))
-            parts.dispatcher._careful._limit = 5
-            await parts.dispatcher._careful.find(connection, timedelta(0))
+            await Careful(kit, limit=5).find(connection, timedelta(0))
         await parts.dispatcher.claim_pass()  # chosen
         await parts.dispatcher.claim_pass()  # all at once; ends the pause
-        listener = Listener(machine, parts.dispatcher, parts.runner)
+        listener = Listener(kit, parts.roster, parts.dispatcher)
         await listener.resync()
         await listener.close()
-        await reap(Reaper(machine, parts.runner))
-        await Retention(machine, asyncio.Event()).round()
-        claims = [Claim(run.id, run.token, machine.worker) for run in parts.taken]
+        await reap(Reaper(kit, parts.roster))
+        await Retention(kit, asyncio.Event()).round()
+        claims = [Claim(run.id, run.token, kit.worker) for run in parts.taken]
         claims, unbegun = claims[:20], claims[20:25]
         now = datetime.now(UTC)
         ends = [Outcome(claim, RunStatus.SUCCEEDED, now, now) for claim in claims]
-        async with machine.control.use() as connection:
-            await store.beat(connection, machine.worker, [(c.run_id, c.token, now) for c in claims])
+        async with kit.control.use() as connection:
+            await store.beat(connection, kit.worker, [(c.run_id, c.token, now) for c in claims])
             said = Said(1, [Line(now, "info", "a line")], (1.0, 2.0))
-            await store.write_journals(connection, machine.worker, [(claim, said) for claim in claims])
-            await store.finish_runs(connection, machine.worker, ends)
-            await store.look_after_ends(connection, machine.worker, ends)
-            await store.give_back_runs(connection, machine.worker, unbegun)
-            await machine.aside.put(connection, Kind.SCHEDULE, [(1, ValueError("odd"))])
-            await machine.aside.put(connection, Kind.RUN, [(c.run_id, ValueError("odd")) for c in claims])
-            await machine.aside.review(connection)
+            await store.write_journals(connection, kit.worker, [(claim, said) for claim in claims])
+            await store.finish_runs(connection, kit.worker, ends)
+            await store.look_after_ends(connection, kit.worker, ends)
+            await store.give_back_runs(connection, kit.worker, unbegun)
+            await kit.aside.put(connection, Kind.SCHEDULE, [(1, ValueError("odd"))])
+            await kit.aside.put(connection, Kind.RUN, [(c.run_id, ValueError("odd")) for c in claims])
+            await kit.aside.review(connection)
 
 
 async def nothing() -> None: ...

@@ -86,7 +86,7 @@ async def test_a_schedules_own_executor_and_a_coroutine(settings, db, client):
     run = (await client.list_runs())[0]
     row = await client.get_schedule("mine")
     assert (await client.get_run(run["id"]))["result"] == [
-        run["id"], "mine", PAST.isoformat(), row["created_at"].isoformat(), str(worker.machine.worker),
+        run["id"], "mine", PAST.isoformat(), row["created_at"].isoformat(), str(worker.kit.worker),
     ]  # fmt: skip
 
 
@@ -219,7 +219,7 @@ async def test_what_was_done_before_it_could_hear_of_the_cancellation_counts(set
         run_id = await client.enqueue("job", {"folder": str(tmp_path)})
         await until(lambda: (tmp_path / "began").exists())
         await client.cancel(run_id)
-        await until(lambda: any(live.stop for live in worker.runner.live.values()))
+        await until(lambda: any(live.stop for live in worker.roster.attempts.values()))
         (tmp_path / "gate").touch()
         await db.until("select status = 'succeeded' from pgsched.runs")
     assert (await client.get_run(run_id))["result"] == "done"
@@ -242,7 +242,7 @@ async def test_one_that_never_looks_is_killed_with_its_children(settings, db, cl
                 await db.all("update pgsched.runs set worker = gen_random_uuid(), heartbeat_at = now() + interval '1h'")
             elif why == "drain":
                 worker.stop()
-            await until(lambda: worker.runner.slots_used == 0)
+            await until(lambda: worker.roster.slots_used == 0)
             assert not any(alive(pid) for pid in pids)
     assert not [entry for entry in logs if entry["event"] == "run_ignores_cancellation"]
     expected = {"cancel": "cancelled", "timeout": "failed", "lost": "running", "drain": "queued"}
@@ -260,7 +260,7 @@ async def test_no_more_processes_than_their_setting_are_claimed(settings, db, cl
         await client.enqueue("job", {"folder": str(tmp_path)})  # a thread would do, but that is not known before
         for _ in range(3):  # each look finds room for nothing
             worker.dispatcher.passed.clear()
-            worker.dispatcher.wake()
+            worker.kit.wakeups.due.ask()
             await worker.dispatcher.passed.wait()
         assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 3
         (tmp_path / "gate").touch()

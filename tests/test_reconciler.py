@@ -16,7 +16,7 @@ from pgsched.db.session import STATEMENT_LIMIT
 from pgsched.db.statements.store import in_schema
 from pgsched.errors import DatabaseUnavailable
 from pgsched.rules.deploy import fingerprint
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep import reconciler as reconciler_module
 from pgsched.worker.upkeep.reconciler import Reconciler
 from pgsched.worker.worker import Worker
@@ -450,7 +450,7 @@ async def test_a_restart_of_the_newer_versions_only_worker_costs_it_nothing(sett
 async def test_only_an_absence_without_a_break_counts(settings, monkeypatch):
     now = 1000.0
     monkeypatch.setattr("pgsched.worker.upkeep.reconciler.time.monotonic", lambda: now)
-    reconciler = Reconciler(Machine.build(declares(V1), settings))
+    reconciler = Reconciler(Kit.build(declares(V1), settings))
     told = []
     for seconds, orphaned in [(0, True), (40, True), (60, False), (65, True), (105, True), (115, True)]:
         now = 1000.0 + seconds
@@ -603,8 +603,8 @@ async def test_all_that_is_declared_is_written_however_many_statements_it_takes(
 
 
 async def test_a_start_may_take_longer_the_more_it_declares(settings, store, db):
-    machine = Machine.build(declares({"a": "@yearly", "b": "@daily"}), settings)
-    assert Reconciler(machine).patience > STATEMENT_LIMIT
+    kit = Kit.build(declares({"a": "@yearly", "b": "@daily"}), settings)
+    assert Reconciler(kit).patience > STATEMENT_LIMIT
     before = await db.one("select current_setting('statement_timeout'), current_setting('lock_timeout')")
     async with db.connection.transaction():
         await store.set_patience(db.connection, timedelta(seconds=42))

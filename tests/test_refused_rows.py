@@ -1,5 +1,6 @@
 """A row that the server refuses to change decides only for itself: somebody's trigger, constraint, or odd value."""
 
+import asyncio
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -211,8 +212,8 @@ async def test_a_drain_says_that_an_end_could_not_be_written(settings, db):
 
 async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_never_did_does_not(settings, db):
     async with Parts(settings, heartbeat_interval="100ms") as parts:
-        me = parts.machine.worker
-        reaper = Reaper(parts.machine, parts.runner)
+        me = parts.kit.worker
+        reaper = Reaper(parts.kit, parts.roster)
         reaper._in_grace = lambda server_up: False  # though the server has just started
         make = (
             "insert into pgsched.runs"
@@ -220,7 +221,7 @@ async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_
             " values ('job', 'running', 1, 1, 1, %s, now(), now() - interval '1 minute') returning id"
         )  # fmt: skip
         began, never = await db.value(make, me), await db.value(make, me)
-        parts.runner.unlanded[began, 1] = None
+        parts.roster.unlanded[began, 1] = None
         await reap(reaper)
     statuses = dict(await db.all("select id, status from pgsched.runs"))
     assert statuses == {began: "failed", never: "queued"}
@@ -261,11 +262,11 @@ async def held(db, worker):
 
 async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their_claims(settings, db):
     async with Parts(settings) as parts:
-        heartbeat = Heartbeat(parts.machine, parts.runner)
-        parts.machine.clock.observe(datetime.now(UTC), 0, 0)
-        ids, bad = await held(db, parts.machine.worker)
+        heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
+        parts.kit.clock.observe(datetime.now(UTC), 0, 0)
+        ids, bad = await held(db, parts.kit.worker)
         await refuse(db, "new.args ? 'state'", state=OWN_STATE)
-        heartbeat._claims = lambda: [(run, 1, None) for run in ids]
+        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
         with capture_logs() as logs:
             await heartbeat.beat()
         verdicts = heartbeat._answers
@@ -278,7 +279,7 @@ async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their
         heartbeat._refused.clear()
         await heartbeat.beat()
         with capture_logs() as logs:
-            await parts.machine.aside.review(await parts.machine.control.connect())
+            await parts.kit.aside.review(await parts.kit.control.connect())
         assert len(events(logs, "row_taken_back")) == len(bad)
 
 
@@ -300,10 +301,10 @@ async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps
     running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
     async with Parts(settings) as parts, await psycopg.AsyncConnection.connect(dsn) as client:
         await client.execute(lock)
-        heartbeat = Heartbeat(parts.machine, parts.runner)
-        parts.machine.clock.observe(datetime.now(UTC), 0, 0)
-        ids, bad = await held(db, parts.machine.worker)
-        heartbeat._claims = lambda: [(run, 1, None) for run in ids]
+        heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
+        parts.kit.clock.observe(datetime.now(UTC), 0, 0)
+        ids, bad = await held(db, parts.kit.worker)
+        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
         await heartbeat.beat()
         silent = "select array_agg(id order by id) from pgsched.runs where heartbeat_at < now() - interval '1 minute'"
         assert await db.value(silent) == bad
@@ -312,7 +313,7 @@ async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps
         await db.all("alter table pgsched.runs disable trigger counted")
         await db.all("delete from pgsched.runs")
         await db.all("alter table pgsched.runs enable trigger counted")
-        reaper = Reaper(parts.machine, parts.runner)
+        reaper = Reaper(parts.kit, parts.roster)
         reaper._in_grace = lambda server_up: False  # though the server has just started
         _, bad = await held(db, uuid.uuid4())
         await reap(reaper)
@@ -350,7 +351,7 @@ async def test_an_end_that_waits_for_somebody_keeps_no_other_from_landing(settin
 
 async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
     async with Parts(settings) as parts:
-        reaper = Reaper(parts.machine, parts.runner)
+        reaper = Reaper(parts.kit, parts.roster)
         reaper._in_grace = lambda server_up: False  # though the server has just started
         _, bad = await held(db, uuid.uuid4())
         await refuse(db, "new.args ? 'state'", state=OWN_STATE)
@@ -443,8 +444,8 @@ async def test_a_claim_that_is_refused_costs_others_nothing_and_the_row_waits_an
                 await db.all("update pgsched.runs set due_at = now() - interval '1 minute' where status = 'queued'")
             await db.until("select count(*) = %s from pgsched.runs where status = 'succeeded'", 5 + len(STATES))
             assert await db.all("select * from pgsched.resting") == []
-            worker.machine.aside._reviewed = 0.0  # as a second later
-            worker.dispatcher.wake()
+            worker.kit.aside._reviewed = 0.0  # as a second later
+            worker.kit.wakeups.due.ask()
             await db.until("select not exists (select from pgsched.set_aside)")
     assert not events(logs, "database_lost") and not events(logs, "worker_failed")
     assert sorted(filter(None, calls)) == sorted(STATES)
@@ -517,7 +518,7 @@ async def test_a_fire_time_whose_row_a_client_holds_is_left_for_later_and_others
                 await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
                 await client.rollback()
                 await db.all("update pgsched.set_aside set until = now()")
-                worker.dispatcher.wake()
+                worker.kit.wakeups.due.ask()
                 await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
     assert calls == [None, "held"]
 
@@ -553,14 +554,14 @@ async def test_limits_that_refuse_to_be_written_hold_up_only_their_own_runs_and_
             await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
             assert "claim_due_runs" in sent and "find_due_runs" not in sent
             assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 3
-            [row] = await worker.machine.store.rows(db.connection, "read_health", {})
+            [row] = await worker.kit.store.rows(db.connection, "read_health", {})
             assert row["refused_rows"] == ["the starts at the limits of rated: not this one (SQLSTATE P0001)"]
             await relent(db, "limits")
             await db.all("update pgsched.limits set updated_at = now() where entrypoint = 'rated'")
             await db.all("select pgsched.enqueue('rated')")
             await db.until("select count(*) = 9 from pgsched.runs where status = 'succeeded'")
-            worker.machine.aside._reviewed = 0.0  # as a second later
-            worker.dispatcher.wake()
+            worker.kit.aside._reviewed = 0.0  # as a second later
+            worker.kit.wakeups.due.ask()
             await db.until("select not exists (select from pgsched.set_aside)")
     assert [line["kind"] for line in events(logs, "row_set_aside")] == ["limits"]
     assert calls.count("rated") == 4
@@ -578,9 +579,9 @@ async def test_a_schema_that_is_made_anew_finds_the_worker_at_work_again(setting
         await db.connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(settings.schema)))
         await migrate.migrate(db.connection, settings.schema)
         await db.all("select pgsched.enqueue('job')")
-        worker.dispatcher.wake()
+        worker.kit.wakeups.due.ask()
         await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
-        await db.until("select exists (select from pgsched.workers where id = %s)", worker.machine.worker)
+        await db.until("select exists (select from pgsched.workers where id = %s)", worker.kit.worker)
     assert len(calls) == 9
 
 

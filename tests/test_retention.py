@@ -13,7 +13,7 @@ from pgsched import Scheduler, connect
 from pgsched.config import Settings, load
 from pgsched.db.statements.store import Store, in_schema
 from pgsched.model import RunStatus
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep.retention import Retention, Sizes
 
 DAY = timedelta(days=1)
@@ -23,9 +23,9 @@ OLD = datetime(2001, 1, 1, tzinfo=UTC)
 @pytest.fixture
 async def keeper(settings):
     """A worker's retention with small batches; rounds are the test's to call."""
-    machine = Machine.build(Scheduler(), settings)
-    yield Retention(machine, asyncio.Event(), Sizes(10, 10))
-    await machine.control.discard()
+    kit = Kit.build(Scheduler(), settings)
+    yield Retention(kit, asyncio.Event(), Sizes(10, 10))
+    await kit.control.discard()
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ async def test_runs_go_on_while_a_batch_stands_still(settings, db, client_of, ds
             round_ = asyncio.create_task(worker.retention.round())
             await db.until(
                 "select count(*) > 0 from pg_stat_activity where application_name = %s and wait_event_type = 'Lock'",
-                f"pgsched {worker.machine.worker}",
+                f"pgsched {worker.kit.worker}",
             )
             run_id = await client.enqueue("job")
             assert (await client.runs.wait(run_id, 20))["status"] == "succeeded"
@@ -218,9 +218,9 @@ async def test_what_a_schedule_still_needs_is_kept(db, keeper):
 async def test_rounds_come_while_runs_end_and_start_spread(settings, db, monkeypatch):
     from pgsched.worker.upkeep import retention
 
-    machine = Machine.build(Scheduler(), settings)
+    kit = Kit.build(Scheduler(), settings)
     event, rounds, slept = asyncio.Event(), [], []
-    keeper = Retention(machine, event)
+    keeper = Retention(kit, event)
 
     async def sleep(seconds):
         slept.append(seconds)
@@ -229,7 +229,7 @@ async def test_rounds_come_while_runs_end_and_start_spread(settings, db, monkeyp
         rounds.append(event.is_set())
         return 0
 
-    monkeypatch.setattr(machine.watch, "sleep", sleep)
+    monkeypatch.setattr(kit.watch, "sleep", sleep)
     monkeypatch.setattr(keeper, "round", one)
     task = asyncio.create_task(keeper.run())
     try:
@@ -251,9 +251,9 @@ async def test_rounds_come_while_runs_end_and_start_spread(settings, db, monkeyp
 
 
 async def test_a_database_that_is_gone_is_told_and_ends_nothing(settings):
-    machine = Machine.build(Scheduler(), settings.merged({"dsn": "host=/nowhere"}, "test"))
+    kit = Kit.build(Scheduler(), settings.merged({"dsn": "host=/nowhere"}, "test"))
     with capture_logs() as events:
-        assert await Retention(machine, asyncio.Event()).round() == 0
+        assert await Retention(kit, asyncio.Event()).round() == 0
     assert [e["event"] for e in events] == ["retention_failed"]
 
 
@@ -272,7 +272,7 @@ async def test_a_batch_goes_by_the_index(db, keeper):
     await ended(db, "succeeded", 1, 2000)
     await ended(db, "failed", 20, 2000)
     await db.all("analyze pgsched.runs")
-    text = keeper._machine.store.query("prune_runs").decode().replace("%%", "%")
+    text = keeper._kit.store.query("prune_runs").decode().replace("%%", "%")
     kinds = {
         "key": "text",
         "status": "text",
@@ -284,7 +284,7 @@ async def test_a_batch_goes_by_the_index(db, keeper):
     }
     for number, name in enumerate(kinds, 1):
         text = text.replace(f"%({name})s", f"${number}")
-    async with await psycopg.AsyncConnection.connect(keeper._machine.settings.dsn, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(keeper._kit.settings.dsn, autocommit=True) as connection:
         # After some executions the server plans for any parameters: it must know of the index then, too.
         await connection.execute("set plan_cache_mode = force_generic_plan")
         await connection.execute(f"prepare prune ({', '.join(kinds.values())}) as {text}")

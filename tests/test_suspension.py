@@ -14,8 +14,9 @@ from worlds import HOUR, World, make_skewed, skewed
 from pgsched import Run, Scheduler
 from pgsched.db.statements import store as store_module
 from pgsched.worker.clocks import TURN, Watch
-from pgsched.worker.kit import Machine
-from pgsched.worker.run.runner import State
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.roster import Roster
+from pgsched.worker.run.surroundings import State
 from pgsched.worker.upkeep.reaper import Reaper
 
 QUICK_TURN = 0.05
@@ -74,8 +75,8 @@ def app():
 
 async def held(worker):
     """Waits for a run that is claimed and not started."""
-    await until(lambda: any(live.state is State.HELD for live in worker.runner.live.values()))
-    return next(iter(worker.runner.live.values()))
+    await until(lambda: any(live.state is State.HELD for live in worker.roster.attempts.values()))
+    return next(iter(worker.roster.attempts.values()))
 
 
 async def done_in_time(db, count=1):
@@ -92,7 +93,7 @@ async def test_a_fire_time_that_comes_while_the_machine_sleeps_runs_as_soon_as_i
     await db.all(IN_AN_HOUR)
     with capture_logs() as logs:
         async with working(sc, settings, watch=Watch(world, QUICK_TURN), resync_interval=resync) as worker:
-            await until(lambda: worker.dispatcher._next is not None)
+            await until(lambda: worker.dispatcher.next.at is not None)
             world.suspend()
             await done_in_time(db)
     [told] = [entry for entry in logs if entry["event"] == "clocks_jumped"]
@@ -107,7 +108,7 @@ async def test_a_run_that_was_taken_while_its_holder_slept_is_not_started(settin
     async with working(sc, settings, watch=Watch(world, turn), lookahead="5s", **SLOW_BEAT) as worker:
         live = await held(worker)
         world.suspend(HOUR, TAKEN)
-        await until(lambda: not worker.runner.live)
+        await until(lambda: not worker.roster.attempts)
         assert live.started_at is None
     assert sc.started == []
     assert await db.one("select attempt, started_at, status from pgsched.runs") == (2, None, "running")
@@ -140,7 +141,7 @@ async def test_a_suspension_at_the_end_of_the_pass_that_claimed_is_noticed_befor
         worker.runner.take = late
         await db.all("select pgsched.enqueue('job')")
         await db.until("select attempt = 2 from pgsched.runs")
-        await until(lambda: not worker.runner.live)
+        await until(lambda: not worker.roster.attempts)
     assert sc.started == []
 
 
@@ -152,7 +153,7 @@ async def test_a_run_that_was_taken_while_the_machine_slept_is_cancelled_at_once
         await until(lambda: sc.started)
         world.suspend(HOUR, TAKEN)
         await until(lambda: sc.cancelled, 10)  # a beat would be due in a minute
-        await until(lambda: not worker.runner.live)
+        await until(lambda: not worker.roster.attempts)
     assert await db.one("select attempt, status from pgsched.runs") == (2, "running")
 
 
@@ -184,7 +185,7 @@ async def test_a_wall_clock_that_is_off_and_steps_changes_nothing(settings, db, 
             count = len(seen)
             world.wall_off += step * HOUR
             await until(lambda count=count: len(seen) > count)
-        assert worker.machine.clock.known
+        assert worker.kit.clock.known
     rows = await db.all("select fire_time, started_at, attempt from pgsched.runs where attempt = 1 order by 1")
     assert all(b[0] - a[0] == timedelta(seconds=1) for a, b in itertools.pairwise(rows))
     assert all(timedelta(0) <= started - fired < timedelta(seconds=1) for fired, started, _ in rows)
@@ -206,11 +207,11 @@ async def test_the_databases_clock_set_back_puts_off_what_is_held(settings, db, 
     fire_time = (await db.one(SOON))[0]
     async with working(sc, settings, watch=Watch(world, NO_TURN), lookahead="5s", **SLOW_BEAT) as worker:
         live = await held(worker)
-        before = live.timer
+        before = live.held_by
         world.step_database(-HOUR)
         await worker.listener.resync()
-        await until(lambda: live.timer not in (None, before))
-        assert live.timer.when() - asyncio.get_running_loop().time() > HOUR - 5
+        await until(lambda: live.held_by not in (None, before))
+        assert live.held_by.when() - asyncio.get_running_loop().time() > HOUR - 5
         assert live.state is State.HELD
         world.step_database(HOUR)
         await worker.listener.resync()
@@ -221,11 +222,11 @@ async def test_the_databases_clock_set_back_puts_off_what_is_held(settings, db, 
 
 async def test_a_reaper_that_slept_does_not_take_silence_for_death(settings, db, world):
     """As on a laptop: the database's host, this worker and the other one slept, and this one is up first."""
-    machine = Machine.build(Scheduler(), settings.merged(QUICK, "test"), Watch(world, NO_TURN))
-    reaper = Reaper(machine, type("Roster", (), {"live": {}})())
-    machine.watch.jumped = lambda jump: reaper.distrust()
+    kit = Kit.build(Scheduler(), settings.merged(QUICK, "test"), Watch(world, NO_TURN))
+    reaper = Reaper(kit, Roster(kit.settings))
+    kit.watch.subscribe(lambda jump: reaper.distrust())
     world.step_database(HOUR)  # so that the server has been up for long
-    machine.watch.look()
+    kit.watch.look()
     await db.all(skewed(
         "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at)"
         " values ('job', 'running', 1, 3, gen_random_uuid(), now(), now())"
@@ -240,21 +241,22 @@ async def test_a_reaper_that_slept_does_not_take_silence_for_death(settings, db,
         await reap(reaper)
         assert await db.value("select status from pgsched.runs") == "queued"
     finally:
-        await machine.control.discard()
-        await machine.writes.discard()
+        await kit.control.discard()
+        await kit.writes.discard()
 
 
-@pytest.mark.parametrize("silent", ["dispatcher.wake", "listener.ask_now"])
-async def test_one_that_notices_has_the_dispatcher_and_the_listener_look_at_once(settings, db, world, silent):
+@pytest.mark.parametrize("silent", ["due", "resync"])
+async def test_one_that_notices_has_the_dispatcher_and_the_listener_look_at_once(
+    settings, db, world, silent, monkeypatch
+):
     """Nobody else compares the clocks. Each of the two is enough to find what came due, should the other fail."""
     sc = app()
     await db.all(IN_AN_HOUR)
     async with working(sc, settings, watch=Watch(world, NO_TURN), **SLOW_BEAT) as worker:
-        await until(lambda: worker.dispatcher._next is not None)
-        part, method = silent.split(".")
-        setattr(getattr(worker, part), method, lambda: None)
+        await until(lambda: worker.dispatcher.next.at is not None)
+        monkeypatch.setattr(getattr(worker.kit.wakeups, silent), "ask", lambda: None)
         world.suspend()
-        assert worker.machine.watch.look()
+        assert worker.kit.watch.look()
         await until(lambda: sc.started)
 
 
@@ -269,7 +271,7 @@ async def test_one_that_notices_has_the_reaper_distrust_silence(settings, db, wo
             " values ('other', 'running', 1, 3, gen_random_uuid(), now(), now())"
         ))  # fmt: skip
         world.suspend(9)  # longer than the stall timeout, and shorter than the gap between looks that is an outage
-        assert worker.machine.watch.look()
+        assert worker.kit.watch.look()
         await worker.reaper.reap_pass()
         assert await db.value("select status from pgsched.runs") == "running"
         await reap(worker.reaper)
@@ -284,7 +286,7 @@ async def test_no_sleep_of_an_idle_worker_is_longer_than_a_turn(settings, db, wo
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: sc.started)
         await worker.heartbeat.beat()
-        await until(lambda: worker.dispatcher._next is not None)
+        await until(lambda: worker.dispatcher.next.at is not None)
         loop = asyncio.get_running_loop()
         await asyncio.sleep(0.1)
         left = [handle.when() - loop.time() for handle in loop._scheduled if not handle.cancelled()]

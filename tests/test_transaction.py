@@ -19,7 +19,8 @@ from pgsched.db.statements.store import in_schema
 from pgsched.errors import ClaimLost, PgschedError
 from pgsched.model import Claim
 from pgsched.testing import Harness
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.roster import Roster
 from pgsched.worker.upkeep.reaper import Reaper
 
 ONCE = Retry(attempts=1)
@@ -219,8 +220,8 @@ async def test_a_claim_that_is_lost_before_the_block_ends_takes_its_writes_with_
 async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_it_in_peace(settings, db, paid, insert):
     """The commit holds the row's lock; the reaper passes over it, and finds nothing to reap afterwards."""
     claim = await claimed(db, silent=3600)
-    machine = Machine.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
-    reaper = Reaper(machine, _Roster())
+    kit = Kit.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
+    reaper = Reaper(kit, Roster(kit.settings))
     try:
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
@@ -235,16 +236,16 @@ async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_i
             )
         await reap(reaper)
     finally:
-        await machine.control.discard()
-        await machine.writes.discard()
+        await kit.control.discard()
+        await kit.writes.discard()
     assert await db.one(ROW) == ("succeeded", 1, None, None, True, [])
     assert await paid() == ["ann"]
 
 
 async def test_a_reaped_attempt_loses_its_transaction_and_what_it_has_locked(settings, db, paid, insert):
     claim = await claimed(db, silent=3600)
-    machine = Machine.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
-    reaper = Reaper(machine, _Roster())
+    kit = Kit.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
+    reaper = Reaper(kit, Roster(kit.settings))
     reaper._in_grace = lambda _: False
     try:
         with pytest.raises(psycopg.OperationalError):
@@ -256,15 +257,10 @@ async def test_a_reaped_attempt_loses_its_transaction_and_what_it_has_locked(set
                 await db.until("select count(*) = 0 from pg_stat_activity where application_name = %s", name)
                 await connection.execute("select 1")
     finally:
-        await machine.control.discard()
-        await machine.writes.discard()
+        await kit.control.discard()
+        await kit.writes.discard()
     assert await paid() == []
     assert await db.value("select status from pgsched.runs") == "failed"
-
-
-class _Roster:
-    def __init__(self):
-        self.live = {}
 
 
 async def claimed(db, *, silent=0.0):
@@ -513,7 +509,7 @@ async def test_what_comes_after_the_commit_changes_nothing_of_the_success(  # no
         await gates.reached.wait()
         if how == "cancel":
             worker.heartbeat.beat = beat
-            worker.runner.stop(*worker.runner.running(), _requested())
+            worker.roster.running()[0].end(_requested())
         if how != "drain":
             await db.until("select reason is not null from pgsched.runs")
             await until(lambda: told)
@@ -559,7 +555,7 @@ async def test_beats_go_on_after_the_commit_and_do_not_take_the_run_for_lost(set
         for _ in range(3):
             await worker.heartbeat.beat()
             await asyncio.sleep(0)
-        assert len(worker.runner.running()) == 1
+        assert len(worker.roster.running()) == 1
         gates.go.set()
         await db.until("select result is not null from pgsched.runs")
     assert (await db.one(ROW))[:3] == ("succeeded", 1, "kept")
@@ -580,8 +576,8 @@ async def test_a_run_that_waits_for_the_overlap_starts_at_the_commit(settings, d
             await until(lambda: len(began) == 2)
 
     async with working(scheduler, settings) as worker:
-        told, changed = [], worker.runner.changed
-        worker.runner.changed = lambda live: (told.append((live.run.id, live.state.value)), changed(live))
+        told = []
+        worker.roster.watch(freed=lambda attempt: told.append((attempt.claimed.id, attempt.state.value)))
         await db.value("select pgsched.trigger('nightly')")
         await gates.reached.wait()
         await db.value("select pgsched.trigger('nightly')")
@@ -666,7 +662,7 @@ async def test_what_one_run_sets_in_its_session_is_not_there_for_the_next(settin
         (first, name, pid), (second, _, again) = seen
         assert first == second != "pg_temp"
         assert pid == again  # one connection serves them
-        assert name.startswith("pgsched-run ") and name.endswith(f" {worker.machine.worker}")
+        assert name.startswith("pgsched-run ") and name.endswith(f" {worker.kit.worker}")
 
 
 async def test_many_runs_take_turns_at_few_connections(settings, db, paid, insert):

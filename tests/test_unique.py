@@ -13,7 +13,7 @@ from harness import working
 from pgsched import PgschedError, Retry, Run, Scheduler, connect, connect_sync
 from pgsched.db.statements.store import in_schema
 from pgsched.model import Claim, Outcome, RunError, RunStatus
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 from pgsched.worker.run.finisher import Finisher, Landing
 
 NOW = datetime.now(UTC)
@@ -21,23 +21,23 @@ ROWS = "select id, status, reason, jsonb_array_length(errors) from pgsched.runs 
 
 
 @pytest.fixture
-async def machine(settings):
-    made = Machine.build(Scheduler(app="unique"), settings)
+async def kit(settings):
+    made = Kit.build(Scheduler(app="unique"), settings)
     yield made
     await made.control.discard()
     await made.writes.discard()
 
 
-async def running(db, machine, count=1, key="k", **values) -> list[Claim]:
+async def running(db, kit, count=1, key="k", **values) -> list[Claim]:
     """Claims of runs whose key counts while a run waits."""
     names = "".join(f", {name}" for name in values)
     rows = await db.all(
         "insert into pgsched.runs (entrypoint, unique_key, unique_while, status, attempt, token, max_attempts, worker,"
         f" claimed_at, heartbeat_at{names}) select 'job', %s, 'waiting', 'running', 1, 7, 3, %s, now(), now()"
         f"{', %s' * len(values)} from generate_series(1, %s) returning id",
-        key, machine.worker, *values.values(), count,
+        key, kit.worker, *values.values(), count,
     )  # fmt: skip
-    return [Claim(row[0], 7, machine.worker) for row in rows]
+    return [Claim(row[0], 7, kit.worker) for row in rows]
 
 
 def failed(claim: Claim, status: RunStatus = RunStatus.QUEUED) -> Outcome:
@@ -45,8 +45,8 @@ def failed(claim: Claim, status: RunStatus = RunStatus.QUEUED) -> Outcome:
     return Outcome(claim, status, NOW, NOW, error=RunError("Oops", "it failed"))
 
 
-async def send(machine, *outcomes: Outcome) -> dict[int, Landing]:
-    answers = await Finisher(machine).send(list(outcomes))
+async def send(kit, *outcomes: Outcome) -> dict[int, Landing]:
+    answers = await Finisher(kit).send(list(outcomes))
     return {key[0]: landing for key, landing in answers.items()}
 
 
@@ -75,8 +75,8 @@ async def test_an_enqueue_says_whether_it_queued_a_run(dsn, schema, db):
         assert [each.queued for each in client.enqueue_many("job", [{}], unique_keys=["k"])] == [False]
 
 
-async def test_one_waits_while_another_runs(db, machine):
-    [held] = await running(db, machine)
+async def test_one_waits_while_another_runs(db, kit):
+    [held] = await running(db, kit)
     made, queued = await db.one(WAITING)
     assert queued and made != held.run_id
     assert await db.one(WAITING) == (made, False)
@@ -115,35 +115,35 @@ async def test_a_job_that_enqueues_its_own_next_round_is_not_lost(settings, db):
 # --- a run that would go back to the queue ----------------------------------------------------------------
 
 
-async def test_a_run_that_failed_ends_if_another_one_waits(db, machine):
-    [held] = await running(db, machine)
+async def test_a_run_that_failed_ends_if_another_one_waits(db, kit):
+    [held] = await running(db, kit)
     waiting, _ = await db.one(WAITING)
-    assert await send(machine, failed(held)) == {held.run_id: Landing.LANDED}
+    assert await send(kit, failed(held)) == {held.run_id: Landing.LANDED}
     reason = f"run {waiting} with its unique key is waiting"
     assert await db.all(ROWS) == [(held.run_id, "failed", reason, 1), (waiting, "queued", None, 0)]
     assert await db.value("select finished_at is not null from pgsched.runs where id = %s", held.run_id)
 
 
-async def test_a_run_that_is_given_back_ends_if_another_one_waits(db, machine):
-    [held] = await running(db, machine)
+async def test_a_run_that_is_given_back_ends_if_another_one_waits(db, kit):
+    [held] = await running(db, kit)
     waiting, _ = await db.one(WAITING)
-    assert await send(machine, Outcome(held, RunStatus.QUEUED, NOW, NOW, refund=True)) == {held.run_id: Landing.LANDED}
+    assert await send(kit, Outcome(held, RunStatus.QUEUED, NOW, NOW, refund=True)) == {held.run_id: Landing.LANDED}
     reason = f"run {waiting} with its unique key is waiting"
     assert (await db.all(ROWS))[0] == (held.run_id, "cancelled", reason, 0)
 
 
-async def test_it_goes_back_if_none_waits_and_then_holds_the_key(db, machine):
-    [held] = await running(db, machine)
-    assert await send(machine, failed(held)) == {held.run_id: Landing.LANDED}
+async def test_it_goes_back_if_none_waits_and_then_holds_the_key(db, kit):
+    [held] = await running(db, kit)
+    assert await send(kit, failed(held)) == {held.run_id: Landing.LANDED}
     assert await db.one(WAITING) == (held.run_id, False)
 
 
-async def test_of_two_in_one_batch_one_goes_back(db, machine):
+async def test_of_two_in_one_batch_one_goes_back(db, kit):
     """And neither that nor a run of another key keeps the others from landing."""
-    first, second, third = await running(db, machine, 3)
-    [other] = await running(db, machine, key="other")
+    first, second, third = await running(db, kit, 3)
+    [other] = await running(db, kit, key="other")
     outcomes = [failed(third), failed(second), failed(other), failed(first, RunStatus.FAILED)]
-    assert set((await send(machine, *outcomes)).values()) == {Landing.LANDED}
+    assert set((await send(kit, *outcomes)).values()) == {Landing.LANDED}
     assert [row[1:3] for row in await db.all(ROWS)] == [
         ("failed", None),
         ("queued", None),
@@ -153,27 +153,27 @@ async def test_of_two_in_one_batch_one_goes_back(db, machine):
 
 
 @pytest.mark.parametrize("commits", [True, False])
-async def test_an_enqueue_that_is_not_committed_decides_and_nobody_waits_for_it(db, dsn, schema, machine, commits):
+async def test_an_enqueue_that_is_not_committed_decides_and_nobody_waits_for_it(db, dsn, schema, kit, commits):
     """The enqueue has the key; the end of the running run comes before its commit or rollback."""
-    [held], [other] = await running(db, machine), await running(db, machine, key="other")
+    [held], [other] = await running(db, kit), await running(db, kit, key="other")
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         await client.execute(in_schema(WAITING.encode(), schema, parametrised=False))
-        assert await send(machine, failed(held), failed(other)) == {
+        assert await send(kit, failed(held), failed(other)) == {
             held.run_id: Landing.LOCKED, other.run_id: Landing.LANDED,
         }  # fmt: skip
-        async with machine.writes.use() as connection:
-            beaten = await machine.store.beat(connection, machine.worker, [(held.run_id, held.token, NOW)])
+        async with kit.writes.use() as connection:
+            beaten = await kit.store.beat(connection, kit.worker, [(held.run_id, held.token, NOW)])
         assert len(beaten) == 1
         assert await db.value("select heartbeat_at > claimed_at from pgsched.runs where id = %s", held.run_id)
         await (client.commit() if commits else client.rollback())
-    assert await send(machine, failed(held)) == {held.run_id: Landing.LANDED}
+    assert await send(kit, failed(held)) == {held.run_id: Landing.LANDED}
     assert (await db.all(ROWS))[0][1] == ("failed" if commits else "queued")
 
 
 @pytest.mark.parametrize("commits", [True, False])
 @pytest.mark.parametrize("case", list(itertools.product(["retry", "old snapshot", "new key"], ["holder", "reaper"])))
 async def test_an_end_waits_for_no_transaction_that_has_queued_another_run_in_any_other_way(
-    db, dsn, machine, case, commits
+    db, dsn, kit, case, commits
 ):
     """None of these leaves a lock on the running run; each has a row in the unique index that is not committed."""
     way, by = case
@@ -184,12 +184,12 @@ async def test_an_end_waits_for_no_transaction_that_has_queued_another_run_in_an
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         await client.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
         await client.execute("select count(*) from pg_class")  # it has its snapshot
-        [before] = await running(db, machine)
+        [before] = await running(db, kit)
         if way == "retry":
-            await send(machine, failed(before, RunStatus.FAILED))
+            await send(kit, failed(before, RunStatus.FAILED))
         else:
-            await send(machine, Outcome(before, RunStatus.SUCCEEDED, NOW, NOW))
-        [held], [other] = await running(db, machine), await running(db, machine, key="other")
+            await send(kit, Outcome(before, RunStatus.SUCCEEDED, NOW, NOW))
+        [held], [other] = await running(db, kit), await running(db, kit, key="other")
         if way == "retry":
             await client.rollback()  # a newer snapshot
         statement = {
@@ -199,32 +199,32 @@ async def test_an_end_waits_for_no_transaction_that_has_queued_another_run_in_an
         }[way]
         await client.execute(in_schema(statement.encode(), db.schema, parametrised=False))
         if by == "holder":
-            assert await send(machine, failed(held), failed(other)) == {
+            assert await send(kit, failed(held), failed(other)) == {
                 held.run_id: Landing.LOCKED, other.run_id: Landing.LANDED,
             }  # fmt: skip
         else:
-            assert await reaped(db, machine, held, other) == {other.run_id}
+            assert await reaped(db, kit, held, other) == {other.run_id}
         await (client.commit() if commits else client.rollback())
     if by == "holder":
-        assert await send(machine, failed(held)) == {held.run_id: Landing.LANDED}
+        assert await send(kit, failed(held)) == {held.run_id: Landing.LANDED}
     else:
-        assert await reaped(db, machine, held) == {held.run_id}
+        assert await reaped(db, kit, held) == {held.run_id}
     status, reason = await db.one("select status, reason from pgsched.runs where id = %s", held.run_id)
     assert status == ("failed" if commits else "queued"), reason
 
 
-async def reaped(db, machine, *claims: Claim) -> set[int]:
+async def reaped(db, kit, *claims: Claim) -> set[int]:
     """Which of these a reaper takes away, with an attempt left."""
     beats = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
     seen = [SimpleNamespace(id=c.run_id, token=c.token, heartbeat_at=beats[c.run_id]) for c in claims]
     verdicts = [(each, RunStatus.QUEUED, timedelta(0), "gone") for each in seen]
-    async with machine.control.use() as connection:
-        return set(await machine.store.reap_runs(connection, verdicts))
+    async with kit.control.use() as connection:
+        return set(await kit.store.reap_runs(connection, verdicts))
 
 
-async def test_an_enqueue_that_commits_between_the_look_and_the_lock_is_seen(db, dsn, schema, machine):
+async def test_an_enqueue_that_commits_between_the_look_and_the_lock_is_seen(db, dsn, schema, kit):
     """The statement has its snapshot; then the enqueue commits; then the statement comes to the run."""
-    [held] = await running(db, machine)
+    [held] = await running(db, kit)
     look = (
         "select pgsched.waiting_instead(r.id, '{}') from (select pg_advisory_xact_lock(4711) offset 0) l,"
         f" pgsched.runs r where r.id = {held.run_id}"
@@ -241,7 +241,7 @@ async def test_an_enqueue_that_commits_between_the_look_and_the_lock_is_seen(db,
         assert await (await looking).fetchone() == (waiting,)
 
 
-async def test_an_enqueue_that_waited_for_a_claim_holds_up_the_end_of_that_run(db, dsn, schema, machine):
+async def test_an_enqueue_that_waited_for_a_claim_holds_up_the_end_of_that_run(db, dsn, schema, kit):
     """The enqueue waits at the index for a claim of the waiting run, and then finds it running."""
     first, _ = await db.one(WAITING)
     claim = (
@@ -252,30 +252,30 @@ async def test_an_enqueue_that_waited_for_a_claim_holds_up_the_end_of_that_run(d
         await psycopg.AsyncConnection.connect(dsn) as claiming,
         await psycopg.AsyncConnection.connect(dsn) as client,
     ):
-        await claiming.execute(in_schema(claim.encode(), schema), (machine.worker,))
+        await claiming.execute(in_schema(claim.encode(), schema), (kit.worker,))
         enqueuing = asyncio.create_task(client.execute(in_schema(WAITING.encode(), schema, parametrised=False)))
         await db.until("select exists (select from pg_locks where pid = %s and not granted)", client.info.backend_pid)
         await claiming.commit()
         assert (await (await enqueuing).fetchone())[1]
-        held = Claim(first, 7, machine.worker)
-        assert await send(machine, failed(held)) == {first: Landing.LOCKED}
+        held = Claim(first, 7, kit.worker)
+        assert await send(kit, failed(held)) == {first: Landing.LOCKED}
         await client.commit()
-    assert await send(machine, failed(held)) == {first: Landing.LANDED}
+    assert await send(kit, failed(held)) == {first: Landing.LANDED}
     assert [row[1] for row in await db.all(ROWS)] == ["failed", "queued"]
 
 
-async def test_a_cancellation_waits_for_no_open_enqueue(db, dsn, schema, machine):
+async def test_a_cancellation_waits_for_no_open_enqueue(db, dsn, schema, kit):
     """The enqueue has a key share lock on the running run, for as long as its transaction stays open."""
-    [held] = await running(db, machine)
+    [held] = await running(db, kit)
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         await client.execute(in_schema(WAITING.encode(), schema, parametrised=False))
         await db.all("set lock_timeout = '5s'")
         assert await db.value("select pgsched.cancel(%s)", held.run_id) == "requested"
 
 
-async def test_an_enqueue_waits_for_an_end_that_has_looked_and_not_written_yet(db, dsn, schema, machine):
+async def test_an_enqueue_waits_for_an_end_that_has_looked_and_not_written_yet(db, dsn, schema, kit):
     """The end saw nobody wait. If the enqueue did not wait for it, they would meet at the index."""
-    [held] = await running(db, machine)
+    [held] = await running(db, kit)
     look = "select pgsched.waiting_instead(id, '{}') from pgsched.runs"
     back = "update pgsched.runs set status = 'queued', worker = null, heartbeat_at = null"
     async with (
@@ -293,8 +293,8 @@ async def test_an_enqueue_waits_for_an_end_that_has_looked_and_not_written_yet(d
         assert await (await enqueuing).fetchone() == (held.run_id, False)
 
 
-async def test_a_reaped_run_ends_if_another_one_waits_and_its_worker_is_named(db, dsn, schema, machine):
-    [held], [free] = await running(db, machine), await running(db, machine, key="free")
+async def test_a_reaped_run_ends_if_another_one_waits_and_its_worker_is_named(db, dsn, schema, kit):
+    [held], [free] = await running(db, kit), await running(db, kit, key="free")
     silent = await db.all("select id, attempt, token, worker, entrypoint, heartbeat_at from pgsched.runs order by id")
     verdicts = [
         (
@@ -307,8 +307,8 @@ async def test_a_reaped_run_ends_if_another_one_waits_and_its_worker_is_named(db
     ]
 
     async def reap() -> set[int]:
-        async with machine.control.use() as connection:
-            return set(await machine.store.reap_runs(connection, verdicts))
+        async with kit.control.use() as connection:
+            return set(await kit.store.reap_runs(connection, verdicts))
 
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         await client.execute(in_schema(WAITING.encode(), schema, parametrised=False))
@@ -319,9 +319,9 @@ async def test_a_reaped_run_ends_if_another_one_waits_and_its_worker_is_named(db
     assert (await db.all(ROWS))[0] == (held.run_id, "failed", f"run {waiting} with its unique key is waiting", 1)
 
 
-async def test_a_run_cannot_be_retried_while_another_one_waits(db, machine):
-    [held] = await running(db, machine)
-    await send(machine, failed(held, RunStatus.FAILED))
+async def test_a_run_cannot_be_retried_while_another_one_waits(db, kit):
+    [held] = await running(db, kit)
+    await send(kit, failed(held, RunStatus.FAILED))
     await db.one(WAITING)
     with pytest.raises(psycopg.Error) as refused:
         await db.all("select pgsched.retry(%s)", held.run_id)

@@ -16,6 +16,7 @@ from pgsched import Run, Scheduler
 from pgsched.db.statements.store import claim_of, in_schema
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker.upkeep.reaper import Reaper
+from pgsched.worker.wakeups import Wakeup
 
 AHEAD = "10s"
 CHANGES = {
@@ -69,8 +70,8 @@ async def change(db, name, at):
 async def begun(anna):
     """Anna has begun the run, and her next beat says so. Returns what it hears."""
     [run] = anna.taken
-    async with anna.machine.writes.use() as connection:
-        return await anna.machine.store.beat(connection, anna.machine.worker, [(run.id, run.token, run.due_at)])
+    async with anna.kit.writes.use() as connection:
+        return await anna.kit.store.beat(connection, anna.kit.worker, [(run.id, run.token, run.due_at)])
 
 
 async def looks(worker, times=2):
@@ -111,9 +112,9 @@ async def test_a_run_that_has_begun_before_its_holder_hears_of_a_change_goes_on(
         assert await looks(ben) == 0
         assert await db.all(ROWS) == [("running", {}, True)], "one call, one row, and no skip of the same fire time"
         [run] = anna.taken
-        end = Outcome(Claim(run.id, run.token, anna.machine.worker), RunStatus.SUCCEEDED)
-        async with anna.machine.writes.use() as connection:
-            assert len(await anna.machine.store.finish_runs(connection, anna.machine.worker, [end], None)) == 1
+        end = Outcome(Claim(run.id, run.token, anna.kit.worker), RunStatus.SUCCEEDED)
+        async with anna.kit.writes.use() as connection:
+            assert len(await anna.kit.store.finish_runs(connection, anna.kit.worker, [end], None)) == 1
         assert await looks(ben) == 0
         if name == "pause":
             await db.all("select pgsched.resume('s')")
@@ -141,7 +142,7 @@ async def test_a_change_that_commits_late(settings, db, dsn, name, constraints):
         assert await db.all(ROWS) == [("running", {}, True)]
 
 
-async def test_a_change_that_comes_after_a_beat_was_answered_is_written_by_the_next(settings, db):
+async def test_a_change_that_comes_after_a_beat_was_answered_is_written_by_the_next(settings, db, monkeypatch):
     """The holder was sure of its claim, begins, and hears of the change after that."""
     sc, starts = Scheduler(), []
 
@@ -160,12 +161,15 @@ async def test_a_change_that_comes_after_a_beat_was_answered_is_written_by_the_n
             " values ('s', 'job', '@yearly', now() + interval '1500 ms', 1)"
         )
         await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
-        worker.listener.woken.clear()  # notifications are on their way for as long as the test wants
+        monkeypatch.setattr(
+            Wakeup, "ask", lambda hint: None
+        )  # notifications are on their way for as long as the test wants
         await db.all(CHANGES["alter"])
         assert await looks(ben) == 0
         await until(lambda: starts)
         assert await looks(ben) == 0
-        worker.heartbeat.ask_now()
+        monkeypatch.undo()
+        worker.kit.wakeups.beat.ask()
         await db.until("select started_at is not null from pgsched.runs")
         assert await looks(ben) == 0
         go.set()
@@ -199,7 +203,7 @@ async def test_a_reaper_answers_for_a_dead_holder(settings, db, name):
         await change(db, name, at)
         assert await looks(ben) == 0
         await db.all("update pgsched.runs set heartbeat_at = now() - interval '1 hour'")
-        await reap(Reaper(ben.machine, ben.runner))
+        await reap(Reaper(ben.kit, ben.roster))
         status, withdrawn, lost = await db.one(
             "select status, withdrawn_at is not null, errors -> 0 ->> 'type' from pgsched.runs"
         )
@@ -219,9 +223,9 @@ async def test_a_held_run_that_is_given_back_by_a_drain_does_not_outlive_a_pause
         await claimed(db, anna, "allow")
         await db.all(CHANGES["pause"])
         [run] = anna.taken
-        claim = Claim(run.id, run.token, anna.machine.worker)
-        async with anna.machine.writes.use() as connection:
-            await anna.machine.store.give_back_runs(connection, anna.machine.worker, [claim])
+        claim = Claim(run.id, run.token, anna.kit.worker)
+        async with anna.kit.writes.use() as connection:
+            await anna.kit.store.give_back_runs(connection, anna.kit.worker, [claim])
         assert await looks(ben) == 0
         assert await db.all(ROWS) == []
 
@@ -234,12 +238,12 @@ async def test_a_give_back_waits_for_no_client(settings, db, dsn):
             in_schema(b"select from pgsched.schedules for update", settings.schema, parametrised=False)
         )
         [run] = anna.taken
-        back = Outcome(Claim(run.id, run.token, anna.machine.worker), RunStatus.QUEUED, refund=True, unbegun=True)
+        back = Outcome(Claim(run.id, run.token, anna.kit.worker), RunStatus.QUEUED, refund=True, unbegun=True)
         async with asyncio.timeout(5):
-            answers = await anna.runner._finisher.send([back])
+            answers = await anna.runner.finisher.send([back])
         assert [int(landing) for landing in answers.values()] == [0], "tried again once the lock is gone"
         await client.rollback()
-        assert [int(x) for x in (await anna.runner._finisher.send([back])).values()] == [1]
+        assert [int(x) for x in (await anna.runner.finisher.send([back])).values()] == [1]
 
 
 async def test_a_pause_that_ends_before_the_holder_answers_is_recorded_as_one(settings, db):
@@ -384,9 +388,9 @@ async def ended(anna):
     """Anna's run begins, and ends well."""
     await begun(anna)
     [run] = anna.taken
-    end = Outcome(Claim(run.id, run.token, anna.machine.worker), RunStatus.SUCCEEDED)
-    async with anna.machine.writes.use() as connection:
-        assert len(await anna.machine.store.finish_runs(connection, anna.machine.worker, [end], None)) == 1
+    end = Outcome(Claim(run.id, run.token, anna.kit.worker), RunStatus.SUCCEEDED)
+    async with anna.kit.writes.use() as connection:
+        assert len(await anna.kit.store.finish_runs(connection, anna.kit.worker, [end], None)) == 1
 
 
 @pytest.mark.parametrize("across", ["made after it", "retimed after it"])
@@ -501,12 +505,12 @@ async def test_a_cancellation_that_was_accepted_holds_beside_a_change(settings, 
         assert await db.value("select pgsched.cancel(%s)", run) == "requested"
         if by == "holder":
             [taken] = anna.taken
-            async with anna.machine.writes.use() as connection:
-                claims = [claim_of(taken, anna.machine.worker)]
-                assert len(await anna.machine.store.give_back_runs(connection, anna.machine.worker, claims)) == 1
+            async with anna.kit.writes.use() as connection:
+                claims = [claim_of(taken, anna.kit.worker)]
+                assert len(await anna.kit.store.give_back_runs(connection, anna.kit.worker, claims)) == 1
         else:
             await db.all("update pgsched.runs set heartbeat_at = now() - interval '1 hour'")
-            await reap(Reaper(ben.machine, ben.runner))
+            await reap(Reaper(ben.kit, ben.roster))
         assert await looks(ben) == 0
         assert await db.all("select id, status, reason from pgsched.runs") == [
             (run, "cancelled", "cancelled on request")

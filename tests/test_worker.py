@@ -15,6 +15,7 @@ from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
 from pgsched.db.statements.store import Store, in_schema
 from pgsched.rules.outcome import Stop
 from pgsched.worker.run import runner as runner_module
+from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.worker import _write_fresh
 
 SECOND = timedelta(seconds=1)
@@ -184,7 +185,7 @@ async def test_a_thread_that_outlives_its_timeout_is_not_tried_again_beside_itse
 
     async with working(sc, settings, cancel_timeout="100ms") as worker:
         await db.until("select count(*) = 1 from pgsched.runs where status = 'failed'")
-        assert worker.runner.threads_used == 1, "the thread is still at work"
+        assert worker.roster.threads_used == 1, "the thread is still at work"
         gate.set()
     assert calls == [1]
 
@@ -245,7 +246,7 @@ async def test_what_jobs_raise_never_ends_the_daemon(settings, db):
         for name in sc.entrypoints:
             await db.all("select pgsched.enqueue(%s)", name)
         await db.until("select count(*) = 12 from pgsched.runs where status = 'failed'")
-        assert worker.runner.slots_used == 0 and worker.runner.threads_used == 0
+        assert worker.roster.slots_used == 0 and worker.roster.threads_used == 0
 
 
 async def test_results_that_cannot_be_stored_do_not_undo_the_work(settings, db):
@@ -456,12 +457,12 @@ async def test_a_held_run_whose_task_somebody_cancels_is_no_failed_attempt_and_h
             "insert into pgsched.runs (entrypoint, due_at)"
             " select 'later', now() + interval '2 seconds' from generate_series(1, 5)"
         )
-        await until(lambda: len(worker.runner.live) == 5)
-        task = next(iter(worker.runner.live.values())).task
+        await until(lambda: len(worker.roster.attempts) == 5)
+        task = next(iter(worker.roster.attempts.values())).task
         if when == "while it is held":
             task.cancel()
         else:
-            asyncio.get_running_loop().call_at(next(iter(worker.runner._due)) - 1e-5, task.cancel)
+            asyncio.get_running_loop().call_at(next(iter(worker.runner.held.instants)) - 1e-5, task.cancel)
         await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
     assert await db.one("select max(attempt), max(errors::text), bool_and(started_at >= due_at) from pgsched.runs") == (
         1, "[]", True,
@@ -519,7 +520,7 @@ async def test_a_change_drops_what_was_claimed_ahead(settings, db, change):
         old = await db.value("select id from pgsched.runs")
         await db.all(change)
         await db.until("select not exists (select from pgsched.runs where id = %s)", old)
-        await until(lambda: (old, 1) not in worker.runner.live, 8)
+        await until(lambda: (old, 1) not in worker.roster.attempts, 8)
         if "args" in change:  # the same fire time, claimed again with what it has now
             await db.until("select args = '{\"new\": 1}' from pgsched.runs where status = 'running'")
     assert not started.is_set()
@@ -599,7 +600,7 @@ async def test_shutdown_before_and_during_start(settings):
             assert await task == 0
 
 
-async def test_a_run_that_is_stopped_before_its_first_step_is_given_back(settings, db):
+async def test_a_run_that_is_stopped_before_its_first_step_is_given_back(settings, db, monkeypatch):
     sc = Scheduler()
 
     @sc.entrypoint("job")
@@ -607,17 +608,17 @@ async def test_a_run_that_is_stopped_before_its_first_step_is_given_back(setting
         await asyncio.sleep(60)
 
     async with working(sc, settings, drain_timeout="0") as worker:
-        real = worker.runner._start
+        real = Attempt.start
 
-        def start_and_stop(live):
-            real(live)
-            worker.runner.stop(live, Stop.DRAIN)  # in the same turn of the loop: the task has not begun
+        def start_and_stop(attempt):
+            real(attempt)
+            attempt.end(Stop.DRAIN)  # in the same turn of the loop: the task has not begun
 
-        worker.runner._start = start_and_stop
+        monkeypatch.setattr(Attempt, "start", start_and_stop)
         await db.all("select pgsched.enqueue('job')")
         await db.until("select status = 'queued' and worker is not null from pgsched.runs")
         worker.dispatcher.stop()
-    assert worker.runner.live == {} and worker.runner.slots_used == 0
+    assert worker.roster.attempts == {} and worker.roster.slots_used == 0
 
 
 async def test_a_lost_run_that_is_claimed_here_again_does_not_end_the_worker(settings, db):
@@ -640,10 +641,10 @@ async def test_a_lost_run_that_is_claimed_here_again_does_not_end_the_worker(set
         await db.all("update pgsched.runs set status = 'queued', worker = null")  # as a reaper elsewhere
         await db.until("select status = 'succeeded' and result = '2' from pgsched.runs")
         release.set()
-        await until(lambda: not worker.runner.live)
-        assert worker.runner.slots_used == 0
+        await until(lambda: not worker.roster.attempts)
+        assert worker.roster.slots_used == 0
         await db.all("select pgsched.enqueue('job')")
-        await until(lambda: worker.runner.live)
+        await until(lambda: worker.roster.attempts)
 
 
 async def test_an_object_that_misbehaves_when_it_is_stored_ends_its_run_only(settings, db):
@@ -689,7 +690,7 @@ async def test_a_free_thread_is_used_at_once_beside_async_entrypoints(settings, 
     async with working(sc, settings, max_threads=1) as worker:
         await db.all("select pgsched.enqueue('sync') from generate_series(1, 50)")
         await db.until("select count(*) = 50 from pgsched.runs where status = 'succeeded'", limit=8)
-        assert worker.runner.threads_used == 0
+        assert worker.roster.threads_used == 0
 
 
 async def test_a_held_run_can_be_cancelled(settings, db):
@@ -768,12 +769,11 @@ async def test_a_change_that_commits_after_the_start_does_not_run_the_fire_time_
 
 def fire_late(runner):
     """The one instant that is waited for, within ten seconds, comes now. The claims were last confirmed long ago."""
-    [(instant, due)] = runner._due.items()
-    for live in due[1]:
-        live.asked_at -= 100
+    [(instant, due)] = runner.held.instants.items()
+    for attempt in due[1]:
+        attempt.asked_at -= 100
     due[0].cancel()
-    runner._due = {instant - 20: due}
-    runner._start_held(instant - 20)
+    runner.held.start(instant)
 
 
 async def test_a_held_run_whose_instant_is_long_gone_is_asked_about_first(settings, db):
@@ -781,14 +781,14 @@ async def test_a_held_run_whose_instant_is_long_gone_is_asked_about_first(settin
     async with working(sc, settings, lookahead="10s", heartbeat_interval="10s", stall_timeout="60s") as worker:
         await db.all(HELD)
         await db.until("select status = 'running' from pgsched.runs")
-        live, = worker.runner.live.values()  # fmt: skip
+        live, = worker.roster.attempts.values()  # fmt: skip
         # Taken away without a word to us; then the loop wakes up late.
-        await db.all("update pgsched.runs set worker = gen_random_uuid() where id = %s", live.run.id)
+        await db.all("update pgsched.runs set worker = gen_random_uuid() where id = %s", live.claimed.id)
         fire_late(worker.runner)
-        await until(lambda: not worker.runner.live)
+        await until(lambda: not worker.roster.attempts)
         assert starts == []
         await db.all("update pgsched.runs set status = 'queued', attempt = 0")
-        await until(lambda: worker.runner.live)
+        await until(lambda: worker.roster.attempts)
         fire_late(worker.runner)  # and this one is still ours
         await until(lambda: starts)
 
@@ -801,9 +801,9 @@ async def test_while_ends_cannot_be_written_no_more_is_claimed_than_may_be_lost(
     async def job(): ...
 
     async with working(sc, settings, max_running=10) as worker:
-        async with worker.machine.writes.use():  # ends and beats have to wait
+        async with worker.kit.writes.use():  # ends and beats have to wait
             await db.all("select pgsched.enqueue_many('job', array_fill('{}'::jsonb, array[100]))")
-            await until(lambda: worker.runner.room == 0 and not worker.runner.slots_used)
+            await until(lambda: worker.runner.room == 0 and not worker.roster.slots_used)
             assert await worker.dispatcher.claim_pass() == 0
             assert worker.finisher.pending == 30
         await db.until("select count(*) = 100 from pgsched.runs where status = 'succeeded'")

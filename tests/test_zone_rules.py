@@ -160,18 +160,18 @@ class Node:
         self.zones = self.parts.dispatcher.zones
 
     async def starts(self) -> "Node":
-        machine = self.parts.machine
+        kit = self.parts.kit
         await self.db.all(
             "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
             " stall_timeout, tzdata, tzdata_from) values (%s, %s, 'host', 1, '0', %s, false, '1s', '30s', %s, 'here')",
-            machine.worker, machine.scheduler.app_name, list(machine.scheduler.entrypoints), self.release,
+            kit.worker, kit.scheduler.app_name, list(kit.scheduler.entrypoints), self.release,
         )  # fmt: skip
         await self.looks()
         return self
 
     async def looks(self) -> None:
         self.reads(self.release)
-        async with self.parts.machine.control.use() as connection:
+        async with self.parts.kit.control.use() as connection:
             await self.zones.look(connection)
 
     async def passes(self) -> int:
@@ -179,7 +179,7 @@ class Node:
         return await self.parts.dispatcher.claim_pass()
 
     async def goes(self) -> None:
-        await self.db.all("delete from pgsched.workers where id = %s", self.parts.machine.worker)
+        await self.db.all("delete from pgsched.workers where id = %s", self.parts.kit.worker)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ async def test_a_worker_whose_sessions_are_gone_keeps_no_zone_however_lately_it_
     await db.all("update pgsched.workers set direct = true")
     await old.looks()
     assert old.zones.withheld == ((ZONE,), ("job",)), "its session is there"
-    await new.parts.machine.control.discard()
+    await new.parts.kit.control.discard()
     await db.until("select count(*) = 1 from pg_stat_activity where application_name ~ '^pgsched .*-'")
     await old.looks()
     assert old.zones.withheld == ((), ()) and await noted(db) == loaded(OLD)[1]
@@ -377,8 +377,8 @@ async def test_rules_of_another_timing_say_nothing_of_the_new_one(db, node, paus
 
 
 async def locked(node: Node) -> Schedule:
-    store = node.parts.machine.store
-    async with node.parts.machine.control.use() as connection:
+    store = node.parts.kit.store
+    async with node.parts.kit.control.use() as connection:
         [found] = await store.lock_due_schedules(connection, [Share(["job"], 10, fresh=True)], timedelta(0))
     return found
 

@@ -10,7 +10,9 @@ import re
 import resource
 import statistics
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -22,10 +24,12 @@ from psycopg import sql
 from pgsched import Scheduler
 from pgsched.config import Settings
 from pgsched.db.statements.store import Store
-from pgsched.model import Claim, Outcome, RunStatus
+from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus
 from pgsched.worker.claim.dispatcher import Dispatcher
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.finisher import Finisher
+from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.worker import Worker
@@ -36,29 +40,44 @@ MANY = "select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]
 DUE = 10  # fire times and as many jobs that a pass has to claim
 
 
+class Taker(Runner):
+    """A runner that starts nothing, and keeps what it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.taken: list[Any] = []
+
+    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> list[Attempt]:
+        """Keeps them."""
+        self.taken.extend(runs)
+        return []
+
+
 class Part:
     """A worker's claim pass; what it claims is finished at once and never run."""
 
     def __init__(self, most: int = 1000) -> None:
         scheduler = Scheduler(app="growing")
         scheduler.entrypoint("nothing")(nothing)
-        self.machine = Machine.build(scheduler, Settings(dsn=probe.DSN, max_running=most))
-        self.runner = Runner(self.machine, Finisher(self.machine), ThreadPoolExecutor(1))
-        self.taken: list[Any] = []
-        self.runner.take = self.taken.extend
-        self.dispatcher = Dispatcher(self.machine, self.runner)
-        self.dispatcher.listening = True
+        self.kit = Kit.build(scheduler, Settings(dsn=probe.DSN, max_running=most))
+        self.roster = Roster(self.kit.settings)
+        self.runner = Taker(
+            self.kit, self.roster, Finisher(self.kit), threads=ThreadPoolExecutor(1), group=asyncio.TaskGroup()
+        )
+        self.taken = self.runner.taken
+        self.dispatcher = Dispatcher(self.kit, self.roster, self.runner)
+        self.dispatcher.claim_ahead(True)
 
     async def finish(self) -> None:
         """Ends what was claimed."""
-        ends = [Outcome(Claim(r.id, r.token, self.machine.worker), RunStatus.SUCCEEDED) for r in self.taken]
+        ends = [Outcome(Claim(r.id, r.token, self.kit.worker), RunStatus.SUCCEEDED) for r in self.taken]
         self.taken.clear()
         if ends:
-            async with self.machine.control.use() as connection:
-                await self.machine.store.finish_runs(connection, self.machine.worker, ends)
+            async with self.kit.control.use() as connection:
+                await self.kit.store.finish_runs(connection, self.kit.worker, ends)
 
     async def close(self) -> None:
-        await self.machine.control.discard()
+        await self.kit.control.discard()
 
 
 async def nothing() -> None: ...
@@ -75,7 +94,7 @@ async def passes(rounds: int) -> dict[str, Any]:
         times = []
         for _ in range(rounds + 3):
             await due()
-            part.dispatcher._gated = False  # as in a worker that has room
+            part.dispatcher.next = replace(part.dispatcher.next, gated=False)  # as in a worker that has room
             began = time.perf_counter()
             claimed = await part.dispatcher.claim_pass()
             times.append((time.perf_counter() - began) * 1000)
@@ -99,7 +118,7 @@ async def due() -> None:
 
 async def watched(part: Part) -> dict[str, int]:
     """Pages by statement, of one pass that looks at everything, and of the reaper's look."""
-    names = {part.machine.store.query(name): name for name in Store.texts()}
+    names = {part.kit.store.query(name): name for name in Store.texts()}
     pages: dict[str, int] = {}
 
     class Watched(psycopg.AsyncCursor[Any]):
@@ -109,11 +128,11 @@ async def watched(part: Part) -> dict[str, int]:
                 pages[name] = max(pages.get(name, 0), await touched(self.connection, query.decode(), params or {}))
             return await super().execute(query, params, **options)
 
-    connection = await part.machine.control.connect()
+    connection = await part.kit.control.connect()
     connection.cursor_factory = Watched
     await due()
     await part.dispatcher.claim_pass()
-    await Reaper(part.machine, part.runner).reap_pass()
+    await Reaper(part.kit, part.roster).reap_pass()
     await part.finish()
     connection.cursor_factory = psycopg.AsyncCursor
     return pages
@@ -145,7 +164,7 @@ async def contend(workers: int, jobs: int, most: int) -> dict[str, Any]:
     parts = [Part(most) for _ in range(workers)]
     try:
         for part in parts:
-            await part.machine.control.connect()
+            await part.kit.control.connect()
         async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
             waits = asyncio.create_task(count_waits(connection))
             began = time.perf_counter()
@@ -180,7 +199,7 @@ async def drain(part: Part) -> list[tuple[float, int]]:
         claimed = await part.dispatcher.claim_pass()
         told.append(((time.perf_counter() - began) * 1000, claimed))
         if not claimed:
-            async with part.machine.control.use() as connection:
+            async with part.kit.control.use() as connection:
                 row = await (await connection.execute(
                     "select exists (select from pgsched.runs where status = 'queued' and not gated)"
                 )).fetchone()  # fmt: skip
@@ -243,7 +262,7 @@ async def alone(part: Part, client: psycopg.AsyncConnection[Any], gated: bool = 
     times = []
     for _ in range(30):
         await client.execute("select pgsched.enqueue('nothing')")
-        part.dispatcher._gated = gated
+        part.dispatcher.next = replace(part.dispatcher.next, gated=gated)
         began = time.perf_counter()
         await part.dispatcher.claim_pass()
         times.append((time.perf_counter() - began) * 1000)

@@ -24,7 +24,8 @@ from pgsched.errors import ConfigurationError, PgschedError
 from pgsched.expression.duration import format_duration
 from pgsched.rules.projects import home_of_factory
 from pgsched.scheduler import Scheduler
-from pgsched.worker.worker import GIVEN_BACK, serve
+from pgsched.worker.serve import serve
+from pgsched.worker.worker import GIVEN_BACK
 
 
 def _all_settings(command: Callable[..., Any]) -> Callable[..., Any]:

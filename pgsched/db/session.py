@@ -208,14 +208,23 @@ class Session:
         self._idle = idle
         self._wait = lock
         self._locking = False
-        self.severed = False  # by sever(); whoever has taken note of it sets it back
+        self._severed = False  # by sever()
         self.direct = True
         self.generation = 0
-        self.misfit: Callable[[], None] = lambda: None  # a statement did not fit the schema: it may be another one now
+        self._misfit: list[Callable[[], None]] = []
         self._info = info
         self._limit = limit.total_seconds()
         self._lock = asyncio.Lock()
         self._connection: Connection | None = None
+
+    def subscribe(self, *, misfit: Callable[[], None]) -> None:
+        """Calls `misfit` whenever a statement did not fit the schema: it may be another one now."""
+        self._misfit.append(misfit)
+
+    def was_severed(self) -> bool:
+        """Whether sever() has cut it off since the last time that somebody asked."""
+        severed, self._severed = self._severed, False
+        return severed
 
     @contextlib.asynccontextmanager
     async def use(self, limit: timedelta | None = None) -> AsyncIterator[Connection]:
@@ -240,7 +249,8 @@ class Session:
                 if unusable or isinstance(error, TimeoutError):
                     await self.discard()
                 if of_prepared(error) or (isinstance(error, psycopg.Error) and error.sqlstate in _UNDEFINED):
-                    self.misfit()
+                    for callback in self._misfit:
+                        callback()
                 raise
 
     async def connect(self) -> Connection:
@@ -282,8 +292,8 @@ class Session:
         # The descriptor may be closed meanwhile; psycopg's own close() must not come twice for one number.
         with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as own:
             own.shutdown(socket.SHUT_RDWR)
-            self.severed = True
-        return self.severed
+            self._severed = True
+        return self._severed
 
     @property
     def target(self) -> tuple[int, str]:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -21,103 +21,31 @@ from psycopg import sql
 
 from pgsched.client.client import Client, Row, connect
 from pgsched.config import Settings
-from pgsched.db.statements.store import EntrypointDefaults, Outlook
+from pgsched.db.statements.store import EntrypointDefaults
 from pgsched.errors import InvalidArguments, PgschedError, RetryLater
 from pgsched.executors.capture import capturing
-from pgsched.model import ClaimedRun, Outcome, Schedule
+from pgsched.model import Outcome, Schedule
 from pgsched.rules import options
+from pgsched.rules.agenda import Outlook
 from pgsched.rules.ledger import TICK
 from pgsched.rules.outcome import Stop
 from pgsched.scheduler import Scheduler
 from pgsched.testing.clock import Clock, StandingClock, TestStore, make_schema
 from pgsched.testing.server import embedded_dsn
+from pgsched.worker.claim.claim_pass import with_schedules
 from pgsched.worker.claim.dispatcher import Dispatcher
-from pgsched.worker.kit import Machine
+from pgsched.worker.claim.planner import times_of
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.finisher import Finisher
 from pgsched.worker.run.heartbeat import Heartbeat
 from pgsched.worker.run.hook_calls import SkipHooks
-from pgsched.worker.run.runner import Live, Runner
+from pgsched.worker.run.roster import Roster
+from pgsched.worker.run.runner import Runner
 from pgsched.worker.upkeep.reconciler import Reconciler
 
 _MOST = 10_000  # runs that one call starts before it is taken for an endless loop
 _BEGINNING = datetime.fromisoformat("1900-01-01T00:00:00+00:00")
-
-
-class _Dispatcher(Dispatcher):
-    """A dispatcher whose passes take nothing for granted that an earlier one saw: the clock may have been moved."""
-
-    outlook: Outlook | None = None
-
-    async def claim_pass(self) -> int:
-        self._resume = 0.0
-        return await super().claim_pass()
-
-    def _arrange(self, outlook: Outlook, claimed: int, cut: bool) -> None:
-        self.outlook = outlook
-        super()._arrange(outlook, claimed, cut)
-
-    @property
-    def coming(self) -> datetime | None:
-        """When there will be something to do that there is not now."""
-        assert self.outlook is not None
-        instants = (self.outlook.next_ahead, self.outlook.next_resume, self._limiter.opens)
-        return min((each for each in instants if each is not None and each > self.outlook.now), default=None)
-
-    async def fire(self, schedule: Schedule, at: datetime) -> int:
-        """Makes the run of a fire time, whenever that is. Returns its id."""
-        times = self._times(schedule)
-        if times.next(at - TICK) != at:
-            before, after = times.latest(_BEGINNING, at), times.next(at)
-            raise InvalidArguments(f"{at} is no fire time of {schedule.name!r}: there are {before} and {after}.")
-        params = {
-            "name": schedule.name, "id": schedule.id, "timed_at": schedule.timed_at, "again": True, "priority": None,
-            "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)],
-        }  # fmt: skip
-        async with self._session.use() as connection:
-            made = await self._store.rows(connection, "backfill_runs", params)
-        if not made:
-            raise PgschedError(f"{schedule.name!r} was changed meanwhile: fire it again.")
-        if made[0]["id"] is None:
-            raise PgschedError(f"A run of {schedule.name!r} at {at} is live already.")
-        return int(made[0]["id"])
-
-    async def claim(self, run_id: int, entrypoint: str) -> None:
-        """Claims a queued run and starts it, whatever else is due, or live."""
-        known = self._scheduler.entrypoints.get(entrypoint)
-        if known is None:
-            raise InvalidArguments(
-                f"This scheduler has no entrypoint {entrypoint!r}: there are {_names(self._scheduler)}."
-            )
-        retry = known.retry
-        rules = EntrypointDefaults(entrypoint, retry.attempts, retry.backoff, retry.max_backoff, known.timeout)
-        async with self._session.use() as connection, connection.transaction():
-            claimed = await self._store.claim_runs(connection, self._worker, [rules], [run_id], [])
-            claimed = await self._with_schedules(connection, claimed)
-        self._runner.take(claimed)
-
-
-class _Runner(Runner):
-    """A runner that keeps what it took, and what was raised."""
-
-    def __init__(self, machine: Machine, finisher: Finisher, threads: ThreadPoolExecutor) -> None:
-        super().__init__(machine, finisher, threads)
-        self.taken: list[Live] = []
-        self.raised: dict[tuple[int, int], Exception] = {}
-
-    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
-        runs = list(runs)
-        super().take(runs, asked_at)
-        self.taken += [self.live[run.id, run.token] for run in runs]
-
-    def _outcome(self, live: Live, result: Any, error: BaseException | None) -> Outcome:
-        outcome = super()._outcome(live, result, error)
-        if outcome.error is not None and not isinstance(error, RetryLater):
-            if live.stop is Stop.TIMEOUT:
-                error = TimeoutError(outcome.error.message)
-            elif not isinstance(error, Exception):  # a SystemExit must not end the test's process
-                error = RuntimeError(f"{live.run.entrypoint} raised {outcome.error.type}: {outcome.error.message}")
-            self.raised[live.claim.run_id, live.claim.token] = error
-        return outcome
 
 
 class Harness:
@@ -155,6 +83,9 @@ class Harness:
         self._limit = limit.total_seconds()
         self._over = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
+        self._taken: list[Attempt] = []  # in the order in which they started
+        self._raised: dict[tuple[int, int], Exception] = {}  # by (run id, token)
+        self._outlook: Outlook | None = None
 
     # --- life -------------------------------------------------------------------------------------------
 
@@ -178,60 +109,63 @@ class Harness:
     async def _live(self, ready: asyncio.Future[None]) -> None:
         given = {**self._scheduler.settings, "dsn": self.dsn, "schema": self.schema}
         settings = Settings().merged(given, "Harness").check()
-        machine = Machine.build(self._scheduler, settings)
+        kit = Kit.build(self._scheduler, settings)
         threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
         try:
-            connection = await machine.control.connect()
+            connection = await kit.control.connect()
             try:
                 start = await make_schema(connection, self.schema, self._now)
                 with capturing():
-                    await self._serve(machine, start, threads, ready)
+                    await self._serve(kit, start, threads, ready)
             finally:
-                await self._drop(machine)
+                await self._drop(kit)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
             if hasattr(self, "_runner"):
                 await self._runner.transactions.close()
-            for session in (machine.control, machine.writes):
+            for session in (kit.control, kit.writes):
                 await session.discard()
 
     async def _serve(
-        self, built: Machine, start: datetime, threads: ThreadPoolExecutor, ready: asyncio.Future[None]
+        self, built: Kit, start: datetime, threads: ThreadPoolExecutor, ready: asyncio.Future[None]
     ) -> None:
         standing = StandingClock(start)
-        machine = replace(built, store=TestStore(self.schema, built.store.app), clock=standing)
-        self.clock = Clock(machine.control, self.schema, standing)
-        self._finisher = Finisher(machine)
-        self._runner = _Runner(machine, self._finisher, threads)
-        self._dispatcher = _Dispatcher(machine, self._runner)
-        self._machine = machine
-        self._heartbeat = Heartbeat(machine, self._runner)
-        self._runner.started = self._heartbeat.wake
-        self._skips = SkipHooks(self._scheduler.hooks, self._runner.caller)
-        self._dispatcher.skipped = self._skips.put
-        async with machine.control.use() as connection:
-            await Reconciler(machine).start(connection)
+        kit = self._kit = replace(built, store=TestStore(self.schema, built.store.app), clock=standing)
+        self.clock = Clock(kit.control, self.schema, standing)
+        async with kit.control.use() as connection:
+            await Reconciler(kit).start(connection)
         async with connect(self.dsn, schema=self.schema) as client, asyncio.TaskGroup() as runs:
-            client.use(machine.store)
-            self.client, self._runner.group = client, runs
+            client.use(kit.store)
+            self.client = client
+            self._roster = Roster(kit.settings)
+            self._roster.watch(added=self._taken.append)
+            self._finisher = Finisher(kit)
+            self._runner = Runner(
+                kit, self._roster, self._finisher, threads=threads, group=runs, raised=self._note_raised
+            )
+            self._skips = SkipHooks(self._scheduler.hooks, self._runner.caller)
+            self._dispatcher = Dispatcher(
+                kit, self._roster, self._runner, seen=self._note_outlook, on_skip=self._skips.put
+            )
+            self._heartbeat = Heartbeat(kit, self._roster, self._runner, runs)
             async with asyncio.TaskGroup() as services:
                 tasks = [services.create_task(part.run()) for part in (self._finisher, self._heartbeat)]
                 ready.set_result(None)
                 await self._over.wait()
-                await self._end_runs(settings=machine.settings)
+                await self._end_runs(settings=kit.settings)
                 for task in tasks:
                     task.cancel()
 
     async def _end_runs(self, settings: Settings) -> None:
         """What still runs is given back, as by a daemon that is stopped."""
-        for live in self._runner.running():
-            self._runner.stop(live, Stop.DRAIN)
-        await self._runner.until_empty(self._runner.running, settings.cancel_timeout.total_seconds() + 0.5)
+        for attempt in self._roster.running():
+            attempt.end(Stop.DRAIN)
+        await self._roster.until_empty(self._roster.running, settings.cancel_timeout.total_seconds() + 0.5)
         await self._finisher.flush(10.0)
-        await self._runner.settle(settings.hook_timeout.total_seconds())
+        await self._runner.caller.settle(settings.hook_timeout.total_seconds())
 
-    async def _drop(self, machine: Machine) -> None:
-        async with machine.control.use() as connection:
+    async def _drop(self, kit: Kit) -> None:
+        async with kit.control.use() as connection:
             await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(self.schema)))
 
     # --- what a test calls ------------------------------------------------------------------------------
@@ -241,15 +175,15 @@ class Harness:
 
         The clock stands still meanwhile. Returns the runs, each once, in the order in which they started.
         """
-        first = len(self._runner.taken)
+        first = len(self._taken)
         async with self._limited():
             while mine := await self._start():
                 await self._until_over(mine)
-                if len(self._runner.taken) - first > _MOST:
+                if len(self._taken) - first > _MOST:
                     raise RuntimeError(
                         f"More than {_MOST} runs fell due at {self.clock.now}: does a job enqueue itself?"
                     )
-        return await self._told(self._runner.taken[first:], raise_errors)
+        return await self._told(self._taken[first:], raise_errors)
 
     async def run_until(self, instant: datetime, *, raise_errors: bool | None = None) -> list[Row]:
         """Runs what is due now, and moves the clock from one due time to the next through an instant, as a daemon
@@ -258,7 +192,7 @@ class Harness:
         if until is None or until < self.clock.now:
             raise InvalidArguments(f"run_until() takes an instant from {self.clock.now} on, not {instant!r}.")
         runs = {run["id"]: run for run in await self.run_due(raise_errors=raise_errors)}
-        while (coming := self._dispatcher.coming) is not None and coming <= until:
+        while (coming := self._coming()) is not None and coming <= until:
             await self.clock.move_to(coming)
             for run in await self.run_due(raise_errors=raise_errors):
                 runs[run["id"]] = run
@@ -274,7 +208,7 @@ class Harness:
 
     async def settle(self, *, raise_errors: bool | None = None) -> list[Row]:
         """Waits for all that runs. Returns these runs."""
-        running = self._runner.running()
+        running = self._roster.running()
         async with self._limited():
             await self._until_over(running)
         return await self._told(running, raise_errors)
@@ -291,39 +225,89 @@ class Harness:
         if at is None:
             run_id = await self.client.trigger(name)
         else:
-            async with self._machine.control.use() as connection:
-                [schedule] = await self._machine.store.get_schedules(connection, [row["id"]])
-            run_id = await self._dispatcher.fire(schedule, at)
-        first = len(self._runner.taken)
+            async with self._kit.control.use() as connection:
+                [schedule] = await self._kit.store.get_schedules(connection, [row["id"]])
+            run_id = await self._make_run(schedule, at)
+        first = len(self._taken)
         async with self._limited():
-            await self._dispatcher.claim(run_id, row["entrypoint"])
-            mine = [live for live in self._runner.taken[first:] if live.claim.run_id == run_id]
+            await self._claim(run_id, row["entrypoint"])
+            mine = [attempt for attempt in self._taken[first:] if attempt.claim.run_id == run_id]
             await self._until_over(mine)
         return (await self._told(mine, raise_errors))[0]
 
     # --- how --------------------------------------------------------------------------------------------
 
-    async def _start(self) -> list[Live]:
+    def _note_outlook(self, outlook: Outlook) -> None:
+        self._outlook = outlook
+
+    def _note_raised(self, attempt: Attempt, outcome: Outcome, error: BaseException | None) -> None:
+        if outcome.error is None or isinstance(error, RetryLater):
+            return
+        if attempt.stop is Stop.TIMEOUT:
+            error = TimeoutError(outcome.error.message)
+        elif not isinstance(error, Exception):  # a SystemExit must not end the test's process
+            name = attempt.claimed.entrypoint
+            error = RuntimeError(f"{name} raised {outcome.error.type}: {outcome.error.message}")
+        self._raised[attempt.key] = error
+
+    def _coming(self) -> datetime | None:
+        """When there will be something to do that there is not now."""
+        assert self._outlook is not None
+        instants = (self._outlook.next_ahead, self._outlook.next_resume, self._dispatcher.opens)
+        return min((each for each in instants if each is not None and each > self._outlook.now), default=None)
+
+    async def _make_run(self, schedule: Schedule, at: datetime) -> int:
+        """Makes the run of a fire time, whenever that is. Returns its id."""
+        times = times_of(self._scheduler, schedule)
+        if times.next(at - TICK) != at:
+            before, after = times.latest(_BEGINNING, at), times.next(at)
+            raise InvalidArguments(f"{at} is no fire time of {schedule.name!r}: there are {before} and {after}.")
+        params = {
+            "name": schedule.name, "id": schedule.id, "timed_at": schedule.timed_at, "again": True, "priority": None,
+            "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)],
+        }  # fmt: skip
+        async with self._kit.control.use() as connection:
+            made = await self._kit.store.rows(connection, "backfill_runs", params)
+        if not made:
+            raise PgschedError(f"{schedule.name!r} was changed meanwhile: fire it again.")
+        if made[0]["id"] is None:
+            raise PgschedError(f"A run of {schedule.name!r} at {at} is live already.")
+        return int(made[0]["id"])
+
+    async def _claim(self, run_id: int, entrypoint: str) -> None:
+        """Claims a queued run and starts it, whatever else is due, or live."""
+        known = self._scheduler.entrypoints.get(entrypoint)
+        if known is None:
+            names = ", ".join(self._scheduler.entrypoints) or "none"
+            raise InvalidArguments(f"This scheduler has no entrypoint {entrypoint!r}: there are {names}.")
+        store, worker, retry = self._kit.store, self._kit.worker, known.retry
+        rules = EntrypointDefaults(entrypoint, retry.attempts, retry.backoff, retry.max_backoff, known.timeout)
+        async with self._kit.control.use() as connection, connection.transaction():
+            claimed = await store.claim_runs(connection, worker, [rules], [run_id], [])
+            claimed = await with_schedules(store, connection, claimed)
+        self._runner.take(claimed)
+
+    async def _start(self) -> list[Attempt]:
         """One pass. Returns what it started."""
-        first = len(self._runner.taken)
-        await self._dispatcher.claim_pass()
+        first = len(self._taken)
+        await self._dispatcher.claim_pass(afresh=True)
         await self._heartbeat.beat()  # brings what the pass cancelled (overlap cancel) to those that run
         await self._skips.deliver()
-        return self._runner.taken[first:]
+        return self._taken[first:]
 
-    async def _until_over(self, runs: Sequence[Live]) -> None:
+    async def _until_over(self, runs: Sequence[Attempt]) -> None:
         """Waits until runs have ended, their ends are written and their hooks are through."""
-        tasks = [live.task for live in runs if live.task is not None and not live.task.done()]
+        tasks = [attempt.task for attempt in runs if attempt.task is not None and not attempt.task.done()]
         if tasks:
             await asyncio.wait(tasks)
         await self._finisher.flush(self._limit)
 
-    async def _told(self, runs: Sequence[Live], raise_errors: bool | None) -> list[Row]:
+    async def _told(self, runs: Sequence[Attempt], raise_errors: bool | None) -> list[Row]:
         """The rows of runs. What their functions raised is raised, where that is wanted."""
-        raised = [self._runner.raised.pop(key) for live in runs if (key := _key(live)) in self._runner.raised]
+        raised = [self._raised.pop(key) for attempt in runs if (key := attempt.key) in self._raised]
         if raised and (self._raise_errors if raise_errors is None else raise_errors):
             raise raised[0] if len(raised) == 1 else ExceptionGroup("Several runs failed", raised)
-        ids = dict.fromkeys(live.claim.run_id for live in runs)
+        ids = dict.fromkeys(attempt.claim.run_id for attempt in runs)
         return [await self.client.get_run(run_id) for run_id in ids]
 
     @contextlib.asynccontextmanager
@@ -336,13 +320,5 @@ class Harness:
             async with asyncio.timeout(self._limit):
                 yield
         except TimeoutError:
-            names = ", ".join(sorted({live.run.entrypoint for live in self._runner.running()})) or "nothing"
+            names = ", ".join(sorted({attempt.claimed.entrypoint for attempt in self._roster.running()})) or "nothing"
             raise TimeoutError(f"after {self._limit:g} s of real time this still runs: {names}") from None
-
-
-def _key(live: Live) -> tuple[int, int]:
-    return live.claim.run_id, live.claim.token
-
-
-def _names(scheduler: Scheduler) -> str:
-    return ", ".join(scheduler.entrypoints) or "none"

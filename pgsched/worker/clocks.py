@@ -35,11 +35,15 @@ class DatabaseClock:
     """
 
     def __init__(self) -> None:
-        self.stepped: Callable[[float], None] = lambda seconds: None  # worker has everybody look again
+        self._stepped: list[Callable[[float], None]] = []
         self._low = 0.0
         self._high = 0.0
         self._at: float | None = None
         self._forgotten = float("-inf")
+
+    def subscribe(self, stepped: Callable[[float], None]) -> None:
+        """Calls `stepped` with the seconds whenever the database's clock was set."""
+        self._stepped.append(stepped)
 
     @property
     def known(self) -> bool:
@@ -66,7 +70,8 @@ class DatabaseClock:
                 step = _apart((self._low - drift, self._high + drift), (low, high))
         self._low, self._high, self._at = low, max(low, high), after
         if abs(step) > STEP:
-            self.stepped(step)
+            for callback in self._stepped:
+                callback(step)
 
     def monotonic(self, instant: datetime) -> float:
         """When, on the monotonic clock, the database's clock has certainly reached the instant; infinity where
@@ -119,19 +124,24 @@ class Watch:
     """Notices that this machine slept, or that its wall clock was set. Used from the event loop's thread only."""
 
     def __init__(self, clocks: Clocks | None = None, turn: float = TURN) -> None:
-        self.jumped: Callable[[Jump], None] = lambda jump: None  # worker has everybody look at once
+        self._jumped: list[Callable[[Jump], None]] = []
         self._clocks = clocks or Clocks()
         self._turn = turn
         self.looked = 0.0  # up to when, on the monotonic clock, nothing has gone unseen
         self._boot, self._wall = self._read()
 
+    def subscribe(self, jumped: Callable[[Jump], None]) -> None:
+        """Calls `jumped` whenever a look sees that the clocks have jumped."""
+        self._jumped.append(jumped)
+
     def look(self) -> bool:
-        """Compares the clocks with the last time. Returns whether they jumped, once jumped() has been told."""
+        """Compares the clocks with the last time. Returns whether they jumped, once subscribers know."""
         before, (self._boot, self._wall) = (self._boot, self._wall), self._read()
         jump = Jump(_apart(before[0], self._boot), _apart(before[1], self._wall))
         if max(abs(jump.slept), abs(jump.wall)) <= JUMP:
             return False
-        self.jumped(jump)
+        for callback in self._jumped:
+            callback(jump)
         return True
 
     async def wait(self, event: asyncio.Event, until: float | None = None) -> bool:

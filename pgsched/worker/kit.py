@@ -1,4 +1,4 @@
-"""What all parts of one worker share: who it is, what it serves, its clocks, its statements and connections."""
+"""The things that all parts of one worker share: its id, its scheduler, clocks, statements, connections and hints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pgsched.db.statements.store import Store
 from pgsched.scheduler import Scheduler
 from pgsched.worker.aside import Aside
 from pgsched.worker.clocks import DatabaseClock, Watch
+from pgsched.worker.wakeups import Wakeups
 from pgsched.worker.whereabouts import Whereabouts
 
 # For which a write about runs waits for a lock that a client holds. Beats and ends never wait for a row: only an
@@ -20,7 +21,7 @@ WRITES_WAIT = timedelta(milliseconds=200)
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Kit:
     """Handed to every part by worker. control claims and reaps, writes carries beats and outcomes."""
 
     worker: uuid.UUID
@@ -34,9 +35,10 @@ class Machine:
     watch: Watch = field(default_factory=Watch)
     outage: Outage = field(default_factory=Outage)
     whereabouts: Whereabouts = field(default_factory=Whereabouts.own)
+    wakeups: Wakeups = field(default_factory=Wakeups)
 
     @classmethod
-    def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Machine:
+    def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Kit:
         """A worker's, with an identity of its own. Raises ConfigurationError for a DSN that cannot be read."""
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))

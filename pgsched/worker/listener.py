@@ -16,9 +16,10 @@ from psycopg import sql
 
 from pgsched import log
 from pgsched.db.session import Backoff, Connection, Mishaps
+from pgsched.rules.agenda import Outlook
 from pgsched.worker.claim.dispatcher import Dispatcher
-from pgsched.worker.kit import Machine
-from pgsched.worker.run.runner import Runner
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.roster import Roster
 
 # Behind a pooler notifications may never come: then the database is asked this often.
 POOLED_RESYNC = timedelta(seconds=5)
@@ -27,29 +28,32 @@ POOLED_RESYNC = timedelta(seconds=5)
 class Listener:
     """Listens on a session of its own, for ever."""
 
-    def __init__(self, machine: Machine, dispatcher: Dispatcher, runner: Runner) -> None:
+    def __init__(
+        self,
+        kit: Kit,
+        roster: Roster,
+        dispatcher: Dispatcher,
+        *,
+        seen: Callable[[Outlook], None] = lambda outlook: None,
+        awaited: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """seen: gets each resync's outlook. awaited: names the applications whose ends a resync should report."""
         self.listening = asyncio.Event()
-        self.woken: list[Callable[[], None]] = [dispatcher.wake]
-        self.saw_orphaned: Callable[[bool], None] = lambda orphaned: None  # the reconciler hears of it
-        self.awaited: Callable[[], Sequence[str]] = tuple  # the reconciler says which applications it waits for
-        self.state = "running"
-        self._store = machine.store
-        self._session = machine.session("listen", machine.settings.listen_dsn)
-        self._worker = machine.worker
-        self._entrypoints = list(machine.scheduler.entrypoints)
-        self._settings = machine.settings
-        self._clock = machine.clock
-        self._watch = machine.watch
-        self._outage = machine.outage
+        self._kit = kit
+        self._session = kit.session("listen", kit.settings.listen_dsn)
+        self._entrypoints = list(kit.scheduler.entrypoints)
+        self._roster = roster
         self._dispatcher = dispatcher
-        self._runner = runner
+        self._seen = seen
+        self._awaited = awaited
+        self.resyncs = 0
+        self.draining = False
+        self._hint = kit.wakeups.resync  # stirred when there is nothing to hear any more
         self._backoff = Backoff(0.05, 10.0)
         self._log = log.get()
-        self._told_pooled = False
+        self._warned = False  # of a pooler
         self._heard = False
-        self._ready = asyncio.Event()  # something to ask, or nobody to be heard any more
         self._gone: psycopg.Error | None = None
-        self._due = float("inf")
 
     async def run(self) -> None:
         """Connects, listens, looks; again and again, whatever happens to the connection."""
@@ -58,9 +62,9 @@ class Listener:
                 async with self._session.use() as connection:
                     # Hears those notifications that arrive within the answer to a statement.
                     connection.add_notify_handler(self._note)
-                    await connection.execute(sql.SQL("listen {}").format(self._store.channel))
-                if not self._session.direct and not self._told_pooled:
-                    self._told_pooled = True
+                    await connection.execute(sql.SQL("listen {}").format(self._kit.store.channel))
+                if not self._session.direct and not self._warned:
+                    self._warned = True
                     self._log.warning(
                         "listener_behind_pooler", advice="set listen_dsn to the server itself",
                         asks_every_s=POOLED_RESYNC.total_seconds(),
@@ -72,57 +76,53 @@ class Listener:
             except Mishaps as error:
                 self._set_listening(False)
                 await self._session.discard()
-                self._outage.lost(error, "listen")
+                self._kit.outage.lost(error, "listen")
                 await asyncio.sleep(self._backoff.delay())
             finally:
                 self._set_listening(False)
 
-    def ask_now(self) -> None:
-        """The connection may have died without our hearing of it: the resync comes at once."""
-        self._due = float("-inf")
-        self._ready.set()
+    def drain(self) -> None:
+        """The worker is draining: it says so in its resyncs, and takes nothing over any more."""
+        self.draining = True
 
     async def close(self) -> None:
         """Lets go of the connection."""
         await self._session.discard()
 
     def _set_listening(self, on: bool) -> None:
-        self._dispatcher.listening = on and self._session.direct
+        self._dispatcher.claim_ahead(on and self._session.direct)
         if on:
             self.listening.set()
         else:
             self.listening.clear()
 
     def _call(self) -> None:
-        for callback in self.woken:
-            callback()
+        self._kit.wakeups.due.ask()
+        self._kit.wakeups.beat.ask()
 
     async def _listen(self, connection: Connection) -> None:
         """Waits for notifications on the socket, and asks the database over it whenever the resync is due."""
-        interval = self._settings.resync_interval
+        interval = self._kit.settings.resync_interval
         if not self._session.direct:
             interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
         seconds = interval.total_seconds() or float("inf")
-        self._due = time.monotonic() + seconds
         self._gone = None
-        self._hear(connection)  # what came with the answers so far
+        self._hear(connection)  # notifications that came with the answers so far
         while True:
-            await self._until_due(connection)
+            await self._until(connection, time.monotonic() + seconds)
             await self.resync()
-            self._due = time.monotonic() + seconds
-            self._hear(connection)  # what has come with the answer
+            self._hear(connection)  # notifications that have come with the answer
 
-    async def _until_due(self, connection: Connection) -> None:
-        """Waits until a resync is due. Notifications are passed on by the socket's own callback meanwhile: who waits
-        for a job to start waits for each turn of the loop."""
+    async def _until(self, connection: Connection, due: float) -> None:
+        """Waits until a resync is due or somebody asks for one. Meanwhile the socket's callback passes notifications
+        on: each turn of the loop would delay the start of a job."""
         loop = asyncio.get_running_loop()
         descriptor = connection.fileno()
         # Anew each time: psycopg has its own meanwhile.
         loop.add_reader(descriptor, self._read, descriptor, connection)
         try:
-            while time.monotonic() < self._due and self._gone is None:
-                self._ready.clear()
-                await self._watch.wait(self._ready, self._due)
+            while self._gone is None and not self._hint.take() and time.monotonic() < due:
+                await self._kit.watch.wait(self._hint.event, due)
         finally:
             if self._gone is None:
                 loop.remove_reader(descriptor)
@@ -137,7 +137,7 @@ class Listener:
             # At once: libpq has closed the descriptor, and the next socket that anybody opens may have its number.
             asyncio.get_running_loop().remove_reader(descriptor)
             self._gone = error
-            self._ready.set()
+            self._hint.stir()
         else:
             self._hear(connection)
 
@@ -156,16 +156,17 @@ class Listener:
         """The one statement of an idle minute: it proves the connection, brings the clock and says we are here."""
         async with self._session.use() as connection:
             before = time.monotonic()
-            outlook = await self._store.read_outlook(
+            outlook = await self._kit.store.read_outlook(
                 connection,
-                self._worker,
+                self._kit.worker,
                 self._entrypoints,
-                self._settings.lookahead,
-                seen=(self.state, self._runner.slots_used),
-                awaited=self.awaited(),
+                self._kit.settings.lookahead,
+                seen=("draining" if self.draining else "running", self._roster.slots_used),
+                awaited=self._awaited(),
             )
-            self._clock.observe(outlook.now, before, time.monotonic())
-        self._outage.answered()
+            self._kit.clock.observe(outlook.now, before, time.monotonic())
+        self._kit.outage.answered()
+        self.resyncs += 1
         self._dispatcher.review(outlook)
-        if self.state == "running":  # who drains takes nothing over
-            self.saw_orphaned(outlook.orphaned)
+        if not self.draining:
+            self._seen(outlook)

@@ -22,6 +22,7 @@ from pgsched.db.session import Connection, InUtcBinary, Plain, application_name
 from pgsched.model import Claim, ClaimedRun, Hold, Outcome, Retry, RunStatus, Said, Schedule, Silent, clean
 from pgsched.rules import limits
 from pgsched.rules import options as definition
+from pgsched.rules.agenda import Outlook
 from pgsched.rules.deploy import Compared, Holder, Other, Standing
 from pgsched.rules.fairness import Candidate, Kind
 from pgsched.rules.ledger import undecided_since
@@ -76,20 +77,6 @@ class Numbered(NamedTuple):
             return b"%" if found[1] is None else b"$%d" % numbers.setdefault(found[1], len(numbers) + 1)
 
         return cls(_PLACEHOLDER.sub(number, statement), tuple(name.decode() for name in numbers))
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a claim pass leaves behind: the database's clock, and when there is something to do next."""
-
-    now: datetime
-    next_ahead: datetime | None  # the first fire time or due job beyond the horizon
-    next_near: datetime | None  # the first within it that this pass did not take
-    gated_near: bool  # whether a run within it waits for its schedule's overlap
-    next_resume: datetime | None  # when the first pause ends
-    running_elsewhere: bool
-    orphaned: bool  # the application's declarations in force are not ours, and those of no live worker; resync only
-    forgotten: bool  # the worker's row in workers is gone
 
 
 @dataclass(frozen=True, slots=True)

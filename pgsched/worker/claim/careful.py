@@ -15,7 +15,7 @@ from pgsched.db.session import Connection, Mishaps, answered, passing
 from pgsched.db.statements.store import Planned
 from pgsched.model import ClaimedRun
 from pgsched.worker.aside import Kind
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 _FIRST, _MOST = 500, 100_000  # runs of each entrypoint that are tried: at first, and if passes are refused all the same
 _LOCK = timedelta(milliseconds=100)  # for which a careful statement waits for a lock that a client holds
@@ -25,13 +25,13 @@ Result = TypeVar("Result")
 class Careful:
     """A dispatcher's. on: whether the next pass must be careful."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, kit: Kit, limit: int = _FIRST) -> None:
         self.on = False
-        self._store = machine.store
-        self._worker = machine.worker
-        self._entrypoints = list(machine.scheduler.entrypoints)
-        self._aside = machine.aside
-        self._limit = _FIRST
+        self._store = kit.store
+        self._worker = kit.worker
+        self._entrypoints = list(kit.scheduler.entrypoints)
+        self._aside = kit.aside
+        self._limit = limit
         self._left_out = False
 
     def failed(self, error: BaseException) -> None:

@@ -17,15 +17,15 @@ from pgsched.model import ClaimedRun
 from pgsched.rules import fairness
 from pgsched.rules.fairness import Need
 from pgsched.rules.limits import Candidate, Gate, contest, noted, opens_at, rate_room, within
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 
 class Limiter:
     """The part of a claim pass that stands between lines and workers."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._store = machine.store
-        self._worker = machine.worker
+    def __init__(self, kit: Kit) -> None:
+        self._store = kit.store
+        self._worker = kit.worker
         self.opens: datetime | None = None  # when the first of the used-up rates seen by this pass lets a run start
         self._gates: list[Gate] = []  # those that the last look has locked and found open
         self._at: dict[int, str] = {}  # at which of them the runs stand that it found

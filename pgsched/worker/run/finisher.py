@@ -19,7 +19,7 @@ from pgsched.db.apart import Apart
 from pgsched.db.session import Backoff, Connection, Mishaps, describe, passing
 from pgsched.model import Outcome, RunError, RunStatus
 from pgsched.worker.aside import Kind
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 from pgsched.worker.run.scribe import Scribe
 
 BATCH = 1000
@@ -44,14 +44,14 @@ class Finisher:
     """A queue of outcomes. While one batch is being written the next one gathers, so a single outcome goes out
     at once and a thousand go out together."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._store = machine.store
-        self._session = machine.writes
-        self._worker = machine.worker
-        self._lease = machine.settings.stall_timeout  # for how long a thread that is left behind counts at first
-        self._outage = machine.outage
-        self._scribe = Scribe(machine)
-        self._aside = machine.aside
+    def __init__(self, kit: Kit) -> None:
+        self._store = kit.store
+        self._session = kit.writes
+        self._worker = kit.worker
+        self._lease = kit.settings.stall_timeout  # for how long a thread that is left behind counts at first
+        self._outage = kit.outage
+        self._scribe = Scribe(kit)
+        self._aside = kit.aside
         self._waiting: list[Item] = []
         self._writing = 0
         self._locked = 0

@@ -19,7 +19,7 @@ import contextvars
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -34,10 +34,10 @@ _GRACE = 1.0  # seconds that a cancelled hook has to end
 _SKIPS = 1000  # skips that wait for their hooks; beyond them the oldest are dropped, and counted
 
 
-def told(
+def hook_arguments(
     outcome: Outcome | None, stop: Stop | None, result: Any, error: BaseException | None, duration: timedelta
 ) -> tuple[RunFailure | None, RunEnd]:
-    """What hooks are told of an attempt. outcome: as it was recorded; None where it was not."""
+    """The arguments of on_failure and after_run hooks. outcome: as it is recorded; None if it is not."""
     if outcome is None:
         return None, RunEnd(None, result, error, None, duration, None)
     if outcome.error is not None and (error is None or stop is Stop.TIMEOUT):
@@ -54,7 +54,32 @@ class Caller:
     def __init__(self, limit: timedelta) -> None:
         self._limit = limit.total_seconds()
         self._left: set[asyncio.Task[Any]] = set()
+        self._reporting: set[asyncio.Task[Any]] = set()
         self._log = log.get()
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Around the hooks that hear of a run's end. settle() waits for them. No error leaves this."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._reporting.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:  # the worker ends, and waits for hooks no longer
+            pass
+        except Exception as odd:  # a fault of ours must not reach the task group
+            self._log.error("hook_failed", kind="after_run", hook="(all)", error=type(odd).__name__)
+        finally:
+            self._reporting.discard(task)
+
+    async def settle(self, seconds: float) -> None:
+        """Waits for the hooks of runs that have ended, at most so long, and cancels those that are left."""
+        if self._reporting:
+            await asyncio.wait(list(self._reporting), timeout=seconds)
+        if left := list(self._reporting):
+            self._log.warning("hooks_cancelled", runs=len(left))
+            for task in left:
+                task.cancel()
 
     @property
     def stuck(self) -> bool:

@@ -12,7 +12,7 @@ from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.session import describe
 from pgsched.model import Claim, Journal, Said
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 BATCH = 1 << 20  # characters in one statement
 _PART = Journal.LIMIT  # of these at most so many of one attempt
@@ -23,10 +23,10 @@ Speaking = tuple[Claim, Journal]
 class Scribe:
     """A worker's."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._store = machine.store
-        self._session = machine.writes
-        self._worker = machine.worker
+    def __init__(self, kit: Kit) -> None:
+        self._store = kit.store
+        self._session = kit.writes
+        self._worker = kit.worker
         self._log = log.get()
 
     async def write_some(self, speaking: Sequence[Speaking]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from pgsched.db.statements.store import SILENT_PAGE
 from pgsched.model import Claim, Process, RunStatus, Silent
 from pgsched.rules.plan import after_loss, is_stalled
 from pgsched.worker.aside import Kind
-from pgsched.worker.kit import Machine
-from pgsched.worker.run.runner import Runner
+from pgsched.worker.kit import Kit
+from pgsched.worker.run.roster import Roster
 
 Verdict = tuple[Silent, RunStatus, timedelta, str]
 _LOCK = timedelta(milliseconds=100)  # for which a reap waits for a lock that somebody's trigger or index needs
@@ -32,20 +31,21 @@ class Reaper:
     and see it running.
     """
 
-    def __init__(self, machine: Machine, runner: Runner) -> None:
-        self._store = machine.store
-        self._session = machine.control
-        self._worker = machine.worker
-        self._settings = machine.settings
-        self._outage = machine.outage
-        self._aside = machine.aside
-        self._watch = machine.watch
-        self._runner = runner
-        self._whereabouts = machine.whereabouts
+    def __init__(self, kit: Kit, roster: Roster) -> None:
+        self._store = kit.store
+        self._session = kit.control
+        self._worker = kit.worker
+        self._settings = kit.settings
+        self._outage = kit.outage
+        self._aside = kit.aside
+        self._watch = kit.watch
+        self._roster = roster
+        self._whereabouts = kit.whereabouts
         # By (run id, token): the sign of life that was seen last, and when it was first seen, by our monotonic clock.
         self._watched: dict[tuple[int, int], tuple[datetime, float]] = {}
-        self._interval = machine.settings.heartbeat_interval.total_seconds()
-        self._armed = asyncio.Event()
+        self._interval = kit.settings.heartbeat_interval.total_seconds()
+        self._hint = kit.wakeups.reap
+        self._armed = False
         self._armed_until = 0.0
         self._looked_at: datetime | None = None
         self._backoff = Backoff(0.1, 5.0)
@@ -53,19 +53,16 @@ class Reaper:
         # Who starts beside a failover must not take silence for death: the owners may not be back yet.
         self.distrust()
 
-    def saw_running(self, elsewhere: bool) -> None:
-        """A look saw whether anybody else has runs going."""
-        if elsewhere:
-            # Long enough for a claim that nobody holds to fall silent and be seen.
-            self._armed_until = time.monotonic() + 5 * self._interval
-            self._armed.set()
-
     async def run(self) -> None:
         """Passes for ever, while armed."""
         while True:
-            if not self._armed.is_set():
+            if not self._armed:
                 self._looked_at = None
-                await self._armed.wait()
+                await self._hint.event.wait()
+            if self._hint.take():
+                self._armed = True
+                # Long enough for a claim that nobody holds to fall silent and be seen.
+                self._armed_until = time.monotonic() + 5 * self._interval
             try:
                 wait = await self.reap_pass()
             except Mishaps as error:
@@ -97,7 +94,7 @@ class Reaper:
                 if after == 0:
                     self._note_gap(now)
                     if elsewhere == 0 and not silent and time.monotonic() >= self._armed_until:
-                        self._armed.clear()
+                        self._armed = False
                 gone = await self._judge(connection, silent, now, watched, self._in_grace(server_up))
                 reaped += gone
                 taken = {run.id for run, *_ in gone}
@@ -164,13 +161,13 @@ class Reaper:
         if run.worker == self._worker:
             # Our own claims are the heartbeat's business, but for one that we do not know of: the answer to the
             # commit that made it never came.
-            known = (run.id, run.token) in self._runner.live
+            known = (run.id, run.token) in self._roster.attempts
             return not known and watched >= 2 * interval and now - run.alive_at >= 3 * interval
         return is_stalled(run, now, interval, stall_timeout, watched=watched, process=process, trusted=trusted)
 
     def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
         # One of our own that nobody here has ever known of was never started: it is no attempt that failed.
-        never_started = run.worker == self._worker and (run.id, run.token) not in self._runner.unlanded
+        never_started = run.worker == self._worker and (run.id, run.token) not in self._roster.unlanded
         return (RunStatus.QUEUED, timedelta(0)) if never_started else after_loss(run)
 
     def _message(self, run: Silent, now: datetime, process: Process) -> str:

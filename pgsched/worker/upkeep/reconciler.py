@@ -24,7 +24,7 @@ from pgsched.rules import deploy
 from pgsched.rules.deploy import Compared, Kind, Other, Standing, Verdict
 from pgsched.rules.plan import fire_times, retire
 from pgsched.rules.projects import is_gone
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 # Seconds for which nobody may be left who has the declarations in force, before a worker that runs puts its own in
 # their place: a restart of the newer version's only worker takes less, and must not cost it its schedules.
@@ -38,8 +38,8 @@ _BATCH = 5000  # schedules that one statement writes
 class Reconciler:
     """One transaction: whose word counts, what differs, write only that. Other owners' schedules are never touched."""
 
-    def __init__(self, machine: Machine) -> None:
-        scheduler = machine.scheduler
+    def __init__(self, kit: Kit) -> None:
+        scheduler = kit.scheduler
         self.fingerprint = scheduler.fingerprint
         self.restart = RESTART
         self._app, self._owner, self._rows = scheduler.app_name, scheduler.owner, scheduler.rows()
@@ -47,10 +47,10 @@ class Reconciler:
         self.awaited: list[str] = []  # applications that ours takes over once their workers are gone
         self._limits = scheduler.limit_rows()
         self.patience = STATEMENT_LIMIT + _EACH * len(self._rows)
-        self._worker = machine.worker
-        self._store = machine.store
-        self._session = machine.control
-        self._outage = machine.outage
+        self._worker = kit.worker
+        self._store = kit.store
+        self._session = kit.control
+        self._outage = kit.outage
         self._orphaned_since: float | None = None
         self._due = asyncio.Event()
         self._log = log.get()

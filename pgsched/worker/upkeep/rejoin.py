@@ -12,7 +12,7 @@ from pgsched import log
 from pgsched.db import migrate
 from pgsched.db.session import Backoff, Mishaps
 from pgsched.errors import SchemaError
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 
 class Rejoin:
@@ -21,17 +21,17 @@ class Rejoin:
     back: called once the schema fits. What the worker looks at then shows it whether its own row is missing.
     """
 
-    def __init__(self, machine: Machine, back: Callable[[], None]) -> None:
-        self._session = machine.control
-        self._schema = machine.settings.schema
-        self._outage = machine.outage
+    def __init__(self, kit: Kit, back: Callable[[], None]) -> None:
+        self._session = kit.control
+        self._schema = kit.settings.schema
+        self._outage = kit.outage
         self._back = back
         self._doubted = asyncio.Event()
         self._backoff = Backoff(1.0, 30.0, healthy=60.0)
         self._unfit = ""  # the problem that was logged
         self._log = log.get()
-        for session in (machine.control, machine.writes):
-            session.misfit = self._doubted.set
+        for session in (kit.control, kit.writes):
+            session.subscribe(misfit=self._doubted.set)
 
     async def run(self) -> None:
         """Looks whenever a statement did not fit, and again until the schema does."""

@@ -18,7 +18,7 @@ from psycopg.errors import QueryCanceled
 from pgsched import log
 from pgsched.db.session import Mishaps, Session, describe, refused
 from pgsched.db.statements.store import Pruned
-from pgsched.worker.kit import Machine
+from pgsched.worker.kit import Kit
 
 _SOON = 300.0  # seconds after the first end within which the first round comes
 _ROUND = 3600.0  # seconds between rounds, about
@@ -37,8 +37,8 @@ class Sizes:
 class Retention:
     """A worker's. ended: set when a run has ended; what has not is not history."""
 
-    def __init__(self, machine: Machine, ended: asyncio.Event, sizes: Sizes | None = None) -> None:
-        self._machine = machine
+    def __init__(self, kit: Kit, ended: asyncio.Event, sizes: Sizes | None = None) -> None:
+        self._kit = kit
         self._ended = ended
         self._sizes = sizes or Sizes()
         self._log = log.get()
@@ -46,7 +46,7 @@ class Retention:
     async def run(self) -> None:
         """A round an hour, while runs end; else one a day, since what is there grows older. Workers that start together
         do not go together."""
-        watch = self._machine.watch
+        watch = self._kit.watch
         pause = random.uniform(0, _SOON)  # noqa: S311 - spreads, hides nothing
         while True:
             # Where the machine slept, a round comes early: that harms nobody.
@@ -60,7 +60,7 @@ class Retention:
         """Deletes all that is old enough. Returns how many runs went. The next round is soon enough for what fails.
 
         A run that the database refuses to delete, because a table of the application refers to it, stays."""
-        session = self._machine.session("retention")
+        session = self._kit.session("retention")
         gone = 0
 
         def deleted(runs: int) -> None:
@@ -70,7 +70,7 @@ class Retention:
         try:
             if not await self._tidy(session):
                 return 0
-            for status, age in self._machine.settings.ages.items():
+            for status, age in self._kit.settings.ages.items():
                 try:
                     if not await self._delete(session, status, age, deleted):
                         break
@@ -89,8 +89,8 @@ class Retention:
         refuses this, that is no reason to keep history."""
         try:
             async with session.use() as connection:
-                await self._machine.store.forget_leftovers(connection)
-                await self._machine.aside.sweep(connection)
+                await self._kit.store.forget_leftovers(connection)
+                await self._kit.aside.sweep(connection)
         except Mishaps as error:
             self._log.warning("retention_failed", status="leftovers", error=describe(error))
             return refused(error)
@@ -106,9 +106,7 @@ class Retention:
             began = time.monotonic()
             try:
                 async with session.use() as connection:
-                    batch: Pruned = await self._machine.store.prune_runs(
-                        connection, status, age, size, last, look=looking
-                    )
+                    batch: Pruned = await self._kit.store.prune_runs(connection, status, age, size, last, look=looking)
             except Mishaps as error:
                 if not (refused(error) or isinstance(error, (TimeoutError, QueryCanceled))) or (size == 1 and looking):
                     raise

@@ -73,7 +73,7 @@ class Hosted:
         return self.scheduler.ready.is_set()
 
     async def id(self) -> uuid.UUID | None:
-        return self.worker and self.worker.machine.worker
+        return self.worker and self.worker.kit.worker
 
     def stop(self) -> None:
         self._call(lambda: self.worker and self.worker.stop())

@@ -1,0 +1,383 @@
+"""One claimed run in this process: its call, its time limit, its stop, and the outcome that it becomes.
+
+An exception of the function ends here, as the run's outcome: none ever reaches the task group. An attempt knows nothing
+of other attempts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import json
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from pgsched import log
+from pgsched.db.fence.fence import Fence
+from pgsched.errors import InvalidArguments
+from pgsched.executors.capture import JOURNAL, keep_on
+from pgsched.executors.executor import THREADS, Executor, Place, Threads
+from pgsched.model import Cancellation, Claim, ClaimedRun, Journal, Outcome, Run, RunError, RunStatus
+from pgsched.rules.outcome import End, Stop, decide
+from pgsched.worker.run.hook_calls import hook_arguments
+from pgsched.worker.run.surroundings import Key, State, Surroundings
+
+_AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
+
+
+def _bound(*names: str) -> list[contextvars.ContextVar[Any]]:
+    """The context variables in which structlog keeps these, for every logger that merges them."""
+    context = contextvars.copy_context()
+    context.run(structlog.contextvars.bind_contextvars, **dict.fromkeys(names))
+    return [next(v for v in context if v.name == structlog.contextvars.STRUCTLOG_KEY_PREFIX + name) for name in names]
+
+
+_RUN, _ENTRYPOINT, _ATTEMPT = _bound("run", "entrypoint", "attempt")
+
+
+class Attempt:
+    """One claim, one outcome. Only the event loop's thread changes it; the guard reads it."""
+
+    __slots__ = (
+        "answer", "asked_at", "began", "cancellation", "claim", "claimed", "context", "deadline", "ended", "entered",
+        "error", "executor", "fence", "held_by", "hooked", "ignored", "instant", "interrupt", "journal", "keeper",
+        "key", "outcome", "place", "problem", "result", "run", "started", "started_at", "state", "stop",
+        "surroundings", "task", "threaded", "threads", "unsure",
+    )  # fmt: skip
+
+    def __init__(
+        self, surroundings: Surroundings, claimed: ClaimedRun, executor: Executor | None, *, asked_at: float
+    ) -> None:
+        self.surroundings = surroundings
+        self.claimed = claimed
+        self.claim = Claim(claimed.id, claimed.token, surroundings.worker)
+        self.key: Key = (claimed.id, claimed.token)
+        self.executor = executor
+        self.place = executor.place if executor is not None else None
+        self.threaded = self.place is Place.THREAD
+        self.threads = Threads(surroundings.threads)
+        self.state = State.HELD
+        self.entered = False
+        self.unsure = False  # whether its claim must be asked about before it starts
+        self.asked_at = asked_at  # monotonic: when the last statement was sent that made or renewed the claim
+        self.ignored = 0
+        self.hooked = False
+        self.problem: InvalidArguments | None = None  # with its arguments
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.ended = 0.0  # when the function ended, on the monotonic clock
+        self.outcome: Outcome | None = None
+        self.answer: asyncio.Future[bool] | None = None  # whether the outcome landed, for the hooks
+        self.started = self.began = 0.0  # on the monotonic clock: the attempt, and its function
+        self.started_at: datetime | None = None
+        self.stop: Stop | None = None
+        self.cancellation = Cancellation(surroundings.grace)
+        self.journal = Journal()
+        self.task: asyncio.Task[None] | None = None
+        self.keeper: asyncio.Task[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None  # of its timeout
+        self.interrupt: asyncio.TimerHandle | None = None  # the next cancellation
+        self.instant: asyncio.Future[None] | None = None  # for which the task of a held run waits
+        self.held_by: asyncio.TimerHandle | None = None  # the timer of its instant, which others share
+        # Made as soon as it is claimed, so that a thousand which start at one instant need not wait for it.
+        self.context: contextvars.Context
+        self.run: Run
+        self.fence: Fence
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Makes the run as its function sees it, and the context in which it is called."""
+        claimed, around = self.claimed, self.surroundings
+        args: dict[str, Any] = {}
+        try:
+            args = json.loads(claimed.args_json) if claimed.args_json != "{}" else {}
+        except (ValueError, RecursionError) as error:
+            self.problem = InvalidArguments(f"the arguments cannot be read: {error}")
+        committed = functools.partial(self._committed, asyncio.get_running_loop())
+        self.fence = around.transactions.fence(self.claim, None, committed)
+        self.run = Run(
+            id=claimed.id,
+            entrypoint=claimed.entrypoint,
+            schedule=claimed.schedule,
+            fire_time=claimed.fire_time,
+            previous_fire_time=claimed.previous_fire_time,
+            attempt=claimed.attempt,
+            token=claimed.token,
+            args=args,
+            worker=self.claim.worker,
+            resources=around.scheduler.resources,
+            cancellation=self.cancellation,
+            journal=self.journal,
+            fence=self.fence,
+        )
+        self.context = contextvars.copy_context()
+        self.context.run(self._bind)
+
+    def _bind(self) -> None:
+        # As bind_contextvars() does, which also makes the means to undo it.
+        _RUN.set(self.claimed.id)
+        _ENTRYPOINT.set(self.claimed.entrypoint)
+        _ATTEMPT.set(self.claimed.attempt)
+        THREADS.set(self.threads)
+        keep_on()
+        JOURNAL.set(self.journal)
+
+    def _committed(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The run's own transaction has committed its success; its function may go on for a while. Called in any
+        thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self.surroundings.committed, self)
+
+    # --- starting ---------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Makes the task before the instant of the run, which leaves next to nothing to do then."""
+        if self.instant is None:
+            self.instant = asyncio.get_running_loop().create_future()
+            self._make_task()
+
+    def start(self) -> None:
+        """The instant has come, and the claim is sure."""
+        if self.instant is not None and self.instant.done():  # somebody has cancelled its task, and _over() comes later
+            self.end(Stop.DRAIN)
+            return
+        self.held_by = None
+        self.state = State.RUNNING
+        self.started = time.monotonic()
+        due_at = self.claimed.due_at
+        # The middle of the clock's bounds may be a little before the certain instant.
+        self.started_at = max(self.surroundings.clock.at(self.started) or due_at, due_at)
+        self.fence.started_at = self.started_at
+        if self.instant is None:
+            self._make_task()
+        else:
+            self.instant.set_result(None)
+        if not self.hooked or not self.surroundings.scheduler.hooks.before_run:
+            self._begin(self.started)
+
+    def _make_task(self) -> None:
+        self.hooked = self.surroundings.scheduler.hooks.around_runs
+        self.task = self.surroundings.group.create_task(self._execute(), context=self.context)
+        # The work of its end comes after the starts of all that are due with it.
+        self.task.add_done_callback(lambda _: self._over())
+
+    def _begin(self, now: float) -> None:
+        """The function's time begins."""
+        self.began = now
+        if self.claimed.timeout is not None:
+            self.deadline = asyncio.get_running_loop().call_later(
+                self.claimed.timeout.total_seconds(), self.end, Stop.TIMEOUT
+            )
+
+    async def _execute(self) -> None:
+        if self.instant is not None:
+            await self.instant  # cancelled if the run is let go of
+        self.entered = True
+        run = self.run
+        try:
+            if not self.began:
+                await self._before(run)
+            if self.problem is not None or self.executor is None:
+                raise self.problem or InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
+            self.result = await self.executor.execute(run)
+        except BaseException as raised:
+            self.error = raised
+        self.ended = time.monotonic()
+        if self.hooked:
+            result, error = self.result, self.error
+            took = timedelta(seconds=self.ended - self.began) if self.began else timedelta(0)
+            self._over()
+            await self._report(run, result, error, took)
+
+    async def _before(self, run: Run) -> None:
+        await self.surroundings.caller.call(self.surroundings.scheduler.hooks.before_run, self.context, run)
+        self._begin(time.monotonic())
+
+    # --- its end ----------------------------------------------------------------------------------------
+
+    def _over(self) -> None:
+        """The task has ended or has reached its hooks. Only this callback notices a task that was cancelled before its
+        first step; one that was cancelled while it was held never started."""
+        if self.state is State.HELD:
+            self.end(Stop.DRAIN)
+            return
+        result, error = self.result, self.error
+        self.result = self.error = None  # an error holds the frames it came through
+        self._conclude(result, error if self.entered else asyncio.CancelledError())
+
+    def _conclude(self, result: Any, error: BaseException | None) -> None:
+        """Nothing is awaited here, so nothing can interrupt the bookkeeping."""
+        if self.state is State.ENDED:  # it was abandoned
+            return
+        self._cancel_timers()
+        if self.stop is Stop.LOST:
+            self._finish(None)
+            return
+        try:
+            outcome = self._decide(result, error)
+        except BaseException as odd:  # a fault of ours, or an object that misbehaves when it is looked at
+            unknown = RunError(type(odd).__name__, "its end could not be understood")
+            now = self.surroundings.clock.now()
+            outcome = Outcome(self.claim, RunStatus.FAILED, self.started_at, now, error=unknown)
+        self._finish(outcome)
+
+    def _decide(self, result: Any, error: BaseException | None) -> Outcome:
+        around, claimed = self.surroundings, self.claimed
+        if around.watch.looked < self.ended or not self.ended:
+            around.watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
+        outcome = decide(
+            claimed,
+            self.claim,
+            End(
+                started_at=self.started_at,
+                finished_at=around.clock.at(self.ended) if self.ended else around.clock.now(),
+                result=result,
+                error=error,
+                stop=self.stop,
+                noticed=self.cancellation.noticed,
+                threaded=self.threads.busy,
+                ignored=self.ignored,
+            ),
+            around.scheduler.retry_for(claimed.entrypoint, claimed.schedule.name if claimed.schedule else None),
+        )
+        if outcome.status is RunStatus.SUCCEEDED and result is not None and outcome.result_json is None:
+            log.get().warning("result_not_stored", reason=outcome.reason)
+        around.raised(self, outcome, error)
+        return outcome
+
+    def _finish(self, outcome: Outcome | None) -> None:
+        """The run is over here. Without an outcome nothing is written: its claim is another worker's."""
+        if self.state is State.ENDED:
+            return
+        self.state = State.ENDED
+        self.journal.close()
+        if outcome is not None and self.journal.unwritten:
+            outcome = dataclasses.replace(outcome, journal=self.journal)
+        if outcome is not None and self.threads.busy and self.stop is not Stop.DRAIN:
+            outcome = dataclasses.replace(outcome, left_behind=True)
+        self.outcome = outcome
+        if self.hooked and outcome is not None:
+            self.answer = asyncio.get_running_loop().create_future()
+        if self.keeper is not None:
+            self.keeper.cancel()
+        self.surroundings.ended(self, outcome)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """`task` acts on the answers to its beats from now on, until it ends."""
+        self.keeper = task
+
+    def landed(self, outcome: Outcome, landed: bool) -> None:
+        """The database has answered. outcome: as it is recorded."""
+        self.outcome = outcome
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(landed)
+
+    def let_go(self) -> None:
+        """Drops the objects that know this one: nothing should have to wait for the garbage collector."""
+        del self.run, self.fence
+
+    async def _report(self, run: Run, result: Any, error: BaseException | None, took: timedelta) -> None:
+        """Reports the end to the hooks once the database has answered: an end that is not recorded is not reported as
+        if it were. The run itself is over, so that it holds neither a slot nor a claim meanwhile."""
+        caller, hooks = self.surroundings.caller, self.surroundings.scheduler.hooks
+        with caller.reporting():
+            landed = self.answer is not None and await self.answer
+            failure, end = hook_arguments(self.outcome if landed else None, self.stop, result, error, took)
+            if failure is not None:
+                await caller.call(hooks.on_failure, self.context, run, failure)
+            await caller.call(hooks.after_run, self.context, run, end)
+
+    # --- stopping ---------------------------------------------------------------------------------------
+
+    def end(self, why: Stop) -> None:
+        """Stops the run. The first reason counts, except that a lost claim overrules: then nothing is written."""
+        if self.state is State.ENDED:
+            return
+        asked = self.stop is not None
+        if why is Stop.LOST and self.stop is not Stop.LOST and self.threads.busy:
+            self.surroundings.outlives()
+        if self.stop is None or why is Stop.LOST:
+            self.stop = why
+        if self.state is State.HELD:
+            self._drop()
+            return
+        if asked:
+            return  # its grace period has started; another beat that finds the claim lost must not extend it
+        self.cancellation.requested = True
+        self._cancel_timers()
+        if self.threaded and self.began:
+            # A thread cannot be interrupted: it is asked, and given time, before its run is left behind.
+            self.interrupt = asyncio.get_running_loop().call_later(self.surroundings.grace, self._interrupt, False)
+        else:
+            self._interrupt(False)
+
+    def _interrupt(self, again: bool) -> None:
+        if self.state is State.ENDED or self.task is None:
+            return
+        if self.stop is Stop.DRAIN and self.threads.busy:
+            return  # its run is given back when none of its code goes on in this process: by abandon()
+        if not self.entered:
+            # A task that is cancelled before its first step never enters its coroutine, and nobody would hear of its
+            # end: it is cancelled as soon as it can notice.
+            asyncio.get_running_loop().call_soon(self._interrupt, again)
+            return
+        if again:
+            self.ignored += 1
+            if self.ignored & (self.ignored - 1) == 0:  # logged at the 1st, 2nd, 4th, 8th time, not once a second
+                log.get().warning(
+                    "run_ignores_cancellation", run=self.claimed.id, entrypoint=self.claimed.entrypoint,
+                    times=self.ignored,
+                )  # fmt: skip
+        self.task.cancel()
+        wait = _AGAIN
+        if self.executor is not None and self.executor.asks_first and not again:
+            wait += self.cancellation.grace  # which is not ignoring it
+        self.interrupt = asyncio.get_running_loop().call_later(wait, self._interrupt, True)
+
+    def _drop(self) -> None:
+        """Lets go of a run that has not started: gives it back, or forgets it if it is no longer ours."""
+        self.held_by = None
+        if self.task is not None:
+            self.task.cancel()
+        if self.stop is Stop.LOST:
+            log.get().info("claim_dropped", run=self.claimed.id, entrypoint=self.claimed.entrypoint)
+            self._finish(None)
+        elif self.stop is Stop.REQUESTED:
+            self._finish(Outcome(self.claim, RunStatus.CANCELLED, reason="cancelled on request"))
+        else:
+            if self.stop is Stop.WITHDRAWN:
+                log.get().info("claim_withdrawn", run=self.claimed.id, entrypoint=self.claimed.entrypoint)
+            unbegun = self.claimed.schedule_id is not None
+            self._finish(Outcome(self.claim, RunStatus.QUEUED, refund=True, unbegun=unbegun))
+
+    def abandon(self) -> None:
+        """Lets go of a run whose function will not end, before the process does: gives it back, unless it was to stop
+        for another reason, which counts then."""
+        self.stop = self.stop or Stop.DRAIN
+        log.get().warning("run_left_behind", run=self.claimed.id, entrypoint=self.claimed.entrypoint)
+        self._conclude(None, asyncio.CancelledError())
+        if self.threads.busy and self.task is not None:
+            self.task.cancel()  # it waits for the thread, which need not keep a host program
+
+    def _cancel_timers(self) -> None:
+        for timer in (self.deadline, self.interrupt):
+            if timer is not None:
+                timer.cancel()
+        self.deadline = self.interrupt = None
+
+    @property
+    def function_fields(self) -> dict[str, str]:
+        """The fields that name its function in the log."""
+        function = self.executor.function if self.executor is not None else None
+        fields = {"entrypoint": self.claimed.entrypoint}
+        if function is not None:
+            module = getattr(function, "__module__", None)
+            name = getattr(function, "__qualname__", type(function).__name__)
+            fields["function"] = f"{module}.{name}" if module else name
+        return fields

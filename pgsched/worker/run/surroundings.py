@@ -1,0 +1,58 @@
+"""The things that all attempts of a worker share, and the states of one."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import uuid
+from collections.abc import Callable
+from concurrent import futures
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from pgsched.db.fence.fence import Transactions
+from pgsched.model import Outcome
+from pgsched.scheduler import Scheduler
+from pgsched.worker.clocks import DatabaseClock, Watch
+from pgsched.worker.run.hook_calls import Caller
+
+if TYPE_CHECKING:
+    from pgsched.worker.run.attempt import Attempt
+
+Key: TypeAlias = tuple[int, int]  # run id, token
+
+
+class State(enum.Enum):
+    """Where a claimed run is in this process."""
+
+    HELD = "held"  # claimed ahead of its instant, not started
+    RUNNING = "running"
+    ENDED = "ended"  # has an outcome that is not written yet
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Shared by the attempts of one worker.
+
+    grace: seconds that a cancelled run has.
+    group: the task group of their tasks.
+    threads: where synchronous functions run.
+    ended: called once for each attempt with its outcome, or with None if its claim is lost.
+    committed: called in the event loop when a run's own transaction has committed its success.
+    outlives: called when a claim is lost whose function goes on in its thread.
+    raised: gets the exceptions of functions; for tests.
+    """
+
+    worker: uuid.UUID
+    scheduler: Scheduler
+    clock: DatabaseClock
+    watch: Watch
+    grace: float
+    group: asyncio.TaskGroup
+    threads: futures.Executor
+    caller: Caller
+    transactions: Transactions
+    ended: Callable[[Attempt, Outcome | None], None]
+    committed: Callable[[Attempt], None]
+    outlives: Callable[[], None]
+    raised: Callable[[Attempt, Outcome, BaseException | None], None] = lambda attempt, outcome, error: None
