@@ -11,7 +11,7 @@ from typing import Any
 
 from pgsched import Scheduler
 from pgsched.config import Settings
-from pgsched.db.statements.store import claim_of
+from pgsched.db.statements.parameters import claim_of
 from pgsched.model import Hold
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.clocks import Watch

@@ -14,7 +14,7 @@ from psycopg import sql
 from shell import isolate
 
 from pgsched.db import migrate
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 
 APP = """
 import asyncio, contextlib

@@ -13,7 +13,8 @@ from harness import Parts
 
 from pgsched import Executor, Scheduler
 from pgsched.db.session import Failures
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.model import Claim
 from pgsched.worker.run import guard as guards
 from pgsched.worker.run.guard import Guard

@@ -17,7 +17,7 @@ from shell import Shell, isolate, spawn
 from pgsched.cli.check import look
 from pgsched.cli.run import find
 from pgsched.db import session as sessions
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 
 APP = """
 from datetime import timedelta

@@ -10,8 +10,9 @@ import pytest
 from harness import Parts, until
 
 from pgsched import Limits, Scheduler
-from pgsched.db.statements import store as stores
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements import claims as stores
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.worker.claim import dispatcher as dispatcher_module
 from pgsched.worker.claim import limiter
 

@@ -9,7 +9,7 @@ from harness import until, working
 from proxies import Proxy
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 
 
 def app():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
 from pgsched import Limits, ProcessExecutor, Scheduler
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 from pgsched.executors.executor import Place
 from pgsched.rules.fairness import SLOT, Candidate, Kind, choose
 from pgsched.worker.upkeep.reconciler import Reconciler

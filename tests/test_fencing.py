@@ -11,7 +11,11 @@ from harness import reap, until
 
 from pgsched import Scheduler
 from pgsched.db.fence.fence import session_name
-from pgsched.db.statements.store import SILENT_PAGE, EntrypointDefaults, Share, Store, claim_of, in_schema
+from pgsched.db.statements.parameters import claim_of
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.upkeep import SILENT_PAGE
+from pgsched.db.statements.values import EntrypointDefaults, Share
 from pgsched.model import Claim, Outcome, Process, RunError, RunStatus
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.finisher import Finisher

@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 
 from pgsched import Limits, Run, Scheduler, connect
 from pgsched.cli.health import judged
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.executors.threads import DaemonThreads
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker import worker as worker_module

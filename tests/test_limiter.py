@@ -11,7 +11,8 @@ from harness import Parts, working
 from structlog.testing import capture_logs
 
 from pgsched import Limits, RegistrationError, Run, Scheduler, connect
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.worker.upkeep.reconciler import Reconciler
 
 STATES = "select status, count(*) from pgsched.runs group by 1 order by 1"

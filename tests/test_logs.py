@@ -13,7 +13,8 @@ from shell import Shell, isolate, spawn
 from structlog.testing import capture_logs
 
 from pgsched import Retry, Run, Scheduler, connect
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.errors import NotFound
 from pgsched.executors.capture import JOURNAL, Handler, capturing
 from pgsched.model import Claim, Journal, RunStatus, Said

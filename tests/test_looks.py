@@ -17,7 +17,8 @@ from pgsched.client.client import Client
 from pgsched.client.connections import Pooled
 from pgsched.client.runs import REACH
 from pgsched.db import migrate
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 
 MANY = 100_000
 PAGES = 400  # for fifty rows at most; the table has ten thousand, and its indexes as many again

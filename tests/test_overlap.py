@@ -13,7 +13,8 @@ from pgsched import Retry, Run, Scheduler, connect
 from pgsched.client.why import Situation, fates
 from pgsched.config import Settings
 from pgsched.db.migrate import migrations
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.model import Schedule
 from pgsched.rules.plan import overlap_limit
 

@@ -7,7 +7,8 @@ import pytest
 from harness import Parts, working
 
 from pgsched import Limits, Scheduler, connect
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 
 EVERY = "* * * * * *"
 

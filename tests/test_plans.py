@@ -17,8 +17,10 @@ from pgsched import Scheduler
 from pgsched.config import Settings
 from pgsched.db import migrate
 from pgsched.db import session as connections
-from pgsched.db.statements import store as stores
-from pgsched.db.statements.store import Due, Numbered, Share, Store, Withheld, in_schema
+from pgsched.db.statements import statements as stores
+from pgsched.db.statements.statements import Numbered, in_schema
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.values import Due, Share, Withheld
 from pgsched.model import Claim, Line, Outcome, RunStatus, Said
 from pgsched.worker.aside import Kind
 from pgsched.worker.claim.careful import Careful

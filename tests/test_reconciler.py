@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from pgsched import Retry, Scheduler
 from pgsched.db.session import STATEMENT_LIMIT
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 from pgsched.errors import DatabaseUnavailable
 from pgsched.rules.deploy import fingerprint
 from pgsched.worker.kit import Kit

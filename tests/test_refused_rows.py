@@ -14,7 +14,8 @@ from pgsched import Limits, Retry, Run, Scheduler
 from pgsched.db import migrate
 from pgsched.db.apart import Apart
 from pgsched.db.session import answered, conninfo_for, passing, refused
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.worker.run.heartbeat import Heartbeat
 from pgsched.worker.upkeep.reaper import Reaper
 

@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 
 from pgsched import Scheduler, connect
 from pgsched.config import Settings, load
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.model import RunStatus
 from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep.retention import Retention, Sizes

@@ -13,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 
 from pgsched import Limits, Scheduler, connect
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 GRANTS = re.findall(r"^grant .*;$", README, re.M)

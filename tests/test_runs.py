@@ -17,7 +17,7 @@ from pgsched import Retry, Run, Scheduler, connect
 from pgsched.client.client import Client
 from pgsched.client.connections import Pooled, Statements
 from pgsched.client.runs import Runs
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 from pgsched.errors import InvalidArguments, NotFound
 
 

@@ -13,7 +13,7 @@ from harness import Parts
 from psycopg import sql
 
 from pgsched import connect, connect_sync
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 
 STYLES = [
     {"DateStyle": dates, "TimeZone": zone, "IntervalStyle": intervals}

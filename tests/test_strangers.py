@@ -10,7 +10,8 @@ from psycopg import sql
 from pgsched import Run, Scheduler
 from pgsched.db import migrate
 from pgsched.db.fence.fence import session_name
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.model import Claim
 
 KEYS = ("pgsched {}", "pgsched {} retention", "pgsched {} declarations shop")

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from worlds import HOUR, World, make_skewed, skewed
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements import store as store_module
+from pgsched.db.statements import statements as store_module
 from pgsched.worker.clocks import TURN, Watch
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster

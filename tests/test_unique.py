@@ -11,7 +11,7 @@ import pytest
 from harness import working
 
 from pgsched import PgschedError, Retry, Run, Scheduler, connect, connect_sync
-from pgsched.db.statements.store import in_schema
+from pgsched.db.statements.statements import in_schema
 from pgsched.model import Claim, Outcome, RunError, RunStatus
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.finisher import Finisher, Landing

@@ -13,7 +13,8 @@ import pytest
 from harness import Parts, reap, until, working
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.store import claim_of, in_schema
+from pgsched.db.statements.parameters import claim_of
+from pgsched.db.statements.statements import in_schema
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.wakeups import Wakeup

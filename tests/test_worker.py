@@ -12,7 +12,8 @@ import pytest
 from harness import until, working
 
 from pgsched import Executor, Retry, Run, Schedule, Scheduler, at, every
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.rules.outcome import Stop
 from pgsched.worker.run import runner as runner_module
 from pgsched.worker.run.attempt import Attempt

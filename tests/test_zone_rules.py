@@ -26,7 +26,9 @@ from test_policy import BASE
 
 from pgsched import Scheduler
 from pgsched.cli.health import judged
-from pgsched.db.statements.store import Share, Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.values import Share
 from pgsched.expression import expression, zone_files
 from pgsched.expression.zones import Rules, digest_of, newer
 from pgsched.model import Schedule, ScheduleStatus

@@ -14,7 +14,8 @@ from psycopg import sql
 
 from pgsched.db import migrate
 from pgsched.db.session import Connection, Session
-from pgsched.db.statements.store import Store, in_schema
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
 from pgsched.errors import InvalidArguments
 from pgsched.rules import options
 from pgsched.worker.clocks import DatabaseClock

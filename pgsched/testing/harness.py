@@ -21,7 +21,7 @@ from psycopg import sql
 
 from pgsched.client.client import Client, Row, connect
 from pgsched.config import Settings
-from pgsched.db.statements.store import EntrypointDefaults
+from pgsched.db.statements.values import EntrypointDefaults
 from pgsched.errors import InvalidArguments, PgschedError, RetryLater
 from pgsched.executors.capture import capturing
 from pgsched.model import Outcome, Schedule

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pgsched.db.apart import Apart
 from pgsched.db.session import Connection, Mishaps, answered, passing
-from pgsched.db.statements.store import Planned
+from pgsched.db.statements.values import Planned
 from pgsched.model import ClaimedRun
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit

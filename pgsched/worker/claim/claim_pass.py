@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from pgsched.db.session import STATEMENT_LIMIT, Connection
-from pgsched.db.statements.store import Due, Share, Store
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.values import Due, Share
 from pgsched.model import ClaimedRun, Schedule
 from pgsched.rules.fairness import SLOT, Candidate, Kind, Need, choose, overlap, take
 from pgsched.rules.ledger import Skip

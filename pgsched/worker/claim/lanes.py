@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pgsched.db.statements.store import EntrypointDefaults, Share
+from pgsched.db.statements.values import EntrypointDefaults, Share
 from pgsched.rules.fairness import SLOT, Candidate, Need, on_worker, place
 from pgsched.scheduler import Scheduler
 from pgsched.worker.run.roster import Roster

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import CLAIM_BYTES, EntrypointDefaults
+from pgsched.db.statements.claims import CLAIM_BYTES
+from pgsched.db.statements.values import EntrypointDefaults
 from pgsched.model import ClaimedRun
 from pgsched.rules import fairness
 from pgsched.rules.fairness import Need

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from pgsched import log
 from pgsched.db.session import Connection, describe
-from pgsched.db.statements.store import Planned
+from pgsched.db.statements.values import Planned
 from pgsched.errors import InvalidExpression
 from pgsched.executors.executor import Executor, OverriddenTimes
 from pgsched.model import ClaimedRun, Schedule, ScheduleStatus

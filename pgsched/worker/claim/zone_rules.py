@@ -19,7 +19,8 @@ from psycopg import sql
 from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import Store, Withheld, Zoned
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.values import Withheld, Zoned
 from pgsched.errors import InvalidExpression
 from pgsched.expression.zone_files import REMEDY, rules, source_of
 from pgsched.expression.zones import Rules, check_timezone, newer

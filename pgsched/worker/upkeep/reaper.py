@@ -13,7 +13,7 @@ from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.fence.fence import session_name
 from pgsched.db.session import Backoff, Connection, Mishaps, refused
-from pgsched.db.statements.store import SILENT_PAGE
+from pgsched.db.statements.upkeep import SILENT_PAGE
 from pgsched.model import Claim, Process, RunStatus, Silent
 from pgsched.rules.plan import after_loss, is_stalled
 from pgsched.worker.aside import Kind

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from pgsched import log
 from pgsched.db.session import STATEMENT_LIMIT, Connection, Mishaps
-from pgsched.db.statements.store import Planned
+from pgsched.db.statements.values import Planned
 from pgsched.errors import ConfigurationError, InvalidExpression
 from pgsched.expression.duration import format_duration
 from pgsched.model import Schedule

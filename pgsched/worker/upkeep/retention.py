@@ -17,7 +17,7 @@ from psycopg.errors import QueryCanceled
 
 from pgsched import log
 from pgsched.db.session import Mishaps, Session, describe, refused
-from pgsched.db.statements.store import Pruned
+from pgsched.db.statements.values import Pruned
 from pgsched.worker.kit import Kit
 
 _SOON = 300.0  # seconds after the first end within which the first round comes

@@ -1,0 +1,162 @@
+"""The statements of a start: what the code declares, and who owns it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from psycopg.rows import class_row, dict_row, scalar_row
+from psycopg.types.json import Jsonb
+
+from pgsched.db.session import Connection, application_name
+from pgsched.db.statements.statements import Statements
+from pgsched.model import Schedule
+from pgsched.rules import options as definition
+from pgsched.rules.deploy import Compared, Holder, Other, Standing
+
+
+class DeclarationStatements(Statements):
+    """One typed method a query file. Decides nothing; every write returns whether it landed."""
+
+    async def lock_declarations(self, connection: Connection, app: str) -> None:
+        """Waits until no other transaction is at work on the application's declarations, and keeps others out
+        until this one ends."""
+        while True:
+            cursor = await connection.execute(self.query("lock_declarations"), {"app": app})
+            if cursor.rowcount:
+                return
+            await connection.execute(self.query("add_declarations"), {"app": app})
+
+    async def set_patience(self, connection: Connection, limit: timedelta) -> None:
+        """How long each statement of this transaction may take, wait for a lock, and be waited for."""
+        await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
+
+    async def find_lock(
+        self, connection: Connection, worker: uuid.UUID, owner: str, names: Sequence[str]
+    ) -> tuple[str, int, datetime | None] | None:
+        """What a start of this owner cannot lock, the process id of the session that has it locked, and since when that
+        one has been in its transaction. None if nobody has."""
+        own = {"own": application_name(worker)}
+        for query, params in (
+            ("find_table_lock", own | {"schema": self.schema}),
+            ("find_row_lock", own | {"owner": owner, "names": list(names)}),
+        ):
+            for row in await self.rows(connection, query, params):
+                return row["what"], row["pid"], row["since"]
+        return None
+
+    async def read_declarations(self, connection: Connection, app: str, fingerprint: str) -> Standing:
+        """Where the application's declarations stand, seen by a worker whose own have this fingerprint."""
+        cursor = connection.cursor(row_factory=class_row(Standing))
+        await cursor.execute(self.query("read_declarations"), {"app": app, "fingerprint": fingerprint})
+        row = await cursor.fetchone()
+        assert row is not None
+        return row
+
+    async def record_declarations(self, connection: Connection, app: str, fingerprint: str) -> None:
+        """Puts a fingerprint in force for the application."""
+        await connection.execute(self.query("record_declarations"), {"app": app, "fingerprint": fingerprint})
+
+    async def read_owners(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[Other]:
+        """The other applications that own a name which the owner declares."""
+        cursor = connection.cursor(row_factory=class_row(Other))
+        await cursor.execute(self.query("read_owners"), {"owner": owner, "declared": list(declared)})
+        return await cursor.fetchall()
+
+    async def read_holders(self, connection: Connection, app: str, *, in_force: bool) -> list[Holder]:
+        """The live workers of an application; with in_force only those that have the declarations in force."""
+        cursor = connection.cursor(row_factory=class_row(Holder))
+        await cursor.execute(self.query("read_holders"), {"app": app, "in_force": in_force})
+        return await cursor.fetchall()
+
+    async def adopt(self, connection: Connection, old: str, new: str) -> tuple[list[str], int]:
+        """Gives what one application owns to another, in the caller's transaction. Returns the names of its schedules,
+        and how many live runs of no schedule there were."""
+        names = connection.cursor(row_factory=scalar_row)
+        await names.execute(self.query("adopt_schedules"), {"old": old, "new": new})
+        runs = connection.cursor(row_factory=scalar_row)
+        await runs.execute(self.query("adopt_runs"), {"old": old, "new": new})
+        await self.declare_limits(connection, f"code:{old}", [])  # nobody of that name keeps them any more
+        await connection.execute(self.query("forget_declarations"), {"app": old})
+        return await names.fetchall(), await runs.fetchone() or 0
+
+    async def compare_schedules(
+        self, connection: Connection, owners: Sequence[str], declared: Sequence[dict[str, Any]]
+    ) -> list[Compared]:
+        """The schedules that the code declares, and those the owners have and it does not declare, by name. Locks
+        nothing."""
+        cursor = connection.cursor(row_factory=dict_row)
+        params = {"owners": list(owners), "declared": Jsonb(list(declared))}
+        await cursor.execute(self.query("compare_schedules"), params)
+        return [_compared(row) for row in await cursor.fetchall()]
+
+    async def upsert_schedules(self, connection: Connection, declared: Sequence[dict[str, Any]]) -> list[str]:
+        """Makes or changes declared schedules. Returns the names it wrote; the others belong to somebody else."""
+        cursor = connection.cursor(row_factory=scalar_row)
+        await cursor.execute(self.query("upsert_schedules"), {"declared": Jsonb(list(declared))})
+        return await cursor.fetchall()
+
+    async def retire_schedules(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[Schedule]:
+        """Finishes the owner's schedules that it does not declare any more. Returns them as they were before."""
+        cursor = connection.cursor(row_factory=class_row(Schedule))
+        await cursor.execute(self.query("retire_schedules"), {"owner": owner, "declared": list(declared)})
+        return await cursor.fetchall()
+
+    async def declare_limits(
+        self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Puts an owner's limits in force, and lifts those that it declares no more.
+
+        Returns the entrypoints of which something changed, and the shared limits, with their owner, that another owner
+        had declared otherwise.
+        """
+        params = {"app": _app(owner), "owner": owner, "declared": Jsonb(list(declared))}
+        rows = await (await connection.execute(self.query("declare_limits"), params)).fetchall()
+        return [row[0] for row in rows if row[0] is not None], [(row[1], row[2]) for row in rows if row[0] is None]
+
+    async def compare_limits(
+        self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
+    ) -> dict[str, dict[str, tuple[Any, Any]]]:
+        """Of each entrypoint whose limits differ from the declared ones, what does: the value stored, and declared."""
+        params = {"app": _app(owner), "declared": Jsonb(list(declared))}
+        rows = await self.rows(connection, "compare_limits", params)
+        return {
+            row["entrypoint"]: {
+                name: (_limit(name, was), _limit(name, will))
+                for name, was, will in zip(row["names"], row["were"], row["become"], strict=True)
+            }
+            for row in rows
+        }
+
+
+_DURATIONS = frozenset({"grace", "jitter", "timeout", "backoff", "max_backoff"})
+_INSTANTS = frozenset({"starts_at", "ends_at"})
+
+
+def _app(owner: str) -> str:
+    """The name of the application that owns what the code declares."""
+    return owner.removeprefix("code:")
+
+
+def _compared(row: dict[str, Any]) -> Compared:
+    options, were, become = row.pop("options"), row.pop("were"), row.pop("become")
+    values = zip(options, were, become, strict=True)
+    row["run_count"] = row["run_count"] or 0
+    row["retired"], row["paused"] = bool(row["retired"]), bool(row["paused"])
+    return Compared(**row, changes={name: (_value(name, old), _value(name, new)) for name, old, new in values})
+
+
+def _limit(name: str, text: str | None) -> Any:
+    """A limit's value out of its JSON text."""
+    value = definition.parsed(text)
+    return timedelta(seconds=float(value)) if name == "period" and value is not None else value
+
+
+def _value(option: str, text: str | None) -> Any:
+    """An option's value out of its JSON text."""
+    value = definition.parsed(text)
+    if value is not None and option in _DURATIONS:
+        return timedelta(seconds=value)
+    return datetime.fromisoformat(value) if value is not None and option in _INSTANTS else value

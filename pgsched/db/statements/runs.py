@@ -1,0 +1,165 @@
+"""The statements about claimed runs, each under its claim: beats, lines, ends."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from psycopg.rows import tuple_row
+
+from pgsched.db.session import Connection
+from pgsched.db.statements.parameters import array, text_array
+from pgsched.db.statements.statements import Statements
+from pgsched.model import Claim, Hold, Outcome, Said, clean
+
+
+class RunStatements(Statements):
+    """One typed method a query file. Decides nothing; every write returns whether it landed."""
+
+    async def beat(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        claims: Sequence[tuple[int, int, datetime | None]],
+        threads: Sequence[tuple[int, int]] = (),
+        lease: timedelta = timedelta(seconds=30),
+    ) -> dict[tuple[int, int], Hold]:
+        """Renews claims, given as (run id, token, started at).
+
+        threads: those, as (run id, token), whose functions are in a thread; if their claim is lost they count as left
+        behind, for the lease.
+        Returns what becomes of each (run id, token) that still holds. A claim that is missing in the answer is lost.
+        """
+        cursor = await connection.execute(
+            self.query("beat"),
+            {
+                "worker": worker,
+                "ids": array(c[0] for c in claims),
+                "tokens": array(c[1] for c in claims),
+                "started": array(c[2] for c in claims),
+                "thread_ids": array(run_id for run_id, _ in threads),
+                "thread_tokens": array(token for _, token in threads),
+                "lease": lease,
+            },
+        )
+        return {(row[0], row[1]): Hold(row[2]) for row in await cursor.fetchall()}
+
+    async def finish_runs(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        outcomes: Sequence[Outcome],
+        lease: timedelta = timedelta(seconds=30),
+    ) -> dict[tuple[int, int], bool]:
+        """Writes how attempts ended, each under its claim.
+
+        Returns the (run id, token) of those that landed, and of each whether its own transaction had committed its
+        success before. look_after_ends() tells what became of the others.
+        """
+        cursor = await self._send(
+            connection,
+            "finish_runs",
+            {
+                "worker": worker,
+                "ids": array(o.claim.run_id for o in outcomes),
+                "tokens": array(o.claim.token for o in outcomes),
+                "statuses": array(o.status for o in outcomes),
+                "started": array(o.started_at for o in outcomes),
+                "finished": array(o.finished_at for o in outcomes),
+                "results": text_array(o.result_json for o in outcomes),
+                "error_types": text_array(o.error.type if o.error else None for o in outcomes),
+                "messages": text_array(o.error.message if o.error else None for o in outcomes),
+                "tracebacks": text_array(o.error.traceback if o.error else None for o in outcomes),
+                "reasons": text_array(o.reason for o in outcomes),
+                "delays": array(o.delay.total_seconds() for o in outcomes),
+                "refunds": array(int(o.refund) for o in outcomes),
+                "left": [o.claim.run_id for o in outcomes if o.left_behind],
+                "left_tokens": [o.claim.token for o in outcomes if o.left_behind],
+                "lease": lease,
+            },
+            tuple_row,
+        )
+        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+
+    async def give_back_runs(
+        self, connection: Connection, worker: uuid.UUID, claims: Sequence[Claim], *, stay: bool = False
+    ) -> set[tuple[int, int]]:
+        """Gives back runs of schedules that were claimed and never begun: to the queue, or with their fire time to a
+        schedule that has changed since; then their rows stay if they shall (`stay`), as cancelled. Returns the
+        (run id, token) of those that landed."""
+        cursor = await connection.execute(
+            self.query("give_back_runs"),
+            {
+                "worker": worker,
+                "ids": [claim.run_id for claim in claims],
+                "tokens": [claim.token for claim in claims],
+                "stay": stay,
+                "channel": self.schema,
+            },
+        )
+        return {(row[0], row[1]) for row in await cursor.fetchall()}
+
+    async def look_after_ends(
+        self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
+    ) -> dict[tuple[int, int], bool]:
+        """What became of outcomes that did not land just now, by (run id, token).
+
+        True: they landed at an earlier try. False: somebody has their row locked, try again. The others are lost.
+        """
+        cursor = await connection.execute(
+            self.query("look_after_ends"),
+            {
+                "worker": worker,
+                "ids": [o.claim.run_id for o in outcomes],
+                "tokens": [o.claim.token for o in outcomes],
+            },
+        )
+        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+
+    async def write_journals(
+        self, connection: Connection, worker: uuid.UUID, said: Sequence[tuple[Claim, Said]]
+    ) -> set[tuple[int, int]]:
+        """Writes what attempts say, each under its claim. Returns the (run id, token) of those whose claim holds and
+        whose row nobody else has locked; of the others nothing is written."""
+        lines = [(c, n, line) for c, s in said for n, line in enumerate(s.lines, s.number)]
+        cursor = await connection.execute(
+            self.query("write_journals"),
+            {
+                "worker": worker,
+                "ids": [c.run_id for c, _ in said],
+                "tokens": [c.token for c, _ in said],
+                "done": [s.progress[0] if s.progress else None for _, s in said],
+                "total": [s.progress[1] if s.progress else None for _, s in said],
+                "line_ids": [c.run_id for c, _, _ in lines],
+                "line_tokens": [c.token for c, _, _ in lines],
+                "numbers": [n for _, n, _ in lines],
+                "ats": [line.at for _, _, line in lines],
+                "levels": [clean(line.level)[:20] for _, _, line in lines],
+                "texts": [clean(line.text) for _, _, line in lines],
+            },
+        )
+        return {(row[0], row[1]) for row in await cursor.fetchall()}
+
+    async def read_clock(self, connection: Connection) -> datetime:
+        """The database's clock."""
+        row = await (await connection.execute(self.query("read_clock"))).fetchone()
+        assert row is not None
+        now: datetime = row[0]
+        return now
+
+    async def keep_left_behind(
+        self,
+        connection: Connection,
+        worker: uuid.UUID,
+        claims: Sequence[tuple[int, int]],
+        busy: Sequence[int],
+        lease: timedelta,
+    ) -> None:
+        """Says which attempts of this worker, as (run id, token), have ended or lost their claim while their threads go
+        on: all of them. They count for the lease. busy: the tokens of all attempts whose threads are at work."""
+        ids, tokens = [run_id for run_id, _ in claims], [token for _, token in claims]
+        params = {
+            "worker": worker, "ids": ids, "tokens": tokens, "busy": list(busy), "lease": lease, "channel": self.schema,
+        }  # fmt: skip
+        await connection.execute(self.query("keep_left_behind"), params)
