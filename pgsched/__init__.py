@@ -27,9 +27,11 @@ from pgsched.executors.executor import Executor
 from pgsched.executors.process import ProcessDied, ProcessExecutor
 from pgsched.expression.expression import at, every, upcoming
 from pgsched.hooks import RunEnd, RunFailure
-from pgsched.model import Limits, Retry, Run, Schedule
+from pgsched.model import Run, Schedule
 from pgsched.rules.ledger import Skip
+from pgsched.rules.limits import Limits
 from pgsched.rules.outcome import RemoteError
+from pgsched.rules.retry import Retry
 from pgsched.scheduler import Scheduler
 
 __version__ = _version("pgsched")

@@ -18,9 +18,10 @@ from pgsched.executors.command import ENTRYPOINT, Command, CommandExecutor, stor
 from pgsched.executors.executor import Executor, Function, Place, Signature
 from pgsched.expression.expression import parse
 from pgsched.hooks import Hooks
-from pgsched.model import Limits, Retry
 from pgsched.rules import deploy, options
+from pgsched.rules.limits import Limits
 from pgsched.rules.projects import Home, home_of_program
+from pgsched.rules.retry import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from pgsched.errors import (
     PgschedError,
     SchemaError,
 )
-from pgsched.model import Retry
+from pgsched.rules.retry import Retry
 
 HOSTILE = "We\"ird; %s {x} \\ $1 ' täglich 日"
 NAIVE = datetime(2031, 1, 1)  # noqa: DTZ001 - what must be refused

@@ -29,7 +29,8 @@ from pgsched import (
 from pgsched.commands import create_scheduler
 from pgsched.executors.executor import Place
 from pgsched.executors.warden import ORPHANS, Orphans
-from pgsched.model import Cancellation, Journal
+from pgsched.journal import Journal
+from pgsched.model import Cancellation
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 # Only a notification can bring a request, and nobody takes the claim away.

@@ -17,7 +17,8 @@ import work
 from harness import until, working
 
 from pgsched import Discard, RegistrationError, RemoteError, Retry, RetryLater, Run, Scheduler, connect
-from pgsched.model import Cancellation, Journal
+from pgsched.journal import Journal
+from pgsched.model import Cancellation
 
 pytest.importorskip("distributed")
 from distributed import Client

@@ -17,7 +17,8 @@ from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
 from pgsched.errors import NotFound
 from pgsched.executors.capture import JOURNAL, Handler, capturing
-from pgsched.model import Claim, Journal, RunStatus, Said
+from pgsched.journal import Journal, Said
+from pgsched.model import Claim, RunStatus
 from pgsched.rules.outcome import Outcome
 from pgsched.testing import Harness
 from pgsched.worker.run.scribe import Scribe

@@ -8,8 +8,9 @@ import pytest
 from harness import working
 
 from pgsched import Discard, InvalidArguments, RetryLater, Scheduler, connect
-from pgsched.model import Claim, ClaimedRun, Retry, RunStatus
+from pgsched.model import Claim, ClaimedRun, RunStatus
 from pgsched.rules.outcome import End, Stop, decide
+from pgsched.rules.retry import Retry
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

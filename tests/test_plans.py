@@ -21,7 +21,8 @@ from pgsched.db.statements import statements as stores
 from pgsched.db.statements.statements import Numbered, in_schema
 from pgsched.db.statements.store import Store
 from pgsched.db.statements.values import Due, Share, Withheld
-from pgsched.model import Claim, Line, Outcome, RunStatus, Said
+from pgsched.journal import Line, Said
+from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker.aside import Kind
 from pgsched.worker.claim.careful import Careful
 from pgsched.worker.listener import Listener

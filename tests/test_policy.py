@@ -8,8 +8,9 @@ from uuid import uuid4
 import pytest
 
 from pgsched.expression.expression import parse
-from pgsched.model import Process, Retry, RunStatus, Schedule, ScheduleStatus, Silent
-from pgsched.rules.plan import Occupancy, after_loss, is_stalled, jitter, plan, retire, retry_delay
+from pgsched.model import Process, RunStatus, Schedule, ScheduleStatus
+from pgsched.rules.plan import Occupancy, jitter, plan, retire
+from pgsched.rules.retry import Retry, Silent, after_loss, is_stalled, retry_delay
 
 NINE = datetime(2027, 1, 4, 9, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -28,7 +28,8 @@ from pgsched import (
     at,
     connect,
 )
-from pgsched.model import Cancellation, Journal
+from pgsched.journal import Journal
+from pgsched.model import Cancellation
 from pgsched.rules.outcome import Unstored
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -291,7 +292,8 @@ async def test_neither_descriptors_nor_zombies_remain(tmp_path):
 PROGRAM = """
 import asyncio, sys
 from pgsched import ProcessExecutor, Run
-from pgsched.model import Journal, Cancellation
+from pgsched.journal import Journal
+from pgsched.model import Cancellation
 import uuid
 
 def work(run: Run) -> str:

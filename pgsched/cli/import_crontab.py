@@ -20,7 +20,7 @@ from pgsched.errors import ConfigurationError, PgschedError
 from pgsched.executors.command import ENTRYPOINT
 from pgsched.expression.crontab import Crontab, Job, read
 from pgsched.expression.expression import parse
-from pgsched.model import Retry
+from pgsched.rules.retry import Retry
 
 
 @click.command("import-crontab")

@@ -28,8 +28,9 @@ from pgsched.client.client import Client, Row
 from pgsched.client.why import Situation
 from pgsched.config import Settings
 from pgsched.errors import PgschedError
-from pgsched.model import Retry, ScheduleStatus
+from pgsched.model import ScheduleStatus
 from pgsched.rules.backfill import MOST
+from pgsched.rules.retry import Retry
 
 _COLUMNS = {
     "name": "name",

@@ -19,9 +19,10 @@ from pgsched.db.session import Connection
 from pgsched.db.statements.store import Store
 from pgsched.errors import InvalidArguments, NotFound, PgschedError
 from pgsched.expression.expression import parse
-from pgsched.model import Retry, RunStatus, ScheduleStatus
+from pgsched.model import RunStatus, ScheduleStatus
 from pgsched.rules import backfill, options
 from pgsched.rules.backfill import Backfill
+from pgsched.rules.retry import Retry
 
 __all__ = ["Client", "Enqueued", "Row", "connect"]
 

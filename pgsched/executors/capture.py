@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from pgsched.model import Journal
+from pgsched.journal import Journal
 
 JOURNAL: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("pgsched_journal", default=None)
 _LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning"}

@@ -17,7 +17,7 @@ from typing import IO
 
 from pgsched.errors import RegistrationError
 from pgsched.executors.warden import ORPHANS, anybody, signalled
-from pgsched.model import clean
+from pgsched.journal import clean
 
 TAIL = 8192  # bytes of output that are kept to be told with the end
 _TOLD = 2000  # characters of output in an error

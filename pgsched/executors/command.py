@@ -14,7 +14,8 @@ from typing import Any
 from pgsched.errors import InvalidArguments, PgschedError
 from pgsched.executors.child import UNKNOWN, Child, Output, check_platform, environment, last_words, told
 from pgsched.executors.executor import Executor, Function, Place
-from pgsched.model import Journal, Run
+from pgsched.journal import Journal
+from pgsched.model import Run
 
 ENTRYPOINT = "command"  # what a crontab's schedules name
 

@@ -15,7 +15,8 @@ from pgsched.errors import PgschedError
 from pgsched.executors.child import LATE, Child, Output, check_platform, environment, last_words, told
 from pgsched.executors.executor import Executor, Function, Place
 from pgsched.executors.remote import Answer, hear, pack, received, target_of
-from pgsched.model import Journal, Run
+from pgsched.journal import Journal
+from pgsched.model import Run
 
 # The path comes first: without it pgsched itself may not be found.
 _START = (

@@ -21,7 +21,8 @@ from typing import Any
 from pgsched.db.fence.fence import Fence
 from pgsched.errors import Discard, InvalidArguments, RegistrationError, RetryLater
 from pgsched.executors.executor import Function, Signature, is_async
-from pgsched.model import Cancellation, Claim, Journal, Run, RunError, Schedule
+from pgsched.journal import Journal
+from pgsched.model import Cancellation, Claim, Run, RunError, Schedule
 from pgsched.rules.outcome import RemoteError, Unstored, describe, encode, leaves, only
 
 Answer = dict[str, Any]

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from pgsched.rules import fairness
 from pgsched.rules.fairness import Kind, Need
@@ -20,6 +21,81 @@ from pgsched.rules.fairness import Kind, Need
 # would count as one that has just come.
 NOTES = 64
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many runs of an entrypoint may be running at once, and how many may start in a period; None: any number.
+
+    concurrency: at most so many on all workers together. per_worker: at most so many on each.
+    concurrency_key: the name of an argument, or several names; runs that agree in these share a key, of which at
+    most per_key (default 1) are running. starts, period: at most so many starts in any period, on all workers together.
+
+    shared: a name. All entrypoints of all applications with the same name count together; by default each entrypoint of
+    each application counts alone. If two declare different limits under one name, the last start wins.
+
+    They are enforced when runs are claimed. What may not run yet stays queued, and is taken by priority and due time.
+    Raises ValueError for values out of range.
+    """
+
+    concurrency: int | None = None
+    concurrency_key: str | tuple[str, ...] | None = None
+    per_key: int | None = None
+    per_worker: int | None = None
+    starts: int | None = None
+    period: timedelta | None = None
+    shared: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "per_key", "per_worker", "starts"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31):
+                raise ValueError(f"Limits({name}=…) is a whole number from 1 on, not {value!r}.")
+        key = self.concurrency_key
+        names = (key,) if isinstance(key, str) else key
+        if names is not None and not (
+            isinstance(names, tuple) and 1 <= len(names) <= 8 and all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError(f"Limits(concurrency_key=…) is an argument's name, or a tuple of up to 8, not {key!r}.")
+        if self.per_key is not None and key is None:
+            raise ValueError("Limits(per_key=…) needs concurrency_key=…: the argument by which runs are told apart.")
+        if (self.starts is None) != (self.period is None):
+            raise ValueError("Limits(starts=…, period=…) go together: so many starts in any such period.")
+        if self.shared is not None:
+            if not isinstance(self.shared, str) or not 1 <= len(self.shared) <= 200 or not self.shared.isprintable():
+                raise ValueError(
+                    f"Limits(shared=…) is a name of 1 to 200 printable characters, not {str(self.shared)[:60]!r}."
+                )
+            if not self.together:
+                raise ValueError("Limits(shared=…) needs limits to share: concurrency, concurrency_key or starts.")
+        if self.period is not None:
+            if not isinstance(self.period, timedelta):
+                raise ValueError(f"Limits(period=…) is a timedelta, not {self.period!r}.")
+            if not timedelta(0) < self.period <= timedelta(days=366):
+                raise ValueError(f"Limits(period=…) is more than 0 s and at most 366 days, not {self.period!s}.")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the arguments that make the concurrency key."""
+        return (self.concurrency_key,) if isinstance(self.concurrency_key, str) else self.concurrency_key or ()
+
+    @property
+    def together(self) -> bool:
+        """Whether there is something that all workers together have to keep."""
+        return not (self.concurrency is None and self.concurrency_key is None and self.starts is None)
+
+    def row(self) -> dict[str, Any]:
+        """What all workers together have to keep, as columns; empty where there is nothing of that kind."""
+        row: dict[str, Any] = {
+            "concurrency": self.concurrency,
+            "concurrency_key": list(self.keys) or None,
+            "per_key": (self.per_key or 1) if self.keys else None,
+            "starts": self.starts,
+            "period": None if self.period is None else f"{self.period.total_seconds():.6f} seconds",
+        }
+        if self.shared is not None:
+            row["shared"] = self.shared
+        return row if self.together else {}
 
 
 @dataclass(frozen=True, slots=True)

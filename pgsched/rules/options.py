@@ -15,7 +15,8 @@ from typing import Any
 from pgsched.errors import InvalidArguments, NotFound
 from pgsched.expression.expression import parse
 from pgsched.expression.zones import check_timezone
-from pgsched.model import Retry, RunStatus, ScheduleStatus
+from pgsched.model import RunStatus, ScheduleStatus
+from pgsched.rules.retry import Retry
 
 _LONGEST = timedelta(days=36500)
 _GREATEST_ID = 2**63 - 1

@@ -15,8 +15,9 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from pgsched.errors import Discard, InvalidArguments, PgschedError, RetryLater
-from pgsched.model import Claim, ClaimedRun, Outcome, Retry, RunError, RunStatus, clean
-from pgsched.rules.plan import retry_delay, spread
+from pgsched.journal import clean
+from pgsched.model import Claim, ClaimedRun, Outcome, RunError, RunStatus
+from pgsched.rules.retry import Retry, retry_delay, spread
 
 ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
 RESULT_LIMIT = 262_144  # characters of a result's JSON

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pgsched.expression.duration import format_duration
 from pgsched.expression.expression import parse
-from pgsched.model import Process, RunStatus, Schedule, ScheduleStatus, Silent, SkipReason
+from pgsched.model import Schedule, ScheduleStatus, SkipReason
 from pgsched.rules.ledger import TICK, Account, FireTimes, Interruption, Skip, open_account
 
 # How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime. A backlog
@@ -268,64 +268,3 @@ def jitter(schedule: Schedule, times: FireTimes, fire_time: datetime) -> timedel
     most = schedule.jitter if following is None else min(schedule.jitter, following - fire_time - TICK)
     digest = hashlib.blake2b(f"{schedule.name}\0{fire_time.isoformat()}".encode(), digest_size=8).digest()
     return most * (int.from_bytes(digest) / 2**64)
-
-
-def retry_delay(backoff: timedelta, max_backoff: timedelta, attempt: int) -> timedelta:
-    """How long to wait after the given failed attempt (1 is the first) before the next. Takes any stored value."""
-    if attempt < 1:
-        return timedelta(0)
-    doubled = min(attempt - 1, 40)  # beyond it every backoff has met its limit, or is nought
-    try:
-        return min(backoff * int(2**doubled), max_backoff)
-    except OverflowError:
-        return max_backoff
-
-
-def spread(delay: timedelta, share: float, run_id: int, attempt: int) -> timedelta:
-    """A wait, cut by up to this share of it: by another part for each run and attempt, and always by the same."""
-    digest = hashlib.blake2b(f"{run_id} {attempt}".encode(), digest_size=8).digest()
-    return delay * (1 - share * (int.from_bytes(digest) / 2**64))
-
-
-def is_stalled(
-    run: Silent,
-    now: datetime,
-    heartbeat_interval: timedelta,
-    stall_timeout: timedelta,
-    *,
-    watched: timedelta,
-    process: Process = Process.UNKNOWN,
-    trusted: bool = True,
-) -> bool:
-    """Whether a silent run's worker is to be taken for dead. The worker's own settings count if they are known.
-
-    watched: for how long the reaper itself has seen this very silence, on its own clock. The database's clock alone
-    proves nothing: it may have been set forward, and after a failover the owner may not be back yet.
-    process: what the reaper can see of the worker's process. trusted: whether silence means anything; for a while after
-    an outage, and after the reaper's own start, it does not.
-
-    A process that died has lost its sessions within milliseconds, but so has one whose balancer restarts. So three
-    missed beats are enough only with a second sign: the process is known to have ended, or nothing is known of it and
-    the same route serves others well. Everything else gets the full stall timeout.
-    """
-    interval = run.heartbeat_interval or heartbeat_interval
-    if watched < 2 * interval:
-        return False
-    silence = now - run.alive_at
-    if not (run.direct and run.connected) and silence >= 3 * interval:
-        if process is Process.ENDED:
-            return True
-        if trusted and run.direct and run.vouched and process is Process.UNKNOWN:
-            return True
-    return trusted and silence >= (run.stall_timeout or stall_timeout)
-
-
-def after_loss(run: Silent) -> tuple[RunStatus, timedelta]:
-    """What becomes of a run that lost its worker, and after which wait.
-
-    The first loss costs no wait, since it is mostly the machine's fault; a run that kills its worker again
-    and again waits longer each time and ends as failed after its attempts.
-    """
-    if run.attempt >= run.max_attempts:
-        return RunStatus.FAILED, timedelta(0)
-    return RunStatus.QUEUED, retry_delay(run.backoff, run.max_backoff, run.attempt - 1)

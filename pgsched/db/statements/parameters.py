@@ -12,7 +12,8 @@ from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory
 
 from pgsched.db.session import Connection, InUtcBinary
-from pgsched.model import Claim, ClaimedRun, Retry
+from pgsched.model import Claim, ClaimedRun
+from pgsched.rules.retry import Retry
 
 _DEFAULT = Retry()
 _Row = TypeVar("_Row")

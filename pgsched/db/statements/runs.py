@@ -11,7 +11,8 @@ from psycopg.rows import tuple_row
 from pgsched.db.session import Connection
 from pgsched.db.statements.parameters import array, text_array
 from pgsched.db.statements.statements import Statements
-from pgsched.model import Claim, Hold, Outcome, Said, clean
+from pgsched.journal import Said, clean
+from pgsched.model import Claim, Hold, Outcome
 
 
 class RunStatements(Statements):

@@ -10,7 +10,7 @@ from psycopg.rows import scalar_row
 
 from pgsched.db.session import Connection
 from pgsched.db.statements.statements import Statements
-from pgsched.model import clean
+from pgsched.journal import clean
 
 
 class TrialStatements(Statements):

@@ -13,7 +13,8 @@ from psycopg.rows import class_row, dict_row, scalar_row
 from pgsched.db.session import Connection
 from pgsched.db.statements.statements import Statements
 from pgsched.db.statements.values import Pruned
-from pgsched.model import RunStatus, Silent
+from pgsched.model import RunStatus
+from pgsched.rules.retry import Silent
 
 SILENT_PAGE = 1000  # silent runs that the reaper looks at in one statement
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from pgsched.model import ClaimedRun, Retry, Schedule
+from pgsched.model import ClaimedRun, Schedule
 from pgsched.rules.plan import Plan
+from pgsched.rules.retry import Retry
 
 
 @dataclass(frozen=True, slots=True)

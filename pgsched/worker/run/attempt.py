@@ -23,7 +23,8 @@ from pgsched.db.fence.fence import Fence
 from pgsched.errors import InvalidArguments
 from pgsched.executors.capture import JOURNAL, keep_on
 from pgsched.executors.executor import THREADS, Executor, Place, Threads
-from pgsched.model import Cancellation, Claim, ClaimedRun, Journal, Outcome, Run, RunError, RunStatus
+from pgsched.journal import Journal
+from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
 from pgsched.rules.outcome import End, Stop, decide
 from pgsched.worker.run.hook_calls import hook_arguments
 from pgsched.worker.run.surroundings import Key, State, Surroundings

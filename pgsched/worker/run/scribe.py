@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.session import describe
-from pgsched.model import Claim, Journal, Said
+from pgsched.journal import Journal, Said
+from pgsched.model import Claim
 from pgsched.worker.kit import Kit
 
 BATCH = 1 << 20  # characters in one statement

@@ -14,8 +14,8 @@ from pgsched.db.apart import Apart
 from pgsched.db.fence.fence import session_name
 from pgsched.db.session import Backoff, Connection, Mishaps, refused
 from pgsched.db.statements.upkeep import SILENT_PAGE
-from pgsched.model import Claim, Process, RunStatus, Silent
-from pgsched.rules.plan import after_loss, is_stalled
+from pgsched.model import Claim, Process, RunStatus
+from pgsched.rules.retry import Silent, after_loss, is_stalled
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster

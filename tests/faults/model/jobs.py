@@ -20,7 +20,7 @@ import psycopg
 
 from pgsched import Discard, Limits, ProcessExecutor, RetryLater, Run, Scheduler
 from pgsched.db.statements.statements import in_schema
-from pgsched.model import Retry
+from pgsched.rules.retry import Retry
 
 RETRY = Retry(attempts=3, backoff=timedelta(milliseconds=50), max_backoff=timedelta(milliseconds=200))
 CAPPED = {"a": 2, "b": 3}
