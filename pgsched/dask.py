@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from pgsched.errors import ConfigurationError, PgschedError, RegistrationError
-from pgsched.executors.executor import Executor, Function
+from pgsched.executors.executor import Executor, Function, Place
 from pgsched.executors.remote import Answer, Package, RemoteJournal, hear, pack, received, target_of
 from pgsched.model import Run
 
@@ -74,9 +74,9 @@ class DaskExecutor(Executor):
         self._submit = dict(submit or {})
 
     @property
-    def threaded(self) -> bool:
-        """No."""
-        return False
+    def place(self) -> Place | None:
+        """None: the cluster has the threads."""
+        return None
 
     def check(self, function: Function) -> None:
         """Raises RegistrationError where a Dask worker cannot find the function."""

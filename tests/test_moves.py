@@ -414,7 +414,7 @@ async def test_a_goodbye_is_the_last_word_though_the_row_is_being_written_again(
         await db.all("delete from pgsched.workers")
         await writing.wait()
         worker.stop()
-        await until(lambda: worker.leaving)
+        await until(lambda: worker.presence.leaving)
         going_on.set()
     assert await db.all("select id from pgsched.workers") == []
     # And the other way round: it said goodbye before its turn came.

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pgsched import ConfigurationError, Executor, InvalidExpression, RegistrationError, Retry, Run, Schedule, Scheduler
+from pgsched.executors.executor import Place
 
 MINUTE = timedelta(minutes=1)
 
@@ -64,7 +65,9 @@ def test_accepted(function):
     sc = Scheduler()
     args = {"x": 1} if isinstance(function, Callable_) else None
     sc.schedule("a", "@daily", args=args)(function)
-    assert sc.entrypoints["a"].executor.threaded is not (function is ok or isinstance(function, Callable_))
+    assert sc.entrypoints["a"].executor.place is (
+        None if function is ok or isinstance(function, Callable_) else Place.THREAD
+    )
 
 
 @pytest.mark.parametrize(

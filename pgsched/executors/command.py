@@ -97,11 +97,6 @@ class CommandExecutor(Executor):
     asks_first = True
 
     @property
-    def threaded(self) -> bool:
-        """No: the function only says what to run."""
-        return False
-
-    @property
     def place(self) -> Place | None:
         """One of max_commands."""
         return Place.COMMAND

@@ -88,14 +88,9 @@ class Executor(ABC):
         return fire_times(schedule).next(after)
 
     @property
-    def threaded(self) -> bool:
-        """Whether a run takes one of the worker's threads."""
-        return self.function is not None and not Signature.of(self.function).is_async
-
-    @property
     def place(self) -> Place | None:
-        """What a run takes of the worker besides a slot."""
-        return Place.THREAD if self.threaded else None
+        """The place that a run takes besides a slot: a thread, if the function is not async."""
+        return Place.THREAD if self.function is not None and not Signature.of(self.function).is_async else None
 
     def check(self, function: Function) -> None:  # noqa: B027 - most executors take any function
         """Called at registration. Raises RegistrationError for a function that it cannot execute."""

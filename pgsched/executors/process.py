@@ -50,11 +50,6 @@ class ProcessExecutor(Executor):
     asks_first = True
 
     @property
-    def threaded(self) -> bool:
-        """No."""
-        return False
-
-    @property
     def place(self) -> Place | None:
         """One of max_processes."""
         return Place.PROCESS

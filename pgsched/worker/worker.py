@@ -22,25 +22,22 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pgsched import log
 from pgsched.config import Settings
 from pgsched.db import migrate
-from pgsched.db.session import Connection, Failures, Mishaps, unreachable
+from pgsched.db.session import Failures, unreachable
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, PgschedError, SchemaError
 from pgsched.executors.capture import capturing
 from pgsched.executors.threads import DaemonThreads
-from pgsched.expression.zone_files import outdated_host, package_release, source_of
-from pgsched.rules.agenda import Outlook
+from pgsched.expression.zone_files import outdated_host, source_of
 from pgsched.rules.outcome import Stop
 from pgsched.scheduler import Scheduler
 from pgsched.worker import systemd
@@ -48,7 +45,8 @@ from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.clocks import Jump, Watch
 from pgsched.worker.kit import Kit
 from pgsched.worker.listener import Listener
-from pgsched.worker.run.attempt import Attempt
+from pgsched.worker.presence import Presence
+from pgsched.worker.run.attempt import Attempt, function_fields
 from pgsched.worker.run.finisher import Finisher
 from pgsched.worker.run.guard import Guard
 from pgsched.worker.run.heartbeat import Heartbeat
@@ -60,10 +58,8 @@ from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.upkeep.reconciler import Reconciler
 from pgsched.worker.upkeep.rejoin import Rejoin
 from pgsched.worker.upkeep.retention import Retention
-from pgsched.worker.whereabouts import route
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
-_ENDING = timedelta(seconds=5)  # for how long a hung thread counts after the goodbye of a process that ends at once
 _PULSE = 5.0  # seconds between touches of the health file
 
 
@@ -81,8 +77,6 @@ class Worker:
         self.given_back = 0
         self._hard_exit = hard_exit
         self._stop = asyncio.Event()
-        self._forgotten = asyncio.Event()  # our row is gone, and has to be written again
-        self.leaving = False
         self._log = log.get()
         self._threads = DaemonThreads(settings.max_threads)
         self._runs = asyncio.TaskGroup()
@@ -90,12 +84,13 @@ class Worker:
         self.finisher = Finisher(kit)
         self.runner = Runner(kit, self.roster, self.finisher, threads=self._threads, group=self._runs)
         self.skip_hooks = SkipHooks(scheduler.hooks, self.runner.caller)
-        self.dispatcher = Dispatcher(kit, self.roster, self.runner, seen=self._seen, on_skip=self.skip_hooks.put)
+        self.reconciler = Reconciler(kit)
+        self.presence = Presence(kit, self.roster, self.reconciler.fingerprint, ends=hard_exit is not None)
+        self.dispatcher = Dispatcher(kit, self.roster, self.runner, seen=self.presence.saw, on_skip=self.skip_hooks.put)
         self.heartbeat = Heartbeat(kit, self.roster, self.runner, self._runs)
         self.guard = Guard(kit, self.roster)
         self.leftovers = Leftovers(kit, self.roster)
         self.reaper = Reaper(kit, self.roster)
-        self.reconciler = Reconciler(kit)
         self.rejoin = Rejoin(kit, self._look_again)
         self.retention = Retention(kit, self.finisher.wrote)
         self.listener = Listener(
@@ -155,7 +150,7 @@ class Worker:
                 self._log.info("start_given_up")
                 start.cancel()
                 await asyncio.wait([start])
-                await self._say_goodbye()
+                await self.presence.say_goodbye()
                 return False
             await start
             return True
@@ -169,60 +164,20 @@ class Worker:
             async with self.kit.control.use(self.reconciler.patience) as connection:
                 await migrate.check(connection, self.kit.settings.schema)
                 # Registered first: whoever starts beside us and is older must find us alive.
-                await self._register(connection)
+                await self.presence.register(connection)
                 await self.kit.store.forget_workers(connection)
                 await self.reconciler.start(connection)
                 await self.dispatcher.zones.look(connection)
         except SchemaError:
             raise
         except ConfigurationError:  # refused: as if it had never come
-            await self._say_goodbye()
+            await self.presence.say_goodbye()
             raise
         except PgschedError:
             raise
         except Failures as error:
             locked = await self.reconciler.why_locked(error)
             raise (unreachable(error) if locked is None else DatabaseUnavailable(locked)) from None
-
-    def _seen(self, outlook: Outlook) -> None:
-        if outlook.forgotten and not self.leaving:
-            self._forgotten.set()
-
-    async def _stay_known(self) -> None:
-        """Writes our row again whenever somebody has deleted it: others take a worker without a row for dead."""
-        while True:
-            await self._forgotten.wait()
-            self._forgotten.clear()
-            try:
-                async with self.kit.control.use() as connection:
-                    # The goodbye takes turns with this on the one connection, and must be the last word.
-                    if not self.leaving:
-                        await self._register(connection)
-                        self._log.warning("worker_row_rewritten", worker=str(self.kit.worker))
-            except Mishaps as error:  # the next look sees it again
-                self.kit.outage.lost(error, "register")
-
-    async def _register(self, connection: Connection) -> None:
-        await self.kit.store.insert_worker(
-            connection,
-            worker=self.kit.worker,
-            app=self.kit.scheduler.app_name,
-            project=self.kit.scheduler.home.project or None,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            version=version("pgsched"),
-            entrypoints=list(self.kit.scheduler.entrypoints),
-            direct=self.kit.control.direct,
-            heartbeat_interval=self.kit.settings.heartbeat_interval,
-            stall_timeout=self.kit.settings.stall_timeout,
-            fingerprint=self.reconciler.fingerprint,
-            machine=self.kit.whereabouts.machine,
-            process_started=self.kit.whereabouts.started,
-            route=route(*self.kit.control.target),
-            tzdata=source_of().release,
-            tzdata_from=source_of().place,
-            tzdata_package=package_release(),
-        )
 
     async def _serve(self) -> None:
         async with self._runs:
@@ -259,7 +214,7 @@ class Worker:
             "reconciler": self.reconciler.run(),
             "rejoin": self.rejoin.run(),
             "announce": self._announce(),
-            "presence": self._stay_known(),
+            "presence": self.presence.run(),
             "pulse": self._pulse(),
             "retention": self.retention.run(),
             "skip_hooks": self.skip_hooks.run(),
@@ -338,9 +293,9 @@ class Worker:
         self.given_back += self.finisher.pending  # others will find the runs whose ends are not written
         services["leftovers"].cancel()  # what it has on its way must not come after the goodbye
         await asyncio.wait([services["leftovers"]], timeout=1.0)
-        await self._say_goodbye()
+        await self.presence.say_goodbye()
         self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
-        hanging = [each.function_fields | {"run": each.claimed.id} for each in self.roster.left_behind.values()]
+        hanging = [function_fields(each) | {"run": each.claimed.id} for each in self.roster.left_behind.values()]
         if hanging:
             self._log.warning(
                 "threads_end_with_process" if self._hard_exit else "threads_go_on", functions=hanging[:20]
@@ -353,14 +308,6 @@ class Worker:
         """Writes the ends that are there."""
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
-
-    async def _say_goodbye(self) -> None:
-        self.leaving = True
-        hanging = [token for _, token in self.roster.in_threads()]
-        lease = self.kit.settings.stall_timeout if self._hard_exit is None else _ENDING
-        with contextlib.suppress(*Mishaps):  # others forget us in a day
-            async with self.kit.control.use() as connection:
-                await self.kit.store.delete_worker(connection, self.kit.worker, hanging, lease)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
-import functools
 import json
 import time
 from datetime import datetime, timedelta
@@ -100,7 +99,13 @@ class Attempt:
             args = json.loads(claimed.args_json) if claimed.args_json != "{}" else {}
         except (ValueError, RecursionError) as error:
             self.problem = InvalidArguments(f"the arguments cannot be read: {error}")
-        committed = functools.partial(self._committed, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+
+        def committed() -> None:
+            """Its own transaction has committed its success; its function may go on for a while. In any thread."""
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(around.committed, self)
+
         self.fence = around.transactions.fence(self.claim, None, committed)
         self.run = Run(
             id=claimed.id,
@@ -118,22 +123,7 @@ class Attempt:
             fence=self.fence,
         )
         self.context = contextvars.copy_context()
-        self.context.run(self._bind)
-
-    def _bind(self) -> None:
-        # As bind_contextvars() does, which also makes the means to undo it.
-        _RUN.set(self.claimed.id)
-        _ENTRYPOINT.set(self.claimed.entrypoint)
-        _ATTEMPT.set(self.claimed.attempt)
-        THREADS.set(self.threads)
-        keep_on()
-        JOURNAL.set(self.journal)
-
-    def _committed(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The run's own transaction has committed its success; its function may go on for a while. Called in any
-        thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(self.surroundings.committed, self)
+        self.context.run(_bind, self)
 
     # --- starting ---------------------------------------------------------------------------------------
 
@@ -183,7 +173,9 @@ class Attempt:
         run = self.run
         try:
             if not self.began:
-                await self._before(run)
+                hooks = self.surroundings.scheduler.hooks.before_run
+                await self.surroundings.caller.call(hooks, self.context, run)
+                self._begin(time.monotonic())
             if self.problem is not None or self.executor is None:
                 raise self.problem or InvalidArguments(f"this worker has no entrypoint {run.entrypoint!r}")
             self.result = await self.executor.execute(run)
@@ -195,10 +187,6 @@ class Attempt:
             took = timedelta(seconds=self.ended - self.began) if self.began else timedelta(0)
             self._over()
             await self._report(run, result, error, took)
-
-    async def _before(self, run: Run) -> None:
-        await self.surroundings.caller.call(self.surroundings.scheduler.hooks.before_run, self.context, run)
-        self._begin(time.monotonic())
 
     # --- its end ----------------------------------------------------------------------------------------
 
@@ -372,13 +360,22 @@ class Attempt:
                 timer.cancel()
         self.deadline = self.interrupt = None
 
-    @property
-    def function_fields(self) -> dict[str, str]:
-        """The fields that name its function in the log."""
-        function = self.executor.function if self.executor is not None else None
-        fields = {"entrypoint": self.claimed.entrypoint}
-        if function is not None:
-            module = getattr(function, "__module__", None)
-            name = getattr(function, "__qualname__", type(function).__name__)
-            fields["function"] = f"{module}.{name}" if module else name
-        return fields
+
+def function_fields(attempt: Attempt) -> dict[str, str]:
+    """The fields that name the function of an attempt in the log."""
+    function = attempt.executor.function if attempt.executor is not None else None
+    fields = {"entrypoint": attempt.claimed.entrypoint}
+    if function is not None:
+        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__name__)
+        fields["function"] = f"{module}.{name}" if module else name
+    return fields
+
+
+def _bind(attempt: Attempt) -> None:
+    """As bind_contextvars() does, which also makes the means to undo it."""
+    _RUN.set(attempt.claimed.id)
+    _ENTRYPOINT.set(attempt.claimed.entrypoint)
+    _ATTEMPT.set(attempt.claimed.attempt)
+    THREADS.set(attempt.threads)
+    keep_on()
+    JOURNAL.set(attempt.journal)

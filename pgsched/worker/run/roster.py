@@ -16,7 +16,7 @@ from pgsched import log
 from pgsched.config import Settings
 from pgsched.executors.executor import Place
 from pgsched.rules.outcome import Stop
-from pgsched.worker.run.attempt import Attempt
+from pgsched.worker.run.attempt import Attempt, function_fields
 from pgsched.worker.run.surroundings import Key, State
 
 _UNLANDED = 10_000  # claims without an end that are remembered
@@ -108,7 +108,7 @@ class Roster:
         self.left_behind[attempt.key] = attempt
         attempt.threads.call.add_done_callback(lambda _: self._thread_ended(attempt))
         self.leftovers_changed.set()
-        self._log.warning("thread_left_behind", run=attempt.claimed.id, **attempt.function_fields)
+        self._log.warning("thread_left_behind", run=attempt.claimed.id, **function_fields(attempt))
         if len(self.left_behind) == self._settings.max_threads:
             self._log.error(
                 "threads_exhausted",
@@ -124,7 +124,7 @@ class Roster:
         if self._in_thread.get(attempt.claimed.id) is attempt:
             del self._in_thread[attempt.claimed.id]
         self.leftovers_changed.set()
-        self._log.info("thread_ended", run=attempt.claimed.id, **attempt.function_fields)
+        self._log.info("thread_ended", run=attempt.claimed.id, **function_fields(attempt))
         self._free_place(attempt)
 
     def _free_place(self, attempt: Attempt) -> None:
