@@ -1,4 +1,4 @@
-"""The roles of README, with just the rights that it names: what each can do, and that it can do nothing else."""
+"""The roles of docs/roles.md, with just the rights that it names: what each can do, and that it can do nothing else."""
 
 import os
 import re
@@ -15,14 +15,14 @@ from structlog.testing import capture_logs
 from pgsched import Limits, Scheduler, connect
 from pgsched.db.statements.statements import in_schema
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-GRANTS = re.findall(r"^grant .*;$", README, re.M)
+PAGE = (Path(__file__).parents[1] / "docs" / "roles.md").read_text()
+GRANTS = re.findall(r"^grant .*;$", PAGE, re.M)
 ALLOWED = {"entrypoint", "args", "due_at", "priority", "unique_key", "unique_while", "app"}
 
 
 @pytest.fixture
 async def roles(db, schema) -> AsyncIterator[dict[str, str]]:
-    """The four roles, with the grants that README has, under names of this process."""
+    """The four roles, with the grants that the page has, under names of this process."""
     names = {role: f"{role}_{os.getpid()}" for role in ("app_enqueues", "app_client", "app_worker", "app_reads")}
     for name in names.values():
         await db.connection.execute(sql.SQL("create role {}").format(sql.Identifier(name)))
@@ -76,9 +76,9 @@ def serving(**limits) -> Scheduler:
     return scheduler
 
 
-def test_readme_has_the_grants_of_four_roles():
+def test_the_page_has_the_grants_of_four_roles():
     assert len(GRANTS) == 11
-    [columns] = re.findall(r"grant insert \((.*)\) on pgsched.runs to app_enqueues", README)
+    [columns] = re.findall(r"grant insert \((.*)\) on pgsched.runs to app_enqueues", PAGE)
     assert set(columns.split(", ")) == ALLOWED
 
 
