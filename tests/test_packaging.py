@@ -138,11 +138,76 @@ def test_the_wheel_is_for_any_machine_and_says_its_licence(wheel: pathlib.Path) 
     assert "Provides-Extra: embedded" in metadata
 
 
+def test_its_classifiers_are_known_and_fit_its_python() -> None:
+    known = pytest.importorskip("trove_classifiers").classifiers
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(project["classifiers"]) <= known
+    versions = [re.fullmatch(r"Programming Language :: Python :: 3\.(\d+)", each) for each in project["classifiers"]]
+    assert f">=3.{min(int(each[1]) for each in versions if each)}" == project["requires-python"]
+    assert "Typing :: Typed" in project["classifiers"]
+
+
+USER = """
+from pgsched import Limits, Retry, Run, Scheduler, connect
+
+
+def factory() -> Scheduler:
+    scheduler = Scheduler()
+
+    @scheduler.schedule("tick", "@hourly", retry=Retry(attempts=2))
+    async def tick(run: Run) -> int:
+        return run.attempt
+
+    @scheduler.entrypoint("mail", limits=Limits(concurrency=2))
+    def mail(to: str) -> None: ...
+
+    reveal_type(tick)
+    reveal_type(mail)
+    return scheduler
+
+
+async def enqueue() -> None:
+    async with connect() as client:
+        reveal_type(await client.enqueue("mail", {"to": "ada"}))
+    Retry(attempts="two")
+"""
+
+
+def test_an_application_gets_types_from_the_wheel(scripts: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("mypy")
+    (tmp_path / "app.py").write_text(USER)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", scripts / "python", "app.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+        timeout=600,
+    )
+    notes = re.findall(r'Revealed type is "(.+)"', done.stdout)
+    assert [note.replace("builtins.", "") for note in notes] == [
+        "def (run: pgsched.model.Run) -> typing.Coroutine[Any, Any, int]",
+        "def (to: str)",
+        "pgsched.client.client.Enqueued",
+    ], done.stdout + done.stderr
+    assert re.findall(r"error: (.+)", done.stdout) == [
+        'Argument "attempts" to "Retry" has incompatible type "str"; expected "int"  [arg-type]'
+    ]
+
+
 def test_the_source_archive_holds_the_unit_and_the_tests(dist: pathlib.Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "systemd/pgsched.service", "tests/conftest.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "systemd/pgsched.service",
+        "tests/conftest.py",
+    } <= names
 
 
 def test_the_image_builds_the_same_wheel(wheel: pathlib.Path, tmp_path: pathlib.Path) -> None:
