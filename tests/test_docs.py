@@ -1,12 +1,16 @@
 """README fits on a few screens and leads to every page, links lead somewhere, and settings are those of the code."""
 
+import ast
 import re
+import textwrap
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from pgsched import Scheduler
 from pgsched.config import Settings
 from pgsched.expression.duration import format_duration
 
@@ -54,3 +58,21 @@ def test_the_settings_are_those_of_the_code():
             continue
         default = format_duration(field.default) if isinstance(field.default, timedelta) else str(field.default)
         assert written[field.name] == default
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_examples_are_python(page):
+    for block in blocks(page, "python"):
+        compile(textwrap.dedent(block), page.name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_the_first_app_of_readme_builds_its_scheduler():
+    names: dict[str, Callable[[], Scheduler]] = {}
+    exec(blocks(ROOT / "README.md", "python")[0], names)
+    scheduler = names["create_scheduler"]()
+    assert set(scheduler.declared) == {"fetch_db * * * * *", "morning-report", "poll @every 30s"}
+    assert set(scheduler.entrypoints) == {"fetch_db", "report", "poll", "send_email"}
