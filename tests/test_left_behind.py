@@ -65,8 +65,7 @@ async def test_a_drain_ends_though_a_thread_hangs_whose_run_has_ended(settings, 
     build = worker_module.Worker.__init__
 
     def with_exit(self, *args, **kwargs):
-        build(self, *args, **kwargs)
-        self._hard_exit = codes.append
+        build(self, *args, **{**kwargs, "hard_exit": codes.append})
 
     if kind == "daemon":
         monkeypatch.setattr(worker_module.Worker, "__init__", with_exit)

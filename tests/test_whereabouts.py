@@ -17,15 +17,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /pr
 def test_a_process_is_alive_until_it_has_ended_and_another_one_is_not_taken_for_it():
     own = Whereabouts.own()
     assert own.machine and own.pid == os.getpid()
-    assert own.state_of(own.kit, own.pid, own.started) is Process.ALIVE
-    assert own.state_of(own.kit, own.pid, "1") is Process.ENDED, "another process has its pid"
+    assert own.state_of(own.machine, own.pid, own.started) is Process.ALIVE
+    assert own.state_of(own.machine, own.pid, "1") is Process.ENDED, "another process has its pid"
     with subprocess.Popen(["sleep", "60"]) as child:
         started = whereabouts._stat(child.pid)[1]
-        assert own.state_of(own.kit, child.pid, started) is Process.ALIVE
+        assert own.state_of(own.machine, child.pid, started) is Process.ALIVE
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert own.state_of(own.kit, child.pid, started) is Process.ENDED, "a zombie"
-    assert own.state_of(own.kit, child.pid, started) is Process.ENDED
+        assert own.state_of(own.machine, child.pid, started) is Process.ENDED, "a zombie"
+    assert own.state_of(own.machine, child.pid, started) is Process.ENDED
 
 
 @pytest.mark.parametrize("machine", ["", "another"])
@@ -39,4 +39,4 @@ def test_a_hidden_process_is_not_an_ended_one(monkeypatch):
     """As with /proc mounted with hidepid."""
     own = Whereabouts.own()
     monkeypatch.setattr(whereabouts, "_stat", lambda pid: None)
-    assert own.state_of(own.kit, own.pid, own.started) is Process.UNKNOWN
+    assert own.state_of(own.machine, own.pid, own.started) is Process.UNKNOWN

@@ -49,7 +49,6 @@ class Kit:
         writes = Session(info, "writes", limit, lock=WRITES_WAIT)
         return cls(worker, scheduler, settings, store, control, writes, Aside(store), watch=watch or Watch())
 
-    def session(self, purpose: str, dsn: str | None = None) -> Session:
-        """One more connection, to the same database or to another address of it."""
-        info = conninfo_for(dsn or self.settings.dsn, application_name(self.worker))
-        return Session(info, purpose, lock=WRITES_WAIT)
+    def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:
+        """One more connection, to the same database or to another address of it. lock: how long it waits for locks."""
+        return Session(conninfo_for(dsn or self.settings.dsn, application_name(self.worker)), purpose, lock=lock)

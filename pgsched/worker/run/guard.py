@@ -17,7 +17,7 @@ from typing import Any
 from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.session import LOCKED_FOR, Mishaps, Session, describe
-from pgsched.worker.kit import Kit
+from pgsched.worker.kit import WRITES_WAIT, Kit
 from pgsched.worker.run.roster import Roster
 
 _LIBRARY = (str(Path(asyncio.__file__).parent.parent), "site-packages", "dist-packages", "<frozen")
@@ -90,7 +90,7 @@ class Guard:
                 if blocked >= LOCKED_FOR.total_seconds() and self._kit.control.sever():
                     self._log.warning("claim_abandoned", advice="its locks would have kept others from their schedules")
                 if blocked < self._limit:
-                    session = session or self._kit.session("guard")
+                    session = session or self._kit.session("guard", lock=WRITES_WAIT)
                     runner.run(self._beat(session))
             if session is not None:
                 runner.run(session.discard())
