@@ -257,7 +257,7 @@ def test_the_command_reads_times_on_the_schedules_clock(shell):
     assert shell.sql("select * from pgsched.runs") == []
     assert shell.ok("schedules", "backfill", "n", *RANGE) == 'Queued 3 runs of "n".\n'
     again = shell.ok("schedules", "backfill", "n", "--from", "2026-03-29", "--to", "2026-03-29")
-    assert again == 'Queued 20 runs of "n"; 3 fire times have a run already.\n', "a date is meant whole"
+    assert again == 'Queued 20 runs of "n"; 3 fire times already have a run.\n', "a date is meant whole"
     found = json.loads(shell.ok("schedules", "backfill", "n", *RANGE, "--json"))
     assert [entry["result"] for entry in found["fire_times"]] == ["left alone"] * 3
     assert (found["schedule"], found["dry_run"]) == ("n", False)

@@ -295,7 +295,7 @@ def test_next_as_json_has_the_marks_and_the_warnings_too():
 def test_next_says_where_it_ends():
     result = invoke("next", "@at 2020-01-01T00:00:00Z", "--json")
     assert (result.exit_code, json.loads(result.stdout)["fire_times"]) == (0, [])
-    assert "no fire time" in result.stderr
+    assert "No fire time" in result.stderr
 
 
 def test_next_draws_h_from_the_name():

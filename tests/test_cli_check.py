@@ -188,9 +188,9 @@ def test_people_read_the_same(deployed):
         "options: changed\n  args: {} -> {\"x\": 1}\n  grace: - -> 1h\n  max attempts: 2 -> 3\n",
         "paused: changed\n  expression: @yearly -> @monthly\n"
         "  next run before: paused until 2031-01-01 00:00:00Z\n  next run after:  paused until 2031-01-01 00:00:00Z\n",
-        "gone: will be retired (the code does not declare it any more; its history stays)\n",
+        "gone: will be retired (the code no longer declares it; its history stays)\n",
         "fresh: new\n  next run before: -\n",
-        "own: new\n  next run before: -\n  next run after:  as its executor says\n",
+        "own: new\n  next run before: -\n  next run after:  computed by its executor\n",
         "theirs: not ours (the name belongs to the API, and is left alone)\n",
     ):  # fmt: skip
         assert lines in out
@@ -231,7 +231,7 @@ def test_a_version_that_would_have_to_wait_says_so(deployed, settings):
     started(settings, "two")
     told, _ = looked(deployed, "shop.one")
     assert (told["version"], told["workers_in_force"]) == ("back", 0)
-    assert "a start rolls back to it" in deployed("check", "shop.one").stdout
+    assert "a start rolls back to this one" in deployed("check", "shop.one").stdout
     deployed.sql(
         "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
         " stall_timeout, fingerprint) select gen_random_uuid(), app, 'h', 1, 'v', '{}', true, '1s', '30s', fingerprint"
@@ -240,7 +240,7 @@ def test_a_version_that_would_have_to_wait_says_so(deployed, settings):
     told, _ = looked(deployed, "shop.one")
     assert (told["version"], told["workers_in_force"]) == ("deferred", 1)
     out = deployed("check", "shop.one").stdout
-    assert "A start would leave them as they are for now" in out and "1 live worker has the version" in out
+    assert "A start would change nothing yet" in out and "1 live worker runs the version" in out
     assert looked(deployed, "shop.nothing")[0]["version"] == "new"
 
 

@@ -99,7 +99,7 @@ def test_runs_that_do_not_stop_are_told_in_health_and_where_the_run_is_shown(she
         " (4, null, now() - interval '5 minutes', null)) v (id, asked, started, timeout)"
     )
     assert checked(shell) == (0, {**ALL_OK, "cancellation": "warning"})
-    assert "2 runs going on a minute after the time to stop: 1, 2" in shell("health").stdout
+    assert "2 runs still going a minute after being asked to stop: 1, 2" in shell("health").stdout
     details = [json.loads(shell.ok("runs", "show", str(n), "--json"))["detail"] for n in (1, 2, 3, 4)]
     assert details == [
         "still running 00:02:00 after it was asked to stop", "still running 00:01:00 after its timeout", None, None,
@@ -141,7 +141,7 @@ def test_work_that_no_live_worker_can_do_is_unhealthy(shell, worker, work, code)
     shell.sql(work)
     assert checked(shell) == (code, {**ALL_OK, "entrypoints": "failed" if code else "ok"})
     if code:
-        assert "1 entrypoint with work that no live worker can do" in shell("health").stdout
+        assert "1 entrypoint with work that has been due for 2 minutes" in shell("health").stdout
         assert "nobody knows" in shell("health").stdout
 
 
@@ -171,7 +171,7 @@ def test_workers_that_read_old_time_zone_files_are_a_warning(shell, worker):
     assert checked(shell) == (0, {**ALL_OK, "time zones": "warning"})
     assert "on h (2025b in /there, package 2026b): bring the host's files up to date" in shell.ok("health")
     shell.sql("update pgsched.workers set withheld = '{America/Edmonton}'")
-    assert "workers on h have other rules than the noted ones for America/Edmonton" in shell.ok("health")
+    assert "workers on h have other rules than the recorded ones for America/Edmonton" in shell.ok("health")
 
 
 def test_a_row_that_the_database_refuses_is_unhealthy_until_it_changes(shell, worker):
@@ -301,10 +301,10 @@ def test_a_run_that_no_place_is_free_for_is_named_with_what_is_in_the_way(shell,
     said = f"run {run} (e) has been due for 2h5m and waits for a free place on 1 worker; 2 runs in the way: "
     assert waits(shell) == ("warning", f"{said}{busy[0]}, {busy[1]}")
     shell.sql("update pgsched.runs set cancel_requested_at = now() - interval '5 minutes' where id = %s", busy[1])
-    assert waits(shell) == ("warning", f"{said}{busy[1]}, {busy[0]}, 1 of which does not stop")
+    assert waits(shell) == ("warning", f"{said}{busy[1]}, {busy[0]}, and 1 run will not stop")
     left(shell, worker)
     shell.sql("delete from pgsched.runs where id = %s", busy[0])
-    assert waits(shell) == ("failed", f"{said}{busy[1]}, 1000, 2 of which do not stop")
+    assert waits(shell) == ("failed", f"{said}{busy[1]}, 1000, and 2 runs will not stop")
     assert shell("health").exit_code == 4
 
 
@@ -313,7 +313,7 @@ def test_a_run_that_waits_for_its_own_earlier_attempt_fails_though_another_has_w
     run = due(shell, 3)
     going_on(shell, worker)
     left(shell, worker, run)
-    said = "waits for its own earlier attempt, which goes on in a thread: restart its worker"
+    said = "waits for its own earlier attempt, which is still going in a thread: restart its worker"
     assert waits(shell) == ("failed", f"run {run} (e) has been due for 3m and {said}")
 
 
@@ -325,7 +325,7 @@ def test_a_run_that_waits_for_its_schedules_overlap_is_well_unless_that_hangs(sh
     assert waits(shell)[0] == "warning", "no worker has a place for it"
     holder = going_on(shell, worker, hangs=hangs, schedule_id=schedule, fire_time="2020-01-01Z")
     said = f"run {run} (e) has been due for 10m and waits for the overlap of its schedule; 1 run in the way: {holder}"
-    assert waits(shell) == (("failed", f"{said}, 1 of which does not stop") if hangs else ("ok", said))
+    assert waits(shell) == (("failed", f"{said}, and 1 run will not stop") if hangs else ("ok", said))
     shell("schedules", "pause", "n")
     shell.sql("update pgsched.runs set origin = null")
     assert waits(shell)[0] == "ok" and "no run" in waits(shell)[1], "it waits for the end of the pause"
@@ -350,9 +350,9 @@ def test_a_run_at_a_limit_whose_places_are_held_is_named_and_other_limits_do_not
     assert waits(shell)[0] == "warning", "another key is in nobody's way"
     held = going_on(shell, worker, hangs=True, entrypoint="keyed", args='{"k": 1}')
     said = f"run {keyed} (keyed) has been due for 30m and waits for a free place of its concurrency key"
-    assert waits(shell) == ("failed", f"{said}; 1 run in the way: {held}, 1 of which does not stop")
+    assert waits(shell) == ("failed", f"{said}; 1 run in the way: {held}, and 1 run will not stop")
     shell.sql("delete from pgsched.runs where id = any(%s)", [keyed, other, held])
     limited = due(shell, 20, "limited")
     holder = going_on(shell, worker, hangs=True, entrypoint="limited")
     said = f"run {limited} (limited) has been due for 20m and waits for a free place at its limits"
-    assert waits(shell) == ("failed", f"{said}; 1 run in the way: {holder}, 1 of which does not stop")
+    assert waits(shell) == ("failed", f"{said}; 1 run in the way: {holder}, and 1 run will not stop")

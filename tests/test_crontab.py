@@ -239,9 +239,7 @@ def test_a_name_that_exists_stops_all_of_it(shell, tmp_path):
     shell.ok("schedules", "add", "cat", "e", "@daily")
     assert shell("import-crontab", "tab", "--dry-run").exit_code == 1
     result = shell("import-crontab", "tab", "--yes")
-    assert (
-        result.exit_code == 1 and "there are schedules already that are named cat (choose a --prefix)" in result.stderr
-    )
+    assert result.exit_code == 1 and "other schedules already have the names cat (choose a --prefix)" in result.stderr
     assert len(rows(shell)) == 1
     assert shell("import-crontab", "tab", "--yes", "--prefix", "host/").exit_code == 0
     assert len(rows(shell)) == 3
@@ -251,7 +249,7 @@ def test_a_second_import_changes_nothing_and_an_update_what_its_lines_say(shell,
     (tmp_path / "tab").write_text(CRONTAB)
     assert shell("import-crontab", "tab", "--yes").exit_code == 0
     again = shell("import-crontab", "tab", "--yes")
-    assert again.exit_code == 0 and again.stderr.endswith("All 2 schedules are there already, as they shall be.\n")
+    assert again.exit_code == 0 and again.stderr.endswith("All 2 schedules already exist and are up to date.\n")
     assert shell("schedules", "pause", "cat").exit_code == 0
     shell.sql("update pgsched.schedules set max_attempts = 5")
     (tmp_path / "tab").write_text(CRONTAB.replace("0 3", "0 4").replace("cat%line", "cat%other\n@weekly new"))
@@ -259,7 +257,10 @@ def test_a_second_import_changes_nothing_and_an_update_what_its_lines_say(shell,
     looked = shell("import-crontab", "tab", "--dry-run")
     assert looked.exit_code == 1 and "backup-full  changed" in looked.stdout and "new          new" in looked.stdout
     refused = shell("import-crontab", "tab", "--yes")
-    assert refused.exit_code == 1 and "are named backup-full, cat, with another time or command" in refused.stderr
+    assert (
+        refused.exit_code == 1
+        and "the schedules backup-full, cat already exist with another time or command" in refused.stderr
+    )
     assert shell("import-crontab", "tab", "--dry-run", "--update").exit_code == 0
     assert rows(shell) == before
     done = shell("import-crontab", "tab", "--yes", "--update")
@@ -280,7 +281,7 @@ def test_what_has_gone_from_the_file_is_told_and_stays(shell, tmp_path):
     shell.ok("schedules", "add", "other", "command", "@daily")
     (tmp_path / "tab").write_text("@weekly a\n")
     done = shell("import-crontab", "tab", "--yes", "--prefix", "host:", "--update")
-    assert "Warning: no line of the file stands for host:a-2: if they came" in done.stderr
+    assert "Warning: the file has no line for host:a-2: if their lines" in done.stderr
     assert [row[0] for row in rows(shell)] == ["host:a", "host:a-2", "other"]
 
 
@@ -290,7 +291,7 @@ def test_an_update_touches_only_what_an_import_can_have_made(shell, tmp_path, ow
     shell.ok("schedules", "add", "a", "other" if owner == "api" else "command", "@weekly")
     shell.sql("update pgsched.schedules set owner = %s", owner)
     result = shell("import-crontab", "tab", "--yes", "--update")
-    assert result.exit_code == 1 and "named a (choose a --prefix)" in result.stderr
+    assert result.exit_code == 1 and "have the names a (choose a --prefix)" in result.stderr
     assert [row[2] for row in rows(shell)] == ["@weekly"]
 
 

@@ -275,7 +275,7 @@ def test_retry_takes_what_the_options_say(shell):
     assert (answer.exit_code, answer.stdout) == (0, "Queued 3 runs again.\n")
     assert {*old, *new, *cancelled} < {*queued(shell)}
     answer = shell("runs", "retry", "--failed", "--yes")
-    assert (answer.exit_code, answer.stdout, answer.stderr) == (0, "", "No such runs.\n")
+    assert (answer.exit_code, answer.stdout, answer.stderr) == (0, "", "No runs match.\n")
 
 
 def test_retry_tells_what_it_left_alone(shell):
@@ -290,8 +290,8 @@ def test_retry_tells_what_it_left_alone(shell):
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        ([], 2, "Say which: IDs, or --failed or --cancelled."),
-        (["--entrypoint", "job", "--yes"], 2, "Say which"),
+        ([], 2, "Name the runs to retry: give IDs, or --failed or --cancelled."),
+        (["--entrypoint", "job", "--yes"], 2, "Name the runs to retry"),
         (["1", "--failed"], 2, "not both"),
         (["1", "--since", "2h"], 2, "not both"),
         (["--failed"], 2, "There is no terminal to ask on: add --yes"),

@@ -1,6 +1,6 @@
-"""The command line: which commands there are, and what the shell hears of how they ended.
+"""The command line: its commands, and the exit codes for how they ended.
 
-What a command does is in the module of its name. Exit codes: 0 done, 1 failure, 2 usage, 3 not found,
+Each command is in the module of its name. Exit codes: 0 done, 1 failure, 2 usage, 3 not found,
 4 unhealthy, 69 database unavailable, 78 wrong configuration, 130 Ctrl-C.
 """
 
@@ -31,7 +31,7 @@ _COMMANDS = {
     "runs": "Look at runs, cancel them, retry them.",
     "workers": "Show the workers that are alive.",
     "next": "Show when an expression fires.",
-    "health": "Tell whether everything is well.",
+    "health": "Check whether everything is well.",
     "import-crontab": "Turn a crontab into schedules.",
 }
 INTERRUPTED = 130
@@ -58,22 +58,22 @@ class _Commands(click.Group):
     def main(  # type: ignore[override]
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
-        """Runs a command and exits. Nobody sees a traceback for a mistake of their own."""
+        """Runs a command and exits. A user's mistake never shows a traceback."""
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a name may have letters that this terminal does not
+            if isinstance(stream, io.TextIOWrapper):  # a name may have letters that this terminal lacks
                 stream.reconfigure(errors="backslashreplace")
         extra["standalone_mode"] = False
         sys.exit(_end(lambda: super(_Commands, self).main(args, prog_name or "pgsched", **extra)))
 
 
 def _end(run: Callable[[], Any]) -> int:
-    """The exit code of what a command did, after telling what went wrong."""
+    """Runs a command, reports its error if there is one, and returns the exit code."""
     try:
         result = run()
         return result if isinstance(result, int) else 0
     except OutputLostError as error:
         return _without_output(error)
-    except OSError as error:  # click's own --help and --version; of any other, the traceback is wanted
+    except OSError as error:  # click's own --help and --version; any other error should show its traceback
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG) or error.filename is not None:
             raise
         return _without_output(OutputLostError(error))
@@ -83,24 +83,24 @@ def _end(run: Callable[[], Any]) -> int:
         error.show()
         return error.exit_code
     except (PgschedError, psycopg.Error, UnicodeEncodeError) as error:
-        code, message = _told(error)
+        code, message = _explained(error)
         complain(message)
         return code
 
 
-def _told(error: Exception) -> tuple[int, str]:
+def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(error, PgschedError):
         return error.exit_code, str(error)
     if isinstance(error, psycopg.Error):
         return 1, f"The database refused: {describe(error)}."
-    return 2, "An argument holds bytes that are no text in this locale."
+    return 2, "An argument holds bytes that are not text in this locale: pass it in the locale's encoding."
 
 
 def _without_output(error: OutputLostError) -> int:
-    # What is buffered cannot be written, and the interpreter would try once more at its end.
+    # Buffered output cannot be written, and the interpreter would try once more when it exits.
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if error.reason is None:  # a reader that has seen enough, as in `| head`, is no failure
+    if error.reason is None:  # a reader that has seen enough, as in `| head`, is not a failure
         return 0
     complain(f"The output cannot be written: {error.reason}.")
     return 1
@@ -113,8 +113,8 @@ def _without_output(error: OutputLostError) -> int:
 def cli() -> None:
     """A scheduler daemon on PostgreSQL.
 
-    The database is --dsn, PGSCHED_DSN or libpq's own environment (PGHOST, PGSERVICE, …); with none of them, an
-    embedded PostgreSQL. Every setting can also stand in pgsched.toml or be set as PGSCHED_NAME.
+    The database comes from --dsn, PGSCHED_DSN or libpq's own environment (PGHOST, PGSERVICE, …). If none of them is
+    set, pgsched starts an embedded PostgreSQL. Every setting can also be set in pgsched.toml or as PGSCHED_NAME.
     """
 
 

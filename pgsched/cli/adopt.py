@@ -1,4 +1,4 @@
-"""`pgsched schedules adopt`: gives the schedules of an application to another one, whose name it has now."""
+"""`pgsched schedules adopt`: gives the schedules of a renamed application to its new name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgsched.cli.options import database, database_options, json_option, run_asy
 from pgsched.cli.show.output import print_json, say, visible, write
 from pgsched.config import Settings
 from pgsched.db import migrate, session
-from pgsched.db.failures import reach, told
+from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import Connection
 from pgsched.db.statements.store import Store
 from pgsched.errors import NotFound, PgschedError
@@ -21,7 +21,7 @@ from pgsched.rules.options import name_of
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What changed hands: the names of schedules, how many live runs of no schedule, and the old name's workers."""
+    """The names of the schedules that were taken over, the number of live jobs, and the old application's workers."""
 
     schedules: list[str]
     runs: int
@@ -29,7 +29,7 @@ class Adopted:
 
 
 class _DryRun(Exception):
-    """Takes the transaction back."""
+    """Rolls the transaction back."""
 
     def __init__(self, found: Adopted) -> None:
         self.found = found
@@ -39,15 +39,15 @@ class _DryRun(Exception):
 @click.argument("old")
 @click.argument("new")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
-@click.option("--yes", is_flag=True, help="Take them over although workers of the application OLD are alive.")
+@click.option("--yes", is_flag=True, help="Take schedules over even if workers of OLD are alive.")
 @json_option
 @database_options
 def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Give the schedules and queued runs of the application OLD to the application NEW.
 
-    For an application that has another name now, because its project, its factory or Scheduler(app=...) has been
-    renamed. Schedules keep their history and their state. The next start of NEW retires those that it does not
-    declare. Stop the workers of OLD first: this command refuses while one is alive, unless it has --yes.
+    Use it after an application's name has changed, because its project, its factory or Scheduler(app=...) was
+    renamed. Schedules keep their history and their state. The next start of NEW retires schedules that NEW does not
+    declare. Stop the workers of OLD first: while one is alive, this command refuses unless you add --yes.
     """
     for name in (old, new):
         name_of("An application's name", name)
@@ -56,7 +56,7 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
 
     async def work(dsn: str | None) -> Adopted:
         async with await reach(session.conninfo_for(dsn, "pgsched adopt")) as connection:
-            with told(settings.schema):
+            with in_sentences(settings.schema):
                 await session.prepare(connection)
                 await migrate.check(connection, settings.schema)
                 try:
@@ -74,20 +74,20 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
 
 async def _adopt(connection: Connection, store: Store, old: str, new: str, *, dry_run: bool, force: bool) -> Adopted:
     async with connection.transaction():
-        # In the order of a start, which takes both locks when it takes over by itself.
+        # The order in which a start locks them when it takes schedules over by itself.
         for app in sorted((old, new)):
             await store.lock_declarations(connection, app)
         workers = await store.read_holders(connection, old, in_force=False)
         if workers and not force and not dry_run:
             raise PgschedError(
                 f"Nothing was changed: {_workers(workers)} of the application {old!r} alive ({workers[0]}). "
-                "Stop them first, or add --yes to take its schedules over all the same."
+                "Stop them first, or add --yes to take its schedules over anyway."
             )
         names, runs = await store.adopt(connection, old, new)
         if not names and not runs:
             apps = sorted({row["app"] for row in await store.rows(connection, "list_applications", {})} - {old})
-            known = f"there are {', '.join(map(repr, apps))}" if apps else "there is none"
-            raise NotFound(f"There is no application {old!r} that has schedules or queued runs: {known}.")
+            known = f"the others are {', '.join(map(repr, apps))}" if apps else "no other application has any"
+            raise NotFound(f"The application {old!r} has no schedules and no queued runs: {known}.")
         found = Adopted(names, runs, workers)
         if dry_run:
             raise _DryRun(found)
@@ -109,5 +109,5 @@ def _workers(workers: list[Holder]) -> str:
     return f"{_many(len(workers), 'worker')} {'is' if len(workers) == 1 else 'are'}"
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"

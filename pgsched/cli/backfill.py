@@ -1,4 +1,4 @@
-"""What `pgsched schedules backfill` does and shows: a bar while it queues and waits, then what became of it."""
+"""`pgsched schedules backfill`: shows a bar while it queues and waits, then the result."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pgsched.client.client import Client, Row
 from pgsched.config import Settings
 from pgsched.rules.backfill import Backfill
 
-_LOOK = 0.3  # seconds between looks at runs that are waited for
-_QUEUEING = 600.0  # seconds that it may take to queue them
+_LOOK = 0.3  # seconds between looks while it waits for runs to end
+_QUEUEING = 600.0  # seconds that queueing may take
 _ENDED = ("succeeded", "failed", "cancelled")
 
 
 def run_backfill(
     settings: Settings, name: str, start: Moment, end: Moment, *, wait: bool, as_json: bool, **options: Any
 ) -> int:
-    """Backfills, and returns the exit code: 1 where a run that was waited for did not succeed."""
+    """Backfills, and returns the exit code: 1 if it waited and a run did not succeed."""
 
     async def queue(client: Client) -> tuple[Row, Backfill]:
         row = await found(client, name)
@@ -48,7 +48,7 @@ def run_backfill(
 
 
 async def _until_ended(client: Client, ids: list[int]) -> dict[str, int]:
-    """Waits for runs; returns how many are in which status. Ctrl-C ends the wait, not the runs."""
+    """Waits until runs have ended; returns their number by status. Ctrl-C ends the wait, not the runs."""
     with bar("running") as progress:
         while True:
             counts = await client.runs.count(ids)
@@ -61,7 +61,7 @@ async def _until_ended(client: Client, ids: list[int]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, where that is a terminal; elsewhere nothing."""
+    """A progress bar on standard error, or nothing if that is not a terminal."""
     if not (sys.stderr and sys.stderr.isatty()):
         yield lambda done, total: None
         return
@@ -95,14 +95,14 @@ def _print(row: Row, done: Backfill, dry_run: bool, statuses: dict[str, int]) ->
         fates = {**dict.fromkeys(done.queued, "would be queued"),
                  **{time: f"has run {run_id}" for time, run_id in done.left_alone.items()}}  # fmt: skip
         print_table(
-            ["UTC", row["timezone"], "what"],
-            [[instant(time, exact=True), local(time, row["timezone"]), what] for time, what in sorted(fates.items())],
+            ["UTC", row["timezone"], "result"],
+            [[instant(time, exact=True), local(time, row["timezone"]), fate] for time, fate in sorted(fates.items())],
         )
     count, alone = len(done.queued), len(done.left_alone)
     verb = "Would queue" if dry_run else "Queued"
     line = f'{verb} {count} {"run" if count == 1 else "runs"} of "{row["name"]}"'
     if alone:
-        line += f"; {alone} {'fire time has' if alone == 1 else 'fire times have'} a run already"
+        line += f"; {alone} {'fire time already has' if alone == 1 else 'fire times already have'} a run"
     if not count and not alone:
         line = f'"{row["name"]}" has no fire time in that range'
     if statuses:

@@ -1,4 +1,4 @@
-"""`pgsched check APP`: how what the code declares differs from what the database has. Changes nothing."""
+"""`pgsched check APP`: how the code's declarations differ from the database. Changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgsched.cli.run import built
 from pgsched.cli.show.output import heading, instant, local, plain, print_json, visible, warn, write
 from pgsched.config import Settings
 from pgsched.db import migrate, session
-from pgsched.db.failures import reach, told
+from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import Connection
 from pgsched.db.statements.store import Store
 from pgsched.executors.executor import Executor
@@ -34,7 +34,7 @@ Limits = dict[str, dict[str, tuple[Any, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A time zone whose schedules were planned by other rules than this code reads. Releases are of tzdata."""
+    """A time zone whose schedules were planned with other rules than this code reads. Releases are tzdata's."""
 
     name: str
     ours: str | None
@@ -42,14 +42,20 @@ class Zone:
 
     @property
     def newer(self) -> bool:
-        """Whether a start plans its schedules anew; else it leaves them to other workers."""
+        """Whether a start replans its schedules; if not, it leaves them to other workers."""
         return newer(self.ours, self.planned)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found: where the declarations stand, what a start would change, what the application was called before,
-    why a start would be refused, and which time zones it would plan anew."""
+    """The result of a check.
+
+    standing: the declarations' place in the application's history.
+    differences, limits: the changes that a start would make.
+    earlier: the application under earlier names.
+    refusal: why a start would be refused, or None.
+    zones: time zones with other rules than the code reads.
+    """
 
     standing: Standing
     differences: list[Difference]
@@ -61,18 +67,18 @@ class Look:
 
 @click.command()
 @click.argument("app")
-@click.option("--exit-zero", is_flag=True, help="Exit 0 although something differs: only look.")
+@click.option("--exit-zero", is_flag=True, help="Exit 0 even if something differs.")
 @json_option
 @setting_flags("dsn", "schema", "data_dir")
 def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], file: str | None) -> int:
-    """Show how the schedules and limits that the factory APP declares differ from those in the database, and what a
-    start of this code would make of the next runs. Changes nothing, and locks nothing.
+    """Show how the schedules and limits that the factory APP declares differ from those in the database, and how a
+    start of this code would change the next runs. Changes nothing, and locks nothing.
 
-    APP is what `pgsched run` takes. Next runs are given as of now: those of a changed expression are planned when
-    the change is made. It also tells which time zone rules this code reads, and which schedules it would plan anew
-    because of them.
+    APP is the import path that `pgsched run` takes. Next runs are computed as of now; a start plans a changed
+    expression from the moment of the change. The output also names the time zone rules that this code reads, and the
+    time zones that a start would replan because of them.
 
-    Exit codes: 0 nothing differs; 1 something does; 69 no database; 78 wrong configuration, or a database that
+    Exit codes: 0 nothing differs; 1 something differs; 69 no database; 78 wrong configuration, or a database that
     `pgsched migrate` has not brought to this version.
     """
     early = config.load(flags, file=file)
@@ -95,7 +101,7 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
 
 
 async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Scheduler, Look]:
-    async with built(app) as scheduler:  # may take its time; only the database's is bounded
+    async with built(app) as scheduler:  # may take long; only the database's time is bounded
         settings = config.load(flags, scheduler.settings, file=file)
         with database(settings) as dsn:
             return scheduler, await bounded(_look(scheduler, settings, dsn))
@@ -103,7 +109,7 @@ async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Sch
 
 async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Look:
     async with await reach(session.conninfo_for(dsn, "pgsched check")) as connection:
-        with told(settings.schema):
+        with in_sentences(settings.schema):
             await session.prepare(connection)
             async with session.snapshot(connection):
                 await migrate.check(connection, settings.schema)
@@ -111,7 +117,7 @@ async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Lo
 
 
 async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Look:
-    """Where the application's declarations stand, and what a start of this code would make of each schedule."""
+    """The application's declarations, compared with the database, and the effect of a start on each schedule."""
     rows = {name: declared.row for name, declared in scheduler.declared.items()}
     standing = await store.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
     others = await store.read_owners(connection, scheduler.owner, list(rows))
@@ -213,12 +219,12 @@ def _print(app: str, look: Look, verdict: Verdict) -> None:
         write(f"Nothing differs: the database has {_many(unchanged)} of {visible(app)} as the code declares.")
     if look.refusal is not None:
         write(f"A start of this code would be refused. {visible(look.refusal)}")
-    elif (differing or limits) and (told := _told(look.standing, verdict)):
-        write(told)
+    elif (differing or limits) and (effect := _effect(look.standing, verdict)):
+        write(effect)
     for other in look.earlier:
         write(_moved(other, app))
     for each in differing:
-        heading(f"{visible(each.name)}: {_what(each, app)}")
+        heading(f"{visible(each.name)}: {_difference(each, app)}")
         for option, (old, new) in each.changes.items():
             write(f"  {option.replace('_', ' ')}: {visible(plain(old))} -> {visible(plain(new))}")
         if each.kind is Kind.CHANGED and each.status_before != each.status_after:
@@ -236,56 +242,57 @@ def _print(app: str, look: Look, verdict: Verdict) -> None:
 def _print_zones(zones: list[Zone]) -> None:
     for zone in zones:
         heading(f"time zone {visible(zone.name)}")
-        follows = "a start plans its schedules anew" if zone.newer else "a start leaves its schedules to other workers"
+        follows = "a start replans its schedules" if zone.newer else "a start leaves its schedules to other workers"
         write(f"  planned with tzdata {zone.planned or 'unknown'}, this code reads {zone.ours or 'unknown'}: {follows}")
     place, release = source_of()
     write(f"Time zones: tzdata {release or 'unknown'} from {visible(place)}.")
 
 
-def _told(standing: Standing, verdict: Verdict) -> str | None:
-    """Where a start would not simply apply a new version."""
+def _effect(standing: Standing, verdict: Verdict) -> str | None:
+    """The effect of a start that does not simply apply a new version, else None."""
     since = instant(standing.applied_at)
     if verdict is Verdict.DEFERRED:
-        workers = f"{standing.alive} live worker{'s have' if standing.alive > 1 else ' has'} the version"
+        many = standing.alive > 1
+        workers = f"{standing.alive} live worker{'s run' if many else ' runs'} the version"
         return (
-            f"A start would leave them as they are for now: the database has had this version before, and {workers} "
-            f"that is in force since {since}. When none is left, these changes are made."
+            f"A start would change nothing yet: the database has had this version before, and {workers} that has been "
+            f"in force since {since}. These changes take effect once {'they are' if many else 'it is'} gone."
         )
     if verdict is Verdict.BACK:
         return (
-            f"The database has had this version before, and no live worker has the one in force since {since}: "
-            "a start rolls back to it."
+            "The database has had this version before, and no live worker runs the version that has been in force "
+            f"since {since}: a start rolls back to this one."
         )
     return None
 
 
 def _moved(other: Other, app: str) -> str:
-    """What becomes of the schedules that the application has under an earlier name."""
-    schedules = f"The application was called {visible(other.app)} before. Its {_many(other.schedules)}"
+    """When a start takes over the schedules that the application has under an earlier name."""
+    schedules = f"The application used to be called {visible(other.app)}. Its {_many(other.schedules)}"
     if not other.alive:
         return f"{schedules} will be taken over by the next start."
     command = visible(deploy.adopt_command(other.app, app))
-    return f"{schedules} will be taken over once its {_workers(other.alive)} gone. To do it at once: `{command} --yes`."
+    return f"{schedules} will be taken over once its {_workers(other.alive)} gone. To do it now, run `{command} --yes`."
 
 
 def _workers(count: int) -> str:
     return f"{count} live worker{'s are' if count > 1 else ' is'}"
 
 
-def _what(found: Difference, app: str) -> str:
+def _difference(found: Difference, app: str) -> str:
     owner = (found.owner or "").removeprefix("code:")
     whose = "the API" if found.owner == "api" else f"the application {visible(owner)}"
     if found.kind is Kind.FOREIGN and found.owner != "api":
         command = visible(deploy.adopt_command(owner, app))
         return (
-            f"not ours (the name belongs to {whose}, and is left alone; if this application was called so before, "
+            f"not ours (the name belongs to {whose}, and is left alone; if this application used to have that name, "
             f"`{command}` takes it over)"
         )
     return {
         Kind.NEW: "new",
         Kind.CHANGED: "changed",
         Kind.RETURNING: "returns (it was retired, its history goes on)",
-        Kind.RETIRED: "will be retired (the code does not declare it any more; its history stays)",
+        Kind.RETIRED: "will be retired (the code no longer declares it; its history stays)",
         Kind.FOREIGN: f"not ours (the name belongs to {whose}, and is left alone)",
         Kind.UNCHANGED: "unchanged",
     }[found.kind]
@@ -308,10 +315,10 @@ def _after(found: Difference) -> str:
     if found.status_after == ScheduleStatus.PAUSED:
         return _paused(found)
     if found.own_times:
-        return "as its executor says"
+        return "computed by its executor"
     if found.next_run_after is None:
         active = found.status_after == ScheduleStatus.ACTIVE
-        return "not planned yet" if active else "none, nothing more fires"
+        return "not planned yet" if active else "none, no fire time is left"
     return _time(found.next_run_after, found.timezone_after)
 
 

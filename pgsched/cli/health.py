@@ -1,4 +1,4 @@
-"""`pgsched health`: whether the work gets done, by the database; with --live, whether the daemon here turns."""
+"""`pgsched health`: checks whether the work gets done; with --live, whether the daemon here is alive."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pgsched.cli.options import database, json_option, run_async, setting_option
 from pgsched.cli.show.output import print_json, visible, write
 from pgsched.config import Settings
 from pgsched.db import migrate
-from pgsched.db.failures import reach, told
+from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import conninfo_for
 from pgsched.db.statements.store import Store
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
 from pgsched.expression.duration import format_duration
 from pgsched.expression.zone_files import REMEDY
 
-STALE = 60.0  # seconds after which the loop of a daemon that has written nothing counts as stuck
+STALE = 60.0  # seconds without a new stamp after which a daemon's loop counts as stuck
 _LIMIT = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     status: Literal["ok", "warning", "failed"]
@@ -36,11 +36,11 @@ class Check:
 
 
 @click.command()
-@click.option("--live", is_flag=True, help="Only look whether the daemon on this machine turns; asks no database.")
+@click.option("--live", is_flag=True, help="Only check that the daemon on this machine is alive, without the database.")
 @json_option
 @setting_options("dsn", "schema", "data_dir", "health_file")
 def health(settings: Settings, live: bool, as_json: bool) -> int:
-    """Tell whether everything is well: the database, its schema, the workers, runs and schedules.
+    """Check whether everything is well: the database, its schema, the workers, runs and schedules.
 
     Exit codes: 0 healthy; 4 unhealthy; 69 no database; 78 a schema of another version, or wrong configuration.
     """
@@ -61,12 +61,12 @@ def health(settings: Settings, live: bool, as_json: bool) -> int:
 
 
 def _look(settings: Settings, checks: list[Check]) -> int:
-    """Adds what it finds; returns the exit code where it could not look at all."""
+    """Adds the checks; returns 0, or an exit code if the database or its schema cannot be used."""
 
     async def work(dsn: str | None) -> list[Check]:
         async with await reach(conninfo_for(dsn, "pgsched health")) as connection:
             checks.append(Check("database", "ok", "it answers"))
-            with told(settings.schema):
+            with in_sentences(settings.schema):
                 await migrate.check(connection, settings.schema)
                 checks.append(Check("schema", "ok", f'"{settings.schema}" is of this version'))
                 store = Store(settings.schema)
@@ -84,24 +84,23 @@ def _look(settings: Settings, checks: list[Check]) -> int:
 
 
 def judged(row: dict[str, Any], waits: Sequence[dict[str, Any]] = ()) -> list[Check]:
-    """What the one row of read_health means, and the rows of read_waits."""
+    """The checks that follow from the row of read_health and the rows of read_waits."""
     workers, silent, overdue, invalid = (row[name] for name in ("workers", "silent", "overdue", "invalid"))
     return [
         Check("workers", "ok", f"{_many(workers, 'worker')} alive")
         if workers
         else Check("workers", "failed", "none is alive: start one with `pgsched run`"),
-        Check(
-            "runs", "failed", f"{_many(silent, 'run')} without a sign of life for 2 minutes: {_some(row['silent_ids'])}"
-        )
+        Check("runs", "failed", f"{_many(silent, 'run')} without a heartbeat for 2 minutes: {_some(row['silent_ids'])}")
         if silent
-        else Check("runs", "ok", "all that run show signs of life"),
+        else Check("runs", "ok", "all running runs have a recent heartbeat"),
         Check(
             "cancellation",
             "warning",
-            f"{_many(row['stubborn'], 'run')} going on a minute after the time to stop: {_some(row['stubborn_ids'])}",
+            f"{_many(row['stubborn'], 'run')} still going a minute after being asked to stop: "
+            f"{_some(row['stubborn_ids'])}",
         )
         if row["stubborn"]
-        else Check("cancellation", "ok", "no run goes on a minute after it was to stop"),
+        else Check("cancellation", "ok", "no run is still going a minute after it was asked to stop"),
         Check(
             "schedules", "failed", f"{_many(overdue, 'schedule')} overdue by 2 minutes: {_some(row['overdue_names'])}"
         )
@@ -110,30 +109,30 @@ def judged(row: dict[str, Any], waits: Sequence[dict[str, Any]] = ()) -> list[Ch
         Check(
             "entrypoints",
             "failed",
-            f"{_many(row['unserved'], 'entrypoint')} with work that no live worker can do, due for 2 minutes: "
-            f"{_some(row['unserved_names'])}",
+            f"{_many(row['unserved'], 'entrypoint')} with work that has been due for 2 minutes and that no live worker "
+            f"can run: {_some(row['unserved_names'])}",
         )
         if row["unserved"]
-        else Check("entrypoints", "ok", "what is due has a worker that can do it"),
+        else Check("entrypoints", "ok", "every due job has a live worker that can run it"),
         _waiting(waits),
         Check(
             "applications",
             "warning",
             f"{_many(row['deserted'], 'application')} with active schedules and no live worker: "
-            f"{_some(row['deserted_names'])}. Start a worker of it; if it has another name now, run "
+            f"{_some(row['deserted_names'])}. Start a worker of the application; if the application was renamed, run "
             "`pgsched schedules adopt OLD NEW`",
         )
         if row["deserted"]
-        else Check("applications", "ok", "each one with active schedules has a live worker"),
+        else Check("applications", "ok", "every application with active schedules has a live worker"),
         _zones(row),
         Check(
             "threads",
             "failed",
-            f"{_many(row['left_behind'], 'function')} going on in a thread though the run has ended: "
+            f"{_many(row['left_behind'], 'function')} still going in a thread after the run has ended: "
             f"{_some(row['left_behind_runs'])}; restart the worker",
         )
         if row["left_behind"]
-        else Check("threads", "ok", "no thread goes on after its run"),
+        else Check("threads", "ok", "no function is still going after its run has ended"),
         Check("expressions", "warning", f"{_many(invalid, 'schedule')} invalid: {_some(row['invalid_names'])}")
         if invalid
         else Check("expressions", "ok", "no schedule is invalid"),
@@ -141,7 +140,7 @@ def judged(row: dict[str, Any], waits: Sequence[dict[str, Any]] = ()) -> list[Ch
             "rows",
             "failed",
             f"{_many(row['refused'], 'row')} that the database refuses to change: {_some(row['refused_rows'])}. "
-            "Mend the trigger or constraint that refuses. A row is tried again when it changes, or within ten minutes",
+            "Fix the trigger or constraint that refuses. A row is tried again when it changes, or within ten minutes",
         )
         if row["refused"]
         else Check("rows", "ok", "the database refuses no row"),
@@ -160,8 +159,11 @@ _SERIOUS = ("ok", "warning", "failed")
 
 
 def _waiting(waits: Sequence[dict[str, Any]]) -> Check:
-    """The one run that waits with the least hope: it fails if all that holds what the run needs does not stop. That
-    workers are too busy is a warning. An overlap, a limit or a rate that is in use does what it is for."""
+    """The check of the run that waits with the least hope.
+
+    failed: every run in its way does not stop. warning: some of them do not, or the workers are too busy.
+    ok: an overlap, a limit or a rate is in use and does its job.
+    """
 
     def status(wait: dict[str, Any]) -> Literal["ok", "warning", "failed"]:
         if wait["hanging"] and wait["hanging"] == wait["holding"]:
@@ -172,35 +174,35 @@ def _waiting(waits: Sequence[dict[str, Any]]) -> Check:
         return Check("waiting", "ok", "no run has been due for 2 minutes")
     worst = min(waits, key=lambda wait: (-_SERIOUS.index(status(wait)), wait["due_at"]))
     waited = format_duration(timedelta(seconds=worst["waited"] // timedelta(seconds=1)))
-    what = _WAITS_FOR[worst["kind"]].format(workers=_many(worst["workers"], "worker"))
-    message = f"run {worst['run_id']} ({worst['entrypoint']}) has been due for {waited} and waits for {what}"
+    awaited = _WAITS_FOR[worst["kind"]].format(workers=_many(worst["workers"], "worker"))
+    message = f"run {worst['run_id']} ({worst['entrypoint']}) has been due for {waited} and waits for {awaited}"
     if worst["kind"] == "itself":
-        message += ", which goes on in a thread: restart its worker"
+        message += ", which is still going in a thread: restart its worker"
     elif worst["holding"]:
         message += f"; {_many(worst['holding'], 'run')} in the way: {_some(worst['ids'])}"
         if worst["hanging"]:
-            message += f", {worst['hanging']} of which {'does' if worst['hanging'] == 1 else 'do'} not stop"
+            message += f", and {_many(worst['hanging'], 'run')} will not stop"
     return Check("waiting", status(worst), message)
 
 
 def _zones(row: dict[str, Any]) -> Check:
-    """Which tzdata the workers read, and whether some read older rules than others, or than they could."""
+    """The tzdata releases of the workers, and whether some read older rules than others do or than they could."""
     read = f"tzdata {_some(row['tzdata'])}" if row["tzdata"] else "no worker names its tzdata"
     if row["withheld_zones"]:
         return Check(
             "time zones",
             "warning",
-            f"workers on {_some(row['withheld_hosts'])} have other rules than the noted ones for "
+            f"workers on {_some(row['withheld_hosts'])} have other rules than the recorded ones for "
             f"{_some(row['withheld_zones'])}, and leave these zones to other workers ({read}): {REMEDY}",
         )
     if row["outdated_hosts"]:
         hosts = _some(row["outdated_hosts"])
-        return Check("time zones", "warning", f"time zone files older than the package's on {hosts}: {REMEDY}")
+        return Check("time zones", "warning", f"time zone files are older than the package's on {hosts}: {REMEDY}")
     return Check("time zones", "ok", read)
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _some(names: list[Any]) -> str:
@@ -208,10 +210,10 @@ def _some(names: list[Any]) -> str:
 
 
 def _live(file: str | None) -> Check:
-    """Whether the daemon's loop has turned of late. The file holds its time.monotonic(), one clock a machine."""
+    """Whether the daemon's loop has turned recently. The file holds its time.monotonic(), one clock per machine."""
     if file is None:
         raise ConfigurationError(
-            "`health --live` needs the setting health_file, the same as the daemon's: --health-file or "
+            "`health --live` needs the setting health_file: give the daemon's value with --health-file or "
             "PGSCHED_HEALTH_FILE."
         )
     try:
@@ -219,7 +221,7 @@ def _live(file: str | None) -> Check:
     except OSError as error:
         return Check("daemon", "failed", f"the health file {file} cannot be read: {error.strerror}")
     except ValueError:
-        return Check("daemon", "failed", f"the health file {file} holds no time: is it the daemon's?")
+        return Check("daemon", "failed", f"the health file {file} holds no time: check that it is the daemon's file")
     if age < 0:
         return Check("daemon", "failed", f"the health file {file} is from before this machine started")
     if age > STALE:
@@ -228,7 +230,7 @@ def _live(file: str | None) -> Check:
 
 
 def _stamp(path: Path) -> float:
-    """The stamp in the file. The daemon may be writing it at this very moment, so an empty file is read again."""
+    """The stamp in the file. The daemon may be writing it right now, so an empty file is read again."""
     for _ in range(5):
         with path.open("rb") as stream:
             text = stream.read(100)

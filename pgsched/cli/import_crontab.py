@@ -1,4 +1,4 @@
-"""`pgsched import-crontab FILE`: shows what a crontab would become, asks, and makes all of it or nothing."""
+"""`pgsched import-crontab FILE`: shows the schedules that a crontab would become, asks, and makes all or none."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from pgsched.rules.retry import Retry
 
 @click.command("import-crontab")
 @click.argument("crontab", metavar="FILE", type=click.Path(allow_dash=True, path_type=Path))
-@click.option("--user-column", is_flag=True, help="A user stands before each command, as in /etc/crontab.")
-@click.option("--prefix", default="", metavar="TEXT", help="What the schedules' names begin with.")
-@click.option("--tz", "timezone", metavar="ZONE", help="The zone of lines without CRON_TZ.  [this machine's]")
+@click.option("--user-column", is_flag=True, help="Each line names a user before the command, as in /etc/crontab.")
+@click.option("--prefix", default="", metavar="TEXT", help="Begin the schedules' names with this text.")
+@click.option("--tz", "timezone", metavar="ZONE", help="The time zone of lines without CRON_TZ.  [this machine's]")
 @click.option("--entrypoint", default=ENTRYPOINT, help=f"The entrypoint that runs commands.  [{ENTRYPOINT}]")
 @click.option("--overlap", default="skip", metavar="POLICY", help="skip, queue, cancel, allow (as cron), or N.  [skip]")
 @click.option(
-    "--attempts", type=click.IntRange(1, 1000), default=1, help="How often a failed command is tried.  [1, as cron]"
+    "--attempts", type=click.IntRange(1, 1000), default=1, help="How many times to try a failing command.  [1, as cron]"
 )
-@click.option("--update", is_flag=True, help="Change schedules that exist to what their lines say now.")
-@click.option("--skip-unreadable", is_flag=True, help="Import the rest where lines cannot be imported.")
+@click.option("--update", is_flag=True, help="Also change existing schedules whose lines have changed.")
+@click.option("--skip-unreadable", is_flag=True, help="If lines cannot be imported, import the rest.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be made.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -55,15 +55,16 @@ def import_crontab(
 ) -> int:
     """Turn the crontab FILE (- is standard input) into schedules that run its commands.
 
-    Shows them first and asks; where there is no terminal to ask on, --yes makes them and --dry-run does not. It makes
-    all of them or none: lines that cannot be read stop it, and names that exist, unless they are the same already. A
-    line that was changed since changes its schedule with --update: expression, zone and command, nothing else.
+    It shows the schedules first and asks. Without a terminal to ask on, add --yes to import or --dry-run to look.
+    It makes all schedules or none: unreadable lines stop it, and so do names that belong to other schedules.
+    Schedules that are already up to date are left alone. If a line has changed, --update changes its schedule's
+    expression, time zone and command, and nothing else.
 
     The commands are run by workers that allow it: `pgsched run pgsched.commands:create_scheduler`, or a factory that
-    calls allow_commands(); as their user, with their environment (cron gives its commands little more than a PATH),
-    and in their directory where no HOME is set.
+    calls allow_commands(). They run as the worker's user, with the worker's environment (cron gives its commands
+    little more than a PATH), and in the worker's directory if no HOME is set.
 
-    Exit codes: 0 made, or all well in a dry run; 1 something stands against it, or declined; 2 usage.
+    Exit codes: 0 imported, or nothing in the way in a dry run; 1 something prevents it, or you declined; 2 usage.
     """
     found = read(_text(crontab), timezone=timezone or local_timezone(), prefix=prefix, user_column=user_column)
     if not (dry_run or yes) and (crontab == Path("-") or not (sys.stdin and sys.stdin.isatty())):
@@ -78,11 +79,11 @@ def import_crontab(
     if obstacles:
         raise PgschedError(f"Nothing was imported: {' and '.join(obstacles)}.")
     if not found.jobs:
-        raise PgschedError("Nothing was imported: there is no command in it.")
+        raise PgschedError("Nothing was imported: the file has no command.")
     new = [job for job in found.jobs if there.state(job) == "new"]
     changed = [job for job in found.jobs if there.state(job) == "changed"]
     if not new and not changed:
-        say(f"All {len(found.jobs)} schedules are there already, as they shall be.")
+        say(f"All {len(found.jobs)} schedules already exist and are up to date.")
         return 0
     doing = " and ".join(f"{verb} {len(jobs)}" for verb, jobs in (("make", new), ("change", changed)) if jobs)
     if not yes and not click.confirm(f"{doing.capitalize()} schedules?", err=True):
@@ -95,14 +96,17 @@ def import_crontab(
 
 @dataclass(frozen=True, slots=True)
 class _There:
-    """What the database has already. states: of names, "same", "changed", or "taken" by something else. others: names
-    of the entrypoint's schedules that no line stands for."""
+    """The schedules that the database already has.
+
+    states: by name, "same", "changed", or "taken" by something else.
+    others: names of the entrypoint's schedules that have no line.
+    """
 
     states: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
 
     def state(self, job: Job) -> str:
-        """The same, and "new" where there is none of that name."""
+        """The state of a job's name: one of `states`, or "new" if no schedule has the name."""
         return self.states.get(job.name, "new")
 
     def names(self, state: str) -> list[str]:
@@ -122,7 +126,7 @@ def _text(file: Path) -> str:
 
 
 def local_timezone() -> str:
-    """The name of this machine's time zone, by which its cron goes; UTC where it has none."""
+    """The name of this machine's time zone, which its cron uses; UTC if it has none."""
     if name := os.environ.get("TZ", "").removeprefix(":"):
         return name
     _, zoneinfo, name = os.path.realpath("/etc/localtime").rpartition("zoneinfo/")
@@ -165,17 +169,17 @@ async def _write(
 
 
 def _obstacles(found: Crontab, there: _There, update: bool, skip_unreadable: bool) -> list[str]:
-    told = []
+    obstacles = []
     if taken := there.names("taken"):
-        told.append(f"there are schedules already that are named {', '.join(taken[:10])} (choose a --prefix)")
+        obstacles.append(f"other schedules already have the names {', '.join(taken[:10])} (choose a --prefix)")
     if (changed := there.names("changed")) and not update:
-        told.append(
-            f"there are schedules already that are named {', '.join(changed[:10])}, with another time or command (to "
-            "change them, say --update; to make others, choose a --prefix)"
+        obstacles.append(
+            f"the schedules {', '.join(changed[:10])} already exist with another time or command (add --update to "
+            "change them, or choose a --prefix to make others)"
         )
     if found.problems and not skip_unreadable:
-        told.append("lines cannot be imported (to leave them out, say --skip-unreadable)")
-    return told
+        obstacles.append("some lines cannot be imported (add --skip-unreadable to leave them out)")
+    return obstacles
 
 
 def _show(found: Crontab, there: _There, update: bool, as_json: bool) -> None:
@@ -205,9 +209,9 @@ def _show(found: Crontab, there: _There, update: bool, as_json: bool) -> None:
     for note in found.problems:
         warn(f"line {note.line} cannot be imported: {note.text.removesuffix('.')}.")
     for name in there.names("taken"):
-        warn(f'there is a schedule "{name}" already.')
+        warn(f'another schedule already has the name "{name}".')
     if update and there.others:
         warn(
-            f"no line of the file stands for {', '.join(there.others[:20])}: if they came from it once, "
-            "`pgsched schedules remove NAME` ends them."
+            f"the file has no line for {', '.join(there.others[:20])}: if their lines were deleted, remove them with "
+            "`pgsched schedules remove NAME`."
         )

@@ -1,4 +1,4 @@
-"""`pgsched migrate`: brings the schema to this version, or tells how it differs."""
+"""`pgsched migrate`: brings the schema to this version, or reports how it differs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LIMIT = 24 * 3600.0
 
 
 @click.command()
-@click.option("--sql", "as_sql", is_flag=True, help="Print the whole schema as one SQL script; asks no database.")
-@click.option("--check", is_flag=True, help="Change nothing; exit 78 unless the schema is this version's.")
+@click.option("--sql", "as_sql", is_flag=True, help="Print the whole schema as one SQL script, without a database.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 78 if the schema is of another version.")
 @json_option
 @database_options
 def migrate(settings: Settings, as_sql: bool, check: bool, as_json: bool) -> None:
-    """Bring the schema to this version, each migration in a transaction of its own.
+    """Bring the schema to this version, each migration in its own transaction.
 
-    Two that migrate at once take turns. Exit codes: 0 done, or nothing to do; 69 no database; 78 the schema is
-    another version's.
+    Two migrations at once take turns. Exit codes: 0 done, or nothing to do; 69 no database; 78 the schema is of
+    another version.
     """
     if as_sql and check:
         raise click.UsageError("--sql and --check exclude each other.")
@@ -43,7 +43,7 @@ def migrate(settings: Settings, as_sql: bool, check: bool, as_json: bool) -> Non
     for migration in done:
         write(f"Applied {migration.version:04} {migration.name}.")
     if not done:
-        write(f'The schema "{settings.schema}" is at version {version}, as this pgsched needs it: nothing to do.')
+        write(f'The schema "{settings.schema}" is at version {version}, which this pgsched needs: nothing to do.')
 
 
 async def _migrate(dsn: str | None, name: str, only_check: bool) -> list[Any]:

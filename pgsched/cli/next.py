@@ -1,4 +1,4 @@
-"""`pgsched next EXPRESSION`: what an expression says, when it fires, and its traps. Asks no database."""
+"""`pgsched next EXPRESSION`: an expression in words, its next fire times, and its traps. Needs no database."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pgsched.expression.zone_files import outdated, source_of
 
 @click.command()
 @click.argument("expression")
-@click.option("--tz", "timezone", default="UTC", metavar="ZONE", help="The time zone it is read in.  [UTC]")
+@click.option("--tz", "timezone", default="UTC", metavar="ZONE", help="The expression's time zone.  [UTC]")
 @click.option(
     "--after",
     type=an_instant,
     metavar="INSTANT",
-    help="Fire times after this instant, such as 2027-01-01T09:00:00Z.  [now]",
+    help="Show fire times after this instant, such as 2027-01-01T09:00:00Z.  [now]",
 )
-@click.option("--count", type=click.IntRange(1, 10_000), default=5, help="How many.  [5]")
-@click.option("--name", default="", help="The schedule's name, from which H draws.")
+@click.option("--count", type=click.IntRange(1, 10_000), default=5, help="How many fire times to show.  [5]")
+@click.option("--name", default="", help="The schedule's name, which decides the values of H.")
 @json_option
 def next(*, expression: str, timezone: str, after: datetime | None, count: int, name: str, as_json: bool) -> None:
-    """Show what EXPRESSION says, when it fires next, in UTC and in its time zone, and its traps.
+    """Show EXPRESSION in words, its next fire times in UTC and in its time zone, and its traps.
 
     EXPRESSION is a cron expression of five fields (six with seconds last, seven with the year), "@every 30s",
     "@at 2027-01-01T00:00:00Z", or a macro such as @daily. "@every" counts from --after.
 
-    Fire times that daylight saving moves or repeats are marked. Warnings go to standard error, and tell what is
-    easily meant otherwise and what daylight saving will do in the next two years.
+    Fire times that daylight saving moves or repeats are marked. Warnings go to standard error: common misreadings,
+    and the effects of daylight saving in the next two years.
     """
     start = after or datetime.now(UTC)
     parsed = parse(expression, timezone, name=name, anchor=start)
@@ -53,7 +53,7 @@ def next(*, expression: str, timezone: str, after: datetime | None, count: int, 
                 "expression": parsed.text,
                 "timezone": timezone,
                 "in_words": sentence,
-                "fire_times": [{"fire_time": time, "local": there, "mark": told} for time, there, told in rows],
+                "fire_times": [{"fire_time": time, "local": there, "mark": mark} for time, there, mark in rows],
                 "warnings": traps,
                 "tzdata": {"release": release, "from": place},
             }
@@ -64,14 +64,14 @@ def next(*, expression: str, timezone: str, after: datetime | None, count: int, 
     for trap in traps:
         warn(f"{trap}.")
     if len(times) < count:
-        say("There is no further fire time." if times else "There is no fire time any more.")
+        say("There is no further fire time." if times else "No fire time is left.")
 
 
 def _print(rows: list[tuple[datetime, str, str | None]], timezone: str) -> None:
-    """A fire time a line, and a column for marks where there are any."""
-    marked = any(told for _, _, told in rows)
+    """One fire time a line, with a column for marks if there are any."""
+    marked = any(mark for _, _, mark in rows)
     if rows:
         print_table(
             ["UTC", timezone, *["daylight saving"] * marked],
-            [[instant(time, exact=True), there, *[told or ""] * marked] for time, there, told in rows],
+            [[instant(time, exact=True), there, *[mark or ""] * marked] for time, there, mark in rows],
         )

@@ -1,4 +1,4 @@
-"""What commands have in common: the options that name a database, and how one gets from them to a client."""
+"""Shared by the commands: the options that name a database, and the way from them to a client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LIMIT = 60.0  # seconds that a look at the database may take, a frozen network 
 def setting_options(*names: str) -> Callable[[Command], Command]:
     """A flag for each of these settings, and --config. The command gets the checked ones as `settings`.
 
-    Raises, in the command's stead, ConfigurationError with all that is wrong.
+    Before the command is called, raises ConfigurationError with every problem.
     """
 
     def decorate(command: Command) -> Command:
@@ -42,8 +42,10 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
 
 
 def setting_flags(*names: str) -> Callable[[Command], Command]:
-    """The same flags, for a command that has to see the factory's settings too before any can be checked. It gets
-    what was given as `flags`, and --config as `file`."""
+    """The same flags, unchecked, for a command that also reads the factory's settings before it can check them.
+
+    The command gets the given values as `flags`, and --config as `file`.
+    """
     known = {field.name: field for field in fields(Settings)}
 
     def decorate(command: Command) -> Command:
@@ -63,7 +65,7 @@ def setting_flags(*names: str) -> Callable[[Command], Command]:
         options.append(
             click.option("--config", "file", metavar="FILE", help="Read settings from FILE instead of pgsched.toml.")
         )
-        # Decorators apply from the inside out; the first name shall stand first in the help.
+        # Decorators apply from the inside out; the first name should be first in the help.
         return functools.reduce(lambda made, option: option(made), reversed(options), gathered)
 
     return decorate
@@ -85,7 +87,7 @@ def an_instant(text: str) -> datetime:
 
 
 def a_duration(text: str) -> timedelta:
-    """For click: a duration as the settings have them."""
+    """For click: a duration, written as in the settings."""
     try:
         return parse_duration(text)
     except InvalidExpression:
@@ -93,7 +95,7 @@ def a_duration(text: str) -> timedelta:
 
 
 def a_past(text: str) -> datetime | timedelta:
-    """For click: an instant, or how long ago it was. in_past() makes an instant of it."""
+    """For click: an instant, or an age such as 2h. in_past() turns an age into an instant."""
     try:
         return parse_duration(text)
     except InvalidExpression:
@@ -102,12 +104,12 @@ def a_past(text: str) -> datetime | timedelta:
         return an_instant(text)
     except click.BadParameter:
         raise click.BadParameter(
-            f"{text!r} is neither an instant such as 2027-01-01T09:00:00Z, nor a time ago such as 2h or 30m."
+            f"{text!r} is neither an instant such as 2027-01-01T09:00:00Z, nor an age such as 2h or 30m."
         ) from None
 
 
 async def in_past(client: Client, given: datetime | timedelta | None) -> datetime | None:
-    """The instant of what a_past() read, by the database's clock."""
+    """The instant that a_past() read, by the database's clock."""
     return await client.now() - given if isinstance(given, timedelta) else given
 
 
@@ -124,9 +126,9 @@ def a_json_object(text: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def database(settings: Settings) -> Iterator[str | None]:
-    """The DSN to use, None for libpq's environment. Where no database is named, the embedded one runs meanwhile.
+    """The DSN to use, None for libpq's environment. If no database is named, the embedded one runs meanwhile.
 
-    Raises ConfigurationError where that is not installed or does not start.
+    Raises ConfigurationError if that is not installed or does not start.
     """
     if settings.names_a_database:
         yield settings.dsn
@@ -142,7 +144,11 @@ def database(settings: Settings) -> Iterator[str | None]:
 
 
 async def bounded(work: Awaitable[T], limit: float | None = _LIMIT) -> T:
-    """What the work returns. Raises DatabaseUnavailable where it takes more than `limit` seconds (None: any time)."""
+    """Awaits the work and returns its result.
+
+    limit: in seconds; None for no limit.
+    Raises DatabaseUnavailable if the work takes longer.
+    """
     try:
         async with asyncio.timeout(limit):
             return await work
@@ -151,7 +157,7 @@ async def bounded(work: Awaitable[T], limit: float | None = _LIMIT) -> T:
 
 
 def run_async(work: Coroutine[Any, Any, T], limit: float | None = _LIMIT) -> T:
-    """Runs a coroutine to its end, in an event loop of its own. Raises DatabaseUnavailable like bounded()."""
+    """Runs a coroutine to its end, in its own event loop. Raises DatabaseUnavailable like bounded()."""
     # psycopg cannot use the event loop that Windows has by default.
     factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -159,7 +165,7 @@ def run_async(work: Coroutine[Any, Any, T], limit: float | None = _LIMIT) -> T:
 
 
 def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]], limit: float | None = _LIMIT) -> T:
-    """What `work` returns, given a client of the database that the settings name; limit as in run_async()."""
+    """Calls `work` with a client of the settings' database and returns its result; limit as in run_async()."""
 
     async def go(dsn: str | None) -> T:
         async with connect(dsn, schema=settings.schema) as client:
@@ -170,7 +176,7 @@ def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]], limi
 
 
 async def found(client: Client, name: str) -> Row:
-    """The schedule of that name, or the only one of that entrypoint. Raises NotFound."""
+    """The schedule with that name, or the only schedule of the entrypoint with that name. Raises NotFound."""
     try:
         return await client.get_schedule(name)
     except NotFound:
@@ -178,7 +184,8 @@ async def found(client: Client, name: str) -> Row:
         if len(rows) > 1:
             names = ", ".join(f'"{row["name"]}"' for row in rows[:10])
             raise NotFound(
-                f'There is no schedule "{name}", and the entrypoint "{name}" has {len(rows)}: name one of {names}.'
+                f'There is no schedule "{name}", and the entrypoint "{name}" has {len(rows)} schedules: '
+                f"name one of {names}."
             ) from None
         if not rows:
             raise

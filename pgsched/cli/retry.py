@@ -1,4 +1,4 @@
-"""What `pgsched runs retry` does with many: shows which, asks, queues them again."""
+"""`pgsched runs retry` for many runs: shows them, asks, and queues them again."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pgsched.config import Settings
 from pgsched.errors import PgschedError
 
 _SHOWN = 5
-_LONG = 600.0  # seconds that it may take to queue them
+_LONG = 600.0  # seconds that queueing may take
 
 Past = datetime | timedelta | None
 
 
 def retry_many(settings: Settings, *, yes: bool, dry_run: bool, as_json: bool, **which: Any) -> int:
-    """Queues again what the filters name, after showing it and asking. Returns the exit code.
+    """Shows the runs that match the filters, asks, and queues them again. Returns the exit code.
 
-    Raises PgschedError where the answer is no, click's UsageError where there is nobody to ask.
+    Raises PgschedError if the answer is no, click's UsageError if there is no terminal to ask on.
     """
     if not (yes or dry_run) and not (sys.stdin and sys.stdin.isatty()):
         raise click.UsageError("There is no terminal to ask on: add --yes to retry without being asked, or --dry-run.")
@@ -45,7 +45,7 @@ def retry_many(settings: Settings, *, yes: bool, dry_run: bool, as_json: bool, *
     else:
         write(f"Queued {_count(len(queued))} again" + (f"; left {_count(len(alone))} alone" if alone else "") + ".")
     if alone:
-        say("Left alone is what changed meanwhile, is locked, or has a unique key that a live run has.")
+        say("Runs are left alone if they changed meanwhile, are locked, or share a unique key with a live run.")
     return 0
 
 
@@ -71,12 +71,12 @@ def _count(number: int) -> str:
 
 
 def _show(rows: list[Row], as_json: bool, *, err: bool = False) -> None:
-    """How many of which entrypoint would be queued again, and the first of them."""
+    """The number of runs per entrypoint and status, and the first few runs."""
     if as_json:
         print_json(rows)
         return
     if not rows:
-        say("No such runs.")
+        say("No runs match.")
         return
     counts = Counter((row["entrypoint"], row["status"]) for row in rows)
     print_table(["entrypoint", "status", "runs"], [[*key, count] for key, count in sorted(counts.items())], err=err)

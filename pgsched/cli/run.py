@@ -1,4 +1,4 @@
-"""`pgsched run APP`: finds the factory, lets it build the scheduler, runs that until a signal."""
+"""`pgsched run APP`: finds the factory, calls it, and runs its scheduler until a signal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pgsched.worker.worker import GIVEN_BACK
 
 
 def _all_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One flag a setting; values are checked by config, so that every source gets the same sentences."""
+    """One flag per setting. config checks the values, so every source gets the same error messages."""
     for setting in reversed(fields(Settings)):
         default = setting.default
         shown = (
@@ -50,31 +50,30 @@ def run(app: str, file: str | None, migrate_first: bool, **flags: str | None) ->
     """Run the scheduler that the factory APP builds, until SIGTERM or Ctrl-C.
 
     APP is the factory's import path, module.function or module:function; the current directory is importable.
-    The factory is a function, an async function or an async context manager, and gives a Scheduler.
+    The factory is a function, an async function or an async context manager, and returns a Scheduler.
 
     Exit codes: 0 drained; 75 drained, but runs had to be given back; 69 no database; 78 wrong configuration;
-    128 and the signal's number after a second signal.
+    128 plus the signal's number after a second signal.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     early = config.load(given, file=file)
     log.configure(early.log_level, early.log_format)
-    # A thousand runs at once are many objects, and none of them garbage: the usual 700 would have it looked for all the
-    # time. What a run leaves behind in cycles is collected all the same, a little later.
+    # A thousand runs at once are many objects, and none of them is garbage: with the usual threshold of 700 the
+    # collector would run all the time. Cycles that a run leaves behind are still collected, a little later.
     gc.set_threshold(100_000)
     given_back = _complete(_run(app, given, file, migrate_first))
     if given_back:
-        # A thread that would not stop would keep the interpreter from ending.
+        # A thread that does not stop would keep the interpreter from exiting.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(GIVEN_BACK)
 
 
 def _complete(work: Coroutine[Any, Any, int]) -> int:
-    """Runs the daemon to its end, whatever its jobs raise.
+    """Runs the daemon to its end, no matter which exceptions its jobs raise.
 
-    asyncio lets a SystemExit or KeyboardInterrupt in any task out of the loop. One from a task that a job made
-    is the job's affair, and the loop goes on; a real Ctrl-C comes as KeyboardInterrupt only as long as the
-    worker does not handle the signal.
+    asyncio lets a SystemExit or KeyboardInterrupt in any task out of the loop. If a job's own task raised it, the
+    loop goes on. A real Ctrl-C arrives as KeyboardInterrupt only until the worker handles the signal.
     """
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop if sys.platform == "win32" else None) as runner:
         loop = runner.get_loop()
@@ -99,10 +98,10 @@ async def _run(app: str, flags: dict[str, str], file: str | None, migrate_first:
 
 @contextlib.asynccontextmanager
 async def built(app: str) -> AsyncIterator[Scheduler]:
-    """The scheduler that an import path's factory builds. Raises ConfigurationError with one sentence."""
+    """The scheduler that the factory at an import path builds. Raises ConfigurationError with one sentence."""
     factory = find(app)
     async with contextlib.AsyncExitStack() as stack:
-        with _told(f"The factory {app}"):
+        with _in_one_sentence(f"The factory {app}"):
             product: Any = factory if isinstance(factory, Scheduler) else _call(app, factory)
             if inspect.isawaitable(product):
                 product = await product
@@ -112,7 +111,7 @@ async def built(app: str) -> AsyncIterator[Scheduler]:
                 product = stack.enter_context(product)
         if not isinstance(product, Scheduler):
             raise ConfigurationError(
-                f"The factory {app} gave {_kind(product)}, not a Scheduler: let it return the Scheduler it builds."
+                f"The factory {app} returned {_kind(product)}, not a Scheduler: return the Scheduler that it builds."
             )
         product.come_from(home_of_factory(app, sys.modules[_module_of(app)]))
         yield product
@@ -124,8 +123,10 @@ def _call(app: str, factory: Any) -> Any:
     try:
         inspect.signature(factory).bind()
     except TypeError:
-        raise ConfigurationError(f"The factory {app} needs arguments; pgsched calls it without any.") from None
-    except ValueError:  # no signature to read: calling it will tell
+        raise ConfigurationError(
+            f"The factory {app} needs arguments, but pgsched calls it without any: give them defaults."
+        ) from None
+    except ValueError:  # it has no signature to read: call it and see
         pass
     return factory()
 
@@ -135,7 +136,7 @@ def _kind(value: Any) -> str:
 
 
 def find(app: str) -> Any:
-    """What an import path names. Raises ConfigurationError with one sentence."""
+    """The object at an import path. Raises ConfigurationError with one sentence."""
     module_name = _module_of(app)
     attribute = app[len(module_name) + 1 :]
     parts = [*module_name.split("."), *attribute.split(".")]
@@ -146,7 +147,7 @@ def find(app: str) -> Any:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    with _told(f"Importing {module_name}"):
+    with _in_one_sentence(f"Importing {module_name}"):
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
@@ -164,23 +165,23 @@ def find(app: str) -> Any:
 
 
 def _module_of(app: str) -> str:
-    """The module's part of an import path, module:name or module.name."""
+    """The module in an import path, module:name or module.name."""
     return app.partition(":")[0] if ":" in app else app.rpartition(".")[0]
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Any:
-    """Turns whatever the user's code raises into one sentence that says where."""
+def _in_one_sentence(subject: str) -> Any:
+    """Turns any exception of the user's code into one sentence that names its place."""
     try:
         yield
     except ConfigurationError as error:
-        if what.startswith("Importing") or type(error) is ConfigurationError:
+        if subject.startswith("Importing") or type(error) is ConfigurationError:
             raise
-        raise ConfigurationError(f"{what} failed: {error}{_place(error)}") from None
+        raise ConfigurationError(f"{subject} failed: {error}{_place(error)}") from None
     except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, PgschedError) else f"{type(error).__name__}: "
         text = " ".join(str(error).split())
-        raise ConfigurationError(f"{what} failed: {kind}{text}{_place(error)}") from None
+        raise ConfigurationError(f"{subject} failed: {kind}{text}{_place(error)}") from None
 
 
 def _place(error: BaseException) -> str:

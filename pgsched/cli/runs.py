@@ -1,4 +1,4 @@
-"""`pgsched runs`: shows runs and what they log, cancels them, queues them again."""
+"""`pgsched runs`: shows runs and their logs, cancels them, queues them again."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("--schedule", help="Only those of this schedule.")
-@click.option("--status", type=click.Choice([str(status) for status in RunStatus]), help="Only those in this status.")
-@click.option("--entrypoint", help="Only those of this entrypoint.")
-@click.option("--since", type=a_past, metavar="WHEN", help="Not what ended before: an instant, or 2h ago.")
-@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, help="At most so many.  [50]")
+@click.option("--schedule", help="Only runs of this schedule.")
+@click.option("--status", type=click.Choice([str(status) for status in RunStatus]), help="Only runs in this status.")
+@click.option("--entrypoint", help="Only runs of this entrypoint.")
+@click.option(
+    "--since",
+    type=a_past,
+    metavar="WHEN",
+    help="Only runs that ended after this, or are still live: an instant, or an age such as 2h.",
+)
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, help="List at most this many runs.  [50]")
 @json_option
 @database_options
 def list_(
@@ -44,7 +49,7 @@ def list_(
     limit: int,
     as_json: bool,
 ) -> None:
-    """List the newest runs, the skipped fire times among them."""
+    """List the newest runs, including skipped fire times."""
 
     async def read(client: Client) -> tuple[list[Row], bool]:
         name = schedule and (await found(client, schedule))["name"]
@@ -54,7 +59,7 @@ def list_(
 
     rows, cut = with_client(settings, read)
     if cut:
-        warn(f"Searched the newest {REACH:,} runs only, and all live ones.")
+        warn(f"Searched only the newest {REACH:,} runs and all live runs.")
     if as_json:
         print_json(rows)
     elif not rows:
@@ -77,9 +82,9 @@ def _searches(schedule: str | None, status: str | None, entrypoint: str | None, 
 @json_option
 @database_options
 def show(settings: Settings, run_id: int, as_json: bool) -> None:
-    """Show all of a run: its fields, result and progress, how each attempt ended, errors with tracebacks, its log.
+    """Show everything about a run: fields, result, progress, the end of each attempt, errors with tracebacks, and log.
 
-    Of the log the last 20 lines; with --json the last 1000. `pgsched runs logs ID` shows all.
+    The log is cut to the last 20 lines, or 1000 with --json. `pgsched runs logs ID` shows all lines.
     """
 
     async def read(client: Client) -> tuple[Row, list[Row]]:
@@ -91,15 +96,15 @@ def show(settings: Settings, run_id: int, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("run_id", metavar="ID", type=int)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what it logs, until it has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until the run has ended.")
 @click.option("--attempt", type=click.IntRange(1, 2**31 - 1), help="Only this attempt's lines.")
 @json_option
 @database_options
 def logs(settings: Settings, run_id: int, follow: bool, attempt: int | None, as_json: bool) -> None:
-    """Show what a run logged, the oldest line first: when, in which attempt, how serious, and the line.
+    """Show a run's log, oldest line first: time, attempt, level and text.
 
-    With --follow, also what it logs from now on, through all of its attempts; it exits with 0 when the run has ended,
-    however it did. With --follow and --json each line is a JSON object of its own.
+    With --follow, keep printing new lines, through all attempts. The exit code is 0 when the run has ended, even if
+    it failed. With --follow and --json, each line is one JSON object.
     """
 
     async def read(client: Client) -> list[Row]:
@@ -126,19 +131,23 @@ def logs(settings: Settings, run_id: int, follow: bool, attempt: int | None, as_
 @json_option
 @database_options
 def cancel(settings: Settings, ids: tuple[int, ...], as_json: bool) -> int:
-    """Cancel runs. Prints `cancelled` for a queued one, `requested` where a worker was asked to stop it."""
+    """Cancel runs. Prints `cancelled` for a queued run, `requested` if a worker was asked to stop the run."""
     return _each(settings, ids, lambda client, run_id: client.cancel(run_id), as_json)
 
 
 @runs.command()
 @click.argument("ids", metavar="[ID...]", type=int, nargs=-1)
-@click.option("--failed", is_flag=True, help="All that have failed.")
-@click.option("--cancelled", is_flag=True, help="All that have been cancelled.")
-@click.option("--entrypoint", help="Of those, the ones of this entrypoint.")
-@click.option("--schedule", help="Of those, the ones of this schedule.")
-@click.option("--since", type=a_past, metavar="WHEN", help="Of those, what ended since then: an instant, or 2h ago.")
-@click.option("--until", type=a_past, metavar="WHEN", help="Of those, what ended until then.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be queued.")
+@click.option("--failed", is_flag=True, help="Retry all failed runs.")
+@click.option("--cancelled", is_flag=True, help="Retry all cancelled runs.")
+@click.option("--entrypoint", help="Only runs of this entrypoint.")
+@click.option("--schedule", help="Only runs of this schedule.")
+@click.option(
+    "--since", type=a_past, metavar="WHEN", help="Only runs that ended after this: an instant, or an age such as 2h."
+)
+@click.option(
+    "--until", type=a_past, metavar="WHEN", help="Only runs that ended before this: an instant, or an age such as 2h."
+)
+@click.option("--dry-run", is_flag=True, help="Only show the runs that would be queued.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @database_options
@@ -155,18 +164,18 @@ def retry(
 ) -> int:
     """Queue failed or cancelled runs again, with at least one more attempt each.
 
-    Either runs by their IDs, or all --failed or --cancelled ones, narrowed down by the other options: these are shown
-    first, and queued after a question.
+    Name runs by their IDs, or take all --failed or --cancelled runs and narrow them down with the other options.
+    Without IDs, the command shows the runs and asks before it queues them.
     """
     if ids and (failed or cancelled or any(value is not None for value in which.values())):
-        raise click.UsageError("Name runs by their IDs or by what they have in common, not both.")
+        raise click.UsageError("Give either the IDs of runs or filters such as --failed, not both.")
     if ids and dry_run:
         return _each(settings, ids, _would_retry, as_json)
     if ids:
         return _each(settings, ids, _retry, as_json)
     statuses = {name for name, wanted in (("failed", failed), ("cancelled", cancelled)) if wanted}
     if not statuses:
-        raise click.UsageError("Say which: IDs, or --failed or --cancelled.")
+        raise click.UsageError("Name the runs to retry: give IDs, or --failed or --cancelled.")
     return retry_many(settings, statuses=statuses, yes=yes, dry_run=dry_run, as_json=as_json, **which)
 
 

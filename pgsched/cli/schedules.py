@@ -1,4 +1,4 @@
-"""`pgsched schedules`: shows schedules and changes them. NAME may be an entrypoint that has one schedule only."""
+"""`pgsched schedules`: shows schedules and changes them. NAME may be an entrypoint that has only one schedule."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _COLUMNS = {
 def schedules() -> None:
     """Look at schedules and change them.
 
-    Wherever a NAME is asked for, the name of an entrypoint that has exactly one schedule does as well.
+    A NAME may also be the name of an entrypoint that has exactly one schedule.
     """
 
 
@@ -56,9 +56,9 @@ schedules.add_command(adopt)
 
 
 @schedules.command("list")
-@click.option("--entrypoint", help="Only those of this entrypoint.")
+@click.option("--entrypoint", help="Only schedules of this entrypoint.")
 @click.option(
-    "--status", type=click.Choice([str(status) for status in ScheduleStatus]), help="Only those in this status."
+    "--status", type=click.Choice([str(status) for status in ScheduleStatus]), help="Only schedules in this status."
 )
 @json_option
 @database_options
@@ -80,14 +80,18 @@ def _cell(value: Any) -> Any:
 @schedules.command()
 @click.argument("name")
 @click.option(
-    "--at", "moment", type=a_moment, metavar="MOMENT", help="Tell what became of its fire times then, or will, and why."
+    "--at",
+    "moment",
+    type=a_moment,
+    metavar="MOMENT",
+    help="Explain the schedule's fire times at this past or future MOMENT.",
 )
 @json_option
 @database_options
 def show(settings: Settings, name: str, moment: Moment | None, as_json: bool) -> None:
-    """Show all of a schedule, its next fire times, and its last runs with the skipped fire times among them.
+    """Show everything about a schedule: its fields, its next fire times, and its last runs and skipped fire times.
 
-    With --at: why it did or did not run then. A MOMENT is a date, a time on the schedule's own clock
+    With --at, show why it did or did not run at that moment. A MOMENT is a date, a time on the schedule's own clock
     (2027-03-28T02:30), or an instant with its offset.
     """
 
@@ -112,30 +116,45 @@ def show(settings: Settings, name: str, moment: Moment | None, as_json: bool) ->
 @click.argument("name")
 @click.argument("entrypoint")
 @click.argument("expression")
-@click.option("--tz", "timezone", default="UTC", metavar="ZONE", help="The time zone it is read in.  [UTC]")
+@click.option("--tz", "timezone", default="UTC", metavar="ZONE", help="The expression's time zone.  [UTC]")
 @click.option(
     "--args", type=a_json_object, metavar="JSON", help='The function\'s arguments, such as {"format": "pdf"}.'
 )
 @click.option(
-    "--overlap", default="skip", metavar="POLICY", help="skip, queue, cancel, allow, or a number at once.  [skip]"
+    "--overlap",
+    default="skip",
+    metavar="POLICY",
+    help="If an earlier run is live: skip, queue, cancel, allow, or how many may run at once.  [skip]",
 )
 @click.option(
-    "--catch-up", type=click.Choice(["latest", "all", "none"]), default="latest", help="Which missed ones run."
+    "--catch-up",
+    type=click.Choice(["latest", "all", "none"]),
+    default="latest",
+    help="Which missed fire times to run.  [latest]",
 )
 @click.option(
-    "--catch-up-limit", type=click.IntRange(1, 1_000_000), default=1000, help="Of all: at most so many.  [1000]"
+    "--catch-up-limit",
+    type=click.IntRange(1, 1_000_000),
+    default=1000,
+    help="With --catch-up all, run at most this many missed fire times.  [1000]",
 )
 @click.option("--grace", type=a_duration, metavar="DURATION", help="A fire time older than this is missed.")
-@click.option("--jitter", type=a_duration, metavar="DURATION", help="Put starts off by up to this.")
+@click.option("--jitter", type=a_duration, metavar="DURATION", help="Delay each start by up to this much.")
 @click.option("--timeout", type=a_duration, metavar="DURATION", help="How long a run may take.")
-@click.option("--attempts", type=click.IntRange(1, 1000), help="How often a run is tried.")
+@click.option("--attempts", type=click.IntRange(1, 1000), help="How many times to try a failing run.")
 @click.option("--backoff", type=a_duration, metavar="DURATION", help="The wait before the second attempt.  [1s]")
-@click.option("--max-backoff", type=a_duration, metavar="DURATION", help="The longest wait.  [1h]")
-@click.option("--starts-at", type=an_instant, metavar="INSTANT", help="Not before, such as 2027-01-01T09:00:00Z.")
-@click.option("--ends-at", type=an_instant, metavar="INSTANT", help="Not after.")
-@click.option("--max-runs", type=click.IntRange(min=1), help="Finish after so many runs.")
-@click.option("--priority", type=click.IntRange(-100, 100), default=0, help="Higher first.  [0]")
-@click.option("--app", metavar="NAME", help="Only workers of this application run it.  [any that has the entrypoint]")
+@click.option("--max-backoff", type=a_duration, metavar="DURATION", help="The longest wait between attempts.  [1h]")
+@click.option(
+    "--starts-at", type=an_instant, metavar="INSTANT", help="Do not fire before this, such as 2027-01-01T09:00:00Z."
+)
+@click.option("--ends-at", type=an_instant, metavar="INSTANT", help="Do not fire after this instant.")
+@click.option("--max-runs", type=click.IntRange(min=1), help="Finish the schedule after this many runs.")
+@click.option(
+    "--priority", type=click.IntRange(-100, 100), default=0, help="Due runs of a higher priority start first.  [0]"
+)
+@click.option(
+    "--app", metavar="NAME", help="Only workers of this application run it.  [every worker that has the entrypoint]"
+)
 @json_option
 @database_options
 def add(
@@ -150,7 +169,7 @@ def add(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make a schedule NAME that runs ENTRYPOINT when EXPRESSION says. Prints its id."""
+    """Make a schedule NAME that runs ENTRYPOINT whenever EXPRESSION fires. Prints its id."""
     retry = _retry(attempts, backoff, max_backoff)
     made = with_client(
         settings, lambda client: client.create_schedule(name, entrypoint, expression, retry=retry, **options)
@@ -164,7 +183,7 @@ def add(
 def _retry(attempts: int | None, backoff: timedelta | None, max_backoff: timedelta | None) -> Retry | None:
     if attempts is None:
         if backoff is not None or max_backoff is not None:
-            raise click.UsageError("--backoff and --max-backoff go with --attempts.")
+            raise click.UsageError("--backoff and --max-backoff need --attempts.")
         return None
     try:
         usual = Retry(attempts)
@@ -179,12 +198,16 @@ def _retry(attempts: int | None, backoff: timedelta | None, max_backoff: timedel
 
 @schedules.command()
 @click.argument("name")
-@click.option("--note", help="Why, for those who look.")
-@click.option("--until", type=an_instant, metavar="INSTANT", help="Resume at this instant: a fire time then runs.")
-@click.option("--backlog", is_flag=True, help="Afterwards treat what fell into the pause as missed, by its catch-up.")
+@click.option("--note", help="The reason for the pause, shown with the schedule.")
+@click.option("--until", type=an_instant, metavar="INSTANT", help="Resume at this instant; a fire time then runs.")
+@click.option(
+    "--backlog",
+    is_flag=True,
+    help="On resume, treat fire times that fell into the pause as missed and apply --catch-up.",
+)
 @database_options
 def pause(settings: Settings, name: str, note: str | None, until: datetime | None, backlog: bool) -> None:
-    """Pause a schedule, until an instant or until it is resumed. What falls into the pause is skipped."""
+    """Pause a schedule, until an instant or until you resume it. Fire times during the pause are skipped."""
 
     async def work(client: Client) -> str:
         title = str((await found(client, name))["name"])
@@ -198,11 +221,13 @@ def pause(settings: Settings, name: str, note: str | None, until: datetime | Non
 @schedules.command()
 @click.argument("name")
 @click.option(
-    "--backlog/--no-backlog", default=None, help="Treat what fell into the pause as missed, or skip it.  [as paused]"
+    "--backlog/--no-backlog",
+    default=None,
+    help="Treat fire times that fell into the pause as missed, or skip them.  [as chosen when pausing]",
 )
 @database_options
 def resume(settings: Settings, name: str, backlog: bool | None) -> None:
-    """Let a paused schedule go on. What fell into the pause is recorded as skipped, unless a backlog is asked for."""
+    """Resume a paused schedule. Fire times during the pause are recorded as skipped, unless --backlog is set."""
 
     async def work(client: Client) -> str:
         title = str((await found(client, name))["name"])
@@ -214,17 +239,17 @@ def resume(settings: Settings, name: str, backlog: bool | None) -> None:
 
 @schedules.command()
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Wait until it has ended; exit with 1 where it did not succeed.")
-@click.option("--timeout", type=a_duration, metavar="DURATION", help="With --wait: no longer than this.")
+@click.option("--wait", is_flag=True, help="Wait until the run has ended; exit with 1 if it did not succeed.")
+@click.option("--timeout", type=a_duration, metavar="DURATION", help="With --wait, wait no longer than this.")
 @json_option
 @database_options
 def trigger(settings: Settings, name: str, wait: bool, timeout: timedelta | None, as_json: bool) -> int:
-    """Run a schedule now, whatever its status. Prints the run's id; with --wait, how it ended.
+    """Run a schedule now, in any status. Prints the run's id; with --wait, how the run ended.
 
     Ctrl-C ends the wait, not the run.
     """
     if timeout is not None and not wait:
-        raise click.UsageError("--timeout goes with --wait.")
+        raise click.UsageError("--timeout needs --wait.")
 
     async def work(client: Client) -> int:
         return await client.trigger((await found(client, name))["name"])
@@ -245,23 +270,39 @@ def trigger(settings: Settings, name: str, wait: bool, timeout: timedelta | None
     "--from", "start", type=a_moment, required=True, metavar="MOMENT", help="The first fire time, or earlier."
 )
 @click.option(
-    "--to", "end", type=a_moment, required=True, metavar="MOMENT", help="The last one, or later; a date is meant whole."
+    "--to",
+    "end",
+    type=a_moment,
+    required=True,
+    metavar="MOMENT",
+    help="The last fire time, or later; a date includes the whole day.",
 )
-@click.option("--again", is_flag=True, help="Also run what has run already, where nothing of it is live.")
-@click.option("--limit", type=click.IntRange(1, MOST), default=10_000, help="Refuse a range with more.  [10000]")
-@click.option("--priority", type=click.IntRange(-100, 100), help="Higher first.  [ten less than the schedule's]")
-@click.option("--dry-run", is_flag=True, help="Only show what would be queued.")
-@click.option("--wait", is_flag=True, help="Wait until all of it has ended; exit with 1 where a run did not succeed.")
+@click.option(
+    "--again", is_flag=True, help="Run fire times again that already have a run, unless that run is still live."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST),
+    default=10_000,
+    help="Refuse a range with more fire times than this.  [10000]",
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(-100, 100),
+    help="Due runs of a higher priority start first.  [ten less than the schedule's]",
+)
+@click.option("--dry-run", is_flag=True, help="Only show the runs that would be queued.")
+@click.option("--wait", is_flag=True, help="Wait until all runs have ended; exit with 1 if a run did not succeed.")
 @json_option
 @database_options
 def backfill(
     *, settings: Settings, name: str, start: Moment, end: Moment, wait: bool, as_json: bool, **options: Any
 ) -> int:
-    """Run the fire times of a past range, as runs of their own.
+    """Run the fire times of a past range, one run for each.
 
     A MOMENT is a date, a time on the schedule's own clock (2027-03-28T02:30), or an instant with its offset. A fire
-    time that has a run is left alone, so the same command again does nothing. The runs keep to the schedule's
-    overlap and let its own fire times go first.
+    time that already has a run is left alone, so repeating the command does nothing. The runs obey the schedule's
+    overlap and let its regular fire times go first.
     """
     return run_backfill(settings, name, start, end, wait=wait, as_json=as_json, **options)
 
@@ -271,7 +312,7 @@ def backfill(
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @database_options
 def remove(settings: Settings, name: str, yes: bool) -> None:
-    """Remove a schedule and what it has queued. Its history stays."""
+    """Remove a schedule and its queued runs. Its history stays."""
     if not yes and not (sys.stdin and sys.stdin.isatty()):
         raise click.UsageError("There is no terminal to ask on: add --yes to remove it without being asked.")
 
@@ -282,7 +323,8 @@ def remove(settings: Settings, name: str, yes: bool) -> None:
     title = row["name"]
     if row["owner"].startswith("code:"):
         say(
-            f'"{title}" is declared by {row["owner"].removeprefix("code:").strip()} and will be back at its next start.'
+            f'"{title}" is declared by {row["owner"].removeprefix("code:").strip()}, which adds it again when it '
+            "starts next."
         )
     if not yes and not click.confirm(f"Remove the schedule {title!r}?", err=True):
         raise PgschedError("Nothing was removed.")

@@ -1,4 +1,4 @@
-"""`pgsched trigger`: `pgsched schedules trigger`, by the name under which one looks for it first."""
+"""`pgsched trigger`: a shorter name for `pgsched schedules trigger`."""
 
 from pgsched.cli.schedules import trigger
 

@@ -1,4 +1,4 @@
-"""Waits for a run on the command line: how it ended, and the exit code for that."""
+"""Waits for a run on the command line: shows how it ended, and returns the exit code."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pgsched.errors import PgschedError
 
 
 def wait_for(settings: Settings, run_id: int, timeout: timedelta | None, as_json: bool) -> int:
-    """Waits for a run's end and shows it. Returns 0 where it succeeded, else 1.
+    """Waits for a run's end and shows it. Returns 0 if it succeeded, else 1.
 
-    Raises PgschedError where that takes longer than the timeout.
+    Raises PgschedError if that takes longer than the timeout.
     """
 
     async def work(client: Client) -> Row:
         try:
             return await client.runs.wait(run_id, timeout)
-        except TimeoutError as error:  # here, where it cannot be mistaken for the database's
+        except TimeoutError as error:  # caught here, so that nobody mistakes it for the database's
             raise PgschedError(str(error)) from None
 
     row = with_client(settings, work, None)

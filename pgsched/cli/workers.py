@@ -1,4 +1,4 @@
-"""`pgsched workers`: who is alive."""
+"""`pgsched workers`: shows the live workers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _FIELDS = (
 @json_option
 @database_options
 def workers(settings: Settings, as_json: bool) -> None:
-    """Show the workers, and whether the server sees a session of theirs.
+    """Show the workers, and whether the server sees a session of each.
 
-    A worker that waits says that it is there about once a minute; one that is neither seen nor connected is dead.
-    tzdata: which release of the time zone rules it reads, and from where.
+    An idle worker is seen about once a minute. A worker that is neither seen nor connected is dead.
+    tzdata is the release of the time zone rules that a worker reads, and tzdata_from their source.
     """
     rows = with_client(settings, lambda client: client.list_workers())
     if as_json:

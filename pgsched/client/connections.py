@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from pgsched.config import Settings
 from pgsched.db import session
-from pgsched.db.failures import told
+from pgsched.db.failures import in_sentences
 from pgsched.db.session import Connection
 from pgsched.db.statements.store import Store
 from pgsched.errors import InvalidArguments
@@ -120,17 +120,17 @@ class Statements:
     async def transaction(self) -> AsyncIterator[Connection]:
         """A transaction on a connection of the client's. What its block raises passes as it is."""
         async with contextlib.AsyncExitStack() as stack:
-            with told(self.store.schema):
+            with in_sentences(self.store.schema):
                 connection = await stack.enter_async_context(self.connections.own())
                 await stack.enter_async_context(connection.transaction())
                 await connection.execute(_AS_THE_ROLE_HAS_IT, (list(session.SET),))
             yield connection
-            with told(self.store.schema):  # the commit, which the database may refuse as any statement
+            with in_sentences(self.store.schema):  # the commit, which the database may refuse as any statement
                 await stack.aclose()
 
     @contextlib.asynccontextmanager
     async def _on(self, connection: Any) -> AsyncIterator[Connection]:
-        with told(self.store.schema):
+        with in_sentences(self.store.schema):
             if connection is not None:
                 yield self.connections.given(connection)
             else:

@@ -1,4 +1,4 @@
-"""What the database refuses, as sentences for people. Raises them; what to do about them is the caller's business."""
+"""Turns the database's refusals into sentences for people, and raises them. Callers decide how to react."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pgsched.errors import (
 # Undefined table, schema, function, type, column: not this version's schema, or none.
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _NO_DATABASE = ("08", "57P", "53")
-# What the schema's own functions raise, with a sentence of their own.
+# The schema's own functions raise these, with their own sentences.
 _OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
 
 
@@ -35,7 +35,7 @@ async def reach(info: str) -> Connection:
 
 @contextlib.contextmanager
 def reaching() -> Iterator[None]:
-    """Tells why a connection cannot be made, as reach() does."""
+    """Raises the reason why a connection cannot be made, as reach() does."""
     try:
         yield
     except psycopg.ProgrammingError as error:
@@ -45,11 +45,11 @@ def reaching() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told(schema: str) -> Iterator[None]:
-    """Turns what the database refuses into sentences.
+def in_sentences(schema: str) -> Iterator[None]:
+    """Turns the database's refusals into sentences.
 
-    What a caller's transaction must see as it is (a deadlock, a serialisation failure) passes unchanged. The
-    sentences quote the server's primary message only: the details may hold rows.
+    Errors that a caller's transaction must see (a deadlock, a serialisation failure) pass unchanged. The
+    sentences quote only the server's primary message: the details may hold rows.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""All there is about one schedule or one run, for `show`. Reads nothing itself."""
+"""Shows everything about one schedule or one run. Reads nothing itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TICK = timedelta(microseconds=1)
 
 
 def show_schedule(row: Row, runs: list[Row], situation: Situation, as_json: bool) -> None:
-    """A schedule, its next fire times with what daylight saving does to them, and its newest runs."""
+    """A schedule, its next fire times with the effects of daylight saving, and its newest runs."""
     times, why_none = fire_times(row, situation.now)
     if as_json:
         marks = [{"fire_time": time, "local": local(time, row["timezone"]), "mark": mark} for time, mark in times]
@@ -43,7 +43,7 @@ def show_schedule(row: Row, runs: list[Row], situation: Situation, as_json: bool
 
 
 def print_fire_times(timezone: str, times: list[tuple[datetime, str | None]]) -> None:
-    """Fire times in UTC and on the zone's clock, and what daylight saving does to them where it does."""
+    """Fire times in UTC and on the zone's clock, with the effects of daylight saving if there are any."""
     heads = ["UTC", timezone]
     rows = [[instant(time, exact=True), local(time, timezone)] for time, _ in times]
     if any(mark for _, mark in times):
@@ -53,8 +53,10 @@ def print_fire_times(timezone: str, times: list[tuple[datetime, str | None]]) ->
 
 
 def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None]], str | None]:
-    """The next fire times of a schedule with their marks, or why there are none. An executor that computes its own
-    is not asked."""
+    """The next fire times of a schedule with their marks, or why there are none.
+
+    An executor that computes its own fire times is not asked.
+    """
     if row["status"] in ("finished", "invalid"):
         return [], f"it is {row['status']}"
     try:
@@ -62,7 +64,7 @@ def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None
     except InvalidExpression as error:
         return [], str(error)
     after = now if row["next_run"] is None else row["next_run"] - _TICK
-    if row["status"] == "paused":  # what fires meanwhile is skipped
+    if row["status"] == "paused":  # fire times during the pause are skipped
         after = max(after, now if row["paused_until"] is None else max(now, row["paused_until"] - _TICK))
     after = max(after, row["starts_at"] - _TICK) if row["starts_at"] else after
     most = _NEXT if row["max_runs"] is None else min(_NEXT, max(0, row["max_runs"] - row["run_count"]))
@@ -72,11 +74,11 @@ def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None
             break
         times.append((coming, mark(expression, coming)))
         after = coming
-    return times, None if times else "nothing more fires"
+    return times, None if times else "no fire time is left"
 
 
 def print_runs(rows: list[Row]) -> None:
-    """Runs as a table, a line each."""
+    """Runs as a table, one a line."""
     heads = ["id", "what", "fire time", "status", "attempt", "worker", "started", "took", "why"]
     print_table(
         heads,
@@ -112,7 +114,7 @@ def took(row: Row) -> str | None:
 
 
 def why(row: Row) -> str | None:
-    """Why a run was skipped or cancelled, how far it is while it runs, or how its last error reads."""
+    """Why a run was skipped or cancelled, its progress while it runs, or its last error."""
     if row["status"] == "skipped":
         count = row["skipped_count"] or 1
         through = f", {count} fire times through {instant(row['skipped_through'], exact=True)}" if count > 1 else ""
@@ -127,14 +129,14 @@ def print_end(row: Row) -> None:
     """How a run has ended, in one line."""
     errors = row["errors"]
     last = errors[-1] if isinstance(errors, list) and errors and row["status"] != "succeeded" else None
-    told = f"{last.get('type')}: {last.get('message')}" if isinstance(last, dict) else None
-    because = str(row["reason"] or told or "").strip().split("\n")[0]
+    error = f"{last.get('type')}: {last.get('message')}" if isinstance(last, dict) else None
+    because = str(row["reason"] or error or "").strip().split("\n")[0]
     lasted = f" after {took(row)}" if took(row) else ""
     write(visible(f"{row['id']} {row['status']}{lasted}" + (f": {because}" if because else "")))
 
 
 def show_run(row: Row, lines: list[Row], as_json: bool) -> None:
-    """A run: its fields, its result, its attempts, their errors with tracebacks, what it logged last."""
+    """A run: its fields, its result, its attempts, their errors with tracebacks, and its last log lines."""
     if as_json:
         print_json({**row, "log": lines})
         return
@@ -154,7 +156,7 @@ def show_run(row: Row, lines: list[Row], as_json: bool) -> None:
 
 
 def print_attempts(attempts: list[Row]) -> None:
-    """Attempts as a table, a line each."""
+    """Attempts as a table, one a line."""
     print_table(
         ["attempt", "worker", "started", "ended", "how", "why"],
         [
@@ -172,13 +174,13 @@ def print_attempts(attempts: list[Row]) -> None:
 
 
 def print_line(line: Row) -> None:
-    """A line that a run logged: when, in which attempt, how serious."""
+    """A line of a run's log: time, attempt, level and text."""
     at = f"{line['at'].astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
     write(visible(f"{at}Z #{line['attempt']} {line['level']:<7} {line['text']}"))
 
 
 def progress(row: Row) -> str | None:
-    """How far a run said that it is."""
+    """The progress that a run has reported."""
     said = row["progress"]
     if not isinstance(said, dict):
         return None

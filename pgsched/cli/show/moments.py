@@ -15,18 +15,18 @@ _TICK = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was written, and how much of time it names: a day, a minute, a second."""
+    """A written moment, and the width of time that it names: a day, a minute, a second."""
 
     written: datetime
     width: timedelta
 
     def start(self, timezone: str) -> datetime:
-        """Its beginning, in UTC; what has no offset is read on the zone's wall clock."""
+        """Its beginning, in UTC; without an offset it is read on the zone's wall clock."""
         return _instant(self.written, timezone)
 
     def through(self, timezone: str) -> datetime:
-        """The last instant of what it names."""
-        if self.written.tzinfo is None and self.whole_day:  # which may have 23 hours, or 25
+        """Its last instant."""
+        if self.written.tzinfo is None and self.whole_day:  # a day may have 23 hours, or 25
             return _instant(self.written + _DAY, timezone) - _TICK
         return self.start(timezone) + self.width - _TICK
 
@@ -36,7 +36,7 @@ class Moment:
         return self.width == _DAY
 
     def remark(self, timezone: str) -> str | None:
-        """What daylight saving makes of it there."""
+        """The effect of daylight saving on it in that zone."""
         return at_local(self.written, timezone)[1] if self.written.tzinfo is None and not self.whole_day else None
 
 

@@ -1,4 +1,4 @@
-"""How data looks on the terminal and in a pipe: tables, JSON, instants. Messages go to standard error."""
+"""Prints data to a terminal or a pipe: tables, JSON, instants. Messages go to standard error."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ _GAP = "  "
 
 
 class OutputLostError(Exception):
-    """Standard output cannot be written. `reason` is the operating system's; None where its reader went away."""
+    """Standard output cannot be written. `reason` is the operating system's, or None if the reader went away."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
-        gone = error.errno in (errno.EPIPE, errno.EINVAL)  # the latter is Windows'
+        gone = error.errno in (errno.EPIPE, errno.EINVAL)  # EINVAL on Windows
         self.reason = None if gone else error.strerror
 
 
 def write(text: str = "", *, err: bool = False) -> None:
-    """One or more lines of data, on standard output, flushed: what cannot be written fails here. err: on standard
-    error, where it goes with a question."""
+    """Writes one or more lines of data to standard output and flushes, so that a failure shows here.
+
+    err: write to standard error instead, for data that belongs to a question.
+    """
     try:
         click.echo(text, err=err)
     except OSError as error:
@@ -41,7 +43,7 @@ def write(text: str = "", *, err: bool = False) -> None:
 
 
 def complain(message: str) -> None:
-    """One error, on standard error; several lines where it tells several problems."""
+    """Reports an error on standard error, one line per problem."""
     for line in message.splitlines() or [""]:
         click.echo(f"Error: {visible(line)}", err=True)
 
@@ -52,18 +54,18 @@ def say(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """What may go otherwise than people expect, on standard error."""
+    """A warning about something that people may not expect, on standard error."""
     click.echo(f"Warning: {visible(message)}", err=True)
 
 
 def visible(value: Any) -> str:
-    """Text in one line: what a terminal would obey rather than show is written as an escape."""
+    """Text in one line: characters that a terminal would obey instead of show are escaped."""
     text = str(value)
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def instant(value: datetime | None, *, exact: bool = False) -> str:
-    """2027-01-01 09:00:00Z; with milliseconds where `exact` and there are any; "-" for None."""
+    """2027-01-01 09:00:00Z, with milliseconds if `exact` and they are not 0; "-" for None."""
     if value is None:
         return "-"
     value = value.astimezone(UTC)
@@ -72,7 +74,7 @@ def instant(value: datetime | None, *, exact: bool = False) -> str:
 
 
 def local(value: datetime, timezone: str) -> str:
-    """The same on the wall clock of a zone: 2027-01-01 10:00:00 +01:00 (Fri)."""
+    """An instant on the wall clock of a zone: 2027-01-01 10:00:00 +01:00 (Fri)."""
     try:
         there = value.astimezone(ZoneInfo(timezone))
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -83,7 +85,7 @@ def local(value: datetime, timezone: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a row as people read it."""
+    """A value of a row, for people."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -103,7 +105,7 @@ def print_json(value: Any) -> None:
 
 
 def print_json_line(value: Any) -> None:
-    """The same in one line."""
+    """Like print_json(), in one line."""
     write(json.dumps(value, default=_as_json))
 
 
@@ -118,7 +120,7 @@ def _as_json(value: Any) -> Any:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, err: bool = False) -> None:
-    """Aligned columns, numbers to the right. On a terminal the widest ones are cut so that a row is a line."""
+    """Aligned columns, numbers to the right. On a terminal the widest columns are cut so that a row fits one line."""
     cells = [[visible(plain(value)) for value in row] for row in rows]
     right = [bool(rows) and all(_is_number(row[n]) for row in rows) for n in range(len(heads))]
     widths = [max(map(_width, column)) for column in zip(heads, *cells, strict=True)]
@@ -128,20 +130,20 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, err: boo
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """One field a line."""
+    """Fields, one a line."""
     width = max(map(len, fields))
     for name, value in fields.items():
         write(f"{name.ljust(width)}  {visible(plain(value))}")
 
 
 def heading(text: str) -> None:
-    """A line over what follows, after a blank one."""
+    """A heading, after a blank line."""
     write()
     write(_bold(text))
 
 
 def _stdout() -> TextIO | None:
-    return sys.stdout  # None where the shell closed it
+    return sys.stdout  # None if the shell closed it
 
 
 def _is_terminal() -> bool:

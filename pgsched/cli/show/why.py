@@ -1,4 +1,4 @@
-"""How `pgsched schedules show NAME --at MOMENT` answers. What the answer is, client.why decides."""
+"""Prints the answer of `pgsched schedules show NAME --at MOMENT`. client.why decides the answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgsched.client.why import MOST, Fate, Situation, around, fates
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was asked, and what was read for it."""
+    """The question, and the rows that were read for it."""
 
     row: Row
     moment: Moment
@@ -24,9 +24,9 @@ class Answer:
 
 
 def show_answer(answer: Answer, as_json: bool) -> None:
-    """Each fire time then with its fate; where there is none, the ones around."""
+    """Each fire time with its fate; if there is none, the fire times around the moment."""
     row, zone = answer.row, answer.row["timezone"]
-    told = fates(row, answer.records, answer.situation, answer.start, answer.through)
+    found = fates(row, answer.records, answer.situation, answer.start, answer.through)
     remark = answer.moment.remark(zone)
     before, after = around(row, answer.start, answer.through)
     if as_json:
@@ -36,7 +36,7 @@ def show_answer(answer: Answer, as_json: bool) -> None:
                 "from": answer.start,
                 "through": answer.through,
                 "remark": remark,
-                "fire_times": [{**asdict(fate), "local": local(fate.fire_time, zone)} for fate in told],
+                "fire_times": [{**asdict(fate), "local": local(fate.fire_time, zone)} for fate in found],
                 "before": before,
                 "after": after,
             }
@@ -44,11 +44,11 @@ def show_answer(answer: Answer, as_json: bool) -> None:
         return
     if remark:
         write(f"{remark}.")
-    for fate in told:
+    for fate in found:
         _print(fate, zone)
-    if len(told) == MOST:
+    if len(found) == MOST:
         say(f"Only the first {MOST} fire times are shown.")
-    if not told:
+    if not found:
         _print_none(answer, before, after)
 
 
@@ -68,7 +68,7 @@ def _print_none(answer: Answer, before: datetime | None, after: datetime | None)
     if answer.start < row["created_at"]:
         write(f"The schedule was made at {instant(row['created_at'])}.")
     elif answer.start < row["timed_at"]:
-        write(f"Its present timing holds since {instant(row['timed_at'])}; nothing is recorded of the time before.")
+        write(f"It has had its current timing since {instant(row['timed_at'])}; nothing is recorded before that.")
     for word, time in (("before", before), ("after", after)):
         if time is not None:
             write(f"The fire time {word}: {instant(time, exact=True)}, {local(time, zone)}.")
