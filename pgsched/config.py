@@ -1,8 +1,8 @@
-"""Settings: what they are called, where they come from, what they may be.
+"""Settings: their names, sources and allowed values.
 
 A setting has the same name everywhere: `--stall-timeout`, `PGSCHED_STALL_TIMEOUT`, `stall_timeout` in
 pgsched.toml and as a keyword of Scheduler. The flag wins over the environment, the environment over the
-file, the file over what the code says, and that over the default.
+file, the file over the code, and the code over the default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _setting(default: Any, read: Callable[[Any], Any], about: str) -> Any:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError("must be a text that is not empty")
+        raise ValueError("must be a non-empty text")
     if "\0" in value:
         raise ValueError("must not hold a NUL character")
     return value
@@ -88,32 +88,34 @@ class Settings:
     """All settings of a worker, checked. Durations are timedeltas."""
 
     dsn: str | None = _setting(None, _text, "The database, as a URI or as libpq's key=value pairs.")
-    listen_dsn: str | None = _setting(None, _text, "The server itself for LISTEN, where dsn leads through a pooler.")
+    listen_dsn: str | None = _setting(None, _text, "The server's own address for LISTEN, if dsn leads to a pooler.")
     schema: str = _setting("pgsched", _schema, "The schema that holds pgsched's tables.")
-    max_running: int = _setting(1000, _count, "How many runs one worker has at once.")
-    max_threads: int = _setting(32, _count, "How many of them may be synchronous functions, in threads.")
+    max_running: int = _setting(1000, _count, "How many runs a worker has at once.")
+    max_threads: int = _setting(32, _count, "How many synchronous functions a worker runs at once, in threads.")
     max_processes: int | None = _setting(
-        None, _count, "How many of them may be in processes of their own; default: one for each processor."
+        None, _count, "How many runs with a ProcessExecutor a worker has at once; default: one per processor."
     )
-    max_commands: int = _setting(32, _count, "How many of them may be commands.")
+    max_commands: int = _setting(32, _count, "How many commands a worker runs at once.")
     max_transactions: int = _setting(
-        10, _count, "How many connections run.transaction() has in coroutines, and as many in threads."
+        10,
+        _count,
+        "How many connections run.transaction() may use at once in coroutines, and as many again in threads.",
     )
     heartbeat_interval: timedelta = _setting(
-        timedelta(seconds=1), _duration(0.05, 3600), "How often the claims of running runs are renewed."
+        timedelta(seconds=1), _duration(0.05, 3600), "How often a worker renews the claims of its runs."
     )
     stall_timeout: timedelta = _setting(
         timedelta(seconds=30),
         _duration(0.2, 86400),
-        "A claim without a sign of life for so long is taken away.",
+        "A run whose heartbeat is older than this is taken away from its worker.",
     )
     drain_timeout: timedelta = _setting(
-        timedelta(seconds=30), _duration(0, 7 * 86400), "How long a stop waits for runs to finish."
+        timedelta(seconds=30), _duration(0, 7 * 86400), "How long a worker that stops waits for its runs to finish."
     )
     cancel_timeout: timedelta = _setting(
         timedelta(seconds=5),
         _duration(0, 3600),
-        "How long a cancelled run has to end before it is left behind, or its process killed.",
+        "How long a cancelled run may take to end before it is left behind, or its process is killed.",
     )
     hook_timeout: timedelta = _setting(
         timedelta(seconds=5), _duration(0.05, 300), "How long a hook may take before it is cancelled."
@@ -121,44 +123,44 @@ class Settings:
     resync_interval: timedelta = _setting(
         timedelta(seconds=60),
         _duration(0, 3600),
-        "How often an idle worker asks the database all the same; 0: never.",
+        "How often an idle worker checks the database without a notification; 0: never.",
     )
     lookahead: timedelta = _setting(
-        timedelta(seconds=1), _duration(0, 10), "How long before its instant a fire time may be claimed."
+        timedelta(seconds=1), _duration(0, 10), "How long before a fire time its run may be claimed."
     )
     retention: timedelta = _setting(
-        timedelta(days=30), _duration(60, _CENTURY), "How long ended runs are kept, with their logs."
+        timedelta(days=30), _duration(60, _CENTURY), "How long ended runs and their logs are kept."
     )
     retention_succeeded: timedelta | None = _setting(
-        None, _duration(60, _CENTURY), "The same for those that succeeded; default: 7 days, or retention if shorter."
+        None, _duration(60, _CENTURY), "How long succeeded runs are kept; default: 7 days, or retention if shorter."
     )
     retention_failed: timedelta | None = _setting(
-        None, _duration(60, _CENTURY), "The same for those that failed; default: as retention."
+        None, _duration(60, _CENTURY), "How long failed runs are kept; default: as retention."
     )
     retention_cancelled: timedelta | None = _setting(
-        None, _duration(60, _CENTURY), "The same for those that were cancelled; default: as retention."
+        None, _duration(60, _CENTURY), "How long cancelled runs are kept; default: as retention."
     )
     retention_skipped: timedelta | None = _setting(
-        None, _duration(60, _CENTURY), "The same for skipped fire times; default: as retention."
+        None, _duration(60, _CENTURY), "How long skipped fire times are kept; default: as retention."
     )
     block_limit: timedelta = _setting(
-        timedelta(minutes=5), _duration(1, 86400), "For how long a blocked event loop keeps its claims."
+        timedelta(minutes=5), _duration(1, 86400), "How long a worker with a blocked event loop keeps its claims."
     )
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "The least serious events to log.")
     log_format: str = _setting("auto", _one_of("auto", "json", "console"), "auto: console on a terminal, else JSON.")
-    data_dir: str | None = _setting(None, _text, "Where the embedded PostgreSQL keeps its data.")
+    data_dir: str | None = _setting(None, _text, "The directory of the embedded PostgreSQL's data.")
     health_file: str | None = _setting(
-        None, _text, "A file that the event loop keeps fresh, for `pgsched health --live`."
+        None, _text, "The file that a worker touches to show `pgsched health --live` that it is alive."
     )
 
     def merged(self, values: Mapping[str, Any], source: str) -> Settings:
-        """These settings with others laid over them. Raises ConfigurationError that names all that is wrong."""
+        """These settings with others laid over them. Raises ConfigurationError that names every problem."""
         problems: list[str] = []
         good: dict[str, Any] = {}
         known = {f.name: f for f in fields(self)}
         for name, value in values.items():
             if name not in known:
-                problems.append(f"{source}: there is no setting {name!r}; there are {', '.join(known)}.")
+                problems.append(f"{source}: there is no setting {name!r}; the settings are {', '.join(known)}.")
             elif value is not None:
                 try:
                     good[name] = known[name].metadata["read"](value)
@@ -170,7 +172,7 @@ class Settings:
         return replace(self, **good)
 
     def check(self) -> Settings:
-        """Returns itself. Raises ConfigurationError where settings contradict each other."""
+        """Returns itself. Raises ConfigurationError if settings contradict each other."""
         if self.heartbeat_interval * 4 > self.stall_timeout:
             raise ConfigurationError(
                 f"heartbeat_interval ({format_duration(self.heartbeat_interval)}) must be at most a quarter of "
@@ -190,7 +192,7 @@ class Settings:
 
     @property
     def names_a_database(self) -> bool:
-        """Whether a DSN or libpq's own environment says which database to use."""
+        """Whether a DSN or libpq's own environment names a database."""
         return self.dsn is not None or any(os.environ.get(name) for name in LIBPQ)
 
 
@@ -200,7 +202,7 @@ def load(
     environment: Mapping[str, str] | None = None,
     file: str | None = None,
 ) -> Settings:
-    """Reads all sources in their order. Raises ConfigurationError with one line a problem."""
+    """Reads all sources in their order. Raises ConfigurationError with one line per problem."""
     environment = os.environ if environment is None else environment
     problems: list[str] = []
     settings = Settings()

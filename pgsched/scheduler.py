@@ -1,6 +1,6 @@
-"""What a factory returns: the functions, under the names by which the database knows them, and their schedules.
+"""The Scheduler that a factory returns: functions under the names that the database uses, and their schedules.
 
-Nothing here talks to a database; worker does, with what is registered here.
+Nothing here talks to a database. A worker does, and runs the functions that are registered here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Entrypoint:
-    """A registered function and the rules of its runs that say nothing themselves."""
+    """A registered function, and the rules for those of its runs that have none of their own."""
 
     name: str
     function: Function
@@ -37,11 +37,11 @@ class Entrypoint:
     retry: Retry = field(default_factory=Retry)
     timeout: timedelta | None = None
     limits: Limits = field(default_factory=Limits)
-    own: list[Executor] = field(default_factory=list)  # those that schedules of it have
+    own: list[Executor] = field(default_factory=list)  # the executors of its schedules
 
     @property
     def places(self) -> frozenset[Place]:
-        """What a run of it may take of a worker. It is claimed before it is known which executor it has."""
+        """The places of a worker that its run may take. A run is claimed before its executor is known."""
         return frozenset(each.place for each in (self.executor, *self.own) if each.place is not None)
 
 
@@ -58,11 +58,12 @@ class Declared:
 class Scheduler:
     """Collects entrypoints and schedules, and runs them.
 
-    dsn: the database, default as `pgsched run` finds it. app: the name under which declared schedules are kept
-    apart from those of other applications, and whose workers alone run them; default the project's name and the
-    factory's import path, "shop/app.create_scheduler". All of its workers declare the same schedules, or are of
-    another version. resources: anything that runs
-    shall reach as `run.resources`. settings: any setting, as a keyword; flags, environment and pgsched.toml win.
+    dsn: the database. Default: as `pgsched run` finds it.
+    app: the application's name. It keeps declared schedules apart from those of other applications, and only workers
+        of the application run them. Default: the project's name and the factory's import path, such as
+        "shop/app.create_scheduler". All workers of one version must declare the same schedules.
+    resources: anything that runs need, available as `run.resources`.
+    settings: any setting, as a keyword; flags, environment and pgsched.toml win.
 
     Raises ConfigurationError for settings that are unknown or out of range.
     """
@@ -79,7 +80,7 @@ class Scheduler:
         self.resources = resources
         self.entrypoints: dict[str, Entrypoint] = {}
         self.declared: dict[str, Declared] = {}
-        self._pairs: set[tuple[str, str]] = set()  # entrypoint and expression of each that is declared
+        self._pairs: set[tuple[str, str]] = set()  # entrypoint and expression of each declared schedule
         self.hooks = Hooks()
         self.ready = asyncio.Event()
         self._stop: Callable[[], None] | None = None
@@ -109,20 +110,26 @@ class Scheduler:
         """Declares a schedule of the decorated function, and registers the function under the entrypoint's name.
 
         expression: a cron expression, every(...), at(...) or a macro, read on the wall clock of `timezone`.
-        name: default the entrypoint and the expression. args: JSON, given to the function by name.
-        overlap: what a fire time does while an earlier run is live: "skip" (it does not run), "queue" (it waits; at
-        most one does), "cancel" (the earlier run is cancelled, and it runs after that), "allow", or at most N at once.
-        catch_up: which of several missed fire times run: "latest", "all" (the newest catch_up_limit of them, oldest
-        first), "none". grace: a fire time older than this is missed. timeout, retry: default as the entrypoint says.
-        jitter: put starts off by up to this. starts_at, ends_at: aware instants between which it fires. max_runs: then
-        it is finished. priority: -100 to 100, higher first. executor: how its runs are executed.
+        name: default: the entrypoint and the expression.
+        args: JSON, given to the function by name.
+        overlap: for a fire time that comes while an earlier run is live: "skip" (it does not run), "queue" (it waits;
+            at most one does), "cancel" (the earlier run is cancelled first), "allow", or N (at most N run at once).
+        catch_up: which of several missed fire times run: "latest", "all" (the newest catch_up_limit, oldest first), or
+            "none".
+        grace: a fire time older than this is missed.
+        timeout, retry: default: the entrypoint's.
+        jitter: delay each start by up to this much.
+        starts_at, ends_at: aware instants; the schedule fires only between them.
+        max_runs: the schedule is finished after this many runs.
+        priority: -100 to 100; due runs of a higher priority start first.
+        executor: how its runs are executed. Default: the entrypoint's.
 
         Raises RegistrationError or InvalidExpression, both ValueErrors.
         """
         where = f"schedule({entrypoint!r}, {expression!r})"
         parse(expression, timezone, name=name or str(entrypoint))  # before anything else: it has the best sentence
         if name is None and (entrypoint, expression) in self._pairs:
-            raise RegistrationError(f"{where} is declared twice: give the second one a name of its own, name='…'.")
+            raise RegistrationError(f"{where} is declared twice: give the second schedule another name, name='…'.")
         title = name if name is not None else f"{entrypoint} {expression}"
         given = {
             "entrypoint": entrypoint, "expression": expression, "timezone": timezone, "args": args,
@@ -132,7 +139,7 @@ class Scheduler:
         }  # fmt: skip
         row = _checked(where, lambda: {"name": options.name_of("name", title), **options.columns(given)})
         if title in self.declared:
-            raise RegistrationError(f"{where}: there is a schedule named {title!r} already: choose another name.")
+            raise RegistrationError(f"{where}: the name {title!r} is already taken: choose another name.")
 
         def register(function: F) -> F:
             known = self._register(entrypoint, function, where)
@@ -158,15 +165,18 @@ class Scheduler:
     ) -> Callable[[F], F]:
         """Registers the decorated function for enqueued jobs and for schedules that are made at run time.
 
-        retry, timeout, executor: for its runs that say nothing themselves; default Retry(), none, and the
-        executor that calls the function. limits: how many of its runs may be running, and start in a period, whatever
-        schedule or client they come from; default any number. Raises RegistrationError.
+        retry, timeout: for runs that have none of their own. Default: Retry(), and no timeout.
+        executor: how its runs are executed. Default: an executor that calls the function.
+        limits: how many of its runs may be running, and how many may start in a period, counting all schedules and
+            clients. Default: any number.
+
+        Raises RegistrationError.
         """
         where = f"entrypoint({name!r})"
         _checked(where, lambda: options.name_of("name", name))
         _checked(where, lambda: options.columns({"retry": retry, "timeout": timeout}))
         if limits is not None and not isinstance(limits, Limits):
-            raise RegistrationError(f"{where}: limits is a Limits(...), not {limits!r}.")
+            raise RegistrationError(f"{where}: limits must be a Limits(...), not {limits!r}.")
 
         def register(function: F) -> F:
             known = self._register(name, function, where)
@@ -176,10 +186,13 @@ class Scheduler:
             known.timeout = timeout or known.timeout
             known.limits = limits or known.limits
             if (strange := Signature.of(function).unknown(known.limits.keys)) is not None:
-                raise RegistrationError(f"{where}: concurrency_key names {strange!r}, which is no argument of it.")
+                raise RegistrationError(
+                    f"{where}: concurrency_key names {strange!r}, but the function has no such argument."
+                )
             if (other := self._other_shared(known)) is not None:
                 raise RegistrationError(
-                    f"{where}: its limits differ from those of {other!r}, which share the name {known.limits.shared!r}."
+                    f"{where}: its limits and those of {other!r} share the name {known.limits.shared!r}, but differ: "
+                    "declare the same limits, or use two names."
                 )
             self.entrypoints[name] = known
             return function
@@ -209,8 +222,11 @@ class Scheduler:
     ) -> FixedCommand:
         """Registers a command as an entrypoint: `sc.command("backup", ["pg_dump", "app"]).schedule("0 3 * * *")`.
 
-        argv, env, cwd, shell, stdin: as Command has them. retry, timeout, limits: as entrypoint() has them.
-        Returns what declares schedules of it; it may be enqueued too. Raises RegistrationError.
+        argv, env, cwd, shell, stdin: as in Command.
+        retry, timeout, limits: as in entrypoint().
+
+        Returns an object whose schedule() declares schedules of the command; it can also be enqueued. Raises
+        RegistrationError.
         """
         where = f"command({name!r})"
         command = _checked(where, lambda: Command(argv, env or {}, cwd, shell, stdin))
@@ -226,41 +242,47 @@ class Scheduler:
         timeout: timedelta | None = None,
         limits: Limits | None = None,
     ) -> None:
-        """Registers an entrypoint that runs what is in the arguments of its runs, in whose rows they may be:
-        {"argv": […], "env": {…}, "cwd": …, "shell": false, "stdin": …}, of which only argv must be given.
+        """Registers an entrypoint that runs the command in a run's arguments.
 
-        Only with this call does a row say what program is run: whoever may write schedules or runs may then run any,
-        as the worker's user. Raises RegistrationError.
+        The arguments are {"argv": […], "env": {…}, "cwd": …, "shell": false, "stdin": …}; only argv is required.
+        Only this call lets a row name the program: everybody with the right to write schedules or runs can then run
+        any program as the worker's user. Raises RegistrationError.
         """
         self.entrypoint(name, retry=retry, timeout=timeout, limits=limits, executor=CommandExecutor)(stored_command)
 
     # Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
-    # What they can and cannot do to a run is told in hook_calls.py: nothing.
+    # See hook_calls.py for their effect on a run: none.
 
     def before_run(self, function: F) -> F:
-        """Has the function called as `function(run)` before each attempt, for as long as setting hook_timeout at most.
+        """Calls `function(run)` before each attempt, for at most the setting hook_timeout.
 
-        An `async def` one runs in the run's own context, so that context variables it sets are seen by the run's
-        function; those that a plain one sets are carried over. Raises RegistrationError.
+        An `async def` hook runs in the run's own context, so the run's function sees the context variables that it
+        sets. Those that a plain hook sets are copied over. Raises RegistrationError.
         """
         self.hooks.add("before_run", function)
         return function
 
     def after_run(self, function: F) -> F:
-        """Has the function called as `function(run, end)` after each attempt, once it is certain whether its end is
-        recorded: `end` is a RunEnd. Raises RegistrationError."""
+        """Calls `function(run, end)` after each attempt, once it is certain whether its end is recorded.
+
+        `end` is a RunEnd. Raises RegistrationError.
+        """
         self.hooks.add("after_run", function)
         return function
 
     def on_failure(self, function: F) -> F:
-        """Has the function called as `function(run, failure)` after each attempt that failed and is recorded, before
-        the after_run hooks: `failure` is a RunFailure. Raises RegistrationError."""
+        """Calls `function(run, failure)` after each failed attempt that was recorded, before the after_run hooks.
+
+        `failure` is a RunFailure. Raises RegistrationError.
+        """
         self.hooks.add("on_failure", function)
         return function
 
     def on_skip(self, function: F) -> F:
-        """Has the function called as `function(schedule, skip)` after this worker has recorded that fire times do not
-        run: `skip` is a Skip. Raises RegistrationError."""
+        """Calls `function(schedule, skip)` after this worker has recorded that fire times do not run.
+
+        `skip` is a Skip. Raises RegistrationError.
+        """
         self.hooks.add("on_skip", function)
         return function
 
@@ -272,7 +294,7 @@ class Scheduler:
         known = self.entrypoints.get(name)
         if known is not None and known.function is not function:
             raise RegistrationError(
-                f"{where}: the entrypoint {name!r} is another function already: choose another name for this one."
+                f"{where}: the entrypoint {name!r} is already another function: choose another name for this one."
             )
         return known or Entrypoint(name, function, executors.make(None, function))
 
@@ -285,7 +307,7 @@ class Scheduler:
         return known.executor if known is not None else None
 
     def retry_for(self, entrypoint: str, schedule_name: str | None) -> Retry:
-        """What the code says of a run's retries: its schedule's own, or the entrypoint's."""
+        """The code's Retry for a run: its schedule's own, or the entrypoint's."""
         declared = self.declared.get(schedule_name) if schedule_name is not None else None
         if declared is not None and declared.retry is not None and declared.row["entrypoint"] == entrypoint:
             return declared.retry
@@ -300,26 +322,26 @@ class Scheduler:
         return self._home
 
     def come_from(self, home: Home) -> None:
-        """Notes which factory has built it."""
+        """Records which factory has built it."""
         self._home = home
 
     @property
     def app_name(self) -> str:
-        """The application's name: as given, or by where it comes from."""
+        """The application's name: as given, or derived from its home."""
         return self.app or self.home.name
 
     @property
     def former_names(self) -> frozenset[str]:
-        """What the application of this very factory was called if nobody had named it, now and in earlier versions."""
+        """The default names of this factory's application, in this and in earlier versions."""
         return frozenset({self.home.name, self.home.path}) - {self.app_name}
 
     @property
     def owner(self) -> str:
-        """The owner of what it declares, as the schedules have it."""
+        """The owner of its declared schedules, as stored in their rows."""
         return f"code:{self.app_name}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """What it declares, as rows of schedules."""
+        """Its declared schedules, as rows."""
         return [{**declared.row, "owner": self.owner, "app": self.app_name} for declared in self.declared.values()]
 
     def limit_rows(self) -> list[dict[str, Any]]:
@@ -328,15 +350,16 @@ class Scheduler:
 
     @property
     def fingerprint(self) -> str:
-        """A hash over all that it declares, the same on every machine."""
+        """A hash over its declared schedules and limits, the same on every machine."""
         return deploy.fingerprint((d.row for d in self.declared.values()), self.limit_rows())
 
     async def run(self, **settings: Any) -> int:
         """Runs until a signal or shutdown(), then drains.
 
-        settings: like command line flags, they win over all other sources. Returns how many runs had to be
-        given back because they did not end within drain_timeout. Raises ConfigurationError, SchemaError or
-        DatabaseUnavailable where it cannot start.
+        settings: like command line flags, they win over all other sources.
+
+        Returns the number of runs that had to be given back because they did not end within drain_timeout. Raises
+        ConfigurationError, SchemaError or DatabaseUnavailable if it cannot start.
         """
         from pgsched.worker.serve import serve  # noqa: PLC0415 - worker is built on top of this module
 
@@ -349,7 +372,7 @@ class Scheduler:
             self._stop()
 
     def attach(self, stop: Callable[[], None] | None) -> None:
-        """Tells how to stop the worker that runs this; None when it is gone."""
+        """Sets the function that stops the worker that runs this, or None when the worker is gone."""
         self._stop = stop
         if stop is not None and self._stopped:
             stop()
@@ -359,7 +382,7 @@ class Scheduler:
 
 
 class FixedCommand:
-    """The entrypoint that Scheduler.command() makes: a function that returns always the same command.
+    """The entrypoint that Scheduler.command() makes: a function that always returns the same command.
 
     Give it schedules with `.schedule(expression, …)`.
     """
@@ -387,7 +410,7 @@ def _made(where: str, executor: Any, function: Function) -> Executor:
 
 
 def _checked(where: str, check: Callable[[], T]) -> T:
-    """What the check returns; what it finds wrong is told with the place of the declaration."""
+    """The check's result. Raises its error with the place of the declaration."""
     try:
         return check()
     except InvalidArguments as error:

@@ -123,13 +123,13 @@ async def test_a_dry_run_writes_nothing(client, db):
 @pytest.mark.parametrize(
     ("start", "end", "options", "says"),
     [
-        (NIGHT, NIGHT - HOUR, {}, "from an earlier instant to a later one"),
+        (NIGHT, NIGHT - HOUR, {}, "A backfill must end after it starts"),
         (NIGHT, datetime(2090, 1, 1, tzinfo=UTC), {}, "still to come"),
         (NIGHT, NIGHT + 100 * HOUR, {"limit": 100}, "101 fire times .*, more than the limit of 100"),
-        (datetime(2026, 1, 1), NIGHT, {}, "start is a datetime with a time zone"),  # noqa: DTZ001
+        (datetime(2026, 1, 1), NIGHT, {}, "start must be a datetime with a time zone"),  # noqa: DTZ001
         (NIGHT, None, {}, "end is a datetime"),
-        (NIGHT, NIGHT, {"limit": 0}, "limit is a whole number"),
-        (NIGHT, NIGHT, {"priority": 101}, "priority is a whole number"),
+        (NIGHT, NIGHT, {"limit": 0}, "limit must be a whole number"),
+        (NIGHT, NIGHT, {"priority": 101}, "priority must be a whole number"),
     ],
 )
 async def test_a_range_that_makes_no_sense_is_refused(client, db, start, end, options, says):  # noqa: PLR0917
@@ -267,7 +267,7 @@ def test_the_command_reads_times_on_the_schedules_clock(shell):
     ("args", "code", "says"),
     [
         (("--from", "yesterday", "--to", "2026-01-01"), 2, "is neither a date"),
-        (("--from", "2026-01-02", "--to", "2026-01-01"), 2, "from an earlier instant to a later one"),
+        (("--from", "2026-01-02", "--to", "2026-01-01"), 2, "A backfill must end after it starts"),
         (("--from", "2026-01-01", "--to", "2089-01-01"), 2, "still to come"),
         (("--from", "2026-01-01", "--to", "2026-01-02", "--limit", "10"), 2, "more than the limit of 10"),
         (("--from", "2026-01-01"), 2, "Missing option '--to'"),

@@ -116,7 +116,7 @@ async def test_defaults_leave_to_the_entrypoint_what_is_its_own(client):
         ({"catch_up_limit": 0}, InvalidArguments, "catch_up_limit"),
         ({"overlap": True}, InvalidArguments, "overlap"),
         ({"catch_up": "some"}, InvalidArguments, "catch_up"),
-        ({"grace": 5}, InvalidArguments, "grace is a timedelta"),
+        ({"grace": 5}, InvalidArguments, "grace must be a timedelta"),
         ({"grace": timedelta(seconds=-1)}, InvalidArguments, "grace"),
         ({"timeout": timedelta(0)}, InvalidArguments, "timeout"),
         ({"retry": 3}, InvalidArguments, "Retry"),
@@ -270,8 +270,8 @@ async def test_enqueue_many_gives_the_live_run_of_a_key_in_its_place(client, db)
     assert ids[1] == live and ids[0] == ids[3] and len({*ids}) == 4
     assert await db.value("select count(*) from pgsched.runs") == 4
     assert await client.enqueue_many("send", [], unique_keys=[]) == []
-    for keys, says in ((["a"], "as many as there are arguments, 2, not 1"), ("ab", "a sequence of texts"),
-                       ([None, 3], "number 1 is a text or None, not 3"), (["x" * 501, None], "500"),
+    for keys, says in ((["a"], "as many as the jobs' arguments, 2, not 1"), ("ab", "a sequence of texts"),
+                       ([None, 3], "number 1 must be a text or None, not 3"), (["x" * 501, None], "500"),
                        (["a\0b", None], "NUL"), (["\ud800", None], "surrogate")):  # fmt: skip
         with pytest.raises(InvalidArguments, match=says):
             await client.enqueue_many("send", [{}, {}], unique_keys=keys)

@@ -376,9 +376,9 @@ async def test_real_workers_never_run_more_at_once_and_run_all(settings, db):
 
 
 def test_a_key_that_is_no_argument_is_refused():
-    with pytest.raises(RegistrationError, match="concurrency_key names 'client', which is no argument of it"):
+    with pytest.raises(RegistrationError, match="concurrency_key names 'client', but the function has no such"):
         limited(concurrency_key="client")
-    with pytest.raises(RegistrationError, match=r"limits is a Limits\(...\), not 3"):
+    with pytest.raises(RegistrationError, match=r"limits must be a Limits\(...\), not 3"):
         Scheduler().entrypoint("job", limits=3)
 
 
@@ -467,7 +467,7 @@ async def test_an_entrypoint_that_leaves_a_shared_name_lets_go_of_those_in_its_l
 
 def test_one_application_declares_the_same_limits_under_one_name():
     scheduler = application("a", concurrency=1, shared="smtp")
-    with pytest.raises(RegistrationError, match="its limits differ from those of 'job', which share the name 'smtp'"):
+    with pytest.raises(RegistrationError, match="its limits and those of 'job' share the name 'smtp', but differ"):
         scheduler.entrypoint("other", limits=Limits(concurrency=2, shared="smtp"))(lambda: None)
 
 

@@ -243,7 +243,7 @@ async def test_the_codes_rules_meet_the_rows_numbers(settings, db) -> None:
 @pytest.mark.parametrize("rule", [{"on": OSError}, {"never": OSError}, {"jitter": 0}])
 async def test_what_only_code_can_keep_is_not_stored(settings, db, rule) -> None:
     async with connect(settings.dsn, schema=settings.schema) as client:
-        with pytest.raises(InvalidArguments, match=r"cannot be stored with a schedule: say it where"):
+        with pytest.raises(InvalidArguments, match=r"cannot be stored with a schedule: set it when"):
             await client.create_schedule("s", "job", "@daily", retry=Retry(**rule))
         await client.create_schedule("s", "job", "@daily")
         with pytest.raises(InvalidArguments, match=f"{next(iter(rule))}=…"):

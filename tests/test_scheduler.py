@@ -81,28 +81,28 @@ def test_accepted(function):
         (generator, {}, "is a generator"),
         (3, {}, "an entrypoint is a function"),
         (Run, {}, "an entrypoint is a function"),
-        (ok, {"args": [1]}, "args is a dict"),
-        (ok, {"args": {1: 1}}, "args is a dict whose keys"),
+        (ok, {"args": [1]}, "args must be a dict"),
+        (ok, {"args": {1: 1}}, "args must be a dict whose keys"),
         (ok, {"args": {"x": object()}}, "cannot be written as JSON"),
         (ok, {"args": {"x": float("nan")}}, "cannot be written as JSON"),
         (ok, {"args": {"x": "a\0"}}, "NUL character"),
         (ok, {"name": "a\nb"}, "no control characters"),
-        (ok, {"name": ""}, "a text that is not empty"),
+        (ok, {"name": ""}, "a non-empty text"),
         (ok, {"name": "x" * 201}, "at most 200 characters"),
         (ok, {"overlap": "sometimes"}, "from 1 to 100000, not 'sometimes'"),
         (ok, {"overlap": "wait"}, "'skip', 'queue', 'allow', 'cancel' or a number"),
-        (ok, {"catch_up_limit": 0}, "catch_up_limit is a whole number from 1"),
+        (ok, {"catch_up_limit": 0}, "catch_up_limit must be a whole number from 1"),
         (ok, {"overlap": 0}, "from 1 to 100000, not 0"),
         (ok, {"catch_up": "most"}, "'latest', 'all' or 'none'"),
-        (ok, {"grace": 5}, "grace is a timedelta"),
-        (ok, {"grace": -MINUTE}, "grace is 0 s or more and at most a hundred years, not -60 s"),
-        (ok, {"timeout": timedelta(0)}, "timeout is more than 0 s"),
-        (ok, {"jitter": "1m"}, "jitter is a timedelta"),
-        (ok, {"retry": 3}, "retry is a Retry(...)"),
+        (ok, {"grace": 5}, "grace must be a timedelta"),
+        (ok, {"grace": -MINUTE}, "grace must be 0 s or more and at most a hundred years, not -60 s"),
+        (ok, {"timeout": timedelta(0)}, "timeout must be more than 0 s"),
+        (ok, {"jitter": "1m"}, "jitter must be a timedelta"),
+        (ok, {"retry": 3}, "retry must be a Retry(...)"),
         (ok, {"starts_at": datetime(2027, 1, 1)}, "a datetime with a time zone"),  # noqa: DTZ001
         (ok, {"ends_at": "tomorrow"}, "a datetime with a time zone"),
-        (ok, {"max_runs": 0}, "max_runs is a whole number from 1"),
-        (ok, {"priority": 101}, "priority is a whole number from -100 to 100, not 101"),
+        (ok, {"max_runs": 0}, "max_runs must be a whole number from 1"),
+        (ok, {"priority": 101}, "priority must be a whole number from -100 to 100, not 101"),
         (ok, {"priority": True}, "not True"),
         (ok, {"executor": "thread"}, "neither a subclass of Executor"),
         (ok, {"timezone": "Europe/Berlinn"}, "Berlin"),
@@ -130,7 +130,7 @@ def test_invalid_expressions_are_refused_at_registration(expression):
 def test_the_same_pair_without_a_name_is_refused():
     sc = Scheduler()
     sc.schedule("a", "@daily")(ok)
-    with pytest.raises(RegistrationError, match="declared twice: give the second one a name"):
+    with pytest.raises(RegistrationError, match="declared twice: give the second schedule another name"):
         sc.schedule("a", "@daily")(ok)
     with pytest.raises(RegistrationError, match="named 'a @daily' already"):
         sc.schedule("a", "@hourly", name="a @daily")(ok)
@@ -140,7 +140,7 @@ def test_the_same_pair_without_a_name_is_refused():
 def test_one_entrypoint_is_one_function():
     sc = Scheduler()
     sc.schedule("a", "@daily")(ok)
-    with pytest.raises(RegistrationError, match="is another function already"):
+    with pytest.raises(RegistrationError, match="is already another function"):
         sc.entrypoint("a")(needs)
 
 

@@ -1,6 +1,6 @@
-"""Which past fire times a backfill runs. Pure: the client reads and writes.
+"""Decides which past fire times a backfill runs. Pure: the client reads and writes.
 
-A backfill runs the fire times of a range as runs of their own, each for the window from the fire time before it.
+A backfill makes one run for each fire time in a range. Each run stands for the window since the fire time before it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """What a backfill did, or would do.
+    """The result of a backfill, or of a dry run.
 
-    queued: the fire times that get a run, in order, with its id (None in a dry run). left_alone: those that have one
-    already, with the id of the newest.
+    queued: the fire times that get a run, in order, with the run's id (None in a dry run).
+    left_alone: the fire times that already have a run, with the id of the newest.
     """
 
     queued: dict[datetime, int | None] = field(default_factory=dict)
@@ -35,13 +35,15 @@ def fire_times(
 ) -> list[tuple[datetime, datetime | None]]:
     """The fire times of a schedule's row from `start` through `end`, each with the one before it.
 
-    now: the database's clock. Raises InvalidArguments where the range is empty, not past, or holds more than `limit`
-    fire times; InvalidExpression where the schedule's own cannot be read.
+    now: the database's clock.
+
+    Raises InvalidArguments if the range is reversed, not past, or holds more than `limit` fire times;
+    InvalidExpression if the schedule's expression cannot be read.
     """
     if end < start:
-        raise InvalidArguments(f"A backfill runs from an earlier instant to a later one, not from {start} to {end}.")
+        raise InvalidArguments(f"A backfill must end after it starts: {end} is before {start}.")
     if end > now:
-        raise InvalidArguments(f"A backfill is of the past, and {end} is still to come: it is {now:%Y-%m-%d %H:%M}Z.")
+        raise InvalidArguments(f"A backfill must end in the past: it is {now:%Y-%m-%d %H:%M}Z, before {end}.")
     times = parse(row["expression"], row["timezone"], name=row["name"], anchor=row["starts_at"] or row["created_at"])
     count = times.count(start - TICK, end)
     if count > limit:

@@ -1,6 +1,6 @@
-"""Checks what a client says of schedules and runs before the database sees it; writes and reads their JSON.
+"""Checks the options of schedules and runs before the database sees them; writes and reads their JSON.
 
-What the policies mean is plan's business; what the code declares is scheduler's.
+plan applies the policies; scheduler collects the code's declarations.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def columns(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a schedule as its columns, in values that JSON has.
+    """The options of a schedule as its columns, in JSON values.
 
-    Raises InvalidArguments for an unknown option or a wrong value, InvalidExpression for those two.
+    Raises InvalidArguments for an unknown option or a wrong value, InvalidExpression for a wrong expression or
+    time zone.
     """
     unknown = [name for name in given if name not in _OPTIONS]
     if unknown:
         raise InvalidArguments(
-            f"A schedule has no option {', '.join(map(repr, unknown))}: there are {', '.join(_OPTIONS)}."
+            f"A schedule has no option {', '.join(map(repr, unknown))}: the options are {', '.join(_OPTIONS)}."
         )
     found: dict[str, Any] = {}
     for name, value in given.items():
@@ -40,20 +41,22 @@ def columns(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_stored(given: Mapping[str, Any]) -> None:
-    """Raises InvalidArguments where a retry says what only code can keep: the database names no code."""
+    """Raises InvalidArguments if a retry has options that only code can keep: the database names no code."""
     retry = given.get("retry")
     if isinstance(retry, Retry) and (lost := retry.only_in_code):
         raise InvalidArguments(
-            f"Retry({lost[0]}=…) cannot be stored with a schedule: say it where the function is registered."
+            f"Retry({lost[0]}=…) cannot be stored with a schedule: set it when you register the function."
         )
 
 
 def name_of(what: str, value: Any) -> str:
     """A name: 1 to 200 printable characters. Raises InvalidArguments."""
     if not isinstance(value, str) or not value.strip():
-        raise InvalidArguments(f"{what} is a text that is not empty, not {value!r}.")
+        raise InvalidArguments(f"{what} must be a non-empty text, not {value!r}.")
     if len(value) > 200 or not value.isprintable():
-        raise InvalidArguments(f"{what} has at most 200 characters and no control characters, unlike {value[:60]!r}.")
+        raise InvalidArguments(
+            f"{what} must have at most 200 characters and no control characters, unlike {value[:60]!r}."
+        )
     return value
 
 
@@ -62,7 +65,7 @@ def json_object(what: str, value: Any) -> str:
     if value is None:
         return "{}"
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise InvalidArguments(f"{what} is a dict whose keys are parameter names, not {type(value).__name__}.")
+        raise InvalidArguments(f"{what} must be a dict whose keys are parameter names, not {type(value).__name__}.")
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         text.encode()
@@ -74,33 +77,33 @@ def json_object(what: str, value: Any) -> str:
 
 
 def instant(what: str, value: Any) -> datetime | None:
-    """An aware instant of the years 1900 to 2199, or None. Raises InvalidArguments."""
+    """An aware instant in the years 1900 to 2199, or None. Raises InvalidArguments."""
     if value is None:
         return None
     if not isinstance(value, datetime) or value.tzinfo is None:
-        raise InvalidArguments(f"{what} is a datetime with a time zone, not {value!r}.")
+        raise InvalidArguments(f"{what} must be a datetime with a time zone, not {value!r}.")
     try:
         in_utc = value.astimezone(UTC)
     except OverflowError:
         in_utc = datetime.min.replace(tzinfo=UTC)
     if not 1900 <= in_utc.year < 2200:
-        raise InvalidArguments(f"{what} lies outside the years 1900 to 2199: {value}.")
+        raise InvalidArguments(f"{what} must be in the years 1900 to 2199, not {value}.")
     return in_utc
 
 
 def whole(what: str, value: Any, least: int, most: int) -> int:
     """A whole number in a range. Raises InvalidArguments."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InvalidArguments(f"{what} is a whole number from {least} to {most}, not {value!r}.")
+        raise InvalidArguments(f"{what} must be a whole number from {least} to {most}, not {value!r}.")
     return value
 
 
 def job(
     entrypoint: str, due_at: datetime | None, priority: int, app: str | None = None, unique: str = "live"
 ) -> dict[str, Any]:
-    """What jobs have in common. Raises InvalidArguments."""
+    """The options that jobs have in common. Raises InvalidArguments."""
     if unique not in ("live", "waiting"):
-        raise InvalidArguments(f"unique is 'live' or 'waiting', not {unique!r}.")
+        raise InvalidArguments(f"unique must be 'live' or 'waiting', not {unique!r}.")
     return {
         "entrypoint": name_of("entrypoint", entrypoint),
         "due_at": instant("due_at", due_at),
@@ -111,37 +114,37 @@ def job(
 
 
 def keys(what: str, value: Any, count: int) -> list[str | None] | None:
-    """So many unique keys, texts or None, or none at all. Raises InvalidArguments."""
+    """Unique keys, `count` texts or Nones, or None for no keys at all. Raises InvalidArguments."""
     if value is None:
         return None
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InvalidArguments(f"{what} is a sequence of texts, not {type(value).__name__}.")
+        raise InvalidArguments(f"{what} must be a sequence of texts, not {type(value).__name__}.")
     if len(value) != count:
-        raise InvalidArguments(f"{what} are as many as there are arguments, {count}, not {len(value)}.")
+        raise InvalidArguments(f"{what} must be as many as the jobs' arguments, {count}, not {len(value)}.")
     for n, key in enumerate(value):
         if key is not None and not isinstance(key, str):
-            raise InvalidArguments(f"{what} number {n} is a text or None, not {key!r}.")
+            raise InvalidArguments(f"{what} number {n} must be a text or None, not {key!r}.")
     return list(value)
 
 
 def run_id(value: Any) -> int:
     """The id of a run. Raises InvalidArguments, and NotFound for a number that no run can have."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidArguments(f"A run's id is a whole number, not {value!r}.")
+        raise InvalidArguments(f"A run's id must be a whole number, not {value!r}.")
     if not 1 <= value <= _GREATEST_ID:
         raise NotFound(f"There is no run {value}.")
-    return int(value)  # what enqueue() returns is more than that
+    return int(value)  # enqueue() returns a subclass of int
 
 
 def one_of(kind: type[ScheduleStatus] | type[RunStatus], value: str | None) -> str | None:
     """A status to look for, or None for any. Raises InvalidArguments."""
     if value is not None and value not in list(kind):
-        raise InvalidArguments(f"status is one of {', '.join(kind)}, not {value!r}.")
+        raise InvalidArguments(f"status must be one of {', '.join(kind)}, not {value!r}.")
     return value
 
 
 def parsed(text: str | None) -> Any:
-    """A stored JSON value, or its text where Python cannot hold it: too deep, a number of too many digits."""
+    """A stored JSON value, or its text if Python cannot hold it: too deep, or a number with too many digits."""
     if text is None:
         return None
     try:
@@ -179,14 +182,14 @@ def _overlap(what: str, value: Any) -> dict[str, Any]:
         return {what: str(value)}
     if value not in ("skip", "queue", "allow", "cancel"):
         raise InvalidArguments(
-            f"overlap is 'skip', 'queue', 'allow', 'cancel' or a number from 1 to 100000, not {value!r}."
+            f"overlap must be 'skip', 'queue', 'allow', 'cancel' or a number from 1 to 100000, not {value!r}."
         )
     return {what: value}
 
 
 def _catch_up(what: str, value: Any) -> dict[str, Any]:
     if value not in ("latest", "all", "none"):
-        raise InvalidArguments(f"catch_up is 'latest', 'all' or 'none', not {value!r}.")
+        raise InvalidArguments(f"catch_up must be 'latest', 'all' or 'none', not {value!r}.")
     return {what: value}
 
 
@@ -196,10 +199,12 @@ def _catch_up_limit(what: str, value: Any) -> dict[str, Any]:
 
 def _interval(what: str, value: Any, least: timedelta = timedelta(0)) -> str:
     if not isinstance(value, timedelta):
-        raise InvalidArguments(f"{what} is a timedelta, not {value!r}.")
+        raise InvalidArguments(f"{what} must be a timedelta, not {value!r}.")
     if not least <= value <= _LONGEST:
         shortest = "more than 0 s" if least else "0 s or more"
-        raise InvalidArguments(f"{what} is {shortest} and at most a hundred years, not {value.total_seconds():g} s.")
+        raise InvalidArguments(
+            f"{what} must be {shortest} and at most a hundred years, not {value.total_seconds():g} s."
+        )
     # Hours, minutes, seconds: PostgreSQL 14 takes no more than 2**31 of any unit, and a day is not a constant.
     minutes, seconds = divmod(value.seconds, 60)
     return f"{value.days * 24 + minutes // 60}:{minutes % 60:02}:{seconds:02}.{value.microseconds:06}"
@@ -221,7 +226,7 @@ def _retry(what: str, value: Any) -> dict[str, Any]:
     if value is None:
         return {"max_attempts": None, "backoff": None, "max_backoff": None}
     if not isinstance(value, Retry):
-        raise InvalidArguments(f"{what} is a Retry(...), not {value!r}.")
+        raise InvalidArguments(f"{what} must be a Retry(...), not {value!r}.")
     return {
         "max_attempts": value.attempts,
         "backoff": _interval("backoff", value.backoff),
