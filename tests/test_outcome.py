@@ -151,10 +151,10 @@ def test_waits_are_spread_below_what_doubles_and_each_run_always_waits_the_same(
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"jitter": 1.5}, r"Retry\(jitter=…\) is a number from 0 to 1, not 1.5"),
+        ({"jitter": 1.5}, r"Retry\(jitter=…\) must be a number from 0 to 1, not 1.5"),
         ({"jitter": True}, "from 0 to 1"),
-        ({"on": "TimeoutError"}, r"Retry\(on=…\) is an exception class or a tuple of them"),
-        ({"never": (TimeoutError, 3)}, r"Retry\(never=…\) is an exception class"),
+        ({"on": "TimeoutError"}, r"Retry\(on=…\) must be an exception class or a tuple of them"),
+        ({"never": (TimeoutError, 3)}, r"Retry\(never=…\) must be an exception class"),
         ({"on": ()}, "would never try again: say attempts=1"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Decides, and only decides: which version of an application's declared schedules counts, and what a start changes.
+"""Decides, and only decides: which version of an application's declared schedules counts, and how a start changes them.
 
-Everything here is pure. Who reads and writes the tables is the reconciler's business, and who shows it `check`'s.
+Everything here is pure. The reconciler reads and writes the tables, and `check` shows the differences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from pgsched.model import ScheduleStatus
 from pgsched.rules.projects import Home
 
-# A change of any of these has next_run planned anew.
+# After a change of any of these, next_run is planned again.
 TIMING = frozenset({"expression", "timezone", "starts_at", "ends_at", "max_runs"})
 _TICK = timedelta(microseconds=1)
 _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
@@ -27,21 +27,23 @@ _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 
 
 class Verdict(StrEnum):
-    """What a worker shall do about its declarations."""
+    """How a worker should treat its declarations."""
 
     FIRST = "first"  # the application has none in force: apply them
-    CURRENT = "current"  # they are in force: set back what somebody changed
+    CURRENT = "current"  # they are in force: undo other people's changes
     NEW = "new"  # never seen: a new version, apply them
-    BACK = "back"  # seen before, and nobody alive has the ones in force: a roll-back, apply them
-    DEFERRED = "deferred"  # seen before, and somebody alive has the ones in force: leave the schedules alone
+    BACK = "back"  # seen before, and no live worker has those in force: a roll-back, apply them
+    DEFERRED = "deferred"  # seen before, but a live worker has those in force: leave the schedules alone
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where an application's declarations stand, by the database's clock.
+    """The history of an application's declarations, by the database's clock.
 
-    in_force: the fingerprint that is, None where none is yet. applied_at: since when. known: whether the asker's
-    were in force before. alive: how many live workers have those in force.
+    in_force: the fingerprint in force, or None.
+    applied_at: since when it has been in force.
+    known: whether the asking worker's declarations have been in force before.
+    alive: how many live workers have the declarations in force.
     """
 
     now: datetime
@@ -52,7 +54,7 @@ class Standing:
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]], limits: Iterable[Mapping[str, Any]] = ()) -> str:
-    """A hash over declared schedules and limits, the same on every machine, in whatever order they are declared."""
+    """A hash over declared schedules and limits, the same on every machine and for every order of declaration."""
     ordered = sorted(rows, key=lambda row: str(row["name"]))
     ordered += sorted(limits, key=lambda row: str(row["entrypoint"]))
     text = json.dumps(ordered, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
@@ -60,10 +62,10 @@ def fingerprint(rows: Iterable[Mapping[str, Any]], limits: Iterable[Mapping[str,
 
 
 def verdict(ours: str, standing: Standing) -> Verdict:
-    """What a worker with these declarations shall do.
+    """How a worker with these declarations should treat them.
 
-    An old process that starts again during a deploy looks like a roll-back. What tells them apart is that the
-    newer version is still there, so as long as it is, whoever is older waits.
+    An old process that starts again during a deploy looks like a roll-back. The difference is that the newer version
+    still has live workers, so as long as it has, an older version waits.
     """
     if standing.in_force is None:
         return Verdict.FIRST
@@ -79,7 +81,7 @@ def verdict(ours: str, standing: Standing) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A live worker. project: whose code it runs; None if it does not say."""
+    """A live worker. project: the project of its code; None if it is unknown."""
 
     host: str
     pid: int
@@ -91,8 +93,12 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """Another application that owns a name which ours declares: how many schedules it has in force, how many of them
-    ours declares too, how many of its workers are alive."""
+    """Another application that owns a name which ours declares.
+
+    schedules: how many schedules it has in force.
+    shared: how many of these our application declares too.
+    alive: how many of its workers are alive.
+    """
 
     app: str
     schedules: int
@@ -101,8 +107,10 @@ class Other:
 
 
 def stranger(holders: Sequence[Holder], project: str, *, shares: bool) -> Holder | None:
-    """A live worker of the version in force whose code is another project's, or that has not one schedule in common
-    with ours: an application of the same name, and no older version of ours."""
+    """A live worker of the version in force that belongs to another application of the same name.
+
+    It is not an older version of ours if its code is another project's, or if it shares no schedule with ours.
+    """
     for holder in holders:
         if not shares or (holder.project and project and holder.project != project):
             return holder
@@ -110,8 +118,10 @@ def stranger(holders: Sequence[Holder], project: str, *, shares: bool) -> Holder
 
 
 def refused(app: str, compared: Sequence[Compared], holders: Sequence[Holder], project: str) -> str | None:
-    """Why the start of a new version is refused: it would retire schedules that a stranger serves. None if it is not.
-    holders: the live workers of the version in force."""
+    """Why the start of a new version is refused: it would retire schedules that a stranger serves. Else None.
+
+    holders: the live workers of the version in force.
+    """
     own = [each for each in compared if each.owner == f"code:{app}" and not each.retired]
     retired = [each.name for each in own if not each.declared]
     holder = stranger(holders, project, shares=len(retired) < len(own))
@@ -121,15 +131,18 @@ def refused(app: str, compared: Sequence[Compared], holders: Sequence[Holder], p
     many = f"{len(retired)} schedule{'s' if len(retired) > 1 else ''}"
     return (
         f"This start would retire {many} of the application {app!r}: {names}. A worker with other code serves them "
-        f"({holder}). Give one of the two applications a name of its own with Scheduler(app='…'), or stop that worker "
+        f"({holder}). Give one of the two applications another name with Scheduler(app='…'), or stop that worker "
         "first."
     )
 
 
 def is_ours(other: Other, home: Home, former: Collection[str], is_gone: Callable[[str], bool]) -> bool:
-    """Whether another application is ours under an earlier name: our factory had that name before, or the name is that
-    of a factory of our project which is not in this code any more. At least half of its schedules must be ours, too: in
-    a project of several services, another service's factory may not be importable here."""
+    """Whether another application is ours under an earlier name.
+
+    Either our factory had that name before, or the name belongs to a factory of our project that is no longer in this
+    code. At least half of its schedules must be ours too: in a project with several services, another service's
+    factory may not be importable here.
+    """
     if 2 * other.shared < other.schedules:
         return False
     project, _, path = other.app.rpartition("/")
@@ -137,20 +150,20 @@ def is_ours(other: Other, home: Home, former: Collection[str], is_gone: Callable
 
 
 def whose(owner: str | None, app: str) -> str:
-    """What to do about a declared name that belongs to somebody else."""
+    """The advice for a declared name that belongs to another owner."""
     if owner == "api":
-        return "a client made a schedule of that name: remove it, or declare another name"
+        return "a client made a schedule with that name: remove it, or declare another name"
     if owner is None or not owner.startswith("code:"):
         return "another application owns that name: declare another name"
     old = owner.removeprefix("code:")
     return (
-        f"the application {old!r} owns that name: declare another name; or, if this application was called so before, "
-        f"take its schedules over with `{adopt_command(old, app)}`"
+        f"the application {old!r} owns that name: declare another name; or, if this application used to have that "
+        f"name, take its schedules over with `{adopt_command(old, app)}`"
     )
 
 
 def adopt_command(old: str, new: str) -> str:
-    """What takes the schedules of an application over that has another name now."""
+    """The command that takes over the schedules of a renamed application."""
     return shlex.join(["pgsched", "schedules", "adopt", old, new])
 
 
@@ -163,7 +176,7 @@ class Kind(StrEnum):
     NEW = "new"
     CHANGED = "changed"
     RETURNING = "returning"  # it was retired, and is declared again
-    RETIRED = "retired"  # it will be: the code does not declare it any more
+    RETIRED = "retired"  # it will be retired: the code no longer declares it
     FOREIGN = "not ours"  # the name belongs to the API or to another application, and is left alone
     UNCHANGED = "unchanged"
 
@@ -172,7 +185,8 @@ class Kind(StrEnum):
 class Compared:
     """One row of the comparison: a schedule that is declared, stored (id is not None), or both.
 
-    paused: whether it is, or was when it was retired. changes: option -> (stored, declared), without the equal ones.
+    paused: whether it is paused, or was when it was retired.
+    changes: option -> (stored, declared), for the options that differ.
     """
 
     name: str
@@ -191,12 +205,16 @@ class Compared:
 
 
 def kind(compared: Compared, owner: str, ours: Collection[str] = (), awaited: Collection[str] = ()) -> Kind:
-    """What a start of the owner's code means for one schedule. ours: earlier owners that the start takes over from.
-    awaited: those that it would, were their workers not alive; what these have retired is theirs, too."""
+    """The effect of a start of the owner's code on one schedule.
+
+    ours: earlier owners that the start takes over from.
+    awaited: earlier owners that it will take over from when their workers are gone; until then, the schedules that
+        they have retired stay theirs too.
+    """
     if compared.id is None:
         return Kind.NEW
     if compared.owner != owner and compared.owner not in ours:
-        # What another application has let go of may be taken over, with its history; what the API made may not.
+        # A schedule that another application has retired may be taken over, with its history; the API's may not.
         free = compared.retired and (compared.owner or "").startswith("code:") and compared.owner not in awaited
         return Kind.RETURNING if free else Kind.FOREIGN
     if not compared.declared:
@@ -209,18 +227,18 @@ def kind(compared: Compared, owner: str, ours: Collection[str] = (), awaited: Co
 
 
 class Next(Protocol):
-    """The fire times of one schedule, as an expression gives them."""
+    """The fire times of one schedule, from its expression."""
 
     def next(self, after: datetime) -> datetime | None:
-        """The first fire time strictly after `after`, None when there is none."""
+        """The first fire time strictly after `after`, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What a start of the code would make of one schedule. *_before is in the database, *_after would be.
+    """The effect of a start of the code on one schedule: *_before is in the database, *_after would be.
 
-    A paused schedule has no next run to speak of. own_times: an executor computes its fire times, and only it
-    could tell the next.
+    The next run of a paused schedule means nothing.
+    own_times: an executor computes its fire times, so the next run is not known here.
     """
 
     name: str
@@ -237,7 +255,7 @@ class Difference:
     own_times: bool = False
 
 
-# The fire times of a declared row, anchored at an instant; None where its executor computes them.
+# The fire times of a declared row, anchored at an instant; None if its executor computes them.
 TimesOf = Callable[[Mapping[str, Any], datetime], Next | None]
 
 
@@ -251,8 +269,11 @@ def difference(
     ours: Collection[str] = (),
     awaited: Collection[str] = (),
 ) -> Difference:
-    """What a start at `now` would make of one schedule. row: as it is declared, None where it is not. ours, awaited: as
-    kind() has them."""
+    """The effect of a start at `now` on one schedule.
+
+    row: the declared schedule, or None.
+    ours, awaited: as in kind().
+    """
     found = kind(compared, owner, ours, awaited)
     if found is Kind.UNCHANGED and compared.owner != owner:
         found = Kind.CHANGED
@@ -291,13 +312,13 @@ def difference(
 def _after(
     compared: Compared, found: Kind, row: Mapping[str, Any], now: datetime, times_of: TimesOf
 ) -> tuple[ScheduleStatus | str, datetime | None, bool]:
-    """Its status and next run after a start, and whether only its executor knows the latter."""
-    planned_anew = found in (Kind.NEW, Kind.RETURNING) or compared.status == ScheduleStatus.INVALID
+    """Its status and next run after a start, and whether only its executor knows the next run."""
+    replanned = found in (Kind.NEW, Kind.RETURNING) or compared.status == ScheduleStatus.INVALID
     retimed = not TIMING.isdisjoint(compared.changes)
     if compared.paused and (found is Kind.RETURNING or compared.status == ScheduleStatus.PAUSED):
-        kept = None if planned_anew or retimed else compared.next_run
+        kept = None if replanned or retimed else compared.next_run
         return ScheduleStatus.PAUSED, kept, False
-    if not planned_anew and not retimed:
+    if not replanned and not retimed:
         return compared.status or ScheduleStatus.ACTIVE, compared.next_run, False
     times = times_of(row, _instant(row["starts_at"]) or compared.created_at or now)
     if times is None:
@@ -307,8 +328,10 @@ def _after(
 
 
 def first_fire_time(times: Next, row: Mapping[str, Any], run_count: int, now: datetime) -> datetime | None:
-    """The fire time that a schedule starts with which is planned anew at `now`; a single instant counts though
-    it be past. None where nothing more fires."""
+    """The first fire time of a schedule that is planned at `now`, or None if nothing more fires.
+
+    A single instant counts even if it is past.
+    """
     if row["max_runs"] is not None and run_count >= row["max_runs"]:
         return None
     starts_at, ends_at = _instant(row["starts_at"]), _instant(row["ends_at"])

@@ -1,11 +1,11 @@
-"""Decides, and only decides: which of all that may start goes first. It is the specification of the order.
+"""Decides, and only decides: in which order candidates start. It is the specification of the order.
 
-What is due comes before what will be, so that a claim ahead takes no place from it. Then the highest priority goes
-first, and within a priority what has been due longest, whatever kind it is and wherever it would run. So work that
-keeps coming never starves the run that has waited longest of its priority. What cannot start, because something that it
-needs is used up, holds up nothing behind it.
+Due work comes before work that is not due yet, so that a claim ahead takes no place from due work. Then the highest
+priority goes first. Within a priority the candidate that has been due longest goes first, no matter its kind or the
+place it would run in. So a stream of new work never starves the run that has waited longest in its priority. If a
+candidate cannot start because something it needs is used up, those behind it do not wait for it.
 
-Everything here is pure. Who reads, locks and claims is dispatcher's and limiter's business.
+Everything here is pure. dispatcher and limiter read, lock and claim.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-# Something of which a run takes one: a slot, a place, or a start that a limit or an overlap leaves.
+# A run takes one of each of its needs: a slot, a place, or a start that a limit or an overlap leaves.
 Need = Hashable
 SLOT: Need = "slot"
 
 
 class Kind(enum.StrEnum):
-    """What a candidate is. In this order they go if all else is equal: a fire time after the runs that exist."""
+    """The kind of a candidate. If all else is equal they go in this order: a fire time after the existing runs."""
 
     WAITING = "waiting"  # a run that waits for its schedule's overlap
-    LINE = "line"  # one that stands in line at a limit
+    LINE = "line"  # a run that stands in line at a limit
     QUEUED = "queued"  # any other queued run
     FIRE_TIME = "fire time"
 
@@ -34,7 +34,7 @@ _KINDS = {kind: number for number, kind in enumerate(Kind)}
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Something that may start, if all that it needs is there. id: the run's, or of a fire time its schedule's."""
+    """Something that may start if all its needs are met. id: the run's, or for a fire time the schedule's."""
 
     kind: Kind
     id: int
@@ -47,12 +47,12 @@ class Candidate:
 
 
 def order(candidate: Candidate) -> tuple[bool, int, datetime, int, int]:
-    """By this they are sorted: which of two goes first."""
+    """The sort key: the smaller one goes first."""
     return candidate.ahead, -candidate.priority, candidate.due_at, _KINDS[candidate.kind], candidate.id
 
 
 def choose(candidates: Iterable[Candidate], rooms: Mapping[Need, int]) -> list[Candidate]:
-    """Those that start, first ones first. rooms: how much there is of what they need; any number if it is missing."""
+    """The candidates that start, in order. rooms: how much is left of each need; a missing need is unlimited."""
     left = dict(rooms)
     chosen = []
     for candidate in sorted(candidates, key=order):
@@ -65,7 +65,7 @@ def choose(candidates: Iterable[Candidate], rooms: Mapping[Need, int]) -> list[C
 
 
 def take(rooms: dict[Need, int], needs: Iterable[Need]) -> None:
-    """Takes one of each of these out of `rooms`."""
+    """Takes one of each need out of `rooms`."""
     for need in needs:
         if need in rooms:
             rooms[need] -= 1
@@ -77,10 +77,10 @@ def place(which: str) -> Need:
 
 
 def on_worker(entrypoint: str) -> Need:
-    """One of the runs of an entrypoint that its own limit lets this worker have."""
+    """One of the runs of an entrypoint that its per-worker limit allows this worker."""
     return "worker", entrypoint
 
 
 def overlap(schedule_id: int) -> Need:
-    """One of the runs of a schedule that its overlap lets run."""
+    """One of the runs of a schedule that its overlap allows."""
     return "overlap", schedule_id

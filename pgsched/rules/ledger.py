@@ -1,6 +1,6 @@
-"""Keeps the account of one schedule's fire times: how far they are decided, and what was skipped on the way.
+"""Keeps the account of one schedule's fire times: how far they are decided, and which were skipped on the way.
 
-Settles what lay before the last start, pause, retirement or change; what is due after that is plan's to decide.
+It settles the fire times before the last start, pause, retirement or change; plan decides those that are due later.
 Pure: nothing here knows a clock or a database.
 """
 
@@ -22,23 +22,23 @@ _BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 
 
 class FireTimes(Protocol):
-    """The fire times of one schedule, as an expression or an executor gives them. All instants are aware."""
+    """The fire times of one schedule, from its expression or executor. All instants are aware."""
 
     def next(self, after: datetime) -> datetime | None:
-        """The first fire time strictly after `after`, None when there is none."""
+        """The first fire time strictly after `after`, or None."""
 
     def latest(self, after: datetime, until: datetime) -> datetime | None:
-        """The last fire time in (after, until], None when there is none."""
+        """The last fire time in (after, until], or None."""
 
     def count(self, after: datetime, until: datetime) -> int:
-        """How many fire times lie in (after, until]."""
+        """The number of fire times in (after, until]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
     """Fire times that do not become runs: `count` of them, from `fire_time` through `through`.
 
-    detail: how it came to that, for people.
+    detail: the explanation, for people.
     """
 
     reason: SkipReason
@@ -50,10 +50,10 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Interruption:
-    """A stretch that the next plan has to settle, as schedule_changed() in SQL noted it.
+    """A stretch that the next plan has to settle, as schedule_changed() in SQL recorded it.
 
-    kind: "paused" or "retired" from `since` through `through`; or "changed", when `through` ended the timing that had
-    held since `since`, and the rest says what that timing was.
+    kind: "paused" or "retired" from `since` through `through`; or "changed": at `through` a timing ended that had
+    applied since `since`, and the other fields describe that timing.
     """
 
     kind: str
@@ -72,7 +72,7 @@ _INSTANTS = ("since", "through", "accounted_through", "next_run", "starts_at", "
 
 
 def interruptions_of(entries: Sequence[Mapping[str, Any]]) -> list[Interruption]:
-    """What is to be settled, oldest first, from the column's JSON."""
+    """The stretches to settle, oldest first, from the column's JSON."""
 
     def read(name: str, value: Any) -> Any:
         return datetime.fromisoformat(value).astimezone(UTC) if name in _INSTANTS and value is not None else value
@@ -81,12 +81,14 @@ def interruptions_of(entries: Sequence[Mapping[str, Any]]) -> list[Interruption]
 
 
 def undecided_since(schedule: Schedule) -> datetime | None:
-    """After which instant a run of the schedule may have ended that its plan does not know. None: all are accounted
-    for, or what is to be settled cannot be read, of which the plan will complain."""
+    """The instant after which a run of the schedule may have ended that its plan does not know.
+
+    None if all are accounted for, or if the stretches to settle cannot be read: the plan will report that.
+    """
     found, set_back = _undecided_since(schedule), schedule.next_run
     if set_back is None or schedule.accounted_through is None or set_back > schedule.accounted_through:
         return found
-    # A client has set next_run back over fire times that are decided.
+    # A client has set next_run back, before fire times that are decided.
     return set_back - TICK if found is None else min(found, set_back - TICK)
 
 
@@ -103,7 +105,8 @@ def _undecided_since(schedule: Schedule) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class _From:
-    """Fire times from the stored next_run on, which is one whatever the expression says: a client may have set it."""
+    """Fire times from the stored next_run on. next_run itself is one even if the expression does not name it: a client
+    may have set it."""
 
     times: FireTimes
     first: datetime
@@ -122,8 +125,8 @@ class _From:
 
 @dataclass(frozen=True, slots=True)
 class _After:
-    """Fire times without those that other time zone rules named earlier: they have come, although their instants by
-    the present rules lie ahead."""
+    """Fire times without those that have already come by earlier time zone rules, although by the current rules their
+    instants are still ahead."""
 
     times: FireTimes
     passed: datetime
@@ -141,10 +144,12 @@ class _After:
 
 
 class Account:
-    """One schedule's account, on its way from the last fire time that is decided to the next that is not.
+    """One schedule's account, on its way from the last decided fire time to the next undecided one.
 
-    times: the fire times that count from here on. reached: all before, and this instant, are decided. taken: fire times
-    that have a run already: they are decided, and no run of theirs is ever an earlier one in their way.
+    times: the fire times that count from here on.
+    reached: this instant and all before it are decided.
+    taken: fire times that already have a run. They are decided, and their run never counts as an earlier run in their
+        way.
     """
 
     times: FireTimes
@@ -157,7 +162,7 @@ class Account:
         self._ends_at: datetime | None = None
 
     def next(self) -> datetime | None:
-        """The first fire time that is not decided, None where there is none any more."""
+        """The first fire time that is not decided, or None if none is left."""
         coming = self.times.next(self.reached)
         while coming is not None and self.pass_taken(coming):
             coming = self.times.next(coming)
@@ -174,7 +179,7 @@ class Account:
         self._skip(reason, through, detail)
 
     def pass_taken(self, fire_time: datetime) -> bool:
-        """Passes a fire time, with all before it decided, if it has a run. Returns whether it has."""
+        """If a fire time has a run, decides it and all before it. Returns whether it has a run."""
         if fire_time not in self._taken:
             return False
         self.reached, self.passed = max(self.reached, fire_time), True
@@ -188,7 +193,7 @@ class Account:
             return
         count = self.times.count(self.reached, last)
         before = self.skips[-1] if self.skips else None
-        # Another timing may name earlier fire times: those are a row of their own.
+        # Another timing may name earlier fire times: these get another row.
         if before is not None and (before.reason, before.detail) == (reason, detail) and before.through < first:
             self.skips.pop()
             first, count = before.fire_time, before.count + count
@@ -205,8 +210,10 @@ class Account:
         ends_at: datetime | None,
         next_run: datetime | None,
     ) -> None:
-        """Goes over to a timing whose fire times count from `opening` on; those before its start are skipped, once
-        that has come."""
+        """Switches to a timing whose fire times count from `opening` on.
+
+        Once starts_at has come, the fire times before it are skipped.
+        """
         self.times, self.reached, self._ends_at = times, opening, ends_at
         if starts_at is not None:
             if starts_at <= now:
@@ -216,7 +223,7 @@ class Account:
             self.times, self.reached = _From(times, next_run), next_run - TICK
 
     def pass_over(self, stretches: Sequence[Interruption]) -> None:
-        """Skips what lay in pauses and retirements, and what nobody had run before them: a resume begins afresh."""
+        """Skips the fire times in pauses and retirements, and those that no worker had claimed before them."""
         for stretch in stretches:
             self.skip(SkipReason.MISSED, stretch.since, f"no worker claimed it before the schedule was {stretch.kind}")
             if stretch.kind == "retired":
@@ -228,10 +235,12 @@ class Account:
 def open_account(
     schedule: Schedule, times: FireTimes, now: datetime, taken: Sequence[datetime] = (), *, shifted: bool = False
 ) -> Account:
-    """The account with all settled that lies before the present timing, and before the last pause ended.
+    """The account, with everything settled before the current timing and before the end of the last pause.
 
-    now: the database's clock, or up to when fire times are looked at. taken: fire times that have a run. shifted:
-    other time zone rules than those of `times` planned the schedule before; what their clock has shown counts as shown.
+    now: the database's clock, or the end of the fire times to consider.
+    taken: fire times that have a run.
+    shifted: the schedule was planned before with other time zone rules than those of `times`. Readings that the clock
+        has shown by those rules count as shown.
     """
     if shifted:
         times = _not_again(schedule, times)
@@ -240,7 +249,7 @@ def open_account(
     pending: list[Interruption] = []
     timings = [(e.expression, e.timezone) for e in entries if e.kind == "changed"]
     timings.append((schedule.expression, schedule.timezone))
-    decided: datetime | None = None  # how far a single instant is, whose timing was changed around it
+    decided: datetime | None = None  # how far a single instant is decided whose timing was changed around it
     for entry in entries:
         if entry.kind != "changed":
             pending.append(entry)
@@ -248,7 +257,7 @@ def open_account(
         timing, following = timings.pop(0), timings[0]
         same = _is_single(entry.expression) and timing == following
         recorded = account.skips[-1:]
-        # An expression that cannot be read had no fire times, and so nothing to account for.
+        # An expression that cannot be read had no fire times to account for.
         with contextlib.suppress(InvalidExpression):
             account.follow(
                 parse(
@@ -263,7 +272,7 @@ def open_account(
                 account.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
             if not same:
                 decided = None
-            elif account.skips[-1:] != recorded:  # else it is only bounded, and may count again
+            elif account.skips[-1:] != recorded:  # otherwise it is only out of bounds, and may count again
                 decided = account.reached
         pending = []
     account.follow(
@@ -272,21 +281,21 @@ def open_account(
     )  # fmt: skip
     account.pass_over(pending)
     inherited = schedule.inherited_through
-    # Those of a schedule that was made later count from then on, but for the one instant that both name.
+    # The fire times of a schedule that was made later count from then on, except an instant that both name.
     if inherited is not None and (inherited > schedule.created_at or account.next() == inherited):
         account.skip(SkipReason.OVERLAP, inherited, "a removed schedule of this name had begun it")
     return account
 
 
 def _not_again(schedule: Schedule, times: FireTimes) -> FireTimes:
-    # If next_run stands it comes as it was planned, and with it what the clock shows then by the rules of the plan.
+    # If next_run is set it comes as planned, and so does the clock's reading at it by the rules of that plan.
     wall = schedule.accounted_wall if schedule.next_run is None else schedule.next_wall
     passed = times.passed(wall) if wall is not None and isinstance(times, Expression) else None
     return times if passed is None else _After(times, passed)
 
 
 def _opening(expression: str, accounted_through: datetime | None, since: datetime) -> datetime:
-    """The instant after which fire times count. A single one that nobody has decided yet counts though it be past."""
+    """The instant after which fire times count. A single undecided fire time counts even if it is past."""
     if accounted_through is not None:
         return accounted_through
     return _BEGINNING if _is_single(expression) else since

@@ -1,7 +1,6 @@
-"""Decides, and only decides: what an entrypoint's limits leave for the runs that stand in line at them. Which of these
-then go first, beside all others, is fairness's.
+"""Decides, and only decides: how many of the runs that stand in line an entrypoint's limits let start.
 
-Everything here is pure. Who locks the limits, reads the lines and claims is limiter's business.
+fairness decides which of these go first. Everything here is pure. limiter locks the limits, reads the lines and claims.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import Any
 from pgsched.rules import fairness
 from pgsched.rules.fairness import Kind, Need
 
-# How many notes of past starts are kept for a rate, one for each such part of its period, with the last time in it: a
-# rate may let a run start up to a sixty-fourth of its period late, and never early. The parts lie where they lie,
-# whatever starts when: if each note began with its first start, or moved along with its last, a steady stream of starts
-# would count as one that has just come.
+# How many notes of past starts are kept for a rate: one for each such part of its period, with the last start in it.
+# A rate may let a run start up to a sixty-fourth of its period late, and never early. The parts have fixed limits, no
+# matter when runs start: if each note began with its first start, or moved along with its last, a steady stream of
+# starts would count as one that has just come.
 NOTES = 64
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -27,14 +26,15 @@ _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 class Limits:
     """How many runs of an entrypoint may be running at once, and how many may start in a period; None: any number.
 
-    concurrency: at most so many on all workers together. per_worker: at most so many on each.
-    concurrency_key: the name of an argument, or several names; runs that agree in these share a key, of which at
-    most per_key (default 1) are running. starts, period: at most so many starts in any period, on all workers together.
+    concurrency: at most this many on all workers together.
+    concurrency_key: the name of an argument, or a tuple of names. Runs with equal values of these share a key.
+    per_key: at most this many runs with the same key on all workers together. Default 1.
+    per_worker: at most this many on each worker.
+    starts, period: at most this many starts in any period, on all workers together.
+    shared: a name. All entrypoints of all applications with this name count together; by default each entrypoint of
+        each application counts alone. If two declare different limits under one name, the last start wins.
 
-    shared: a name. All entrypoints of all applications with the same name count together; by default each entrypoint of
-    each application counts alone. If two declare different limits under one name, the last start wins.
-
-    They are enforced when runs are claimed. What may not run yet stays queued, and is taken by priority and due time.
+    Limits are enforced when runs are claimed. Runs over a limit stay queued and start by priority, then due time.
     Raises ValueError for values out of range.
     """
 
@@ -50,29 +50,33 @@ class Limits:
         for name in ("concurrency", "per_key", "per_worker", "starts"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31):
-                raise ValueError(f"Limits({name}=…) is a whole number from 1 on, not {value!r}.")
+                raise ValueError(f"Limits({name}=…) must be a whole number of 1 or more, not {value!r}.")
         key = self.concurrency_key
         names = (key,) if isinstance(key, str) else key
         if names is not None and not (
             isinstance(names, tuple) and 1 <= len(names) <= 8 and all(isinstance(name, str) for name in names)
         ):
-            raise ValueError(f"Limits(concurrency_key=…) is an argument's name, or a tuple of up to 8, not {key!r}.")
+            raise ValueError(
+                f"Limits(concurrency_key=…) must be an argument's name, or a tuple of up to 8 names, not {key!r}."
+            )
         if self.per_key is not None and key is None:
-            raise ValueError("Limits(per_key=…) needs concurrency_key=…: the argument by which runs are told apart.")
+            raise ValueError("Limits(per_key=…) needs concurrency_key=…: the argument that distinguishes runs.")
         if (self.starts is None) != (self.period is None):
-            raise ValueError("Limits(starts=…, period=…) go together: so many starts in any such period.")
+            raise ValueError(
+                "Limits(starts=…) and Limits(period=…) need each other: so many starts in any such period."
+            )
         if self.shared is not None:
             if not isinstance(self.shared, str) or not 1 <= len(self.shared) <= 200 or not self.shared.isprintable():
                 raise ValueError(
-                    f"Limits(shared=…) is a name of 1 to 200 printable characters, not {str(self.shared)[:60]!r}."
+                    f"Limits(shared=…) must be a name of 1 to 200 printable characters, not {str(self.shared)[:60]!r}."
                 )
             if not self.together:
                 raise ValueError("Limits(shared=…) needs limits to share: concurrency, concurrency_key or starts.")
         if self.period is not None:
             if not isinstance(self.period, timedelta):
-                raise ValueError(f"Limits(period=…) is a timedelta, not {self.period!r}.")
+                raise ValueError(f"Limits(period=…) must be a timedelta, not {self.period!r}.")
             if not timedelta(0) < self.period <= timedelta(days=366):
-                raise ValueError(f"Limits(period=…) is more than 0 s and at most 366 days, not {self.period!s}.")
+                raise ValueError(f"Limits(period=…) must be more than 0 s and at most 366 days, not {self.period!s}.")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -81,11 +85,11 @@ class Limits:
 
     @property
     def together(self) -> bool:
-        """Whether there is something that all workers together have to keep."""
+        """Whether there are limits that all workers keep together."""
         return not (self.concurrency is None and self.concurrency_key is None and self.starts is None)
 
     def row(self) -> dict[str, Any]:
-        """What all workers together have to keep, as columns; empty where there is nothing of that kind."""
+        """The limits that all workers keep together, as columns; empty if there are none."""
         row: dict[str, Any] = {
             "concurrency": self.concurrency,
             "concurrency_key": list(self.keys) or None,
@@ -100,7 +104,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Limits, as the claim has locked them, with their recent starts. gate: their key. now: the database's clock."""
+    """Limits, as the claim has locked them, with their recent starts.
+
+    gate: their key.
+    now: the database's clock.
+    """
 
     gate: str
     concurrency: int | None
@@ -115,8 +123,13 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A run that stands first in a line. gate: the key of the limits that count it. running, key_running: how many
-    runs are running there, in all and of its key. size: of its arguments, as stored."""
+    """A run that stands first in a line.
+
+    gate: the key of the limits that count it.
+    running: how many runs are running under these limits.
+    key_running: how many of these have its concurrency key.
+    size: the size of its arguments, as stored.
+    """
 
     id: int
     schedule_id: int | None
@@ -131,12 +144,12 @@ class Candidate:
 
 
 def rate_room(gate: Gate) -> int | None:
-    """How many starts the rate leaves for now; None where it sets no limit."""
+    """How many starts the rate leaves now; None if there is no rate."""
     return None if gate.starts is None else max(0, gate.starts - sum(count for _, count in _recent(gate)))
 
 
 def opens_at(gate: Gate) -> datetime | None:
-    """When a used-up rate lets the next run start; None where it is not used up."""
+    """When a used-up rate lets the next run start; None if it is not used up."""
     room = rate_room(gate)
     if gate.period is None or gate.starts is None or room is None or room > 0:
         return None
@@ -149,7 +162,7 @@ def opens_at(gate: Gate) -> datetime | None:
 
 
 def noted(gate: Gate, count: int) -> list[tuple[datetime, int]]:
-    """The notes of starts, with these added."""
+    """The notes of starts, with `count` starts added now."""
     notes = _recent(gate)
     if gate.period is None or count == 0:
         return notes
@@ -162,7 +175,7 @@ def noted(gate: Gate, count: int) -> list[tuple[datetime, int]]:
 
 
 def _recent(gate: Gate) -> list[tuple[datetime, int]]:
-    """The notes within the last period. A clock that was set back must not shut the gate for as long."""
+    """The notes within the last period. After a clock was set back, the rate must not block for as long as the step."""
     if gate.period is None:
         return []
     pairs = sorted(zip(gate.started_at, gate.started, strict=True))
@@ -170,7 +183,7 @@ def _recent(gate: Gate) -> list[tuple[datetime, int]]:
 
 
 def within(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
-    """The first ones, whose arguments together hold no more than so many bytes, but for those of the last one."""
+    """The first candidates, up to the one whose arguments bring the total to `most` bytes or more."""
     before = itertools.accumulate((each.size for each in candidates), initial=0)
     return [each for each, size in zip(candidates, before, strict=False) if size < most]
 
@@ -178,10 +191,10 @@ def within(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
 def contest(
     candidates: Iterable[Candidate], gates: Sequence[Gate], schedule_rooms: Mapping[int, int]
 ) -> tuple[list[fairness.Candidate], dict[Need, int]]:
-    """The candidates as fairness.choose() has them compete, and what the limits and the overlaps leave.
+    """The candidates for fairness.choose(), and the rooms that the limits and overlaps leave.
 
-    schedule_rooms: of each schedule that does not allow overlap, how many more runs it allows; those that could not be
-    locked have none.
+    schedule_rooms: for each schedule that limits overlap, how many more runs it allows; 0 for schedules that could not
+        be locked.
     """
     rooms: dict[Need, int] = {fairness.overlap(schedule): room for schedule, room in schedule_rooms.items()}
     by_key = {gate.gate: gate for gate in gates}

@@ -1,6 +1,6 @@
-"""Decides what becomes of an attempt that ended, and how its result and its error are told.
+"""Decides the outcome of an attempt that ended, and turns its result and error into storable values.
 
-Asks nothing of the database; runner calls a function, and finisher writes what is decided here.
+Needs no database: runner calls the function, and finisher writes the outcome.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pgsched.journal import clean
 from pgsched.model import Claim, ClaimedRun, Outcome, RunError, RunStatus
 from pgsched.rules.retry import Retry, retry_delay, spread
 
-ERROR_LIMIT = 8192  # characters of an error's text or traceback that are kept
+ERROR_LIMIT = 8192  # characters kept of an error's text or traceback
 RESULT_LIMIT = 262_144  # characters of a result's JSON
 T = TypeVar("T", bound=BaseException)
 
 
 class RemoteError(Exception):
-    """What a run's function raised in another process, as it was told from there.
+    """An error that a run's function raised in another process.
 
-    told: its type, message and traceback. kinds: of each error that was raised (a group has several) the most special
-    class that this process knows.
+    told: its type, message and traceback.
+    kinds: for each raised error (a group has several), the most specific class that this process knows.
     """
 
     def __init__(self, told: RunError, kinds: Sequence[type[BaseException]]) -> None:
@@ -39,7 +39,7 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Unstored:
-    """Stands for a result of which it is known already that it cannot be stored, and why."""
+    """Stands for a result that cannot be stored, with the reason."""
 
     reason: str
 
@@ -51,15 +51,16 @@ class Stop(enum.Enum):
     REQUESTED = "requested"
     TIMEOUT = "timeout"
     DRAIN = "drain"
-    WITHDRAWN = "withdrawn"  # only of a run that has not begun
+    WITHDRAWN = "withdrawn"  # only for a run that has not begun
 
 
 @dataclass(slots=True)
 class End:
-    """How an attempt came to its end.
+    """How an attempt ended.
 
-    noticed: its function saw `run.cancelled`. threaded: it has a thread that is still at it. ignored: how often it was
-    cancelled again because it went on all the same.
+    noticed: its function saw `run.cancelled`.
+    threaded: its function is still going in a thread.
+    ignored: how often it was cancelled again because it did not stop.
     """
 
     started_at: datetime | None
@@ -73,14 +74,14 @@ class End:
 
     @property
     def left_behind(self) -> bool:
-        """Whether its thread is still at it."""
+        """Whether the attempt was stopped while its function is still going in a thread."""
         return self.threaded and self.stop is not None and isinstance(self.error, asyncio.CancelledError)
 
 
 def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) -> Outcome:
     """The outcome of an attempt whose claim is not known to be lost.
 
-    retry: what the code says of the run. Its numbers do not count: the run has its own.
+    retry: the code's Retry for the run. Its numbers do not count: the run has its own.
     """
     retry = retry or Retry()
     if end.error is None and not (end.stop is not None and end.noticed):
@@ -96,20 +97,21 @@ def decide(run: ClaimedRun, claim: Claim, end: End, retry: Retry | None = None) 
     if end.stop is None and (discarded := only(end.error, Discard)):
         reason = clean(str(discarded[0]))[:ERROR_LIMIT]
         return Outcome(claim, RunStatus.CANCELLED, end.started_at, end.finished_at, reason=reason)
-    told, final = _failure(run, end)
+    error, final = _failure(run, end)
     later = only(end.error, RetryLater) if end.stop is None else []
     if final or run.attempt >= run.max_attempts or not (later or _allowed(retry, end)):
-        return Outcome(claim, RunStatus.FAILED, end.started_at, end.finished_at, error=told)
+        return Outcome(claim, RunStatus.FAILED, end.started_at, end.finished_at, error=error)
     if later:
         delay = max(each.delay for each in later)
     else:
         delay = retry_delay(run.backoff, run.max_backoff, run.attempt)
         delay = spread(delay, retry.jitter, run.id, run.attempt)
-    return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=told, delay=delay)
+    return Outcome(claim, RunStatus.QUEUED, end.started_at, end.finished_at, error=error, delay=delay)
 
 
 def _given_back(claim: Claim, end: End) -> Outcome | None:
-    """The outcome of an attempt that does not count: a drain stopped it, or its function looked in vain."""
+    """The outcome of an attempt that does not count: a drain stopped it, or its function raised
+    RetryLater(counts=False)."""
     if end.stop is Stop.DRAIN:
         return Outcome(claim, RunStatus.QUEUED, end.started_at, refund=True)
     later = only(end.error, RetryLater) if end.stop is None else []
@@ -123,7 +125,7 @@ def _given_back(claim: Claim, end: End) -> Outcome | None:
 
 
 def leaves(error: BaseException) -> list[BaseException]:
-    """The errors in a group, however deep, or the one: tasks of a function may have raised several at once."""
+    """The errors in a group, at any depth, or the error itself: a function's tasks may raise several at once."""
     found = [error]
     while any(isinstance(leaf, BaseExceptionGroup) for leaf in found):
         found = [
@@ -133,14 +135,14 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def only(error: BaseException | None, kind: type[T]) -> list[T]:
-    """The errors of a kind, where there are no others."""
+    """The errors of a kind, if there are no others."""
     all_ = leaves(error) if error is not None else []
     found = [leaf for leaf in all_ if isinstance(leaf, kind)]
     return found if len(found) == len(all_) else []
 
 
 def _allowed(retry: Retry, end: End) -> bool:
-    """Whether the code wants another attempt after this end. What was asked for in passing has no say beside it."""
+    """Whether the code allows another attempt. RetryLater and Discard next to other errors are ignored."""
     if end.stop is Stop.TIMEOUT or end.error is None:
         return retry.allows(TimeoutError)
     real = [leaf for leaf in leaves(end.error) if not isinstance(leaf, RetryLater | Discard)]
@@ -149,21 +151,21 @@ def _allowed(retry: Retry, end: End) -> bool:
 
 
 def _swallowed(end: End) -> str:
-    """What is to be said of a function that did not stop when it was told to; nothing of one that did."""
+    """A remark on a function that did not stop when it was asked to; empty if it did."""
     if end.left_behind:
         return ", but its thread goes on"
     return f", having swallowed its cancellation {end.ignored} times" if end.ignored else ""
 
 
 def _failure(run: ClaimedRun, end: End) -> tuple[RunError, bool]:
-    """The error of a failed attempt, and whether no other attempt shall follow."""
+    """The error of a failed attempt, and whether no other attempt may follow."""
     if end.stop is Stop.TIMEOUT:
         assert run.timeout is not None
-        told = f"ran longer than its timeout of {run.timeout.total_seconds():g} s"
+        message = f"ran longer than its timeout of {run.timeout.total_seconds():g} s"
         if end.left_behind:
-            # The thread is still at it, and a second attempt would run beside it.
-            return RunError("Timeout", f"{told}, and its thread did not stop"), True
-        return RunError("Timeout", f"{told}{_swallowed(end)}"), False
+            # The thread is still going, and a second attempt would run at the same time.
+            return RunError("Timeout", f"{message}, and its thread did not stop"), True
+        return RunError("Timeout", f"{message}{_swallowed(end)}"), False
     assert end.error is not None
     # The same arguments will not fit next time either.
     return describe(end.error), isinstance(end.error, InvalidArguments)
@@ -177,12 +179,12 @@ def encode(result: Any) -> tuple[str | None, str | None]:
         return None, result.reason
     try:
         text = json.dumps(result, allow_nan=False)
-    except Exception as error:  # a dict of one's own may raise anything
+    except Exception as error:  # a subclass of dict may raise anything
         return None, f"the result is not JSON: {clean(str(error))[:200]}"
     if len(text) > RESULT_LIMIT:
         return None, f"the result is longer than {RESULT_LIMIT} characters of JSON"
-    # Every escape is looked at only where there may be one: a NUL or a lone surrogate is legal JSON to Python,
-    # and nothing that PostgreSQL can store.
+    # Escapes are checked only if there may be one: a NUL or a lone surrogate is legal JSON in Python, but PostgreSQL
+    # cannot store it.
     if "\\u0000" in text or "\\ud" in text:
         raw = json.dumps(result, allow_nan=False, ensure_ascii=False)
         if clean(raw) != raw or "\\u0000" in raw.replace("\\\\", ""):
@@ -191,7 +193,7 @@ def encode(result: Any) -> tuple[str | None, str | None]:
 
 
 def describe(error: BaseException) -> RunError:
-    """An error, fit to be stored: without local variables, without what PostgreSQL cannot hold, cut to size."""
+    """An error, fit to be stored: without local variables and characters that PostgreSQL cannot hold, cut to size."""
     if isinstance(error, asyncio.CancelledError):
         return RunError("CancelledError", "the function cancelled itself")
     if isinstance(error, RemoteError):
@@ -208,16 +210,16 @@ def describe(error: BaseException) -> RunError:
             frames = frames.tb_next  # the daemon's own frames say nothing about the job
         chained = error.__cause__ or (error.__context__ and not error.__suppress_context__)
         if frames is None and isinstance(error, PgschedError) and not chained:
-            return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], "")  # a traceback would say it once more
-        told = traceback.TracebackException(kind, error, frames, limit=-30, capture_locals=False)
-        text = "".join(told.format())
+            return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], "")  # a traceback would only repeat it
+        formatted = traceback.TracebackException(kind, error, frames, limit=-30, capture_locals=False)
+        text = "".join(formatted.format())
     except Exception:
         text = ""
     return RunError(clean(name)[:200], clean(message)[:ERROR_LIMIT], clean(text)[-ERROR_LIMIT:])
 
 
 def where(error: RunError) -> str | None:
-    """The innermost place in an error's traceback, as file:line, in which the job's code was."""
+    """The innermost place of the job's code in an error's traceback, as file:line and function."""
     for line in map(str.strip, reversed(error.traceback.splitlines())):
         if line.startswith('File "') and '", line ' in line:
             path, rest = line[6:].split('", line ', 1)

@@ -1,7 +1,7 @@
-"""Decides, and only decides: what becomes of fire times, of failed attempts and of silent runs.
+"""Decides, and only decides: which fire times become runs, which wait and which are skipped.
 
-Everything here is pure: it takes the database's `now` and returns a value. Who locks the rows and writes the
-plan down is the dispatcher's and the reaper's business; what lay before the last pause or change, ledger's.
+Everything here is pure: it takes the database's `now` and returns a value. The dispatcher locks the rows and writes
+the plan; ledger settles the fire times before the last pause or change.
 """
 
 import enum
@@ -14,8 +14,8 @@ from pgsched.expression.expression import parse
 from pgsched.model import Schedule, ScheduleStatus, SkipReason
 from pgsched.rules.ledger import TICK, Account, FireTimes, Interruption, Skip, open_account
 
-# How late a fire time may be with catch_up "none" and no grace: lateness of the machine, not of a downtime. A backlog
-# ("all") that is older waits for its turn; lock_due_schedules.sql knows the same number.
+# How late a fire time may be with catch_up "none" and no grace: a busy machine's lateness, not a downtime. An older
+# backlog ("all") waits for its turn; lock_due_schedules.sql has the same number.
 LATENESS = timedelta(seconds=10)
 # How many fire times of one schedule a pass takes at most with catch_up "all"; the next pass goes on.
 ALL_AT_ONCE = 100
@@ -25,11 +25,13 @@ ALL_AT_ONCE = 100
 class Occupancy:
     """The live runs of one schedule, as they are counted under its lock.
 
-    running, waiting: of its fire times; those that wait are queued for their turn, or between two attempts.
-    requested: those that run because somebody asked for them (a trigger, a backfill). ids: some of them.
-    astray: whether one that is queued has another entrypoint than the schedule by now.
-    fire_times: those that have a run and are not accounted for yet. withdrawn: a claim of the schedule waits for
-    its holder's answer, and nobody plans it before that.
+    running: runs of fire times that are running.
+    waiting: runs of fire times that are queued for their turn, or between two attempts.
+    requested: running runs that somebody asked for (a trigger, a backfill).
+    ids: the ids of some of these runs.
+    astray: whether a queued run has another entrypoint than the schedule has now.
+    fire_times: fire times that have a run and are not accounted for yet.
+    withdrawn: a claim of the schedule waits for its holder's answer; until then nobody plans the schedule.
     """
 
     running: int = 0
@@ -42,13 +44,13 @@ class Occupancy:
 
     @property
     def live(self) -> int:
-        """How many of its fire times are live: what the overlap policy counts."""
+        """How many of its fire times are live, which the overlap policy counts."""
         return self.running + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """A fire time that becomes a run. `due_at` is the fire time plus its jitter; `waits` where others go first."""
+    """A fire time that becomes a run. `due_at` is the fire time plus its jitter; `waits` if others go first."""
 
     fire_time: datetime
     due_at: datetime
@@ -58,9 +60,10 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a claim pass shall write for one schedule. With neither runs nor skips it only has to wait.
+    """The changes that a claim pass should write for one schedule. Without runs and skips it only has to wait.
 
-    replaces: what is live of the schedule has to make way for the run. accounted_through: None leaves it as it is.
+    replaces: the schedule's live runs have to make way for the run.
+    accounted_through: None leaves it as it is.
     """
 
     next_run: datetime | None
@@ -73,7 +76,7 @@ class Plan:
 
 
 class Meeting(enum.Enum):
-    """What a fire time does that meets live runs of its schedule."""
+    """The choices for a fire time that meets live runs of its schedule."""
 
     RUN = "run"
     WAIT = "wait"
@@ -90,11 +93,13 @@ def fire_times(schedule: Schedule) -> FireTimes:
 def plan(
     schedule: Schedule, times: FireTimes, live: Occupancy, now: datetime, horizon: datetime, *, shifted: bool = False
 ) -> Plan:
-    """What to do with a schedule whose row is locked.
+    """The plan for a schedule whose row is locked.
 
-    live: what is live of it. horizon: up to when a fire time may be claimed ahead of `now`. shifted: whether other
-    time zone rules planned it before.
-    next_run advances from fire time to fire time; `now` only says which of them have come.
+    live: its live runs.
+    horizon: the end of the lookahead; a fire time until then may be claimed ahead of `now`.
+    shifted: whether it was planned before with other time zone rules.
+
+    next_run advances from fire time to fire time; `now` only decides which of them have come.
     """
     account = open_account(schedule, times, horizon, live.fire_times, shifted=shifted)
     first = account.next()
@@ -105,21 +110,23 @@ def plan(
     if first is None:
         return _settle(schedule, account, [])
     if first > now:
-        # A run that is still live may end before the instant, so the overlap is looked at then, not now.
+        # A live run may end before the fire time, so the overlap is checked then, not now.
         ahead = first <= horizon and meet(schedule, live) is Meeting.RUN
         return _settle(schedule, account, [first] if ahead else [])
     return _due(schedule, account, live, now)
 
 
 def _put_back(schedule: Schedule, first: datetime, now: datetime) -> bool:
-    """Whether new time zone rules put into the past what by the old ones had not come by then. It comes when it was to
-    come, so that neither catch_up nor grace takes it for missed."""
+    """Whether new time zone rules put a fire time into the past that had not come by the old rules.
+
+    It keeps its old instant, so that neither catch_up nor grace takes it for missed.
+    """
     before = schedule.moved_from if schedule.next_run is None else None
     return before is not None and first <= now and first < before
 
 
 def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
-    """The last plan of a schedule that its application declares no more: nothing runs, what was due is recorded.
+    """The last plan of a schedule that its application no longer declares: nothing runs, due fire times are recorded.
 
     schedule: as it was before it was retired.
     """
@@ -127,15 +134,15 @@ def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
     if schedule.status == ScheduleStatus.PAUSED and schedule.paused_at is not None:
         account.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
     account.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
-    # It may have claimed ahead of now: what is accounted for stays so.
+    # It may have claimed ahead of now: fire times that are accounted for stay so.
     through = now if schedule.accounted_through is None else max(now, schedule.accounted_through)
     return Plan(None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, accounted_through=through)
 
 
 def meet(schedule: Schedule, live: Occupancy) -> Meeting:
-    """What the schedule's overlap policy makes of a fire time.
+    """The decision of the schedule's overlap policy for a fire time.
 
-    A run that somebody asked for is never a reason to lose a fire time: it is waited for, and never cancelled.
+    A run that somebody asked for never costs a fire time: the fire time waits for it, and the run is never cancelled.
     """
     limit = overlap_limit(schedule)
     if live.live + live.requested < limit:
@@ -163,7 +170,7 @@ def _due(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -
 
 
 def _all(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
-    """Each missed fire time runs, oldest first, as far as the overlap lets them."""
+    """Each missed fire time runs, oldest first, as far as the overlap allows."""
     until = now if schedule.ends_at is None else min(now, schedule.ends_at)
     pending = account.times.count(account.reached, until)
     if pending > schedule.catch_up_limit:
@@ -182,13 +189,13 @@ def _all(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -
     if runs or (coming := account.next()) is None or coming > until:
         return _settle(schedule, account, runs)
     if pending > 1 or coming < now - LATENESS:
-        # They were missed, and run one after the other: none of them is skipped because the one before is live.
+        # Missed fire times run one after the other: none is skipped because the run before it is live.
         return _settle(schedule, account, [])
     return _meet(schedule, account, live, coming)
 
 
 def _before_last(times: FireTimes, after: datetime, until: datetime, keep: int) -> datetime:
-    """The latest instant after which, up to `until`, the newest `keep` fire times are all there are."""
+    """The first instant after `after` with at most `keep` fire times between it and `until`."""
     low, high = 0, (until - after) // TICK
     while low < high:
         middle = (low + high) // 2
@@ -230,7 +237,7 @@ def _settle(schedule: Schedule, account: Account, runs: list[datetime], *, waits
     accounted = account.reached if runs or account.skips or account.passed else None
     left = len(planned) if schedule.max_runs is None else max(0, schedule.max_runs - schedule.run_count)
     if left < len(planned):
-        # They are open: should max_runs be raised, they run or are recorded.
+        # The rest stays open: if max_runs is raised, these fire times run or are recorded.
         accounted = planned[left].fire_time - TICK
         planned = planned[:left]
     upcoming = account.next()
@@ -260,8 +267,8 @@ def overlap_limit(schedule: Schedule) -> int:
 
 
 def jitter(schedule: Schedule, times: FireTimes, fire_time: datetime) -> timedelta:
-    """By how much a start is put off: the same for a schedule and fire time on every worker, and never as
-    far as the next fire time."""
+    """The delay of a start: the same for a schedule and fire time on every worker, and never as far as the next fire
+    time."""
     if not schedule.jitter:
         return timedelta(0)
     following = times.next(fire_time)

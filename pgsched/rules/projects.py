@@ -1,6 +1,6 @@
 """Names applications: the project that a factory's code belongs to, and whether another factory is still in this code.
 
-Reads files and imports nothing. Which schedules an application owns is deploy's business.
+Reads files and imports nothing. deploy decides which schedules an application owns.
 """
 
 from __future__ import annotations
@@ -22,29 +22,32 @@ _MARKS = (
 )  # fmt: skip
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _PROGRAMS = frozenset({"bin", "Scripts"})
-# Folders that name a layout or one release of many, and no project: /srv/shop/releases/20261127 is of shop.
+# Folders that name a layout or one of many releases, not a project: /srv/shop/releases/20261127 belongs to shop.
 _NAMELESS = re.compile(r"src|lib|releases?|versions|current|[\d._-]+|(?=.*\d)[0-9a-f]{7,40}", re.IGNORECASE)
 _LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where an application comes from. project: empty if nothing names it. path: its factory's import path, or the
-    name of the program that runs it."""
+    """The origin of an application.
+
+    project: the project's name, or empty if nothing names it.
+    path: its factory's import path, or the name of the program that runs it.
+    """
 
     project: str
     path: str
 
     @property
     def name(self) -> str:
-        """The application's name, if it is given none: two projects that both have an app.create_scheduler differ."""
+        """The application's default name: two projects that both have an app.create_scheduler get different names."""
         project = self.project[:80]
         path = self.path if len(self.path) + len(project) < _LONGEST else self.path[len(project) + 1 - _LONGEST :]
         return f"{project}/{path}" if project else path
 
 
 def home_of_factory(path: str, module: ModuleType) -> Home:
-    """The home of the factory that an import path names, in a module that is imported."""
+    """The home of the factory at an import path, in an imported module."""
     file = getattr(module, "__file__", None)
     depth = module.__name__.count(".") + (1 if hasattr(module, "__path__") else 0)
     start = Path(file) if file else Path.cwd() / "-"
@@ -58,7 +61,7 @@ def home_of_program() -> Home:
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     name = spec.name.removesuffix(".__main__") if spec is not None else Path(file).stem if file else "python"
     here = Path.cwd()
-    # The folder of an installed program, such as uvicorn, says nothing about whose code it runs.
+    # The folder of an installed program, such as uvicorn, does not show which project's code it runs.
     if file is None or Path(file).parent.name in _PROGRAMS or not _INSTALLED.isdisjoint(Path(file).parts):
         return Home(project_of(here / "-", here), name)
     start = Path(file).absolute()
@@ -66,10 +69,12 @@ def home_of_program() -> Home:
 
 
 def project_of(file: Path, root: Path, installed: Callable[[Path], str | None] | None = None) -> str:
-    """The name of the project that a file belongs to. root: the folder from which its module is imported.
+    """The name of the project that a file belongs to.
 
-    The nearest pyproject.toml that names a project does; for an installed module its distribution; else the folder of
-    the project's root, or of the import's.
+    root: the folder that its module is imported from.
+
+    An installed module has the name of its distribution. Otherwise the nearest pyproject.toml with a project name
+    decides, then the folder of the project's root, then `root`.
     """
     if not _INSTALLED.isdisjoint(file.parts):
         return _written((installed or _distribution)(file) or _top(file))
@@ -94,7 +99,7 @@ def _declared(file: Path) -> str | None:
 
 
 def _written(name: str) -> str:
-    """A distribution's name in its one spelling."""
+    """A distribution's name in normalised spelling."""
     return re.sub(r"[-_.\s/]+", "-", name.strip()).strip("-").lower()
 
 
@@ -113,8 +118,10 @@ def _top(file: Path) -> str:
 
 
 def is_gone(path: str) -> bool:
-    """Whether an import path names nothing in this code: no such module, or no such name in it. False if that cannot
-    be known without importing it."""
+    """Whether an import path is no longer in this code: no such module, or no such name in it.
+
+    False if that cannot be known without importing it.
+    """
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         return False
@@ -122,18 +129,18 @@ def is_gone(path: str) -> bool:
     for depth, part in enumerate(parts):
         places = around.submodule_search_locations if around is not None else None
         spec = _spec(".".join(parts[: depth + 1]), places) if around is None or places is not None else None
-        if spec is None:  # no module: then a name in the one around it
+        if spec is None:  # not a module: then a name in the module around it
             return around is None or not _has(around, part)
         around = spec
     return False
 
 
 def _spec(name: str, places: Iterable[str] | None) -> ModuleSpec | None:
-    """As importlib.util.find_spec(), which imports the packages around a module; this does not."""
-    where = None if places is None else list(places)
+    """Like importlib.util.find_spec(), but without importing the packages around a module."""
+    listed = None if places is None else list(places)
     for finder in sys.meta_path:
         try:
-            if (spec := finder.find_spec(name, where)) is not None:
+            if (spec := finder.find_spec(name, listed)) is not None:
                 return spec
         except (ImportError, OSError, ValueError):
             continue
@@ -153,7 +160,7 @@ def _has(spec: ModuleSpec, name: str) -> bool:
 
 
 def _names(node: ast.AST) -> Iterable[str]:
-    """What a module's own statements bind, those within if, try, with and loops too."""
+    """The names that a module's own statements bind, including those within if, try, with and loops."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield child.name

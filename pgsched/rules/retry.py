@@ -1,4 +1,4 @@
-"""Decides, and only decides: whether and when a failed attempt is tried again, and what becomes of a stalled claim."""
+"""Decides, and only decides: whether and when a failed attempt is tried again, and how a stalled claim ends."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from pgsched.model import Process, RunStatus
 class Retry:
     """How often a run is tried, and how long it waits in between.
 
-    attempts: tries in all, the first included (1 to 1000). Default 3.
-    backoff: the wait before the second attempt; it doubles with each further one. Default 1 second.
+    attempts: all attempts, including the first, 1 to 1000. Default 3.
+    backoff: the wait before the second attempt; it doubles with each further attempt. Default 1 second.
     max_backoff: the longest wait. Default 1 hour.
-    jitter: by which share waits are cut, each run's by another part of it, so that what failed together does not come
-    back together. 0 to 1, default 0.25: a wait of 8 s becomes one of 6 to 8 s.
-    on: the errors after which there is another attempt, a class or a tuple of them; default any. never: the errors
-    after which there is none; it wins over `on`. A run that hits its timeout counts as TimeoutError; of a group of
-    errors each one has to allow it. Neither has a say in RetryLater, Discard and lost workers.
+    jitter: each wait is shortened by a random part of this share, so that runs that failed together do not come back
+        together. 0 to 1, default 0.25: a wait of 8 s becomes one of 6 to 8 s.
+    on: another attempt follows only these errors, a class or a tuple of classes. Default: any error.
+    never: no attempt follows these errors; it wins over `on`. Default: none.
 
-    Every attempt counts, whether it raised, ran into its timeout or lost its worker. The first three numbers are
-    stored with each schedule and run; the rest stays in the code, and holds for what the code declares. Raises
-    ValueError for values out of range.
+    For `on` and `never`, a run that hits its timeout counts as TimeoutError, and every error of a group has to allow
+    another attempt. They do not affect RetryLater, Discard and lost workers.
+
+    Every attempt counts, whether it raised, ran into its timeout or lost its worker. attempts, backoff and max_backoff
+    are stored with each schedule and run; the rest stays in the code and applies to declared schedules and
+    entrypoints. Raises ValueError for values out of range.
     """
 
     attempts: int = 3
@@ -37,28 +39,28 @@ class Retry:
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
-            raise ValueError(f"Retry(attempts=…) is a whole number, not {self.attempts!r}.")
+            raise ValueError(f"Retry(attempts=…) must be a whole number, not {self.attempts!r}.")
         if not 1 <= self.attempts <= 1000:
             raise ValueError(f"Retry(attempts={self.attempts}) is out of range: use 1 to 1000.")
         for name in ("backoff", "max_backoff"):
             value = getattr(self, name)
             if not isinstance(value, timedelta):
-                raise ValueError(f"Retry({name}=…) is a timedelta, not {value!r}.")
+                raise ValueError(f"Retry({name}=…) must be a timedelta, not {value!r}.")
             if not timedelta(0) <= value <= timedelta(days=36500):
-                raise ValueError(f"Retry({name}=…) is negative or longer than a hundred years: {value!s}.")
+                raise ValueError(f"Retry({name}=…) must be from 0 s to a hundred years, not {value!s}.")
         if isinstance(self.jitter, bool) or not isinstance(self.jitter, int | float) or not 0 <= self.jitter <= 1:
-            raise ValueError(f"Retry(jitter=…) is a number from 0 to 1, not {self.jitter!r}.")
+            raise ValueError(f"Retry(jitter=…) must be a number from 0 to 1, not {self.jitter!r}.")
         for name in ("on", "never"):
             value = getattr(self, name)
             kinds = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):
-                raise ValueError(f"Retry({name}=…) is an exception class or a tuple of them, not {value!r}.")
+                raise ValueError(f"Retry({name}=…) must be an exception class or a tuple of them, not {value!r}.")
         if self.on == ():
-            raise ValueError("Retry(on=()) would never try again: say attempts=1.")
+            raise ValueError("Retry(on=()) would never try again: use attempts=1 instead.")
 
     @property
     def only_in_code(self) -> list[str]:
-        """The names of what it says beyond the numbers that the database keeps."""
+        """The names of its options that only the code can keep, not the database."""
         usual = Retry()
         return [name for name in ("jitter", "on", "never") if getattr(self, name) != getattr(usual, name)]
 
@@ -71,9 +73,11 @@ class Retry:
 class Silent:
     """A running run whose last sign of life is a while ago, as the reaper saw it.
 
-    heartbeat_at: the run's own, None if somebody wrote the row by hand. alive_at: the last sign of life, be it a beat
-    of the worker that found the row locked. connected: the server sees a session of the worker. vouched: another
-    worker that connects over the same route has been well, with the same sessions, since before this one fell silent.
+    heartbeat_at: the run's own heartbeat, None if somebody wrote the row by hand.
+    alive_at: the last sign of life; a beat of the worker that found the row locked counts too.
+    connected: the server sees a session of the worker.
+    vouched: another worker that connects over the same route has been well, with the same sessions, since before this
+        worker fell silent.
     """
 
     id: int
@@ -100,7 +104,7 @@ def retry_delay(backoff: timedelta, max_backoff: timedelta, attempt: int) -> tim
     """How long to wait after the given failed attempt (1 is the first) before the next. Takes any stored value."""
     if attempt < 1:
         return timedelta(0)
-    doubled = min(attempt - 1, 40)  # beyond it every backoff has met its limit, or is nought
+    doubled = min(attempt - 1, 40)  # after this many every backoff has reached its limit, or is 0
     try:
         return min(backoff * int(2**doubled), max_backoff)
     except OverflowError:
@@ -108,7 +112,7 @@ def retry_delay(backoff: timedelta, max_backoff: timedelta, attempt: int) -> tim
 
 
 def spread(delay: timedelta, share: float, run_id: int, attempt: int) -> timedelta:
-    """A wait, cut by up to this share of it: by another part for each run and attempt, and always by the same."""
+    """A wait, shortened by up to this share of it: differently for each run and attempt, but repeatably."""
     digest = hashlib.blake2b(f"{run_id} {attempt}".encode(), digest_size=8).digest()
     return delay * (1 - share * (int.from_bytes(digest) / 2**64))
 
@@ -123,15 +127,15 @@ def is_stalled(
     process: Process = Process.UNKNOWN,
     trusted: bool = True,
 ) -> bool:
-    """Whether a silent run's worker is to be taken for dead. The worker's own settings count if they are known.
+    """Whether a silent run's worker should be considered dead. The worker's own settings count if they are known.
 
-    watched: for how long the reaper itself has seen this very silence, on its own clock. The database's clock alone
-    proves nothing: it may have been set forward, and after a failover the owner may not be back yet.
-    process: what the reaper can see of the worker's process. trusted: whether silence means anything; for a while after
-    an outage, and after the reaper's own start, it does not.
+    watched: how long the reaper itself has seen this silence, on its own clock. The database's clock alone proves
+        nothing: it may have been set forward, and after a failover the owner may not be back yet.
+    process: the state of the worker's process, as far as the reaper can see it.
+    trusted: whether silence means anything; for a while after an outage, and after the reaper's own start, it does not.
 
     A process that died has lost its sessions within milliseconds, but so has one whose balancer restarts. So three
-    missed beats are enough only with a second sign: the process is known to have ended, or nothing is known of it and
+    missed beats are enough only with a second sign: the process is known to have ended, or its state is unknown and
     the same route serves others well. Everything else gets the full stall timeout.
     """
     interval = run.heartbeat_interval or heartbeat_interval
@@ -147,7 +151,7 @@ def is_stalled(
 
 
 def after_loss(run: Silent) -> tuple[RunStatus, timedelta]:
-    """What becomes of a run that lost its worker, and after which wait.
+    """The next status of a run that lost its worker, and the wait before its next attempt.
 
     The first loss costs no wait, since it is mostly the machine's fault; a run that kills its worker again
     and again waits longer each time and ends as failed after its attempts.
