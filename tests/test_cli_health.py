@@ -169,7 +169,7 @@ def test_workers_that_read_old_time_zone_files_are_a_warning(shell, worker):
     assert "ok       time zones: tzdata 2026b from /there" in shell.ok("health")
     shell.sql("update pgsched.workers set tzdata = '2025b'")
     assert checked(shell) == (0, {**ALL_OK, "time zones": "warning"})
-    assert "on h (2025b in /there, package 2026b): bring the host's files up to date" in shell.ok("health")
+    assert "on h (2025b in /there, package 2026b): update the host's files" in shell.ok("health")
     shell.sql("update pgsched.workers set withheld = '{America/Edmonton}'")
     assert "workers on h have other rules than the recorded ones for America/Edmonton" in shell.ok("health")
 

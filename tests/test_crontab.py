@@ -122,8 +122,8 @@ def test_macros_and_the_day_rule_of_cron():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("@reboot start", "@reboot is no time"),
-        ("@REBOOT start", "@reboot is no time"),
+        ("@reboot start", "@reboot is not a time"),
+        ("@REBOOT start", "@reboot is not a time"),
         ("@fortnightly a", "@fortnightly"),
         ("61 * * * * a", "out of range"),
         ("0 0 30 2 * a", "never"),
@@ -306,7 +306,7 @@ def test_lines_that_cannot_be_read_stop_it_unless_they_are_to_be_left_out(shell,
     (tmp_path / "tab").write_text(CRONTAB + "@reboot start\nnonsense\n")
     result = shell("import-crontab", "tab", "--yes")
     assert result.exit_code == 1
-    assert "line 5 cannot be imported: @reboot is no time" in result.stderr
+    assert "line 5 cannot be imported: @reboot is not a time" in result.stderr
     assert "line 6 cannot be imported" in result.stderr and "--skip-unreadable" in result.stderr
     assert rows(shell) == []
     assert shell("import-crontab", "tab", "--yes", "--skip-unreadable").exit_code == 0

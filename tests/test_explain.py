@@ -156,9 +156,9 @@ def test_whatever_parses_has_a_sentence_and_its_traps(meaning: Meaning) -> None:
 
 EITHER = "Both day fields are set, and either one is enough: this runs on "
 TRAPS = [
-    ("0 0 13 * FRI", EITHER + "day 13 of the month or on Friday; to run only where both fit, write '0 0 13 * *' and let"
-     " the job look at the day of the week"),
-    ("0 0 1-7 * MON", EITHER + "days 1 to 7 of the month or on Monday; to run only where both fit, write"
+    ("0 0 13 * FRI", EITHER + "day 13 of the month or on Friday; to run only if both fit, write '0 0 13 * *' and let"
+     " the job check the day of the week"),
+    ("0 0 1-7 * MON", EITHER + "days 1 to 7 of the month or on Monday; to run only if both fit, write"
      " '0 0 * * MON#1'"),
     ("0 0 15-28 * MON,TUE", "write '0 0 * * MON#3,TUE#3,MON#4,TUE#4'"),
     ("0 0 1 * FRI", "write '0 0 */31 * FRI'"),
@@ -189,20 +189,20 @@ TRAPS = [
     ("0 0 30,31 * *", "Day of month 30,31 comes in 11 of 12 months; for the last day"),
     ("0 0 29 * *", "Day of month 29 comes in 11 of 12 months, and in February of leap years; for the last day"),
     ("0 0 29 2 *", "Day of month 29 comes in leap years only; for the last day of February write L"),
-    ("0 0 30W * *", "Day 30W comes in months that are shorter, too: there it is the last working day"),
+    ("0 0 30W * *", "Day 30W also comes in shorter months: there it is the last working day"),
     ("0 0 30W 1,3 *", ""),
-    ("0 0 * * MON#5", "MON#5 comes in some months only, as most have no fifth one; for the last one of every month"
+    ("0 0 * * MON#5", "MON#5 comes in some months only, because most have no fifth one; for the last one of every month"
      " write MONL"),
-    ("*/3 * * * * *", "The seconds stand last here, so this reads: every second in every 3rd minute from 0 to 57 of"
-     " every hour; if the first field is meant as the seconds, write '* * * * * */3', every 3 seconds"),
+    ("*/3 * * * * *", "The seconds come last here, so this means: every second in every 3rd minute from 0 to 57 of"
+     " every hour; if the first field means the seconds, write '* * * * * */3', every 3 seconds"),
     ("0 * * * * *", "write '* * * * * 0', every minute"),
     ("0 0 9 * * *", "write '0 9 * * * 0', at 09:00 on every day"),
     ("0 0 9 * * 1-5", "write '0 9 * * 1-5 0', at 09:00 on Monday to Friday"),
     ("0 0 9 * * 1", "write '0 9 * * 1 0', at 09:00 on Monday"),
     ("0 15 9 * * * 2035", "write '15 9 * * * 0 2035', at 09:15 on every day in 2035"),
     ("H 0 9 * * *", "write '0 9 * * * H'"),
-    ("0 0 1 1 * 0 2028", "Nothing fires after 2028-01-01 00:00:00 UTC: the last year that is set is 2028"),
-    ("0 0 1 1 * 0 2026", "Nothing fires any more: the last year that is set is 2026"),
+    ("0 0 1 1 * 0 2028", "It never fires after 2028-01-01 00:00:00 UTC: its year field ends with 2028"),
+    ("0 0 1 1 * 0 2026", "It never fires again: its year field ends with 2026"),
 ]  # fmt: skip
 
 
@@ -298,7 +298,7 @@ TOUCHED = [
         "00:00 comes twice on 2027-10-31 and 2028-10-29 in Atlantic/Azores: runs the first time only",
     ]),
     ("30 2 28 3 * 0 2027", PARIS, [
-        "Nothing fires after 2027-03-28 01:00:00 UTC: the last year that is set is 2027",
+        "It never fires after 2027-03-28 01:00:00 UTC: its year field ends with 2027",
         "02:30 does not exist on 2027-03-28 in Europe/Paris: runs at 03:00 instead",
     ]),
 ]  # fmt: skip

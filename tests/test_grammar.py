@@ -56,7 +56,7 @@ REFUSALS = [
     ("R * * * *", "write H"),
     ("R(0-5) * * * *", "write H"),
     ("0~9 * * * *", "write H"),
-    ("H-5 * * * *", "H reads like"),
+    ("H-5 * * * *", "write H, H/15"),
     ("H(0-60) * * * *", "out of range"),
     ("0 0 1 1 * 0 H", "year field 'H'"),
     ("0 0 L-3 * *", "day of month field 'L-3'"),
@@ -163,7 +163,7 @@ def test_parse_refuses_bad_arguments(argument: dict[str, Any]) -> None:
 def test_seconds_in_front_are_told_by_their_refusal(text: str, meant: str) -> None:
     with pytest.raises(InvalidExpression) as raised:
         parse(text)
-    assert f"if the first field is meant as the seconds, write {meant!r}" in str(raised.value)
+    assert f"if the first field means the seconds, write {meant!r}" in str(raised.value)
     assert ("Quartz counts Sunday as 1" in str(raised.value)) == (" 6L" in text)
     parse(meant)
 

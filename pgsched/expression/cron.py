@@ -22,7 +22,7 @@ from pgsched.expression.zones import changes, stretch
 
 @dataclass(frozen=True)
 class Cron:
-    """A cron expression as sets of numbers, croniter over them, and what daylight saving makes of it.
+    """A cron expression as sets of numbers, croniter over them, and the rules for daylight saving.
 
     An expression whose second, minute or hour field begins with a star is an interval: it runs whenever the
     clock shows a matching time. Any other is fixed-time: each listed time runs once, at the first instant
@@ -42,21 +42,23 @@ class Cron:
         return None if found is None else moment(found)
 
     def passed(self, wall: datetime) -> datetime | None:
-        """The instant after which fire times come if those through `wall`, by the zone's clock, have come already,
-        whenever that was. None for an interval, which goes by instants."""
+        """The instant after which fire times come if those through `wall`, by the zone's clock, have already come.
+
+        None for an interval, which goes by instants.
+        """
         if not self.fields.fixed:
             return None
         first = wall.replace(tzinfo=self.zone, fold=0).astimezone(UTC)
         if first.astimezone(self.zone).replace(tzinfo=None) == wall:
             return first
-        # The clock skips it: all that it skips there has come at the first instant after the skip.
+        # The clock skips it: all skipped times have come at the first instant after the skip.
         before = wall.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
         return next((moment(cut.start) for cut in changes(self.zone, seconds(before), seconds(first))), first)
 
     def latest(self, after: datetime, until: datetime) -> datetime | None:
         low, high = seconds(after), seconds(until)
         limit, latest = high, None
-        while low < high:  # what is wanted lies in (low, high], if it exists
+        while low < high:  # the last fire time is in (low, high], if there is one
             middle = (low + high) // 2
             found = self._after(middle)
             if found is not None and found <= limit:
@@ -73,8 +75,8 @@ class Cron:
             end = min(end, stop)
             wall = instant + offset
             if self.fields.fixed:
-                wall = max(wall, shown)  # what the clock had shown before, it shows again
-                # Where it jumped from `shown` to `wall`, one run for what lies between, unless `wall` has one.
+                wall = max(wall, shown)  # skip the times that the clock shows for the second time
+                # If it jumped from `shown` to `wall`, the skipped times make one run, unless `wall` has one.
                 if instant == start and self.before(shown) < self.before(wall) == self.before(wall + 1):
                     total += 1
             total += max(self.before(end + offset) - self.before(wall), 0)
@@ -86,14 +88,14 @@ class Cron:
         _, end, offset, shown = stretch(self.zone, instant)
         wall = instant + offset
         if self.fields.fixed:
-            wall = max(wall, shown - 1)  # pass over what the clock had shown before
+            wall = max(wall, shown - 1)  # pass over the times that the clock had shown before
         match = self.match(wall)
         while match - offset >= end:
             # Nothing matches between `wall` and `match`, and nothing runs until the clock changes at `end`.
             if match == NEVER and (self.fields.fixed or end > instant + 2 * DAY):
                 return None
             _, next_end, next_offset, _ = stretch(self.zone, end)
-            changed = end + next_offset  # what the clock shows at the change
+            changed = end + next_offset  # the clock's reading at the change
             if self.fields.fixed:
                 if match < changed:
                     return end
@@ -104,11 +106,11 @@ class Cron:
         return match - offset if match < NEVER else None
 
     def match(self, wall: int) -> int:
-        """The first match of the wall clock strictly after `wall`; NEVER when there is none."""
+        """The first match of the wall clock strictly after `wall`; NEVER if there is none."""
         wall = asked = max(wall, -1)
         if wall >= NEVER - 1:
             return NEVER
-        # Between a moment and the match after it there is none: a herd of one expression asks for the same again.
+        # Between a moment and its next match there is no other: a herd with one expression asks the same again.
         low, found = self._known[0]
         if low <= wall < found:
             return found
@@ -133,14 +135,14 @@ class Cron:
 
     @cached_property
     def engines(self) -> tuple["croniter[float]", ...]:
-        """One croniter a side: its own way of joining two day fields has faults."""
+        """One croniter per side: its own way of joining two day fields has faults."""
         span = LAST_YEAR - FIRST_YEAR + 1
         return tuple(
             croniter(self._text(days), 0.0, day_or=False, max_years_between_matches=span) for days in self.fields.days
         )
 
     def _text(self, days: Days) -> str:
-        """In croniter's dialect, and only in as much of it as it reads right: numbers, lists, plain stars."""
+        """In the part of croniter's dialect that it reads correctly: numbers, lists, plain stars."""
         dates = f"{days.nearest}W" if days.nearest else _listed(days.dates, 31, *["L"] * days.last)
         nth = ",".join(f"{weekday}#{n}" if n else f"L{weekday}" for weekday, n in sorted(days.nth))
         fields = [
@@ -156,7 +158,7 @@ class Cron:
         return " ".join(fields if years == "*" else [*fields, years])
 
     def before(self, wall: int) -> int:
-        """How many matches the wall clock has from the beginning of 1970 to `wall`, without `wall` itself."""
+        """The number of the wall clock's matches from the beginning of 1970 to `wall`, without `wall` itself."""
         day, second = divmod(min(max(wall, 0), NEVER), DAY)
         date = EPOCH.date() + timedelta(days=day)
         passed, days = self._calendar[date.year - FIRST_YEAR]
@@ -169,7 +171,7 @@ class Cron:
     def _before_in_day(self, second: int) -> int:
         hours, minutes, seconds = self.fields.hours, self.fields.minutes, self.fields.seconds
         total = 0
-        # As in a number of three digits: what is smaller in this digit, times all that may follow it.
+        # As in a number of three digits: the smaller values of this digit, times all values that may follow it.
         for values, value, weight in (
             (hours, second // 3600, len(minutes) * len(seconds)),
             (minutes, second // 60 % 60, len(seconds)),

@@ -1,7 +1,7 @@
 """Reads crontabs: each line becomes a command with its time and environment, a remark, or a problem. Pure.
 
-As cron reads them (crontab(5) of cronie and Debian): settings hold for the lines below them, an unescaped % ends the
-command and begins what it reads, times are read in CRON_TZ. Times themselves mean the same in pgsched as in cron.
+As cron reads them (crontab(5) of cronie and Debian): settings apply to the lines below them, an unescaped % ends the
+command and begins its standard input, times are read in CRON_TZ. Times themselves mean the same in pgsched as in cron.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPLIT = re.compile(r"&&|\|\||[;|]")
 _TARGETS = re.compile(r"\d?[<>]+&?\s*\S*")
 _PREPARING = ("cd", "test", "[", "sleep", "export", "set", ".", "source")  # commands before the one that counts
 _LEADING = ("exec", "nice", "sudo", "env", "nohup", "time")  # words before the program that counts
-_LONGEST = 60  # characters of a name that is made from a command
+_LONGEST = 60  # characters of a name that comes from a command
 _WRAPS = re.compile(r"\b(?:mon|tue|wed|thu|fri|sat|[1-6])-sun\b", re.IGNORECASE)
 _BACKGROUND = re.compile(r"(?<![&>|\\])&\s*$")
 _MAIL = "output is kept with each run instead of being mailed"
@@ -33,7 +33,7 @@ _IGNORED = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A line that is a schedule. args: those of the entrypoint that runs commands. user: of a system crontab."""
+    """A line that becomes a schedule. args: for the entrypoint that runs commands. user: in a system crontab."""
 
     line: int
     name: str
@@ -44,13 +44,13 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What the shell gets."""
+        """The text for the shell."""
         return str(self.args["argv"])
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is to be said of a line."""
+    """A remark or a problem of a line."""
 
     line: int
     text: str
@@ -58,7 +58,7 @@ class Note:
 
 @dataclass(slots=True)
 class Crontab:
-    """A crontab as it was read. problems: lines that cannot be imported. remarks: what is lost or differs."""
+    """A crontab that was read. problems: lines that cannot be imported. remarks: losses and differences."""
 
     jobs: list[Job] = field(default_factory=list)
     problems: list[Note] = field(default_factory=list)
@@ -66,9 +66,12 @@ class Crontab:
 
 
 def read(text: str, *, timezone: str = "UTC", prefix: str = "", user_column: bool = False) -> Crontab:
-    """Reads a crontab. timezone: for lines without a CRON_TZ above them. user_column: as /etc/crontab has one.
+    """Reads a crontab.
 
-    Raises InvalidExpression for an unknown timezone; whatever is wrong with the text is told line by line.
+    timezone: for lines without a CRON_TZ above them.
+    user_column: each line names a user before the command, as in /etc/crontab.
+
+    Raises InvalidExpression for an unknown timezone; problems in the text are returned line by line.
     """
     check_timezone(timezone)
     reader = _Reader(timezone, prefix, user_column)
@@ -98,7 +101,9 @@ class _Reader:
             return
         expression, rest = _times(line)
         if self._timezone is None:
-            raise InvalidExpression("the CRON_TZ above it is no time zone, so its times mean nothing")
+            raise InvalidExpression(
+                "the CRON_TZ above it is not a time zone, so its times mean nothing: correct CRON_TZ"
+            )
         user = None
         if self._user_column:
             user, rest = _first(rest)
@@ -119,12 +124,12 @@ class _Reader:
             self.found.remarks.append(Note(number, "its command begins with *: is that a sixth time field?"))
         if _BACKGROUND.search(command):
             self.found.remarks.append(
-                Note(
-                    number, "the & at its end sends it to the background, where it is killed as soon as its shell ends"
-                )
+                Note(number, "the & at its end sends it to the background, and it is killed as soon as its shell ends")
             )
         if not self._user_column and _first(command)[0] == "root":
-            self.found.remarks.append(Note(number, "root is taken for the program, and not for a user (--user-column)"))
+            self.found.remarks.append(
+                Note(number, "root is taken for the program, not for a user: if it is a user, add --user-column")
+            )
 
     def _set(self, number: int, name: str, value: str) -> None:
         if name in _IGNORED:
@@ -145,7 +150,7 @@ class _Reader:
         if self._settings:
             args["env"] = dict(self._settings)
         if home := self._settings.get("HOME"):
-            args["cwd"] = home  # where cron starts a command
+            args["cwd"] = home  # cron starts a command there
         if stdin is not None:
             args["stdin"] = stdin
         return args
@@ -164,7 +169,7 @@ def _times(line: str) -> tuple[str, str]:
         macro, rest = _first(line)
         if macro.lower() == "@reboot":
             raise InvalidExpression(
-                "@reboot is no time: let systemd, or whatever starts the worker, start this command"
+                "@reboot is not a time: let systemd, or the service that starts the worker, start this command"
             )
         return macro, rest
     if line.startswith("-"):  # cronie: do not log it
@@ -186,7 +191,7 @@ def _unquoted(value: str) -> str:
 
 
 def _parted(text: str) -> tuple[str, str | None]:
-    r"""The command, and what it reads: up to the first % and after it, with \% for a % and each further % a newline."""
+    r"""The command and its standard input, split at the first %. \% is a %, each further % a newline."""
     command, *more = re.split(r"(?<!\\)%", text)
     stdin = "\n".join(more) if more else None
     if stdin is not None and not stdin.endswith("\n"):
@@ -195,7 +200,7 @@ def _parted(text: str) -> tuple[str, str | None]:
 
 
 def name_for(command: str) -> str:
-    """A readable name for a command: its program and what tells it apart, without paths and redirections."""
+    """A readable name for a command: its program and arguments, without paths and redirections."""
     prepared = "command"
     for part in _SPLIT.split(command):
         words = [word.strip("()'\"`{}") for word in _TARGETS.sub(" ", part).split()]

@@ -1,4 +1,4 @@
-"""The dates that a schedule runs on, and how many of them a year has. Pure, and knows no time of day."""
+"""The dates that a schedule runs on, and their number in a year. Pure, and knows no time of day."""
 
 import calendar
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ class Days:
 
     months: tuple[int, ...]
     dates: frozenset[int] = frozenset(range(1, 32))
-    last: bool = False  # L, beside `dates`
+    last: bool = False  # L, in addition to `dates`
     nearest: int | None = None  # nW, instead of `dates`; 31 is LW, as a short month counts from its end
     weekdays: frozenset[int] = frozenset(range(7))  # 0 is Sunday
     nth: frozenset[tuple[int, int]] = frozenset()  # d#n as (d, n), dL as (d, 0); instead of `weekdays`
 
     def of(self, year: int, month: int) -> Iterator[int]:
-        """The days of that month that fit."""
+        """The fitting days of that month."""
         first, length = calendar.monthrange(year, month)  # first: 0 is Monday
         nearest = self._nearest(first, length)
         for day in range(1, length + 1) if month in self.months else ():
@@ -58,7 +58,7 @@ class Days:
 
 @lru_cache(maxsize=512)  # schedules share it: most run on all days, or on weekdays
 def calendar_of(sides: tuple[Days, ...], years: tuple[int, ...]) -> list[tuple[int, int]]:
-    """For each year from 1970 on, and one more: how many days fit before it; its own days as bits 1 to 366."""
+    """For each year from 1970 on, and one more: the number of fitting days before it; its own days as bits 1 to 366."""
     shapes: dict[tuple[bool, int], int] = {}
     found: list[tuple[int, int]] = []
     passed = 0

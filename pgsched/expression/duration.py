@@ -1,4 +1,4 @@
-"""Lengths of time as text: "500ms", "1h30m", "2d". Pure; settings and `@every` read them alike."""
+"""Lengths of time as text: "500ms", "1h30m", "2d". Pure; settings and `@every` both read them."""
 
 import re
 from datetime import timedelta
@@ -23,7 +23,7 @@ def parse_duration(text: str) -> timedelta:
 
     Zero is a duration. Raises InvalidExpression (a ValueError) for anything else.
     """
-    text = exact(text, "a duration is text such as '30s'")
+    text = exact(text, "a duration must be text such as '30s'")
     stripped = text.strip(" \t")
     try:
         if number := _NUMBER.fullmatch(stripped):
@@ -40,12 +40,14 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """The text that `parse_duration` reads back as `duration`: "1h30m", "0s"; a plain number of seconds where
-    milliseconds are too coarse. A negative duration raises InvalidExpression."""
+    """The text that `parse_duration` reads back as `duration`: "1h30m", "0s".
+
+    It is a plain number of seconds if milliseconds are too coarse. A negative duration raises InvalidExpression.
+    """
     if not isinstance(duration, timedelta):
-        raise InvalidExpression(f"a duration is a timedelta, not {type(duration).__name__}")
+        raise InvalidExpression(f"a duration must be a timedelta, not {type(duration).__name__}")
     if duration < timedelta():
-        raise InvalidExpression(f"a duration is not negative, as {duration} is")
+        raise InvalidExpression(f"a duration must not be negative, as {duration} is")
     if duration % FINEST:
         return f"{duration // timedelta(seconds=1)}.{duration.microseconds:06}".rstrip("0")
     text = ""

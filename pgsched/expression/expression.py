@@ -1,13 +1,13 @@
 """When a schedule fires: expression and time zone in, fire times out. Pure.
 
-What runs at a fire time, and what becomes of a missed one, belongs to plan and dispatcher; what an expression
-says in words, and its traps, to daylight.
+plan and dispatcher decide which fire times run and which are missed; daylight puts an expression into words and
+finds its traps.
 
 A cron expression passes three layers, and each knows nothing of the next:
 1. grammar, a strict reader, turns the text into sets of numbers;
 2. croniter, in cron alone, iterates those over naive wall-clock time, and sees neither raw text nor a zone;
-3. zones cuts a zone's time into stretches of constant UTC offset, and cron decides at the cuts what daylight
-   saving means.
+3. zones cuts a zone's time into stretches of constant UTC offset, and cron decides at the cuts how daylight
+   saving affects fire times.
 """
 
 import zoneinfo
@@ -35,7 +35,7 @@ class Every:
 
     def next(self, after: datetime) -> datetime | None:
         if after >= END:
-            return None  # also keeps the sum below from leaving what datetime can hold
+            return None  # also keeps the sum below within the range of datetime
         found = self.anchor + max((after - self.anchor) // self.interval + 1, 0) * self.interval
         return found if found < END else None
 
@@ -49,14 +49,14 @@ class Every:
         return self._passed(until) - self._passed(after)
 
     def _passed(self, until: datetime) -> int:
-        """How many fire times lie at or before `until`."""
+        """The number of fire times at or before `until`."""
         until = min(until, END - timedelta.resolution)
         return max((until - self.anchor) // self.interval + 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """One instant, whatever the zone."""
+    """One instant, the same in every zone."""
 
     instant: datetime
 
@@ -72,12 +72,15 @@ class At:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """An expression that was read, in its time zone. Immutable, and safe to share between threads.
+    """A parsed expression, in its time zone. Immutable, and safe to share between threads.
 
-    `text` is the source as given, stripped; `timezone` the zone's name; `kind` tells the three families apart
-    (macros are "cron"). Nothing fires after the year 2099, and cron not before 1970, by its zone's clock.
-    `times` holds what was read, for those who tell about it.
-    All methods take aware datetimes of any zone (InvalidExpression for others) and return them in UTC.
+    text: the source as given, stripped.
+    timezone: the zone's name.
+    kind: the expression's family; macros are "cron".
+    times: the parsed times, for modules that describe them.
+
+    Nothing fires after the year 2099, and cron not before 1970, by its zone's clock. All methods take aware datetimes
+    of any zone (InvalidExpression for others) and return them in UTC.
     """
 
     text: str
@@ -86,7 +89,7 @@ class Expression:
     times: Cron | Every | At = field(repr=False)
 
     def next(self, after: datetime) -> datetime | None:
-        """The first fire time strictly after `after`, or None when there is none any more."""
+        """The first fire time strictly after `after`, or None if none is left."""
         after = as_utc(after, "after")
         found = self.times.next(after)
         if found is not None and found <= after:  # a scheduler that is handed the past would spin
@@ -94,17 +97,17 @@ class Expression:
         return found
 
     def passed(self, wall: datetime) -> datetime | None:
-        """The instant after which fire times come if those through `wall` (naive, by the zone's clock) have come
-        already, by whatever rules. None if the expression does not go by the clock's readings but by instants."""
+        """The instant after which fire times come if those through `wall` (naive, by the zone's clock) have already
+        come, by any rules. None if the expression goes by instants, not by the clock's readings."""
         return self.times.passed(wall) if isinstance(self.times, Cron) else None
 
     def latest(self, after: datetime, until: datetime) -> datetime | None:
-        """The last fire time in (after, until], or None. Takes O(log span) however dense the schedule is."""
+        """The last fire time in (after, until], or None. Takes O(log span) even if the schedule is dense."""
         after, until = as_utc(after, "after"), as_utc(until, "until")
         return self.times.latest(after, until) if after < until else None
 
     def count(self, after: datetime, until: datetime) -> int:
-        """How many fire times lie in (after, until]: exact, and without walking them."""
+        """The number of fire times in (after, until]: exact, and without walking them."""
         after, until = as_utc(after, "after"), as_utc(until, "until")
         return self.times.count(after, until) if after < until else 0
 
@@ -112,19 +115,21 @@ class Expression:
 def parse(expression: str, timezone: str = "UTC", *, name: str = "", anchor: datetime | None = None) -> Expression:
     """Read an expression: five to seven cron fields, a macro like `@daily`, `@every 90s`, `@at` an instant.
 
-    `name` is the schedule's, from which `H` draws. `anchor` (aware; the Unix epoch by default) is the instant
-    from which `@every` counts: it is itself the first fire time. Cached, so parsing again costs a look-up.
-    Raises InvalidExpression, and nothing else, for whatever cannot be read or can never fire.
+    name: the schedule's name, which decides the values of `H`.
+    anchor: the instant that `@every` counts from, aware; it is itself the first fire time. Default: the Unix epoch.
+
+    Cached, so parsing again costs a look-up. Raises InvalidExpression, and nothing else, for a text that cannot be
+    read or can never fire.
     """
-    text = exact(expression, "an expression is text such as '0 9 * * *'")
-    name = exact(name, "a schedule's name is text")
+    text = exact(expression, "an expression must be text such as '0 9 * * *'")
+    name = exact(name, "a schedule's name must be text")
     zone = check_timezone(timezone)
     anchor = EPOCH if anchor is None else as_utc(anchor, "anchor")
     if len(text) > LONGEST:
         raise InvalidExpression(f"the expression {quote(text)} has {len(text)} characters: write at most {LONGEST}")
     text = text.strip(" \t")
     upper = text.upper()
-    # What the answer does not depend on is kept out of the cache's key.
+    # Values that do not affect the answer are kept out of the cache's key.
     return _parse(
         text,
         zone,
@@ -161,7 +166,8 @@ def upcoming(expression: str, timezone: str = "UTC", after: datetime | None = No
     """
     if not isinstance(count, int) or count < 0:
         raise InvalidExpression(
-            f"count is a whole number from 0, not {count if isinstance(count, int) else type(count).__name__}"
+            "count must be a whole number of 0 or more, "
+            f"not {count if isinstance(count, int) else type(count).__name__}"
         )
     found: datetime | None = datetime.now(UTC) if after is None else as_utc(after, "after")
     parsed = parse(expression, timezone, anchor=found)
@@ -184,7 +190,7 @@ def _parse(text: str, zone: zoneinfo.ZoneInfo, *, name: str, anchor: datetime) -
 def _cron(text: str, zone: zoneinfo.ZoneInfo, fields: Fields) -> Cron:
     cron = Cron(zone, fields)
     assert cron.engines  # made here, so that croniter has no complaints left for later
-    # In single years the clock may skip all the times of an interval.
+    # With some years only, the clock may skip all the times of an interval.
     begin = datetime(fields.years[0], 1, 1, tzinfo=UTC) - timedelta(days=2)
     if fields.written.year != "*" and not fields.fixed and cron.next(begin) is None:
         raise InvalidExpression(

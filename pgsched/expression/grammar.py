@@ -1,4 +1,4 @@
-"""What an expression says: text in, sets of numbers out. Strict and pure; knows no time zone and no clock."""
+"""Reads expressions: text in, sets of numbers out. Strict and pure; knows no time zone and no clock."""
 
 import hashlib
 import re
@@ -17,7 +17,7 @@ class _Field:
     name: str
     low: int
     high: int
-    top: int  # the highest number that may be written; what is above `high` means 0
+    top: int  # the highest number that may be written; a number above `high` means 0
     drawn: int  # the highest number that `H` draws
     names: tuple[str, ...] = ()  # of low, low + 1, ...
 
@@ -55,7 +55,7 @@ _ISO = re.compile(
 
 
 class Written(NamedTuple):
-    """The seven fields as they are written, in capitals; `*` for a `?`, and defaults for what is left out."""
+    """The seven fields as they are written, in capitals; `*` for a `?`, and defaults for omitted fields."""
 
     minute: str
     hour: str
@@ -75,21 +75,22 @@ class Fields:
     hours: tuple[int, ...]
     months: tuple[int, ...]
     years: tuple[int, ...]
-    sides: tuple[Days, ...]  # a date fits if it fits any one; two where either day field is enough
+    sides: tuple[Days, ...]  # a date fits if it fits any one; two sides if either day field is enough
     days: tuple[Days, ...]  # the sides that ever come: croniter would search all years for one that does not
     written: Written
-    drawn: tuple[tuple[str, tuple[int, ...]], ...]  # what `H` drew, by the name of its field
+    drawn: tuple[tuple[str, tuple[int, ...]], ...]  # the values that `H` drew, by the name of its field
 
     @property
     def fixed(self) -> bool:
-        """Whether each listed time runs exactly once, whatever the clock skips or repeats. See Cron."""
+        """Whether each listed time runs exactly once, even if the clock skips or repeats it. See Cron."""
         return not any(text.startswith("*") for text in (self.written.second, self.written.minute, self.written.hour))
 
 
 def read(text: str, name: str) -> Fields | timedelta | datetime:
-    """What an expression says: cron fields, the interval of `@every`, or the instant of `@at`.
+    """The meaning of an expression: cron fields, the interval of `@every`, or the instant of `@at`.
 
-    `text` has no blanks around it; `name` is the schedule's, from which `H` draws.
+    text: the expression, without blanks around it.
+    name: the schedule's name, which decides the values of `H`.
     """
     # isascii() comes before upper(), which would turn some other letters into ASCII ones.
     if not text.isascii() or not text.replace("\t", " ").isprintable():
@@ -102,7 +103,7 @@ def read(text: str, name: str) -> Fields | timedelta | datetime:
     if word == "@AT":
         return _instant(rest)
     if word == "@REBOOT":
-        raise InvalidExpression("@reboot is not a time: run it from the service that boots, or write @at an instant")
+        raise InvalidExpression("@reboot is not a time: start the job from a boot service, or write @at an instant")
     if word.startswith("@") and (word not in _MACROS or rest):
         raise InvalidExpression(
             f"{quote(text)} is not known: write one of {', '.join(_MACROS).lower()}, @every 90s, "
@@ -129,7 +130,7 @@ def read(text: str, name: str) -> Fields | timedelta | datetime:
 
 
 def _elsewhere(texts: list[str]) -> str:
-    """What other schedulers' words mean here; empty where the text is none of them."""
+    """Advice for the syntax of other schedulers; empty if the text has none."""
     if not texts:
         return ""
     first, last = texts[0], texts[-1]
@@ -145,7 +146,7 @@ def _elsewhere(texts: list[str]) -> str:
 
 
 def _seconds_first(texts: list[str], name: str) -> str:
-    """What to write instead, where fields make sense with the seconds in front, as Quartz and Spring have them."""
+    """The text to write instead, if the fields make sense with the seconds in front, as in Quartz and Spring."""
     meant = [*texts[1:6], texts[0], *texts[6:]]
     written = " ".join(meant)
     if len(texts) < 6 or len(written) > 60:
@@ -156,8 +157,8 @@ def _seconds_first(texts: list[str], name: str) -> str:
     except InvalidExpression:
         return ""
     day = texts[5]
-    sunday = " (where Quartz counts Sunday as 1, here it is 0)" if "?" in texts and day[0].isdigit() else ""
-    return f". Seconds stand last: if the first field is meant as the seconds, write {written!r}{sunday}"
+    sunday = " (Quartz counts Sunday as 1, but here it is 0)" if "?" in texts and day[0].isdigit() else ""
+    return f". Seconds come last: if the first field means the seconds, write {written!r}{sunday}"
 
 
 def is_rate(interval: timedelta) -> bool:
@@ -216,14 +217,14 @@ def _fields(texts: list[str], name: str) -> Fields:
 
 
 def _drawn(of: _Field, text: str, name: str) -> tuple[int, ...]:
-    """What the items of a field that begin with `H` come to."""
+    """The values of a field's items that begin with `H`."""
     return tuple(sorted(_values(of, [item for item in text.split(",") if item.startswith("H")], text, name)))
 
 
 def _read_days(date: str, weekday: str, months: tuple[int, ...], name: str) -> tuple[Days, ...]:
-    """What a date must fulfil to be a day of the schedule: any one of the answers.
+    """The conditions for a day of the schedule; a date needs to meet only one of them.
 
-    Both day fields if one of them begins with a star, else either: crontab(5) of Debian and of cronie.
+    Both day fields must fit if one of them begins with a star, else either: crontab(5) of Debian and of cronie.
     """
     days = _read_dates(Days(months), date, name)
     if date.startswith("*") or weekday.startswith("*"):
@@ -284,7 +285,7 @@ def _range(of: _Field, item: str, text: str) -> set[int]:
 
 
 def _bounds(of: _Field, first: str, last: str, step_text: str | None, text: str) -> tuple[int, int]:
-    """The ends of a range, where Sunday is 0 at the front and 7 at the back of a week."""
+    """The ends of a range. Sunday is 0 at the front and 7 at the back of a week."""
     start, end = _number(of, first, text), _number(of, last, text)
     if end == 0 < start and of is _WEEKDAY:
         end = 7
@@ -302,11 +303,11 @@ def _bounds(of: _Field, first: str, last: str, step_text: str | None, text: str)
 def _hashed(of: _Field, item: str, text: str, name: str) -> set[int]:
     """`H`, `H/n`, `H(a-b)`, `H(a-b)/n`: drawn from the schedule's name, each field on its own.
 
-    The draw is part of what every stored schedule means: it must not change on any platform, in any release.
+    The draw is part of the meaning of every stored schedule: it must not change on any platform, in any release.
     """
     match = _HASHED.fullmatch(item)
     if not match or of is _YEAR:
-        _refuse(of, text, "H reads like H, H/15, H(0-29) or H(0-29)/10, and not in the year")
+        _refuse(of, text, "write H, H/15, H(0-29) or H(0-29)/10, and no H in the year")
     first, last, step_text = match.groups()
     start, end, drawn = of.low, of.high, of.drawn
     if first:
@@ -348,7 +349,7 @@ def _name(of: _Field, value: int, like: str) -> str:
 
 
 def _advice(of: _Field, token: str) -> str:
-    """Why a token is not understood, for what people bring along from other crons."""
+    """Why a token is not understood, with advice for the syntax of other crons."""
     if not token:
         return "an item of the list is empty: remove the spare comma"
     if token.startswith("R") or "~" in token:

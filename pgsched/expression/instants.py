@@ -1,6 +1,6 @@
 """Instants as expressions know them: aware, in UTC, from 1970 to 2099, and as whole seconds since 1970.
 
-Seconds count UTC (`instant`) or a wall clock (`wall`). What lies between the two belongs to zones.
+Seconds count UTC (`instant`) or a wall clock (`wall`). zones knows the difference between the two.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -27,10 +27,10 @@ def as_utc(value: datetime, what: str) -> datetime:
 
 
 def seconds(instant: datetime) -> int:
-    """Whole seconds since the epoch, rounded down; clipped to where any zone may still have a fire time."""
+    """Whole seconds since the epoch, rounded down; clipped to the range in which any zone may have a fire time."""
     return min(max((instant - EPOCH) // SECOND, -2 * DAY), NEVER + 2 * DAY)
 
 
 def moment(seconds: int) -> datetime:
-    """The instant that is so many seconds after the epoch."""
+    """The instant that is this many seconds after the epoch."""
     return EPOCH + timedelta(seconds=seconds)

@@ -1,6 +1,6 @@
-"""What in an expression's text often means something else to its writer. Pure, and looks at no calendar year.
+"""Finds the parts of an expression's text that often mean something else to its writer. Pure, without calendar years.
 
-What daylight saving does to it belongs to daylight.
+daylight warns about daylight saving.
 """
 
 import calendar
@@ -21,7 +21,7 @@ _WEEKS = {tuple(range(first, min(first + 7, 32))): first // 7 + 1 for first in r
 
 
 def traps(expression: Expression) -> list[str]:
-    """A sentence for each trap; none for `@every`, `@at` and macros, which nobody misreads."""
+    """A sentence for each trap. `@every`, `@at` and macros have none: nobody misreads them."""
     if not isinstance(expression.times, Cron) or expression.text.startswith("@"):
         return []
     fields = expression.times.fields
@@ -32,7 +32,7 @@ def traps(expression: Expression) -> list[str]:
 
 
 def _seconds_first(expression: Expression) -> Iterator[str]:
-    """Six or seven fields that were likely written with the seconds in front, as Quartz and Spring have them."""
+    """Six or seven fields that were probably written with the seconds in front, as in Quartz and Spring."""
     texts = expression.text.upper().split()
     if len(texts) < 6 or not _likely_seconds_first(texts):
         return
@@ -43,8 +43,8 @@ def _seconds_first(expression: Expression) -> Iterator[str]:
         return
     words = "" if "H" in meant.upper() else f", {_clause(read)}"
     yield (
-        f"The seconds stand last here, so this reads: {_clause(expression)}; "
-        f"if the first field is meant as the seconds, write {meant!r}{words}"
+        f"The seconds come last here, so this means: {_clause(expression)}; "
+        f"if the first field means the seconds, write {meant!r}{words}"
     )
 
 
@@ -56,7 +56,7 @@ def _clause(expression: Expression) -> str:
 def _likely_seconds_first(texts: list[str]) -> bool:
     first, second, third, fourth, _, last = texts[:6]
     if first == "*":
-        return False  # every second, or every minute: either way the last field says what the seconds are
+        return False  # every second, or every minute: either way the last field is the seconds
     if last == "*":
         return True  # every second of some minutes only, which hardly anybody wants
     if _FEW_DAYS.fullmatch(last):
@@ -84,10 +84,10 @@ def _either(expression: Expression, fields: Fields) -> Iterator[str]:
     if both := _both(dates, weekdays, texts[2], texts[4]):
         texts[2], texts[4] = both
         written = " ".join(texts)
-        advice = f"to run only where both fit, write {written!r}" if _fires(written) else "both together never fit"
+        advice = f"to run only if both fit, write {written!r}" if _fires(written) else "both together never fit"
     else:
         texts[4] = "*"
-        advice = f"to run only where both fit, write {' '.join(texts)!r} and let the job look at the day of the week"
+        advice = f"to run only if both fit, write {' '.join(texts)!r} and let the job check the day of the week"
     yield f"Both day fields are set, and either one is enough: this runs on {either}; {advice}"
 
 
@@ -99,10 +99,10 @@ def _fires(text: str) -> bool:
 
 
 def _both(dates: Days, weekdays: Days, date: str, day: str) -> tuple[str, str] | None:
-    """The two day fields that mean both, as far as they can be written.
+    """The two day fields that mean both, if they can be written.
 
-    Both must fit where one begins with a star, so the trick is a star that brings only what is wanted anyway:
-    `*/7` is Sunday, and `*/31` is day 1.
+    Both must fit if one begins with a star, so the trick is a star that adds only a wanted day: `*/7` is Sunday, and
+    `*/31` is day 1.
     """
     plain_dates = dates.nearest is None and not dates.last
     if plain_dates and len(dates.dates) == 31:
@@ -130,12 +130,12 @@ def _whole_weeks(dates: Days) -> list[int]:
 
 
 def _steps(fields: Fields) -> Iterator[str]:
-    """Steps that do not come out even: every field starts again from its beginning, whatever is left at its end."""
+    """Steps that do not come out even: every field starts again from its beginning, and cuts the last step short."""
     written, side = fields.written, fields.sides[0]
     any_day = len(fields.months) == 12 and len(side.dates) == 31 and len(side.weekdays) == 7 and not side.nearest
     hourly = any_day and len(fields.hours) == 24
     minutely = hourly and len(fields.minutes) == 60
-    # As @every keeps them even: where nothing but this field and single values below it is set.
+    # @every keeps an even pace: possible if only this field and single values below it are set.
     even = {
         "second": "s" * minutely,
         "minute": "m" * (hourly and len(fields.seconds) == 1),
@@ -151,19 +151,19 @@ def _steps(fields: Fields) -> Iterator[str]:
         ("month", written.month, "year", fields.months, 12, month),
         ("day of week", weekday_, "week", fields.sides[-1].weekdays, 7, weekday),
     ]
-    for name, text, whole, values, size, told in numbers:
+    for name, text, whole, values, size, named in numbers:
         match = _STEP.fullmatch(text)
-        if match and (fault := _uneven(sorted(values), int(match[1]), size, told, whole)):
+        if match and (fault := _uneven(sorted(values), int(match[1]), size, named, whole)):
             advice = f"; for an even pace write @every {match[1]}{even[name]}" if even.get(name) else ""
             yield f"{text} in the {name} field {fault}{advice}"
 
 
-def _uneven(values: Sequence[int], step: int, size: int, told: Callable[[int], str], whole: str) -> str | None:
+def _uneven(values: Sequence[int], step: int, size: int, named: Callable[[int], str], whole: str) -> str | None:
     """How the step over the end of the whole differs from the others, if it does."""
     first, last = values[0], values[-1]
     a_whole = f"an {whole}" if whole == "hour" else f"a {whole}"
     if step > size:
-        return f"is longer than {a_whole}: it comes once {a_whole}, at {told(first)}"
+        return f"is longer than {a_whole}: it comes once {a_whole}, at {named(first)}"
     gap = first + size - last
     if whole == "month" and gap == step:  # even in a month of 31 days, so not in one of 30
         gap, size = gap - 1, 30
@@ -173,7 +173,7 @@ def _uneven(values: Sequence[int], step: int, size: int, told: Callable[[int], s
     of_days = f" of {size} days" if whole == "month" else ""
     unit = {"minute": "second", "hour": "minute", "day": "hour", "year": "month"}.get(whole, "day")
     return (
-        f"starts again with every {whole}: at the end of {a_whole}{of_days}, from {told(last)} to {told(first)}, "
+        f"starts again with every {whole}: at the end of {a_whole}{of_days}, from {named(last)} to {named(first)}, "
         f"it is {gap} {unit}{'s' * (gap != 1)} and not {step}"
     )
 
@@ -186,11 +186,11 @@ def _rare_days(fields: Fields) -> Iterator[str]:
         if side.nth and all(nth == 5 for _, nth in side.nth):
             last = ",".join(f"{_SHORT[day]}L" for day, _ in sorted(side.nth))
             yield (
-                f"{fields.written.weekday} comes in some months only, as most have no fifth one; "
+                f"{fields.written.weekday} comes in some months only, because most have no fifth one; "
                 f"for the last one of every month write {last}"
             )
         if side.nearest in (29, 30) and 2 in fields.months:  # 31W reads as the last working day
-            yield f"Day {side.nearest}W comes in months that are shorter, too: there it is the last working day"
+            yield f"Day {side.nearest}W also comes in shorter months: there it is the last working day"
         if side.nearest is not None or side.last or min(side.dates, default=0) < 29:
             continue
         day = min(side.dates)

@@ -1,4 +1,4 @@
-"""Expressions in English, a sentence each. Pure; what may surprise about them belongs to traps and explain."""
+"""Expressions in English, one sentence each. Pure; traps and daylight warn about surprises."""
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -16,14 +16,14 @@ MONTHS = (
 )  # fmt: skip
 WEEKDAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 _NTH = ("last", "first", "second", "third", "fourth", "fifth")
-_MOST = 6  # times of day that are listed rather than described
-_SHORTEST = 4  # numbers at even distances that are told by their distance
+_MOST = 6  # up to this many times of day are listed, more are described
+_SHORTEST = 4  # from this many on, numbers at even distances are described by their distance
 
 
 def in_words(expression: Expression) -> str:
-    """What an accepted expression says: "At 02:30 on every day, Europe/Paris". Without a full stop.
+    """An accepted expression in words: "At 02:30 on every day, Europe/Paris". Without a full stop.
 
-    `H` is told by what it drew. Whether daylight saving skips or repeats anything is not told: see daylight.
+    `H` is shown with the values that it drew. Skips and repeats by daylight saving are not mentioned: see daylight.
     """
     times = expression.times
     if isinstance(times, Every):
@@ -48,7 +48,7 @@ def _instant(value: datetime) -> str:
 
 
 def _drawn(fields: Fields) -> str:
-    """What `H` came to."""
+    """The values that `H` drew."""
     names: dict[str, Callable[[int], str]] = {"month": month, "day of week": weekday}
     drawn = [
         join([names[name](value) for value in values]) if name in names else _which(values, name.split()[0])
@@ -85,7 +85,7 @@ def _times(fields: Fields) -> tuple[str, bool]:
 
 
 def _pace(values: Sequence[int], unit: str, size: int) -> str:
-    """ "every 15 minutes" where they follow each other like that without end, else nothing."""
+    """ "every 15 minutes" if they follow each other at that pace without end, else empty."""
     step = _step([*values, values[0] + size])
     if values[0] or len(values) == 1 or step is None:
         return ""
@@ -117,7 +117,7 @@ def _step(values: Sequence[int]) -> int | None:
 
 
 def _dates(fields: Fields) -> str:
-    """ "on day 13 of the month or on Friday"; nothing where it is every day."""
+    """ "on day 13 of the month or on Friday"; empty if it is every day."""
     sides = fields.sides
     if len(sides) == 2:
         date, weekday_ = date_words(sides[0]), weekday_words(sides[1])
@@ -130,7 +130,7 @@ def _dates(fields: Fields) -> str:
 
 
 def date_words(days: Days) -> str:
-    """What the day of month says; nothing where it is any."""
+    """The day of month in words; empty if it is any day."""
     if days.nearest:
         which = "last working day" if days.nearest == 31 else "working day"
         near = "" if days.nearest == 31 else f" nearest to day {days.nearest}"
@@ -143,14 +143,14 @@ def date_words(days: Days) -> str:
         return "the last day of the month"
     step = _step(dates)
     if step and step > 1 and len(dates) >= _SHORTEST and not last:
-        # From the first to the month's end, as of `*/2`, the ends say nothing new.
+        # From the first to the month's end, as in `*/2`, the ends add nothing.
         ends = "" if dates[0] == 1 and dates[-1] + step > 31 else f" from {dates[0]} to {dates[-1]}"
         return f"every {ordinal(step)} day of the month{ends}"
     return f"{'day' if len(dates) == 1 else 'days'} {runs(dates, str)}{last} of the month"
 
 
 def weekday_words(days: Days) -> str:
-    """What the day of week says; nothing where it is any."""
+    """The day of week in words; empty if it is any day."""
     if days.nth:
         ranked = sorted(days.nth, key=lambda each: (each[1] or len(_NTH), (each[0] - 1) % 7))
         return f"the {join(f'{_NTH[nth]} {weekday(day)}' for day, nth in ranked)} of the month"
@@ -176,7 +176,7 @@ def weekday(number: int) -> str:
 
 
 def runs(values: Sequence[int], name: Callable[[int], str]) -> str:
-    """ "1, 2 and 5 to 9": in rising order, three and more in a row by their ends."""
+    """ "1, 2 and 5 to 9": in rising order, with three or more in a row shown by their ends."""
     texts: list[str] = []
     for row in rows(values):
         texts += [f"{name(row[0])} to {name(row[-1])}"] if len(row) > 2 else map(name, row)
@@ -184,7 +184,7 @@ def runs(values: Sequence[int], name: Callable[[int], str]) -> str:
 
 
 def rows(values: Iterable[int]) -> list[list[int]]:
-    """Cut where a number does not follow the one before it."""
+    """The numbers as rows of consecutive numbers."""
     found: list[list[int]] = []
     for value in values:
         if found and value == found[-1][-1] + 1:

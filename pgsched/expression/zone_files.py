@@ -1,5 +1,4 @@
-"""Which time zone rules this process reads: the release of the IANA's tzdata, and from where. Reads files, decides
-nothing."""
+"""Finds the time zone rules that this process reads: their source, and their release of the IANA's tzdata."""
 
 import importlib
 import importlib.resources
@@ -12,14 +11,14 @@ from typing import NamedTuple
 from pgsched.expression.zones import Rules, digest, digest_of, newer
 
 PACKAGE = "the package tzdata"
-REMEDY = "bring the host's files up to date, or set PYTHONTZPATH to an empty value to read the package's"
+REMEDY = "update the host's files, or set PYTHONTZPATH to an empty value to read the package's"
 _VERSION = re.compile(r"^(?:# version )?(\d{4}[a-z]{1,3})\b")
-# Which file of a folder of zones says its release: of the BSDs and macOS, and of Linux distributions.
+# The file in a folder of zones that names its release: on the BSDs and macOS, and on Linux distributions.
 _NAMED_IN = ("+VERSION", "tzdata.zi")
 
 
 class Source(NamedTuple):
-    """Where rules come from, and their release such as 2026a; None if nothing says it."""
+    """The source of rules, and their release such as 2026a; None if it is unknown."""
 
     place: str
     release: str | None
@@ -32,7 +31,7 @@ def rules(name: str) -> Rules:
 
 @lru_cache(maxsize=2048)
 def source_of(name: str = "Europe/London") -> Source:
-    """Where zoneinfo finds a zone; by default, one that every collection has."""
+    """The source in which zoneinfo finds a zone; by default, a zone that every collection has."""
     for folder in zoneinfo.TZPATH:
         if Path(folder, name).is_file():
             return Source(folder, _release(folder))
@@ -62,7 +61,7 @@ def package_release() -> str | None:
 
 
 def outdated(name: str) -> str | None:
-    """The sentence to warn with if the host's file of this zone is older than the package's, and says otherwise."""
+    """A warning if the host's file of this zone is older than the package's and has other rules, else None."""
     place, release = source_of(name)
     package = package_release()
     if place == PACKAGE or not newer(package, release):
@@ -78,7 +77,7 @@ def outdated(name: str) -> str | None:
 
 
 def outdated_host() -> str | None:
-    """The sentence to warn with if the host's time zone files are older than the package's."""
+    """A warning if the host's time zone files are older than the package's, else None."""
     place, release = source_of()
     package = package_release()
     if place == PACKAGE or not newer(package, release):

@@ -1,7 +1,7 @@
 """Time zones as pieces of constant UTC offset. Pure.
 
-Inside a piece, wall clock and UTC differ by a constant, so what daylight saving means is decided at the cuts
-alone; what a schedule makes of a cut belongs to cron.
+Inside a piece, wall clock and UTC differ by a constant, so daylight saving matters only at the cuts. cron decides how a
+cut affects a schedule.
 """
 
 import difflib
@@ -15,17 +15,17 @@ from typing import NamedTuple
 from pgsched.errors import InvalidExpression, exact, quote
 from pgsched.expression.instants import DAY, SECOND, moment
 
-_FROM, _UNTIL = 1_577_836_800, 2_524_608_000  # 2020 and 2050: what digest() looks at
+_FROM, _UNTIL = 1_577_836_800, 2_524_608_000  # 2020 and 2050: the range of digest()
 _WINDOW_BITS = 25  # zones are cut up in windows of 2**25 s, some 388 days
 
 
 def check_timezone(name: str) -> zoneinfo.ZoneInfo:
-    """The IANA zone of that exact name. Raises InvalidExpression, with the nearest name where there is one.
+    """The IANA zone of that exact name. Raises InvalidExpression, with the nearest name if there is one.
 
-    The names are those of the tzdata package: what a host keeps beside them (`localtime`, `right/…`), or a
-    file system that ignores case, would make the same schedule mean different times on different machines.
+    The names are those of the tzdata package: with other names of a host (`localtime`, `right/…`), or with a file
+    system that ignores case, the same schedule would mean different times on different machines.
     """
-    name = exact(name, "a time zone is a name such as 'Europe/Berlin'")
+    name = exact(name, "a time zone must be a name such as 'Europe/Berlin'")
     if name not in _zone_names():
         by_lower = {known.lower(): known for known in sorted(_zone_names())}
         near = difflib.get_close_matches(name.lower(), by_lower, n=1) if len(name) <= 64 else []
@@ -46,10 +46,10 @@ def _zone_names() -> frozenset[str]:
 
 
 class Stretch(NamedTuple):
-    """A stretch of constant UTC offset, in which wall = instant + offset.
+    """A stretch of constant UTC offset: in it, wall = instant + offset.
 
-    `shown` is what the clock would have shown at `start` without the change: more than `clock` if it was set
-    back there, less if it was set forward. A stretch may be cut where nothing changes; then they are equal.
+    `shown` is the clock's reading at `start` as it would be without the change: more than `clock` if the clock was set
+    back there, less if it was set forward. A stretch may be cut without a change; then they are equal.
     """
 
     start: int
@@ -59,7 +59,7 @@ class Stretch(NamedTuple):
 
     @property
     def clock(self) -> int:
-        """What the clock shows at `start`."""
+        """The clock's reading at `start`."""
         return self.start + self.offset
 
 
@@ -104,8 +104,8 @@ def _age(release: str) -> tuple[str, int, str]:
 
 
 def digest(name: str) -> str:
-    """A hash over the zone's changes of UTC offset from 2020 to 2050: the same for the same rules, whatever file or
-    Python they come from. Raises InvalidExpression for an unknown zone."""
+    """A hash over the zone's changes of UTC offset from 2020 to 2050, the same for the same rules from any file and
+    Python. Raises InvalidExpression for an unknown zone."""
     return digest_of(check_timezone(name))
 
 
@@ -117,11 +117,11 @@ def digest_of(zone: zoneinfo.ZoneInfo) -> str:
 
 @lru_cache(maxsize=8192)
 def _stretches(zone: zoneinfo.ZoneInfo, window: int) -> tuple[Stretch, ...]:
-    """The stretches of one window: zoneinfo is asked every sixth day, and bisected where its answer changes.
+    """The stretches of one window: zoneinfo is asked every sixth day, and bisected if its answer has changed.
 
-    From 1970 on no two changes of any zone lie as near to each other; tests keep watch.
+    From 1970 on no two changes of any zone are that near to each other; tests keep watch.
     """
-    # Two days more than the window, so that `shown` is known for as long after a change as it matters.
+    # Two days more than the window, so that `shown` is known for as long as it matters after a change.
     start = (window << _WINDOW_BITS) - 2 * DAY
     stop = (window + 1) << _WINDOW_BITS
     apart = 6 * DAY
