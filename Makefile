@@ -32,7 +32,7 @@ soak: $(STAMPS)/dev
 	PYTHONPATH=tests/faults:tests $(BIN)/python -m model.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 diagram: $(STAMPS)/dev
-	$(BIN)/python tests/diagram.py
+	$(BIN)/python tests/support/diagram.py
 
 bench:
 	$(PYTHON) benchmarks/environments.py

@@ -61,8 +61,8 @@ def import_crontab(
     expression, time zone and command, and nothing else.
 
     The commands are run by workers that allow it: `pgsched run pgsched.commands:create_scheduler`, or a factory that
-    calls allow_commands(). They run as the worker's user, with the worker's environment (cron gives its commands
-    little more than a PATH), and in the worker's directory if no HOME is set.
+    calls allow_commands(). They run as the worker's user, with the worker's environment; cron gives its commands
+    little more than a PATH. If no HOME is set, they run in the worker's directory.
 
     Exit codes: 0 imported, or nothing in the way in a dry run; 1 something prevents it, or you declined; 2 usage.
     """

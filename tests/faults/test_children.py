@@ -3,7 +3,7 @@
 import signal
 
 from daemons import until
-from harness import alive
+from support.workers import alive
 
 APP = """
 sc.command("backup", 'echo "$$ $PGSCHED_ATTEMPT" >> command-pids; sleep 1000 & echo "$! $PGSCHED_ATTEMPT" '

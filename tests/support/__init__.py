@@ -1,0 +1,1 @@
+"""What tests share. It holds no tests."""

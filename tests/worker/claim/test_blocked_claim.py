@@ -1,0 +1,101 @@
+"""A claim whose event loop is blocked does not keep its schedules from others."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+
+import psycopg
+import pytest
+from support.workers import Parts
+
+from pgsched import Executor, Scheduler
+from pgsched.db.session import Failures
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
+from pgsched.model import Claim
+from pgsched.worker.run import guard as guards
+from pgsched.worker.run.guard import Guard
+
+DUE = "insert into pgsched.schedules (name, entrypoint, expression, next_run) values ('s', 'job', '@daily', now())"
+LOCK = b"select from pgsched.schedules for update"
+
+
+class Other(threading.Thread):
+    """Another worker, as far as it matters here: it wants the schedules' locks, and says when it has them."""
+
+    def __init__(self, settings):
+        super().__init__(daemon=True)
+        self._settings = settings
+        self.locked = threading.Event()
+        self.done = threading.Event()
+
+    def run(self):
+        with psycopg.connect(self._settings.dsn) as connection, contextlib.suppress(psycopg.Error):
+            connection.execute("set lock_timeout = '8s'")
+            connection.execute(in_schema(LOCK, self._settings.schema, parametrised=False))
+            self.locked.set()
+        self.done.set()
+
+
+@pytest.mark.parametrize("by", ["server", "guard"])
+async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings, db, monkeypatch, by):
+    await db.all(DUE)
+    real, other = Store.count_live_runs, Other(settings)
+
+    async def blocked(self, *args):
+        # Between the lock and the plan. Nothing else of this process gets a turn.
+        monkeypatch.setattr(Store, "count_live_runs", real)
+        other.start()
+        if by == "guard":
+            parts.roster.add(
+                SimpleNamespace(
+                    key=(1, 1),
+                    place=None,
+                    threaded=False,
+                    task=None,
+                    started_at=None,
+                    claim=Claim(1, 1, parts.kit.worker),
+                    threads=SimpleNamespace(busy=False),
+                )
+            )
+        other.done.wait(20)
+        return await real(self, *args)
+
+    monkeypatch.setattr(Store, "count_live_runs", blocked)
+    async with Parts(settings, heartbeat_interval="100ms") as parts:
+        guard = Guard(parts.kit, parts.roster)
+        if by == "guard":
+            parts.kit.control._idle = timedelta(minutes=1)  # as behind a pooler, where no session is set up
+            monkeypatch.setattr(guards, "LOCKED_FOR", timedelta(milliseconds=300))
+            guard.start()
+        with pytest.raises(Failures):
+            await parts.dispatcher.claim_pass()
+        guard.stop()
+        assert other.locked.is_set()
+        assert parts.kit.control.was_severed() is (by == "guard")
+        assert await parts.dispatcher.claim_pass() == 1, "a new connection, a new claim"
+
+
+async def test_a_plan_that_takes_longer_than_locks_may_be_held_is_made_all_the_same(settings, db):
+    sc = Scheduler()
+
+    class Slow(Executor):
+        async def execute(self, run): ...
+
+        def next_fire_time(self, schedule, after):
+            time.sleep(0.3)
+            return after + timedelta(hours=1)
+
+    @sc.schedule("job", "@daily", executor=Slow)
+    async def job(): ...
+
+    await db.all("insert into pgsched.schedules (name, entrypoint, expression) values ('job @daily', 'job', '@daily')")
+    async with Parts(settings, sc) as parts:
+        parts.kit.control._idle = timedelta(milliseconds=100)
+        dispatching = asyncio.create_task(parts.dispatcher.run())
+        parts.kit.wakeups.due.ask()
+        await db.until("select next_run is not null from pgsched.schedules")
+        dispatching.cancel()

@@ -1,0 +1,570 @@
+"""Which run is next: the claim beside a model that knows nothing of lanes, levels and statements.
+
+The model has all rows before it and goes one by one: of all that may start on this worker now, it takes the first by
+what is due, priority, due time, kind and id. Whatever the claim does to find the same, it has to find the same.
+"""
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
+from support.workers import Parts
+
+from pgsched import Limits, ProcessExecutor, Scheduler
+from pgsched.db.statements.statements import in_schema
+from pgsched.executors.executor import Place
+from pgsched.rules.fairness import SLOT, Candidate, Kind, choose
+from pgsched.worker.upkeep.reconciler import Reconciler
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+END = "update pgsched.runs set status = 'succeeded', finished_at = now() where id = any(%s)"
+KINDS = ["waiting", "line", "queued", "fire time"]
+LOOKAHEAD = timedelta(seconds=60)
+
+
+# --- the choice ------------------------------------------------------------------------------------------
+
+
+def one(number: int, *needs: str, kind: Kind = Kind.QUEUED, priority: int = 0, due: int = 0, ahead: bool = False):
+    at = NOW + timedelta(seconds=due)
+    return Candidate(kind, number, None, "e", priority, at, ahead, (SLOT, *needs))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "rooms", "expected"),
+    [
+        ([one(1), one(2, priority=1)], {SLOT: 1}, [2]),
+        ([one(1, due=-1), one(2, due=-2)], {SLOT: 1}, [2]),
+        ([one(2), one(1)], {SLOT: 1}, [1]),
+        ([one(1, ahead=True, priority=9, due=1), one(2)], {SLOT: 1}, [2]),
+        ([one(1, kind=Kind.FIRE_TIME), one(2)], {SLOT: 1}, [2]),
+        ([one(1, kind=Kind.FIRE_TIME, due=-1), one(2)], {SLOT: 1}, [1]),
+        ([one(1, "thread", priority=9), one(2)], {SLOT: 1, "thread": 0}, [2]),
+        ([one(1, "thread"), one(2, "thread"), one(3)], {SLOT: 2, "thread": 1}, [1, 3]),
+        ([one(1), one(2)], {}, [1, 2]),
+        ([one(1)], {SLOT: 0}, []),
+    ],
+    ids=[
+        "priority", "due time", "id", "what is due before what will be", "runs before fire times",
+        "due time before kind", "what lacks something holds up nobody", "until it is used up", "without limits all",
+        "without a slot none",
+    ],
+)  # fmt: skip
+def test_chooses(candidates, rooms, expected) -> None:
+    assert [each.id for each in choose(candidates, rooms)] == expected
+
+
+# --- the claim -------------------------------------------------------------------------------------------
+
+
+def in_process(tenant: str = ""): ...
+
+
+def in_either(tenant: str = ""): ...
+
+
+def scheduler(*, crossing: bool = False) -> Scheduler:
+    """crossing: with entrypoints whose runs need a process, or a thread or a process: nobody knows before the claim."""
+    made = Scheduler(app="fair")
+
+    @made.entrypoint("plain")
+    async def plain(tenant: str = ""): ...
+
+    @made.entrypoint("thread")
+    def thread(tenant: str = ""): ...
+
+    @made.entrypoint("few", limits=Limits(per_worker=1))
+    async def few(tenant: str = ""): ...
+
+    @made.entrypoint("few threads", limits=Limits(per_worker=2))
+    def few_threads(tenant: str = ""): ...
+
+    @made.entrypoint("limited", limits=Limits(concurrency=2, concurrency_key="tenant"))
+    async def limited(tenant: str = ""): ...
+
+    if crossing:
+        made.entrypoint("process", executor=ProcessExecutor)(in_process)
+        made.entrypoint("either")(in_either)
+        made.schedule("either", "@yearly", executor=ProcessExecutor)(in_either)
+    return made
+
+
+OWN = {"few": 1, "few threads": 2}
+NEEDS = {
+    "plain": (), "few": (), "limited": (), "thread": (Place.THREAD,), "few threads": (Place.THREAD,),
+    "process": (Place.PROCESS,), "either": (Place.THREAD, Place.PROCESS),
+}  # fmt: skip
+
+
+def used(place: Place, counts: Counter[str]) -> int:
+    """Places of a kind that are taken. A run that may need either takes one of each."""
+    return sum(counts[name] for name, needs in NEEDS.items() if place in needs)
+
+
+class Member(Parts):
+    """A worker whose claims take places, and nobody starts them."""
+
+    def __init__(self, settings, size=(1, 1, 1), *, crossing=False):
+        slots, threads, processes = size
+        super().__init__(
+            replace(settings, lookahead=LOOKAHEAD), scheduler(crossing=crossing),
+            max_running=slots, max_threads=threads, max_processes=processes,
+        )  # fmt: skip
+        self.slots, self.places = slots, {Place.THREAD: threads, Place.PROCESS: processes}
+        self.runner.take = self.hold
+        self.roster.count = lambda name: sum(run.entrypoint == name for run in self.taken)
+
+    def hold(self, runs, *_):
+        self.taken.extend(runs)
+        self.count()
+
+    def count(self):
+        self.roster.slots_used = len(self.taken)
+        counts = Counter(run.entrypoint for run in self.taken)
+        self.roster.used.update({place: used(place, counts) - self.roster.used[place] for place in self.places})
+
+
+@dataclass
+class World:
+    """All rows, as the model sees them, and what of them a worker has."""
+
+    now: datetime
+    schedules: dict[int, dict]
+    runs: dict[int, dict]
+    mine: Counter[str]
+    slots: int
+    places: dict[Place, int]
+    started: list[tuple[str, int]] = field(default_factory=list)
+
+    def startable(self) -> list[tuple]:
+        """What may start now: the order, then what it is."""
+        if sum(self.mine.values()) >= self.slots:
+            return []
+        found = []
+        for run in self.runs.values():
+            if run["status"] != "queued" or not self.fits(run["entrypoint"]) or run["due_at"] > self.now + LOOKAHEAD:
+                continue
+            owner = self.schedules.get(run["schedule_id"])
+            if owner and owner["status"] == "paused" and run["attempt"] == 0 and run["origin"] is None:
+                continue
+            kind = "line" if run["entrypoint"] == "limited" else "waiting" if run["gated"] else "queued"
+            if owner and owner["overlap"] != "allow" and run not in self.first_of(owner, kind):
+                continue
+            if kind == "line" and not (run["due_at"] <= self.now and self.admits(run["tenant"])):
+                continue
+            found.append((self.order(run["priority"], run["due_at"], kind, run["id"]), "run", run["id"]))
+        for each in self.schedules.values():
+            if each["status"] != "active" or not self.fits(each["entrypoint"]) or not self.fires(each):
+                continue
+            limited = each["entrypoint"] == "limited"
+            if limited and not (each["next_run"] <= self.now and self.admits(each["tenant"])):
+                continue
+            # In line it is a run, made later than all others.
+            kind, number = ("line", 2**60 + each["id"]) if limited else ("fire time", each["id"])
+            found.append((self.order(each["priority"], each["next_run"], kind, number), "fire time", each["id"]))
+        return sorted(found)
+
+    def order(self, priority: int, due_at: datetime, kind: str, number: int) -> tuple:
+        return due_at > self.now, -priority, due_at, KINDS.index(kind), number
+
+    def fits(self, entrypoint: str) -> bool:
+        if entrypoint not in NEEDS:
+            return False
+        return self.mine[entrypoint] < OWN.get(entrypoint, 99) and all(
+            used(place, self.mine) < self.places[place] for place in NEEDS[entrypoint]
+        )
+
+    def running(self, **values) -> int:
+        return sum(
+            run["status"] == "running" and all(run[k] == v for k, v in values.items()) for run in self.runs.values()
+        )
+
+    def admits(self, tenant: str) -> bool:
+        return self.running(entrypoint="limited") < 2 and self.running(entrypoint="limited", tenant=tenant) < 1
+
+    def first_of(self, owner: dict, kind: str) -> list[dict]:
+        """The runs of a schedule that its overlap leaves room for: those between two attempts come first."""
+        room = max(0, self.limit(owner) - self.running(schedule_id=owner["id"]))
+        if kind == "line":  # the limits decide which; here it only matters whether there is room
+            return list(self.runs.values()) if room else []
+        queue = [
+            run for run in self.runs.values()
+            if run["status"] == "queued" and run["schedule_id"] == owner["id"] and run["entrypoint"] != "unknown"
+            and run["entrypoint"] != "limited" and (run["attempt"] > 0 or run["due_at"] <= self.now + LOOKAHEAD)
+            and not (owner["status"] == "paused" and run["attempt"] == 0 and run["origin"] is None)
+        ]  # fmt: skip
+        queue.sort(key=lambda run: (run["attempt"] == 0, -run["priority"], run["due_at"], run["id"]))
+        return queue[:room]
+
+    def limit(self, owner: dict) -> int:
+        return 99 if owner["overlap"] == "allow" else int(owner["overlap"]) if owner["overlap"].isdecimal() else 1
+
+    def fires(self, each: dict) -> bool:
+        """Whether its fire time starts, and neither waits nor is skipped."""
+        if each["next_run"] > self.now + LOOKAHEAD:
+            return False
+        if each["overlap"] == "allow":
+            return True
+        mine = [run for run in self.runs.values() if run["schedule_id"] == each["id"]]
+        if each["next_run"] > self.now and any(run["status"] == "running" for run in mine):
+            return False
+        running = sum(run["status"] == "running" for run in mine)
+        live = sum(run["origin"] is None for run in mine)
+        if each["entrypoint"] == "limited":  # it stands in line, beside one that waits there for its next attempt
+            return running < self.limit(each) and live < self.limit(each) + (each["overlap"] == "queue")
+        return running + sum(run["status"] == "queued" and run["origin"] is None for run in mine) < self.limit(each)
+
+    def start(self) -> bool:
+        """Starts the next one."""
+        if not (found := self.startable()):
+            return False
+        _, what, number = found[0]
+        self.started.append((what, number))
+        if what == "run":
+            run = self.runs[number]
+            run["status"] = "running"
+        else:
+            owner = self.schedules[number]
+            run = {**owner, "status": "running", "schedule_id": number, "origin": None}
+            self.runs[-number] = run
+            owner["next_run"] = self.now + timedelta(days=300)
+        self.mine[run["entrypoint"]] += 1
+        return True
+
+
+async def world(db, member: Member) -> World:
+    cursor = db.cursor(row_factory=psycopg.rows.dict_row)
+    schema = member.kit.settings.schema
+
+    async def rows(text: str) -> list[dict]:
+        return await (await cursor.execute(in_schema(text.encode(), schema), ())).fetchall()
+
+    schedules = await rows(
+        "select id, status, entrypoint, overlap, priority, next_run, coalesce(args ->> 'tenant', '') as tenant"
+        " from pgsched.schedules"
+    )
+    runs = await rows(
+        "select id, schedule_id, status, entrypoint, priority, due_at, attempt, origin, gated,"
+        " coalesce(args ->> 'tenant', '') as tenant from pgsched.runs where status in ('queued', 'running')"
+    )
+    now = (await rows("select clock_timestamp() as now"))[0]["now"]
+    mine = Counter(run.entrypoint for run in member.taken)
+    return World(now, {s["id"]: s for s in schedules}, {r["id"]: r for r in runs}, mine, member.slots, member.places)
+
+
+ENTRYPOINTS = st.sampled_from(
+    ["plain", "plain", "thread", "few", "few threads", "limited", "process", "either", "unknown"]
+)
+PRIORITIES = st.sampled_from([-5, 0, 0, 0, 7])
+DUE = st.integers(-20, -1) | st.sampled_from([20, 30, 40])  # far from now, so that nothing becomes due meanwhile
+TENANTS = st.sampled_from(["a", "b"])
+JOBS = st.lists(st.tuples(ENTRYPOINTS, PRIORITIES, DUE, TENANTS), max_size=14)
+SCHEDULES = st.lists(
+    st.tuples(
+        ENTRYPOINTS.filter(lambda name: name != "unknown"), PRIORITIES, DUE | st.just(5000), TENANTS,
+        st.sampled_from(["skip", "allow", "2", "queue"]),
+        st.lists(st.tuples(st.sampled_from(["trigger", "retry", "unknown"]), PRIORITIES, DUE), max_size=4),
+        st.sampled_from(["active", "active", "paused"]),
+    ),
+    max_size=7,
+)  # fmt: skip
+SIZES = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 2))  # slots, threads, processes
+
+
+def known(rows: list[tuple], *, crossing: bool) -> list[tuple]:
+    """The rows with entrypoints that are there."""
+    return [(row[0] if crossing or row[0] not in ("process", "either") else "thread", *row[1:]) for row in rows]
+
+
+async def fill(db, schema: str, jobs, schedules) -> None:
+    async def send(text: str, *params) -> None:
+        await db.execute(in_schema(text.encode(), schema), params)
+
+    def table(rows) -> Jsonb:
+        return Jsonb([list(row) for row in rows])
+
+    # Where a run has another entrypoint than its schedule, it follows as soon as that is planned.
+    schedules = [
+        (*each[:2], 5000 if "unknown" in {what for what, _, _ in each[5]} else each[2], *each[3:]) for each in schedules
+    ]
+    await send("truncate pgsched.runs, pgsched.schedules restart identity cascade")
+    await send(
+        "select pgsched.enqueue(j ->> 0, jsonb_build_object('tenant', j ->> 3), priority => (j ->> 1)::int,"
+        " due_at => now() + (j ->> 2)::int * interval '1 s') from jsonb_array_elements(%s) j",
+        table(jobs),
+    )
+    await send(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, priority, args, overlap, status)"
+        " select 's' || n, j ->> 0, '@yearly', now() + (j ->> 2)::int * interval '1 s', (j ->> 1)::int,"
+        " jsonb_build_object('tenant', j ->> 3), j ->> 4, j ->> 6"
+        " from jsonb_array_elements(%s) with ordinality e (j, n) order by n",
+        table(schedules),
+    )
+    # What nobody here knows was asked for: a fire time that is live would be waited for.
+    runs = [
+        (name + 1, "unknown" if what == "unknown" else entrypoint, when, urgency, what, number)
+        for name, (entrypoint, _, _, _, _, runs, _) in enumerate(schedules)
+        for number, (what, urgency, when) in enumerate(runs)
+    ]
+    await send(
+        "insert into pgsched.runs (schedule_id, entrypoint, args, fire_time, due_at, priority, origin, attempt, gated,"
+        " limited_by, line) select s.id, j ->> 1, s.args, '2020-01-01Z'::timestamptz + (j ->> 5)::int * interval '1 s',"
+        " now() + (j ->> 2)::int * interval '1 s', (j ->> 3)::int, nullif(j ->> 4, 'retry'),"
+        " (j ->> 4 = 'retry')::int, s.overlap <> 'allow' or l.app is not null, l.app,"
+        " case when l.app is not null then pgsched.line_for(j ->> 1, s.args, s.id, s.overlap, l.app) end"
+        " from jsonb_array_elements(%s) j join pgsched.schedules s on s.name = 's' || (j ->> 0)"
+        " cross join lateral (select pgsched.limiting_app(j ->> 1, s.app) as app) l",
+        table([(*row[:4], "trigger" if row[4] == "unknown" else row[4], row[5]) for row in runs]),
+    )
+
+
+async def claimed(member: Member, before: World) -> list[tuple[str, int]]:
+    """Passes until nothing more is claimed: what was, as the model names it."""
+    had = len(member.taken)
+    while await member.dispatcher.claim_pass():
+        pass
+    return [("run", run.id) if run.id in before.runs else ("fire time", run.schedule_id) for run in member.taken[had:]]
+
+
+async def compare(settings, jobs, schedules, sizes, ends, *, crossing: bool) -> None:
+    members = [Member(settings, size, crossing=crossing) for size in sizes]
+    jobs, schedules = known(jobs, crossing=crossing), known(schedules, crossing=crossing)
+    try:
+        async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as db:
+            await fill(db, settings.schema, jobs, schedules)
+            for turn, share in enumerate(ends):
+                member = members[turn % 2]
+                model, seen = await world(db, member), await world(db, member)
+                while model.start():
+                    pass
+                assert sorted(await claimed(member, seen)) == sorted(model.started)
+                over = [run for nth, run in enumerate(member.taken) if nth % 3 < share]
+                member.taken[:] = [run for run in member.taken if run not in over]
+                member.count()
+                await db.execute(in_schema(END.encode(), settings.schema), ([run.id for run in over],))
+    finally:
+        for member in members:
+            await member.__aexit__()
+
+
+# Examples are small, and to shrink one takes minutes. So it is shown as it was found.
+@examples(
+    max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(
+    jobs=JOBS,
+    schedules=SCHEDULES | st.just([]),  # nothing but jobs is due: most passes are like that
+    sizes=st.tuples(SIZES, SIZES),
+    ends=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    crossing=st.booleans(),
+)
+def test_the_claim_takes_what_the_model_says_is_next(settings, jobs, schedules, sizes, ends, *, crossing):
+    async def declare() -> None:
+        member = Member(settings)
+        async with member.kit.control.use() as connection:
+            await Reconciler(member.kit).start(connection)
+        await member.__aexit__()
+
+    asyncio.run(declare())
+    asyncio.run(compare(settings, jobs, schedules, sizes, ends, crossing=crossing))
+
+
+# --- what went wrong once --------------------------------------------------------------------------------
+
+
+async def take(member: Parts, number: int = 1) -> list:
+    """What the next pass claims, with so many places."""
+    had = len(member.taken)
+    member.roster.slots_used = member.kit.settings.max_running - number
+    await member.dispatcher.claim_pass()
+    return member.taken[had:]
+
+
+async def test_an_urgent_job_of_another_lane_is_next_when_a_place_is_free(settings, db):
+    await db.all("select pgsched.enqueue('plain', priority => -50) from generate_series(1, 160)")
+    async with Parts(settings, scheduler(), max_running=4) as parts:
+        assert len(await take(parts, 4)) == 4
+        for entrypoint in ("thread", "plain"):
+            await db.all("select pgsched.enqueue(%s, priority => 100)", entrypoint)
+        assert [run.entrypoint for run in await take(parts)] == ["thread"]
+        assert [await db.value("select priority from pgsched.runs where id = %s", (await take(parts))[0].id)] == [100]
+
+
+async def test_fire_times_that_keep_coming_do_not_starve_a_job(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " select 's' || n, 'plain', '@every 1s', now() - interval '1 second' from generate_series(1, 8) n"
+    )
+    job = await db.value("select pgsched.enqueue('plain', due_at => now() - interval '500 ms')")
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        taken = []
+        for _ in range(6):
+            taken += [run.id for run in await take(parts, 2)]
+            # Each fire time is due again before the next pass.
+            await db.all(
+                "update pgsched.schedules set next_run = now() - interval '1 ms', planned_at = clock_timestamp()"
+                " where next_run > now()"
+            )
+            await db.all(END, taken)
+        assert job in taken
+
+
+async def test_a_herd_at_one_instant_leaves_the_first_place_to_the_urgent_job(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, priority)"
+        " select 's' || n, 'plain', '@yearly', now() + interval '5 seconds', -100 from generate_series(1, 150) n"
+    )
+    job = await db.value(
+        "select pgsched.enqueue('plain', priority => 100, due_at => ("
+        "select min(next_run) + interval '1 ms' from pgsched.schedules))"
+    )
+    async with Parts(settings, scheduler(), max_running=60, lookahead="10s") as parts:
+        claimed = await take(parts, 60)
+    assert len(claimed) == 60
+    assert job in [run.id for run in claimed]
+
+
+async def test_a_claim_ahead_takes_no_place_from_what_is_due(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, priority)"
+        " values ('s', 'plain', '@yearly', now() + interval '5 seconds', 100)"
+    )
+    job = await db.value("select pgsched.enqueue('plain', priority => -100)")
+    async with Parts(settings, scheduler(), max_running=2, lookahead="10s") as parts:
+        assert [run.id for run in await take(parts)] == [job]
+        assert [run.schedule_id for run in await take(parts)] == [1]
+
+
+async def test_a_backlog_of_fire_times_starts_no_more_than_there_is_room_for(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap, catch_up)"
+        " values ('s', 'plain', '* * * * * *', date_trunc('second', now()) - interval '20 seconds', 'allow', 'all')"
+    )
+    async with Parts(settings, scheduler(), max_running=3) as parts:
+        first = await take(parts, 3)
+        assert len(first) == 3
+        following = await take(parts, 3)
+    times = [run.fire_time for run in first + following]
+    assert len(following) == 3
+    assert times == sorted(times), "oldest first, and the others are queued"
+
+
+async def test_a_new_schedule_is_planned_though_all_places_are_taken(settings, db):
+    await db.all("select pgsched.create_schedule('s', 'plain', '@yearly')")
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        assert await take(parts, 0) == []
+    assert await db.value("select next_run is not null from pgsched.schedules")
+
+
+async def test_a_run_of_an_entrypoint_that_is_gone_follows_its_schedule(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, args)"
+        " values ('morning', 'plain', '@every 1s', now() - interval '1 ms', '{\"tenant\": \"new\"}')"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, attempt, gated)"
+        " select id, 'old', now() - interval '1 minute', now() + interval '5 minutes', 1, true from pgsched.schedules"
+    )
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        await parts.dispatcher.claim_pass()
+        await parts.dispatcher.claim_pass()
+    assert [(run.entrypoint, run.args_json, run.attempt) for run in parts.taken] == [("plain", '{"tenant": "new"}', 2)]
+
+
+async def test_a_run_that_nobody_here_can_do_hides_no_other_of_its_schedule(settings, db):
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " values ('s', 'plain', '@yearly', now() + interval '1 hour')"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, origin, attempt, gated)"
+        " select id, e, now() - n * interval '1 second', 'trigger', a, true"
+        " from pgsched.schedules, (values ('old', 1, 2), ('plain', 0, 1)) r (e, a, n)"
+    )
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        assert [run.entrypoint for run in await take(parts, 2)] == ["plain"]
+
+
+async def test_a_schedules_backlog_at_a_limit_does_not_hide_what_is_due_later(settings, db):
+    """It is longer than what is read of a limit at first."""
+    member = Member(settings, (5, 1, 1))
+    async with member.kit.control.use() as connection:
+        await Reconciler(member.kit).start(connection)
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " values ('s', 'limited', '@yearly', now() + interval '1 hour')"
+    )
+    await db.all("select pgsched.trigger('s') from generate_series(1, 200)")
+    await db.all("select pgsched.enqueue('limited', '{\"tenant\": \"b\"}')")
+    assert await member.dispatcher.claim_pass() == 2
+    await member.__aexit__()
+
+
+async def test_a_thread_that_outlives_its_run_holds_up_only_its_own_schedule(settings, db):
+    """It counts for the overlap: the run that waits for it must not take the place of what can start."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
+        " values ('s', 'plain', '@yearly', now() + interval '1 hour')"
+    )
+    await db.all("select pgsched.trigger('s')")
+    await db.all(
+        "insert into pgsched.left_behind (run_id, token, worker, schedule_id, entrypoint, args, counts_until)"
+        " select 1000, 1, gen_random_uuid(), id, 'plain', '{}', now() + interval '1 minute' from pgsched.schedules"
+    )
+    job = await db.value("select pgsched.enqueue('plain')")
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        assert [run.id for run in await take(parts)] == [job]
+
+
+async def passes(member: Parts, number: int) -> list:
+    """What all passes claim that find so many places at first."""
+    claimed = await take(member, number)
+    while len(claimed) < number and (more := await take(member, number - len(claimed))):
+        claimed += more
+    return claimed
+
+
+async def test_a_fire_time_that_was_chosen_before_a_run_that_waits_is_not_skipped_because_of_it(settings, db):
+    """If the triggered run were claimed first, it and the run between two attempts would have the two places."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
+        " values ('s', 'plain', '@yearly', now() - interval '2 seconds', '2')"
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, origin, attempt, gated)"
+        " select id, 'plain', now() - n * interval '1 hour', now() - interval '1 second', o, a, true"
+        " from pgsched.schedules, (values (1, 'trigger', 0), (2, null, 1)) r (n, o, a) order by n"
+    )
+    async with Parts(settings, scheduler(), max_running=2) as parts:
+        claimed = await passes(parts, 2)
+    assert sorted(run.attempt for run in claimed) == [1, 2]
+    assert sorted(run.fire_time == run.due_at for run in claimed) == [False, True]
+    assert await db.value("select count(*) from pgsched.runs where status = 'skipped'") == 0
+
+
+@pytest.mark.parametrize(("first", "kinds"), [("fire time", {True, False}), ("run", {False})])
+async def test_ahead_of_their_instant_a_fire_time_and_a_run_that_waits_are_claimed_in_their_order(
+    settings, db, first, kinds
+):
+    """A fire time is not claimed ahead beside a run of its schedule: that one may be over by then."""
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, overlap)"
+        " values ('s', 'plain', '@yearly', now() + %s * interval '1 second', '2')",
+        6 if first == "fire time" else 8,
+    )
+    await db.all(
+        "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, origin, gated)"
+        " select id, 'plain', now(), now() + interval '7 seconds', 'trigger', true from pgsched.schedules"
+    )
+    async with Parts(settings, scheduler(), max_running=2, lookahead="10s") as parts:
+        claimed = await passes(parts, 2)
+    assert {run.fire_time == run.due_at for run in claimed} == kinds
+    assert await db.value("select count(*) from pgsched.runs where status = 'skipped'") == 0

@@ -1,0 +1,721 @@
+"""A row that the server refuses to change decides only for itself: somebody's trigger, constraint, or odd value."""
+
+import asyncio
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from psycopg import sql
+from structlog.testing import capture_logs
+from support.workers import Parts, reap, until, working
+
+from pgsched import Limits, Retry, Run, Scheduler
+from pgsched.db import migrate
+from pgsched.db.apart import Apart
+from pgsched.db.session import answered, conninfo_for, passing, refused
+from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
+from pgsched.worker.run.heartbeat import Heartbeat
+from pgsched.worker.upkeep.reaper import Reaper
+
+STATES = ["P0001", "42501", "42703", "22003", "23503", "0A000", "XX000", "54001", "55000"]
+
+
+async def refuse(db, what="true", *, table="runs", when="update", state="'P0001'"):
+    """A trigger of the application's that refuses to have some rows written, with this SQLSTATE (an expression)."""
+    await db.all(
+        "create or replace function pgsched.hostile() returns trigger language plpgsql as $$ begin"
+        f" if {what} then raise 'not this one' using errcode = {state}; end if;"
+        " return case tg_op when 'DELETE' then old else new end; end $$"
+    )
+    await db.all(
+        f"create or replace trigger hostile before {when} on pgsched.{table}"
+        " for each row execute function pgsched.hostile()"
+    )
+
+
+OWN_STATE = "new.args ->> 'state'"  # each bad row has its own
+
+
+async def relent(db, table="runs"):
+    await db.all(f"drop trigger hostile on pgsched.{table}")
+
+
+def events(logs, name):
+    return [line for line in logs if line["event"] == name]
+
+
+# --- which errors -----------------------------------------------------------------------------------------------
+
+
+def error(state):
+    return psycopg.errors.lookup(state)("no") if state else psycopg.OperationalError("gone")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_server_that_answers_refuses_what_was_sent(state):
+    assert refused(error(state)) and not passing(error(state)) and answered(error(state))
+
+
+@pytest.mark.parametrize(
+    "state", ["08006", "40001", "40P01", "53100", "53300", "55P03", "57014", "57P01", "58030", "25006", "25P03", None]
+)
+def test_errors_that_are_known_to_pass(state):
+    assert passing(error(state)) and not refused(error(state))
+
+
+def test_a_value_that_cannot_be_sent_is_refused_and_a_lost_connection_is_not():
+    for odd in (UnicodeEncodeError("latin-1", "€", 0, 1, "no"), OverflowError(), TypeError(), psycopg.DataError("nul"),
+                psycopg.ProgrammingError("cannot adapt"), NotImplementedError()):  # fmt: skip
+        assert refused(odd) and not passing(odd)
+    for gone in (psycopg.OperationalError("gone"), psycopg.InterfaceError("closed"), OSError(), TimeoutError()):
+        assert passing(gone) and not refused(gone)
+    assert not refused(KeyError()) and not passing(KeyError()), "a fault of ours is neither"
+
+
+def test_the_encoding_is_ours_whatever_the_environment_says(monkeypatch, settings):
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with psycopg.connect(conninfo_for(settings.dsn, "test")) as connection:
+        assert connection.execute("select '€'").fetchone() == ("€",)
+
+
+# --- a batch ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_batch_is_halved_down_to_the_row_and_all_others_land_once():
+    sent, aside = [], []
+
+    async def send(part):
+        if any(n in (3, 60) for n in part):
+            raise error("P0001")
+        sent.extend(part)
+        return part
+
+    async def put(n, _):
+        aside.append(n)
+
+    landed = await Apart(send, put).all(range(100))
+    assert landed == sent == [n for n in range(100) if n not in (3, 60)]
+    assert aside == [3, 60]
+
+
+async def test_an_error_that_passes_is_raised_or_waited_for_and_at_last_counts_as_a_refusal():
+    tries, aside = [], []
+
+    async def send(part):
+        tries.append(len(part))
+        if 3 in part:
+            raise error("40001")
+        return part
+
+    async def put(n, _):
+        aside.append(n)
+
+    async def wait(_): ...
+
+    with pytest.raises(psycopg.errors.SerializationFailure):
+        await Apart(send, put).all([1, 2, 3, 4])
+    tries.clear()
+    assert await Apart(send, put, wait, 2).all([1, 2, 3, 4]) == [1, 2, 4]
+    assert aside == [3] and tries == [4, 4, 4, 2, 2, 1, 1]
+
+
+async def test_an_error_of_a_prepared_statement_gets_one_more_try():
+    tries = []
+
+    async def send(part):
+        tries.append(part)
+        if len(tries) == 1:
+            raise error("0A000")
+        return part
+
+    async def put(n, _):
+        raise AssertionError
+
+    assert await Apart(send, put).all([1]) == [1]
+
+
+# --- ends -------------------------------------------------------------------------------------------------------
+
+
+async def test_ends_that_are_refused_in_every_form_stop_no_other_and_their_runs_are_executed_once(settings, db):
+    calls = []
+    sc = Scheduler()
+
+    @sc.entrypoint("bad", retry=Retry(attempts=1))
+    async def bad(state: str):
+        calls.append(state)
+        return "done"
+
+    @sc.entrypoint("good")
+    async def good(): ...
+
+    await refuse(db, "new.entrypoint = 'bad' and new.status <> 'running'", state=OWN_STATE)
+    with capture_logs() as logs:
+        async with working(sc, settings, stall_timeout="1s") as worker:
+            for state in STATES:
+                await db.all("select pgsched.enqueue('bad', jsonb_build_object('state', %s::text))", state)
+                await db.all("select pgsched.enqueue('good')")
+            good_ones = "select count(*) = %s from pgsched.runs where entrypoint = 'good' and status = 'succeeded'"
+            await db.until(good_ones, len(STATES))
+            await db.until("select count(*) = %s from pgsched.resting where kind = 'end'", len(STATES))
+            reasons = await db.all("select distinct reason from pgsched.resting")
+            assert {reason for (reason,) in reasons} == {f"not this one (SQLSTATE {state})" for state in STATES}
+            beat = await db.value("select max(heartbeat_at) from pgsched.runs")
+            await db.until("select bool_and(heartbeat_at > %s) from pgsched.runs where entrypoint = 'bad'", beat)
+            await relent(db)
+            for key in list(worker.finisher._kept):  # as half a minute later
+                worker.finisher._try_again(key)
+            await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
+            assert await db.value("select count(*) from pgsched.runs where result = '\"done\"'") == len(STATES)
+            await db.until("select not exists (select from pgsched.set_aside)")
+            assert worker.finisher.pending == 0
+    assert sorted(calls) == sorted(STATES)
+    assert len(events(logs, "row_set_aside")) == len(events(logs, "row_taken_back")) == len(STATES)
+    assert not events(logs, "database_lost")
+
+
+@pytest.mark.parametrize(
+    ("borne", "kind"), [("new.errors::text not like '%%bear%%'", "Unstorable"), ("new.errors = '[]'", None)]
+)
+async def test_an_end_is_written_in_its_barest_form_as_failed(settings, db, borne, kind):
+    """First without what the error says, at last without any error."""
+    sc = Scheduler()
+
+    @sc.entrypoint("bad", retry=Retry(attempts=5))
+    async def bad():
+        raise ValueError("an error that somebody's trigger cannot bear")
+
+    await refuse(db, f"new.status not in ('running', 'failed') or not ({borne})")
+    with capture_logs() as logs:
+        async with working(sc, settings):
+            await db.all("select pgsched.enqueue('bad')")
+            await db.until("select status = 'failed' and attempt = 1 from pgsched.runs")
+        told = await db.one("select reason, errors -> 0 ->> 'type' from pgsched.runs")
+    assert told == ("its end could not be stored", kind)
+    assert [line["error"] for line in events(logs, "run_failed_for_good")] == ["Unstorable"]
+
+
+async def test_a_drain_says_that_an_end_could_not_be_written(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("bad")
+    async def bad(): ...
+
+    await refuse(db, "new.status <> 'running'")
+    with capture_logs() as logs:
+        async with working(sc, settings) as worker:
+            await db.all("select pgsched.enqueue('bad')")
+            await db.until("select exists (select from pgsched.set_aside)")
+    assert worker.given_back == 1 and events(logs, "outcomes_not_written")
+
+
+async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_never_did_does_not(settings, db):
+    async with Parts(settings, heartbeat_interval="100ms") as parts:
+        me = parts.kit.worker
+        reaper = Reaper(parts.kit, parts.roster)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        make = (
+            "insert into pgsched.runs"
+            " (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at)"
+            " values ('job', 'running', 1, 1, 1, %s, now(), now() - interval '1 minute') returning id"
+        )  # fmt: skip
+        began, never = await db.value(make, me), await db.value(make, me)
+        parts.roster.unlanded[began, 1] = None
+        await reap(reaper)
+    statuses = dict(await db.all("select id, status from pgsched.runs"))
+    assert statuses == {began: "failed", never: "queued"}
+
+
+# --- lines, beats, reaps ----------------------------------------------------------------------------------------
+
+
+async def test_a_line_that_is_refused_costs_no_other_run_its_lines(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("talks")
+    async def talks(run: Run, text: str):
+        run.log(text)
+
+    await refuse(db, "new.text = 'bad'", table="logs", when="insert", state="'XX000'")
+    with capture_logs() as logs:
+        async with working(sc, settings):
+            await db.all(
+                "select pgsched.enqueue('talks', jsonb_build_object('text', t)) from unnest('{a,bad,b}'::text[]) t"
+            )
+            await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
+    assert sorted(await db.all("select text from pgsched.logs")) == [("a",), ("b",)]
+    assert len(events(logs, "lines_not_kept")) == 1
+
+
+async def held(db, worker):
+    """Silent runs of a worker, in order; those in the middle are the bad ones."""
+    rows = await db.all(
+        "insert into pgsched.runs (entrypoint, args, status, attempt, token, worker, claimed_at, heartbeat_at)"
+        " select 'job', case when s is null then '{}' else jsonb_build_object('state', s) end, 'running', 1, 1, %s,"
+        " now(), now() - interval '10 minutes' from unnest(array[null] || %s::text[] || array[null]) s returning id",
+        worker, STATES,
+    )  # fmt: skip
+    ids = [row[0] for row in rows]
+    return ids, ids[1:-1]
+
+
+async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their_claims(settings, db):
+    async with Parts(settings) as parts:
+        heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
+        parts.kit.clock.observe(datetime.now(UTC), 0, 0)
+        ids, bad = await held(db, parts.kit.worker)
+        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
+        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
+        with capture_logs() as logs:
+            await heartbeat.beat()
+        verdicts = heartbeat._answers
+        assert set(verdicts) == {(run, 1) for run in ids if run not in bad} and not any(verdicts.values())
+        silent = await db.all("select id from pgsched.runs where heartbeat_at < now() - interval '1 minute' order by 1")
+        assert [row[0] for row in silent] == bad
+        assert [line["id"] for line in events(logs, "row_set_aside")] == bad
+        assert await db.value("select count(*) from pgsched.resting where kind = 'beat'") == len(bad)
+        await relent(db)
+        heartbeat._refused.clear()
+        await heartbeat.beat()
+        with capture_logs() as logs:
+            await parts.kit.aside.review(await parts.kit.control.connect())
+        assert len(events(logs, "row_taken_back")) == len(bad)
+
+
+@pytest.mark.parametrize("how", ["raises 55P03", "waits for a lock"])
+async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps(settings, db, dsn, schema, how):
+    """An application's trigger locks a row of its own with NOWAIT, or waits for it; a client has it for long."""
+    await db.all("create table pgsched.orders (id int primary key)")
+    await db.all("insert into pgsched.orders values (1)")
+    nowait = "nowait" if how == "raises 55P03" else ""
+    await db.all(
+        "create function pgsched.counted() returns trigger language plpgsql as $$ begin"
+        f" perform 1 from pgsched.orders for update {nowait}; return new; end $$"
+    )
+    await db.all(
+        "create trigger counted before update on pgsched.runs for each row when (new.args ? 'state')"
+        " execute function pgsched.counted()"
+    )
+    lock = in_schema(b"select 1 from pgsched.orders for update", schema, parametrised=False)
+    running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
+    async with Parts(settings) as parts, await psycopg.AsyncConnection.connect(dsn) as client:
+        await client.execute(lock)
+        heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
+        parts.kit.clock.observe(datetime.now(UTC), 0, 0)
+        ids, bad = await held(db, parts.kit.worker)
+        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
+        await heartbeat.beat()
+        silent = "select array_agg(id order by id) from pgsched.runs where heartbeat_at < now() - interval '1 minute'"
+        assert await db.value(silent) == bad
+        await heartbeat.beat()
+        assert set(heartbeat._answers) == {(run, 1) for run in ids if run not in bad}, "it waits for them no more"
+        await db.all("alter table pgsched.runs disable trigger counted")
+        await db.all("delete from pgsched.runs")
+        await db.all("alter table pgsched.runs enable trigger counted")
+        reaper = Reaper(parts.kit, parts.roster)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        _, bad = await held(db, uuid.uuid4())
+        await reap(reaper)
+        assert await db.value(running) == bad
+
+
+@pytest.mark.parametrize("how", ["waits for a lock", "takes for ever"])
+async def test_an_end_that_waits_for_somebody_keeps_no_other_from_landing(settings, db, dsn, schema, how):
+    await db.all("create table pgsched.orders (id int primary key)")
+    await db.all("insert into pgsched.orders values (1)")
+    does = "perform 1 from pgsched.orders for update" if how == "waits for a lock" else "perform pg_sleep(3600)"
+    await db.all(
+        f"create function pgsched.counted() returns trigger language plpgsql as $$ begin {does}; return new; end $$"
+    )
+    await db.all(
+        "create trigger counted before update on pgsched.runs for each row"
+        " when (new.args ? 'bad' and old.status = 'running' and new.status <> 'running')"
+        " execute function pgsched.counted()"
+    )
+    lock = in_schema(b"select 1 from pgsched.orders for update", schema, parametrised=False)
+    async with await psycopg.AsyncConnection.connect(dsn) as client:
+        await client.execute(lock)
+        async with working(plain(), settings, stall_timeout=timedelta(seconds=5), cancel_timeout="100ms"):
+            bad = "case n when 3 then '{\"bad\": 1}'::jsonb end"
+            await db.all(f"select pgsched.enqueue('job', {bad}) from generate_series(1, 8) n")
+            await db.until("select count(*) = 7 from pgsched.runs where finished_at is not null", limit=30)
+            await db.until("select exists (select from pgsched.resting where kind = 'end')", limit=60)
+            await db.all("select pgsched.enqueue('job') from generate_series(1, 3)")
+            await db.until("select count(*) = 10 from pgsched.runs where finished_at is not null", limit=30)
+            await db.all("alter table pgsched.runs disable trigger counted")
+            await client.rollback()
+            await db.until("select count(*) = 11 from pgsched.runs where finished_at is not null", limit=30)
+    assert await db.value("select max(attempt) from pgsched.runs") == 1
+
+
+async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
+    async with Parts(settings) as parts:
+        reaper = Reaper(parts.kit, parts.roster)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        _, bad = await held(db, uuid.uuid4())
+        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
+        await reap(reaper)
+        running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
+        assert await db.value(running) == bad
+        assert await db.value("select array_agg(id order by id) from pgsched.resting where kind = 'reap'") == bad
+        await relent(db)
+        await reap(reaper)
+        assert await db.value(running) == bad, "they rest"
+        await db.all("update pgsched.runs set args = '{}' where id = any(%s)", bad)
+        await reap(reaper)
+        assert await db.value(running) is None
+        assert await db.all("select * from pgsched.set_aside") == []
+
+
+# --- claims -----------------------------------------------------------------------------------------------------
+
+
+def claimers(calls) -> Scheduler:
+    """Entrypoints whose runs are claimed by each kind of claim."""
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(state: str | None = None):
+        calls.append(state)
+
+    @sc.entrypoint("limited", limits=Limits(concurrency=100))
+    async def limited(state: str | None = None):
+        calls.append(state)
+
+    return sc
+
+
+async def queue(db, kind, state):
+    """One run, or one due fire time, that is claimed in its own way."""
+    args = "jsonb_build_object('state', %s::text)" if state else "'{}'::jsonb"
+    given = [state] if state else []
+    if kind in ("job", "limited"):
+        await db.all(f"select pgsched.enqueue('{kind}', {args})", *given)
+        return
+    name = f"{kind} {state}"
+    await db.all(
+        "insert into pgsched.schedules (name, entrypoint, expression, next_run, args, overlap)"
+        f" values (%s, 'job', '@at 2020-01-01T00:00:00Z', '2099-01-01Z', {args}, %s)",
+        name, *given, "queue" if kind == "waiting" else "allow",
+    )  # fmt: skip
+    if kind == "waiting":
+        await db.all("select pgsched.trigger(%s)", name)
+    else:
+        await db.all(
+            "update pgsched.schedules set next_run = '2020-01-01Z', accounted_through = '2019-01-01Z' where name = %s",
+            name,
+        )
+
+
+@pytest.mark.parametrize("kind", ["job", "limited", "waiting", "fire time"])
+async def test_a_claim_that_is_refused_costs_others_nothing_and_the_row_waits_and_says_why(settings, db, kind):
+    calls = []
+    sc = claimers(calls)
+    when = "insert or update"
+    await refuse(db, "new.args ? 'state' and new.status = 'running'", when=when, state=OWN_STATE)
+    with capture_logs() as logs:
+        async with working(sc, settings) as worker:
+            async with db.connection.transaction():
+                for state in STATES:
+                    await queue(db, kind, state)
+                await queue(db, kind, None)
+                for other in {"job", "limited", "waiting", "fire time"} - {kind}:
+                    await queue(db, other, None)
+            await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+            if kind == "fire time":
+                notes = "select array_agg(note) from pgsched.schedules where status = 'invalid'"
+                await db.until(f"select cardinality(({notes})) = %s", len(STATES))
+                reasons = await db.value(notes)
+            else:
+                rest = "from pgsched.resting a join pgsched.runs r on r.id = a.id where a.kind = 'run'"
+                await db.until(f"select count(*) = %s {rest} and r.status = 'queued'", len(STATES))
+                reasons = await db.value(f"select array_agg(a.reason) {rest}")
+            assert all(any(f"not this one (SQLSTATE {state})" in reason for reason in reasons) for state in STATES)
+            await queue(db, "job", None)
+            await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
+            assert calls == [None] * 5
+            await relent(db)
+            if kind == "fire time":
+                await db.all(
+                    "update pgsched.schedules set status = 'active', next_run = '2020-01-01Z' where status = 'invalid'"
+                )
+            else:
+                await db.all("update pgsched.runs set due_at = now() - interval '1 minute' where status = 'queued'")
+            await db.until("select count(*) = %s from pgsched.runs where status = 'succeeded'", 5 + len(STATES))
+            assert await db.all("select * from pgsched.resting") == []
+            worker.kit.aside._reviewed = 0.0  # as a second later
+            worker.kit.wakeups.due.ask()
+            await db.until("select not exists (select from pgsched.set_aside)")
+    assert not events(logs, "database_lost") and not events(logs, "worker_failed")
+    assert sorted(filter(None, calls)) == sorted(STATES)
+
+
+async def test_a_schedule_that_refuses_even_to_be_invalid_is_set_aside(settings, db):
+    calls = []
+    async with working(claimers(calls), settings):
+        await refuse(db, "new.args ? 'state' and new.planned_at is distinct from old.planned_at", table="schedules")
+        async with db.connection.transaction():
+            await queue(db, "fire time", "P0001")
+            await queue(db, "fire time", None)
+        await db.until("select exists (select from pgsched.runs where status = 'succeeded')")
+        await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
+        await relent(db, "schedules")
+        assert calls == [None]
+        await db.all("update pgsched.schedules set note = 'mended' where args <> '{}'")
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+
+
+async def test_a_pause_that_cannot_end_keeps_no_other_paused(settings, db):
+    async with working(claimers([]), settings):
+        await refuse(db, "new.args ? 'state' and new.status = 'active'", table="schedules")
+        async with db.connection.transaction():
+            for name, args in (("bad", '{"state": "x"}'), ("good", "{}")):
+                await db.all(
+                    "insert into pgsched.schedules (name, entrypoint, expression, next_run, args, status, paused_until)"
+                    " values (%s, 'job', '@yearly', '2099-01-01Z', %s::jsonb, 'paused', now())",
+                    name, args,
+                )  # fmt: skip
+        await db.until("select status = 'active' from pgsched.schedules where name = 'good'")
+        await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
+        assert await db.value("select status from pgsched.schedules where name = 'bad'") == "paused"
+
+
+async def test_a_constraint_that_speaks_at_the_commit_stops_no_other(settings, db):
+    calls = []
+    await refuse(db, "new.args ? 'state' and new.status = 'running'", when="update")
+    await db.all("drop trigger hostile on pgsched.runs")
+    await db.all(
+        "create constraint trigger hostile after insert or update on pgsched.runs deferrable initially deferred"
+        " for each row execute function pgsched.hostile()"
+    )
+    async with working(claimers(calls), settings):
+        async with db.connection.transaction():
+            for kind in ("job", "fire time"):
+                await queue(db, kind, "P0001")
+                await queue(db, kind, None)
+        await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+        await db.until("select status = 'invalid' from pgsched.schedules where args <> '{}'")
+        await db.until("select exists (select from pgsched.resting where kind = 'run')")
+    assert calls == [None, None]
+
+
+async def test_a_fire_time_whose_row_a_client_holds_is_left_for_later_and_others_run(settings, db):
+    """The unique index makes a plan wait for a client's open transaction."""
+    calls = []
+    async with await psycopg.AsyncConnection.connect(settings.dsn) as client:
+        await queue(db, "fire time", "held")
+        insert = (
+            "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, finished_at)"
+            " select id, 'job', '2020-01-01Z', 'succeeded', now() from pgsched.schedules"
+        )
+        await client.execute(in_schema(insert.encode(), settings.schema, parametrised=False))
+        with capture_logs():
+            async with working(claimers(calls), settings) as worker:
+                await queue(db, "fire time", None)
+                await db.until("select exists (select from pgsched.runs where status = 'succeeded')", limit=8)
+                assert calls == [None]
+                await db.until("select exists (select from pgsched.resting where kind = 'schedule')")
+                await client.rollback()
+                await db.all("update pgsched.set_aside set until = now()")
+                worker.kit.wakeups.due.ask()
+                await db.until("select count(*) = 2 from pgsched.runs where status = 'succeeded'")
+    assert calls == [None, "held"]
+
+
+async def test_limits_that_refuse_to_be_written_hold_up_only_their_own_runs_and_careful_passes_come_to_rest(
+    settings, db, monkeypatch
+):
+    calls, sent = [], []
+    sc = claimers(calls)
+
+    @sc.entrypoint("rated", limits=Limits(starts=100, period=timedelta(hours=1)))
+    async def rated():
+        calls.append("rated")
+
+    real = Store.query
+    monkeypatch.setattr(Store, "query", lambda self, name: (sent.append(name), real(self, name))[1])
+    raw = Store._send
+    monkeypatch.setattr(
+        Store, "_send", lambda self, on, name, *rest: (sent.append(name), raw(self, on, name, *rest))[1]
+    )
+    with capture_logs() as logs:
+        async with working(sc, settings) as worker:
+            await refuse(db, "new.entrypoint = 'rated'", table="limits")
+            async with db.connection.transaction():
+                for kind in ("job", "limited", "waiting", "fire time"):
+                    await queue(db, kind, None)
+                await db.all("select pgsched.enqueue('rated', priority => 10) from generate_series(1, 3)")
+            await db.until("select count(*) = 4 from pgsched.runs where status = 'succeeded'")
+            await db.until("select exists (select from pgsched.resting where kind = 'limits')")
+            await until(lambda: not worker.dispatcher._careful.on)
+            sent.clear()
+            await queue(db, "job", None)
+            await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
+            assert "claim_due_runs" in sent and "find_due_runs" not in sent
+            assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 3
+            [row] = await worker.kit.store.rows(db.connection, "read_health", {})
+            assert row["refused_rows"] == ["the starts at the limits of rated: not this one (SQLSTATE P0001)"]
+            await relent(db, "limits")
+            await db.all("update pgsched.limits set updated_at = now() where entrypoint = 'rated'")
+            await db.all("select pgsched.enqueue('rated')")
+            await db.until("select count(*) = 9 from pgsched.runs where status = 'succeeded'")
+            worker.kit.aside._reviewed = 0.0  # as a second later
+            worker.kit.wakeups.due.ask()
+            await db.until("select not exists (select from pgsched.set_aside)")
+    assert [line["kind"] for line in events(logs, "row_set_aside")] == ["limits"]
+    assert calls.count("rated") == 4
+
+
+# --- prepared statements ----------------------------------------------------------------------------------------
+
+
+async def test_a_schema_that_is_made_anew_finds_the_worker_at_work_again(settings, db):
+    calls = []
+    async with working(claimers(calls), settings) as worker:
+        for _ in range(8):  # often enough for every statement to be prepared
+            await db.all("select pgsched.enqueue('job')")
+            await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
+        await db.connection.execute(sql.SQL("drop schema {} cascade").format(sql.Identifier(settings.schema)))
+        await migrate.migrate(db.connection, settings.schema)
+        await db.all("select pgsched.enqueue('job')")
+        worker.kit.wakeups.due.ask()
+        await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
+        await db.until("select exists (select from pgsched.workers where id = %s)", worker.kit.worker)
+    assert len(calls) == 9
+
+
+# --- whatever the code, whatever the value --------------------------------------------------------------------------
+
+
+def plain(*calls):
+    sc = Scheduler(app="plain")
+
+    @sc.entrypoint("job", retry=Retry(attempts=1))
+    async def job(run: Run):
+        sc.calls.append(run.args)
+
+    sc.calls = list(calls)
+    return sc
+
+
+@pytest.mark.parametrize("state", ["08001", "08006", "53100", "58030", "57014", "40001", "55P03"])
+@pytest.mark.parametrize("what", ["claim", "end"])
+async def test_a_trigger_may_raise_the_code_of_an_outage_and_stops_no_other(settings, db, state, what):
+    status = {"claim": "'running'", "end": "'succeeded', 'failed'"}[what]
+    await refuse(db, f"new.args ? 'bad' and new.status in ({status}) and new.status <> old.status", state=f"'{state}'")
+    async with working(plain(), settings):
+        bad = await db.value("""select pgsched.enqueue('job', '{"bad": 1}', priority => 9)""")
+        await db.until("select exists (select from pgsched.set_aside where id = %s)", bad)
+        others = await db.value("select array_agg(pgsched.enqueue('job')) from generate_series(1, 5)")
+        await db.until("select bool_and(status = 'succeeded') from pgsched.runs where id = any(%s)", others)
+        await relent(db)
+        await db.all("update pgsched.runs set due_at = due_at - interval '1 s' where id = %s", bad)
+        await db.until("select status in ('succeeded', 'failed') from pgsched.runs where id = %s", bad)
+
+
+@pytest.mark.parametrize(
+    "interruptions",
+    [
+        '[{"kind": "changed", "since": "x", "through": 5}]',
+        '[{"kind": "changed", "since": []}]',
+        '[{"kind": "paused", "since": "2020-01-01T00:00:00Z", "accounted_through": "99999999-01-01"}]',
+        '[5, null]', '[{}]',
+    ],
+)  # fmt: skip
+async def test_a_schedule_whose_history_cannot_be_read_becomes_invalid_and_stops_no_other(settings, db, interruptions):
+    insert = "insert into pgsched.schedules (name, entrypoint, expression, interruptions) values (%s, 'job', %s, %s)"
+    await db.all(insert, "odd", "* * * * * *", interruptions)
+    await db.all(insert, "good", "@at 2020-01-01T00:00:00Z", "[]")
+    async with working(plain(), settings):
+        run = await db.value("select pgsched.enqueue('job')")
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", run)
+        await db.until("select status = 'finished' from pgsched.schedules where name = 'good'")
+        await db.until("select status = 'invalid' from pgsched.schedules where name = 'odd'")
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("schedules", "accounted_wall"), ("schedules", "next_wall"), ("schedules", "planned_at"), ("runs", "created_at"),
+     ("runs", "committed_at"), ("runs", "reported_at"), ("runs", "progressed_at")],
+)  # fmt: skip
+@pytest.mark.parametrize("instant", ["infinity", "-infinity", "4713-01-01 BC"])
+async def test_no_row_holds_an_instant_that_nobody_can_read(db, table, column, instant):
+    names, values = {
+        "schedules": ("name, entrypoint, expression", "'s', 'job', '@daily'"),
+        "runs": ("entrypoint", "'job'"),
+    }[table]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await db.all(f"insert into pgsched.{table} ({names}, {column}) values ({values}, %s)", instant)
+
+
+async def test_a_job_that_says_it_waits_for_an_overlap_or_in_a_line_is_queued_like_any_other(settings, db):
+    async with working(plain(), settings):
+        insert = "insert into pgsched.runs (entrypoint, gated, line, limited_by) values"
+        await db.all(f"{insert} ('job', true, null, null), ('job', true, 'zz', 'two'), ('job', false, null, 'two')")
+        await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
+
+
+async def keeps_runs(db, why):
+    """No row of a run is deleted any more."""
+    if why.endswith("foreign key"):
+        deferred = "deferrable initially deferred" if why.startswith("deferred") else ""
+        await db.all(f"create table pgsched.notes (run bigint references pgsched.runs (id) {deferred})")
+        await db.all(
+            "create function pgsched.noted() returns trigger language plpgsql as"
+            " $$ begin insert into pgsched.notes values (new.id); return null; end $$"
+        )
+        await db.all("create trigger noted after insert on pgsched.runs for each row execute function pgsched.noted()")
+        return
+    state = "using errcode = '42501'" if why.endswith("42501") else ""
+    refuses = "return null;" if why == "silent trigger" else f"raise exception 'runs are kept' {state};"
+    await db.all(f"create function pgsched.kept() returns trigger language plpgsql as $$ begin {refuses} end $$")
+    await db.all("create trigger kept before delete on pgsched.runs for each row execute function pgsched.kept()")
+
+
+@pytest.mark.parametrize("why", ["trigger", "silent trigger", "foreign key"])
+async def test_a_withdrawn_run_that_must_not_be_deleted_stays_and_its_schedule_goes_on(settings, db, why):
+    """An application refers to runs, or keeps them all. A claim is held as its schedule changes."""
+    calls = []
+    scheduler = Scheduler(app="kept")
+
+    @scheduler.entrypoint("job")
+    async def job(run: Run):
+        calls.append((run.fire_time, run.id))
+
+    await keeps_runs(db, why)
+    async with working(scheduler, settings, lookahead=timedelta(seconds=3)):
+        await db.all("select pgsched.create_schedule('s', 'job', '* * * * * */2')")
+        held = await db.until(
+            "select min(id) from pgsched.runs where status = 'running' and started_at is null"
+            " and due_at > clock_timestamp() + interval '0.5 s'"
+        )
+        await db.all("update pgsched.schedules set priority = 3")
+        await db.until("select withdrawn_at is not null from pgsched.runs where id = %s", held)
+        await db.until("select count(*) >= 2 from pgsched.runs where status = 'succeeded' and id > %s", held)
+    assert held not in [run for _, run in calls]
+    assert len({at for at, _ in calls}) == len(calls)
+    assert await db.all("select status, attempt from pgsched.runs where id = %s", held) == [("cancelled", 0)]
+
+
+@pytest.mark.parametrize("change", ["alter('s', '{\"priority\": 3}')", "pause('s')", "remove('s')"])
+@pytest.mark.parametrize("why", ["trigger", "trigger 42501", "silent trigger", "foreign key", "deferred foreign key"])
+async def test_a_schedule_changes_though_its_queued_run_must_not_be_deleted(settings, db, why, change):
+    """Its jitter puts the run off, so that it waits in the queue, and an application refers to it."""
+    await keeps_runs(db, why)
+    async with Parts(settings, lookahead="10s") as anna:
+        at = await db.value(
+            "select '@at ' || to_char(now() at time zone 'UTC' + interval '8 s', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')"
+        )
+        await db.all(
+            "insert into pgsched.schedules (name, entrypoint, expression, jitter) values ('s', 'job', %s, '10 days')",
+            at,
+        )
+        assert await anna.dispatcher.claim_pass() == 0
+        kept = await db.value("select id from pgsched.runs where status = 'queued'")
+        await db.all("select pgsched." + change)
+        assert await db.value("select status from pgsched.runs where id = %s", kept) == "cancelled"
+        assert await anna.dispatcher.claim_pass() == 0
+        queued = await db.all("select fire_time > now(), priority from pgsched.runs where status = 'queued'")
+        assert queued == ([(True, 3)] if change.startswith("alter") else [])
