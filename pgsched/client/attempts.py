@@ -1,6 +1,6 @@
-"""How each attempt of a run ended, out of the run's row. Pure.
+"""Reads from a run's row how each of its attempts ended. Pure.
 
-The row itself tells of its last attempt, `errors` of those that failed, `stops` of others that were not the last.
+The row's own columns hold the last attempt, `errors` the failed ones, and `stops` others that were not the last.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ _BY_TYPE = {
 
 
 def attempts_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The attempts of a run, in the order in which they ended: attempt, worker, started_at, ended_at, end, why.
+    """The attempts of a run, in the order of their ends: attempt, worker, started_at, ended_at, end, why.
 
     end: running, succeeded, failed, timed_out, retry_later (it raised RetryLater), discarded (it raised Discard),
-    cancelled, worker_lost, or given_back (by a drain, or by RetryLater(counts=False); it did not count, and another of
-    its number followed). why: the
-    error or the reason. What an older version recorded has no worker and no started_at.
+        cancelled, worker_lost, or given_back (by a drain, or by RetryLater(counts=False); it did not count, and another
+        attempt with its number followed).
+    why: the error or the reason.
+
+    Attempts that an older version recorded have no worker and no started_at.
     """
     errors, stops = _entries(row["errors"]), _entries(row["stops"])
     found = [_entry(each, _BY_TYPE.get(str(each.get("type")), "failed"), _error(each)) for each in errors]
     found += [_entry(each, str(each.get("end")), each.get("reason")) for each in stops]
     found.sort(key=lambda each: each["ended_at"] or datetime.min.replace(tzinfo=UTC))
-    if row["attempt"] and not _told(row, errors, stops):
+    if row["attempt"] and not _is_listed(row, errors, stops):
         found.append(_last(row))
     return found
 
 
-def _told(row: Mapping[str, Any], errors: list[dict[str, Any]], stops: list[dict[str, Any]]) -> bool:
-    """Whether the lists tell of the attempt that the row counted last."""
+def _is_listed(row: Mapping[str, Any], errors: list[dict[str, Any]], stops: list[dict[str, Any]]) -> bool:
+    """Whether the lists contain the attempt that the row counted last."""
     if row["status"] in ("running", "succeeded"):
         return False
     ended = errors[-1:] + [stop for stop in stops if stop.get("final")]

@@ -1,6 +1,6 @@
-"""What applications call: schedules, jobs and their history, thin over the schema's SQL functions.
+"""The client for applications: schedules, jobs and their history, a thin layer over the schema's SQL functions.
 
-Whether values make sense is options' to check; what the database refuses, failures' to tell.
+options checks the values; failures words the database's refusals.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ _BATCH = 500  # fire times that a backfill writes in one statement
 
 
 class Enqueued(int):
-    """The id of a run, and whether the call has queued it. It is false if a run had the unique key already: then this
-    is that run's id."""
+    """The id of a run, and whether the call has queued it.
+
+    If a run already had the unique key, `queued` is false and this is that run's id.
+    """
 
     queued: bool
 
@@ -44,15 +46,16 @@ class Enqueued(int):
 
 @contextlib.asynccontextmanager
 async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIterator[Client]:
-    """A client of the database, to be used inside `async with`; connect_sync() makes one for synchronous code.
+    """A client of the database, for use in `async with`; connect_sync() makes one for synchronous code.
 
-    dsn: a URI or libpq's key=value pairs; default PGSCHED_DSN, then libpq's own environment. schema: the one
-    that `pgsched migrate` made. Opens at most four connections and closes them at the end of the block.
+    dsn: a URI or libpq's key=value pairs. Default: PGSCHED_DSN, then libpq's own environment.
+    schema: the schema that `pgsched migrate` made.
 
-    Raises DatabaseUnavailable where nothing answers, ConfigurationError for a DSN that cannot be read.
+    Opens at most four connections and closes them at the end of the block. Raises DatabaseUnavailable if nothing
+    answers, ConfigurationError for a DSN that cannot be read.
     """
     info = conninfo_of(dsn, schema, "connect()")
-    # A pool keeps trying and never says why; one connection by hand tells at once what is wrong.
+    # A pool keeps trying and never reports why; one connection made by hand fails at once with the reason.
     await (await reach(info)).close()
     connections = Pooled(info)
     async with connections.pool:
@@ -62,22 +65,22 @@ async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIt
 class Client:
     """Schedules, jobs and their history. Made by connect(); tasks may share one.
 
-    Every method takes connection=, a psycopg AsyncConnection, to be part of the caller's transaction: what it
-    does then happens when that commits. Without one, it has happened when the method returns. Rows are dicts
+    Every method takes connection=, a psycopg AsyncConnection, to be part of the caller's transaction: its effect then
+    happens when that transaction commits. Without one, it has happened when the method returns. Rows are dicts
     with the columns' names; times are aware and in UTC, durations timedeltas, JSON is parsed.
 
-    Besides what they say, all raise DatabaseUnavailable where the database is gone, SchemaError where it has
-    not been migrated, InvalidArguments for values it refuses.
+    All methods also raise DatabaseUnavailable if the database is gone, SchemaError if it has not been migrated, and
+    InvalidArguments for values that it refuses.
     """
 
-    runs: Runs  # what takes more than one statement: wait(), retry_many()
+    runs: Runs  # operations that take more than one statement: wait(), retry_many()
 
     def __init__(self, connections: Connections, schema: str = "pgsched") -> None:
         self._sql = Statements(connections, Store(schema))
         self.runs = Runs(self._sql)
 
     def use(self, store: Store) -> None:
-        """Has it send other statements: tests have some that go by another clock."""
+        """Makes it send other statements: some tests use another clock."""
         self._sql.store = store
 
     # --- schedules --------------------------------------------------------------------------------------
@@ -106,15 +109,21 @@ class Client:
     ) -> int:
         """Makes a schedule, which a worker plans as soon as this commits. Returns its id.
 
-        expression: cron, every(...), at(...) or a macro, on the wall clock of `timezone`. args: given to the
-        function by name. overlap: what a fire time does while an earlier run is live, "skip", "queue" (at most one
-        waits), "cancel" (the earlier one), "allow", or at most N at once. catch_up: which of several missed fire
-        times run, "latest", "all" (the newest catch_up_limit of them, oldest first), "none". grace: a fire time older
-        than this is missed. jitter: starts are put off by up to this. timeout, retry: default as the entrypoint says.
-        starts_at, ends_at: it fires from the one through the other. max_runs: then it is finished. priority: -100 to
-        100, higher first. app: only workers of that application run it; default any worker that has the entrypoint.
+        expression: a cron expression, every(...), at(...) or a macro, read on the wall clock of `timezone`.
+        args: JSON, given to the function by name.
+        overlap: for a fire time that comes while an earlier run is live: "skip" (it does not run), "queue" (it waits;
+            at most one does), "cancel" (the earlier run is cancelled first), "allow", or N (at most N run at once).
+        catch_up: which of several missed fire times run: "latest", "all" (the newest catch_up_limit, oldest first), or
+            "none".
+        grace: a fire time older than this is missed.
+        jitter: delay each start by up to this much.
+        timeout, retry: default: the entrypoint's.
+        starts_at, ends_at: aware instants; the schedule fires only between them.
+        max_runs: the schedule is finished after this many runs.
+        priority: -100 to 100; due runs of a higher priority start first.
+        app: only workers of that application run it. Default: any worker that has the entrypoint.
 
-        Raises InvalidExpression, InvalidArguments (both ValueErrors), PgschedError where the name is taken.
+        Raises InvalidExpression, InvalidArguments (both ValueErrors), PgschedError if the name is taken.
         """
         options.name_of("name", name)
         options.check_stored({"retry": retry})
@@ -144,10 +153,11 @@ class Client:
         return int(await self._sql.call("create_schedule", params, connection))
 
     async def alter(self, name: str, /, *, connection: Connection | None = None, **changes: Any) -> None:
-        """Changes options of a schedule, under the names that create_schedule() has for them.
+        """Changes options of a schedule, under the names of create_schedule().
 
-        A change of the expression, the zone or the bounds has it planned anew. One that the code declares is
-        set back when its application starts again. Raises NotFound, InvalidExpression, InvalidArguments.
+        After a change of the expression, the time zone or the bounds, the schedule is replanned. The changes of a
+        declared schedule are undone when its application starts again. Raises NotFound, InvalidExpression,
+        InvalidArguments.
         """
         options.check_stored(changes)
         params = {"name": name, "changes": _json(options.columns(changes))}
@@ -162,25 +172,29 @@ class Client:
         backlog: bool = False,
         connection: Connection | None = None,
     ) -> None:
-        """Pauses a schedule, until an aware instant (a fire time at that instant runs) or until resume(). note: why,
-        for those who look.
+        """Pauses a schedule, until an aware instant (a fire time at that instant runs) or until resume().
 
-        backlog: what falls into the pause is treated as missed afterwards, by catch_up; by default it is recorded as
-        skipped. Raises NotFound, and PgschedError where it is finished or invalid.
+        note: the reason, shown with the schedule.
+        backlog: on resume, treat fire times that fell into the pause as missed and apply catch_up. Default: they are
+            recorded as skipped.
+
+        Raises NotFound, and PgschedError if the schedule is finished or invalid.
         """
         params = {"name": name, "note": note, "until": options.instant("until", until), "backlog": backlog}
         await self._sql.call("pause_schedule", params, connection)
 
     async def resume(self, name: str, *, backlog: bool | None = None, connection: Connection | None = None) -> None:
-        """Lets a paused schedule go on.
+        """Resumes a paused schedule.
 
-        backlog: False, its fire times meanwhile are recorded as skipped; True, they are treated as missed, by
-        catch_up; None, as pause() said. Raises NotFound, and PgschedError where it is finished or invalid.
+        backlog: if False, fire times that fell into the pause are recorded as skipped; if True, they are treated as
+            missed and catch_up applies. Default None: as chosen in pause().
+
+        Raises NotFound, and PgschedError if the schedule is finished or invalid.
         """
         await self._sql.call("resume_schedule", {"name": name, "backlog": backlog}, connection)
 
     async def trigger(self, name: str, *, connection: Connection | None = None) -> int:
-        """Runs a schedule now, whatever its status. Returns the run's id. Raises NotFound."""
+        """Runs a schedule now, in any status. Returns the run's id. Raises NotFound."""
         return int(await self._sql.call("trigger_schedule", {"name": name}, connection))
 
     async def backfill(
@@ -196,16 +210,19 @@ class Client:
         progress: Callable[[int, int], None] | None = None,
         connection: Connection | None = None,
     ) -> Backfill:
-        """Queues the schedule's fire times from `start` through `end` (aware, past) as runs of their own.
+        """Queues one run for each of the schedule's fire times from `start` through `end` (aware, past).
 
-        Whatever its status is, and whether they were skipped or it did not exist then. A fire time that has a run is
-        left alone, so that a second call does nothing; with `again` one more run is made where none is live.
-        Each run stands for the window from the fire time before (`previous_fire_time`). They keep to the schedule's
-        overlap, and let its own fire times go first: priority is -100 to 100, default ten less than the schedule's.
+        It works for a schedule in any status, and for fire times that were skipped or came before the schedule was
+        made. A fire time that already has a run is left alone, so a second call does nothing. Each run stands for the
+        window since the fire time before it (`previous_fire_time`). The runs obey the schedule's overlap.
 
-        dry_run: only tells what would be queued. limit: refuses a range with more fire times (1 to 1,000,000).
-        progress: called with how many fire times are done, and how many there are.
-        Raises NotFound, InvalidArguments, InvalidExpression; PgschedError where the schedule is removed or retimed
+        again: run fire times again that already have a run, unless that run is still live.
+        dry_run: only return the runs that would be queued.
+        limit: refuse a range with more fire times than this, 1 to 1,000,000.
+        priority: -100 to 100. Default: ten less than the schedule's, so that its regular fire times go first.
+        progress: called with the number of fire times done, and the number of all.
+
+        Raises NotFound, InvalidArguments, InvalidExpression; PgschedError if the schedule is removed or retimed
         meanwhile.
         """
         start, end = _given("start", start), _given("end", end)
@@ -225,11 +242,11 @@ class Client:
                 rows = await self._sql.rows("backfill_runs", params | more | same, connection)
                 if not rows:
                     raise PgschedError(
-                        f'Schedule "{name}" was changed while it was being backfilled: {len(found.queued)} of its runs '
-                        "are queued. Look at it, and backfill again what is missing."
+                        f'Schedule "{name}" was changed during the backfill: {len(found.queued)} of its runs are '
+                        "queued. Check the schedule, then repeat the backfill to queue the missing runs."
                     )
                 made = {row["fire_time"]: row["id"] for row in rows if row["id"] is not None}
-            # Afterwards, so that a run that somebody made meanwhile is told too.
+            # Read afterwards, so that runs made meanwhile by others are included.
             had = {r["fire_time"]: r for r in await self._sql.rows("list_fire_times", params, connection)}
             if dry_run:
                 free = {time for time in params["fire_times"] if time not in had}
@@ -241,12 +258,12 @@ class Client:
         return found
 
     async def now(self, *, connection: Connection | None = None) -> datetime:
-        """The database's clock: the one that decides."""
+        """The database's clock, which decides everything."""
         found: datetime = await self._sql.call("read_clock", {}, connection)
         return found.astimezone(UTC)
 
     async def remove(self, name: str, *, connection: Connection | None = None) -> None:
-        """Removes a schedule and what it has queued; its history stays. Raises NotFound."""
+        """Removes a schedule and its queued runs; its history stays. Raises NotFound."""
         await self._sql.call("remove_schedule", {"name": name}, connection)
 
     async def list_schedules(
@@ -256,7 +273,7 @@ class Client:
         status: str | None = None,
         connection: Connection | None = None,
     ) -> list[Row]:
-        """The schedules, by name; those of an entrypoint or a status where one is given."""
+        """The schedules, by name. entrypoint, status: only schedules with these."""
         status = options.one_of(ScheduleStatus, status)
         params = {"name": None, "entrypoint": entrypoint, "status": status}
         return await self._sql.rows("list_schedules", params, connection)
@@ -286,13 +303,13 @@ class Client:
         """Queues one run of an entrypoint. Returns its id, whose attribute `queued` is true if the call queued it.
 
         args: given to the function by name.
-        due_at: aware; default at once.
-        priority: -100 to 100, higher first.
+        due_at: an aware instant. Default: now.
+        priority: -100 to 100; due runs of a higher priority start first.
         unique_key: if a run with the key is queued or running, nothing is queued and its id is returned.
         unique: "live" (default), or "waiting": the key only counts while a run is queued, so that one can wait while
-            another runs. Use one of the two for a key. A run that would be tried again ends if another one waits.
-        app: only workers of that application run it; default any that has the entrypoint. Keys of applications are
-            apart, those of no application too.
+            another runs. Use only one of the two for a key. A run that would be tried again ends if another one waits.
+        app: only workers of that application run it. Default: any worker that has the entrypoint. Each application
+            has its own unique keys, and so do runs without an application.
         """
         params = {**options.job(entrypoint, due_at, priority, app, unique), "unique_key": unique_key}
         params["args"] = options.json_object("args", args)
@@ -311,11 +328,13 @@ class Client:
         app: str | None = None,
         connection: Connection | None = None,
     ) -> list[Enqueued]:
-        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids, in order, as
-        enqueue() does.
+        """Queues one run for each of the arguments, all or none, in one statement. Returns their ids in order, like
+        enqueue().
 
-        unique_keys: one for each of the arguments, or None. If a run has the key, one of an earlier place included, its
-        id stands in this place and nothing is queued for it. The others: as enqueue() has them.
+        unique_keys: one key or None for each of the arguments. If a run already has the key, also one from an earlier
+            place in this call, nothing is queued for this place and that run's id is returned in it.
+
+        The other parameters are those of enqueue().
         """
         texts = [options.json_object(f"args number {n}", args) for n, args in enumerate(list_of_args)]
         params = {**options.job(entrypoint, due_at, priority, app, unique), "args": texts}
@@ -326,16 +345,16 @@ class Client:
         return [Enqueued(run_id, queued) for run_id, queued in zip(row["ids"], row["queued"], strict=True)]
 
     async def cancel(self, run_id: int, *, connection: Connection | None = None) -> str:
-        """Cancels a queued run (returns "cancelled"), or asks the worker of a running one to ("requested").
+        """Cancels a queued run and returns "cancelled", or asks the worker of a running one and returns "requested".
 
-        Raises NotFound, and PgschedError where it has ended.
+        Raises NotFound, and PgschedError if the run has ended.
         """
         return str(await self._sql.call("cancel_run", {"run_id": options.run_id(run_id)}, connection))
 
     async def retry(self, run_id: int, *, connection: Connection | None = None) -> None:
         """Queues a failed or cancelled run again, with at least one more attempt.
 
-        Raises NotFound, and PgschedError where it has neither failed nor been cancelled.
+        Raises NotFound, and PgschedError if it has neither failed nor been cancelled.
         """
         await self._sql.call("retry_run", {"run_id": options.run_id(run_id)}, connection)
 
@@ -349,14 +368,15 @@ class Client:
         since: datetime | None = None,
         connection: Connection | None = None,
     ) -> list[Row]:
-        """The newest runs first, skips among them, at most `limit`; without args, result and errors.
+        """The newest runs first, including skips, at most `limit`; without args, result and errors.
 
-        schedule: a name; raises NotFound if no schedule has it. since: an aware instant; only runs that ended from
-        then on, or have not ended. status: the newest of an ended status are those that ended last.
+        schedule: a name; raises NotFound if no schedule has it.
+        status: in an ended status, the newest runs are those that ended last.
+        since: an aware instant; only runs that ended from then on, or have not ended.
 
-        The cost does not grow with history. Filters that no index has therefore search the newest 100,000 runs, and all
-        live ones: entrypoint=, and since= or status="succeeded" beside schedule=. Of these, status="failed" and
-        "cancelled" search everything, unless both entrypoint= and schedule= are given.
+        The cost does not grow with history. So filters without an index search only the newest 100,000 runs and all
+        live runs: entrypoint=, and schedule= with since= or with status="succeeded". With status="failed" or
+        "cancelled" everything is searched, unless both entrypoint= and schedule= are given.
         """
         params = {
             "schedule": schedule,
@@ -381,14 +401,16 @@ class Client:
         *,
         connection: Connection | None = None,
     ) -> list[Row]:
-        """What is recorded of a schedule's fire times from `start` through `through`, oldest first, at most `limit`:
-        runs, and skips that reach into it; without args, result and errors."""
+        """The records of a schedule's fire times from `start` through `through`, oldest first, at most `limit`.
+
+        These are runs, and skips that reach into the range; without args, result and errors.
+        """
         params = {"name": schedule, "start": _given("start", start), "through": _given("through", through)}
         params |= {"limit": options.whole("limit", limit, 1, 1_000_000)}
         return await self._sql.rows("list_runs_between", params, connection)
 
     async def situation(self, schedule: str, *, connection: Connection | None = None) -> Situation:
-        """What a due fire time of a schedule may be waiting for. Raises NotFound."""
+        """The possible reasons why a due fire time of a schedule waits. Raises NotFound."""
         rows = await self._sql.rows("read_situation", {"name": schedule}, connection)
         if not rows:
             raise _no_schedule(schedule)
@@ -396,20 +418,19 @@ class Client:
         return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]), row["refused"])
 
     async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
-        """A run with its args, its result, the errors of its attempts and how each ended; see runs.get(). Raises
-        NotFound."""
+        """A run with its args, its result, and the errors and ends of its attempts; see runs.get(). Raises NotFound."""
         return await self.runs.get(run_id, connection=connection)
 
     async def list_workers(self, *, connection: Connection | None = None) -> list[Row]:
-        """The workers, oldest first; `connected` tells whether the server sees a session of theirs."""
+        """The workers, oldest first; `connected` is whether the server sees a session of the worker."""
         return await self._sql.rows("list_workers", {}, connection)
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A transaction on a connection of the client's: `async with client.transaction() as connection:`.
 
-        Given to calls as connection=, all of what they do happens at the end of the block, or nothing of it; other
-        statements may go over it, too. What the block raises ends it and passes unchanged.
+        Pass the connection to calls as connection=: all their effects happen at the end of the block, or none. Other
+        statements may use it too. An exception in the block rolls back and passes unchanged.
         """
         async with self._sql.transaction() as connection:
             yield connection
@@ -418,7 +439,7 @@ class Client:
 def _given(what: str, value: Any) -> datetime:
     found = options.instant(what, value)
     if found is None:
-        raise InvalidArguments(f"{what} is a datetime with a time zone, not None.")
+        raise InvalidArguments(f"{what} must be a datetime with a time zone, not None.")
     return found
 
 

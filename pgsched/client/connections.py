@@ -1,6 +1,6 @@
-"""How a client's statements reach the database: over connections of its own, or over the caller's.
+"""Sends a client's statements to the database, over its own connections or over the caller's.
 
-Which statements there are is store's business; what waits in a thread instead of an event loop, sync's.
+store has the statements; sync has the connections that block a thread instead of an event loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pgsched.rules import options
 Row: TypeAlias = dict[str, Any]
 
 NAME = "pgsched client"
-# A pool keeps no connection that nobody uses, and tells after so many seconds that it has none.
+# A pool keeps no unused connection. If none is free within the timeout, in seconds, it raises an error.
 POOL: dict[str, Any] = {
     "min_size": 0,
     "max_size": 4,
@@ -39,13 +39,14 @@ _JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "sto
 
 
 class Connections(Protocol):
-    """Where a client's connections come from, and how it waits. There is one for event loops, and one for threads."""
+    """The source of a client's connections, and its way to wait. One implementation is for event loops, one for
+    threads."""
 
     def own(self) -> AbstractAsyncContextManager[Connection]:
         """A connection of the client's, in autocommit."""
 
     def given(self, connection: Any) -> Connection:
-        """A connection that the caller gave. Raises InvalidArguments for one of another kind."""
+        """The caller's connection. Raises InvalidArguments for a connection of another kind."""
 
     async def sleep(self, seconds: float) -> None:
         """Lets time pass."""
@@ -64,7 +65,7 @@ class Pooled:
         return self.pool.connection()
 
     def given(self, connection: Any) -> Connection:
-        """The same. Raises InvalidArguments where it is none of asyncio's."""
+        """The caller's connection. Raises InvalidArguments unless it is an AsyncConnection."""
         if isinstance(connection, psycopg.AsyncConnection):
             return connection
         raise refused(connection, "AsyncConnection", "connect()", "Connection", "connect_sync()")
@@ -82,24 +83,24 @@ def refused(connection: Any, kind: str, client: str, other: str, there: str) -> 
     """The error for a caller's connection of another kind than the client's."""
     found = f"{type(connection).__module__.partition('.')[0]}'s {type(connection).__name__}"
     return InvalidArguments(
-        f"connection= of a client that {client} made is a psycopg.{kind} (psycopg 3), not {found}; "
-        f"{there} makes the client for a psycopg.{other}."
+        f"connection= of a client from {client} must be a psycopg.{kind} (psycopg 3), not {found}; "
+        f"for a psycopg.{other}, use a client from {there}."
     )
 
 
 def conninfo_of(dsn: str | None, schema: str, caller: str) -> str:
-    """The connection string for a client. Raises ConfigurationError, which names the function that was called."""
-    dsn = None if dsn == "" else dsn  # as libpq takes it: all by the environment
+    """The connection string for a client. Raises ConfigurationError, which names the called function."""
+    dsn = None if dsn == "" else dsn  # as in libpq: the environment decides
     Settings().merged({"dsn": dsn, "schema": schema}, caller)
     return session.conninfo_for(dsn or os.environ.get("PGSCHED_DSN") or None, NAME)
 
 
-# In a transaction of the application's, its search path, its time zone and its limits are its own.
+# In an application's transaction, its own search path, time zone and limits apply.
 _AS_THE_ROLE_HAS_IT = "select set_config(name, reset_val, true) from pg_catalog.pg_settings where name = any(%s)"
 
 
 class Statements:
-    """Sends the statements of a client, and tells in sentences what the database refuses."""
+    """Sends the statements of a client, and raises the database's refusals as sentences."""
 
     def __init__(self, connections: Connections, store: Store) -> None:
         self.connections = connections
@@ -118,14 +119,14 @@ class Statements:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """A transaction on a connection of the client's. What its block raises passes as it is."""
+        """A transaction on a connection of the client's. An exception in its block passes unchanged."""
         async with contextlib.AsyncExitStack() as stack:
             with in_sentences(self.store.schema):
                 connection = await stack.enter_async_context(self.connections.own())
                 await stack.enter_async_context(connection.transaction())
                 await connection.execute(_AS_THE_ROLE_HAS_IT, (list(session.SET),))
             yield connection
-            with in_sentences(self.store.schema):  # the commit, which the database may refuse as any statement
+            with in_sentences(self.store.schema):  # the database may refuse the commit, like any statement
                 await stack.aclose()
 
     @contextlib.asynccontextmanager

@@ -1,7 +1,7 @@
-"""What a client can do about runs beyond one statement, as `client.runs`: waits for their ends, reads and follows what
-they log, queues many again.
+"""The client's operations on runs that take several statements, as `client.runs`.
 
-One run at a time, and lists of them, are methods of the client itself.
+It waits for ends, reads and follows logs, and queues many runs again. Operations on one run, and lists of runs, are
+methods of the client itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pgsched.client.connections import Row, Statements
 from pgsched.errors import InvalidArguments, NotFound
 from pgsched.rules import options
 
-# Seconds between two looks: soon at first, since most runs are short, then ever less often.
+# Seconds between two looks: short at first, since most runs are short, then longer and longer.
 _FIRST, _GROWTH, _MOST = 0.02, 1.5, 0.5
 ENDED = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 DEAD = ("failed", "cancelled")
@@ -31,11 +31,13 @@ class Runs:
         self._sql = statements
 
     async def wait(self, run_id: int, timeout: timedelta | float | None = None) -> Row:
-        """Waits until a run has ended: succeeded, failed with no attempt left, or cancelled. Returns it, as get_run().
+        """Waits until a run has ended: succeeded, failed with no attempt left, or cancelled. Returns it like get_run().
 
-        timeout: a timedelta or seconds, default none. It looks by the run's id, at first every 20 ms, in the end twice
-        a second, over a connection of its own each time: in a transaction of the caller's it could never see an end.
-        Raises NotFound, also where it is deleted meanwhile, or its enqueue has not been committed; TimeoutError.
+        timeout: a timedelta or seconds. Default: none.
+
+        It looks every 20 ms at first, later twice a second, always over one of the client's own connections: in the
+        caller's transaction it could never see an end. Raises TimeoutError, and NotFound, also if the run is deleted
+        meanwhile or its enqueue has not been committed.
         """
         limit = _seconds(timeout)
         params = {"run_id": options.run_id(run_id)}
@@ -63,13 +65,16 @@ class Runs:
         until: datetime | None = None,
         connection: Any = None,
     ) -> list[Row]:
-        """The runs that ended as failed or cancelled, in the order in which they ended: what retry_many() takes.
+        """The failed or cancelled runs, in the order of their ends; retry_many() takes their ids.
 
-        Of these ids, in this status ("failed" or "cancelled"), of this entrypoint, of the schedule with this name, that
-        ended from `since` through `until` (aware), where these are given. Raises NotFound for an unknown schedule.
+        ids: only these runs.
+        status: "failed" or "cancelled".
+        entrypoint: only runs of this entrypoint.
+        schedule: only runs of the schedule with this name; raises NotFound if there is none.
+        since, until: aware instants; only runs that ended between them.
         """
         if status is not None and status not in DEAD:
-            raise InvalidArguments(f"status is 'failed' or 'cancelled', not {status!r}.")
+            raise InvalidArguments(f"status must be 'failed' or 'cancelled', not {status!r}.")
         params = {
             "ids": None if ids is None else [options.run_id(run_id) for run_id in ids],
             "statuses": list(DEAD) if status is None else [status],
@@ -92,12 +97,13 @@ class Runs:
         progress: Callable[[int, int], None] | None = None,
         connection: Any = None,
     ) -> list[int]:
-        """Queues many runs again, as retry() does one, in batches with a transaction each. Returns the ids of those
-        that it queued.
+        """Queues many runs again, like retry(), in batches with one transaction each. Returns the ids of queued runs.
 
-        Left alone is what is neither failed nor cancelled (any more), what somebody else is at just now, and what has a
-        unique_key that a live run has. So the same call again does no harm. progress: called with how many are done,
-        and how many there are. With connection= all of it is one transaction, the caller's.
+        Runs are left alone if they are no longer failed or cancelled, are locked by somebody else, or share a
+        unique_key with a live run. So repeating the call does no harm.
+
+        progress: called with the number of runs done, and the number of all.
+        connection: everything happens in the caller's one transaction.
         """
         wanted = [options.run_id(run_id) for run_id in dict.fromkeys(ids)]
         queued: list[int] = []
@@ -109,7 +115,7 @@ class Runs:
         return queued
 
     async def get(self, run_id: int, *, connection: Any = None) -> Row:
-        """A run with its args, its result, the errors of its attempts, and how each of these ended. Raises NotFound.
+        """A run with its args, its result, and the errors and ends of its attempts. Raises NotFound.
 
         attempts: a list of dicts with attempt, worker, started_at, ended_at, end (running, succeeded, failed,
         timed_out, retry_later, discarded, cancelled, worker_lost, given_back) and why.
@@ -132,8 +138,11 @@ class Runs:
     ) -> list[Row]:
         """The lines that a run logged, oldest first: id, attempt, worker, at, level, text. Raises NotFound.
 
-        attempt: those of one alone. after: only those with a greater id, so that the last line's id asks for what came
-        since. limit: at most so many, the newest. A running run's lines are there within a heartbeat.
+        attempt: only lines of this attempt.
+        after: only lines with a greater id; pass the last line's id to get the newer lines.
+        limit: at most this many lines, the newest.
+
+        A running run's lines are there within a heartbeat.
         """
         params = {
             "run_id": options.run_id(run_id),
@@ -147,10 +156,15 @@ class Runs:
         return [row for row in rows if row["id"] is not None]
 
     async def follow(self, run_id: int, *, attempt: int | None = None, after: int = 0) -> AsyncIterator[Row]:
-        """The lines that a run logged, and those that it logs from now on, until it has ended (with `attempt`: until
-        that attempt has). It looks twice a second. Raises NotFound, also where the run is deleted meanwhile."""
+        """The lines that a run has logged, then new lines until the run has ended.
+
+        attempt: only lines of this attempt, until it has ended.
+        after: only lines with a greater id.
+
+        It looks twice a second. Raises NotFound, also if the run is deleted meanwhile.
+        """
         while True:
-            # Looked at first: where it has ended, all that it said is there.
+            # Read the status before the lines: if the run has ended, all its lines are there.
             status = await self._sql.call("read_status", {"run_id": options.run_id(run_id)}, None)
             over = status in ENDED
             if attempt is not None and not over:
@@ -167,7 +181,7 @@ class Runs:
         return bool(await self._sql.call("read_reach", {"most": REACH}, connection))
 
     async def count(self, ids: Sequence[int], *, connection: Any = None) -> dict[str, int]:
-        """How many of these runs are in which status; those that are deleted are in none."""
+        """The number of these runs in each status; deleted runs are not counted."""
         rows = await self._sql.rows("count_runs_by_status", {"ids": [int(run_id) for run_id in ids]}, connection)
         return {row["status"]: row["count"] for row in rows}
 
@@ -178,5 +192,5 @@ def _seconds(timeout: Any) -> float | None:
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
-        raise InvalidArguments(f"timeout is a timedelta or a number of seconds from 0 on, not {timeout!r}.")
+        raise InvalidArguments(f"timeout must be a timedelta or a number of seconds of 0 or more, not {timeout!r}.")
     return float(timeout)

@@ -1,8 +1,8 @@
-"""The client for synchronous code: the same methods, run to their end where they are called.
+"""The client for synchronous code: the same methods, run to their end in the calling thread.
 
-No event loop and no second copy: a method of the client is a coroutine that awaits nothing but its connection and its
-waits. Over connections that block instead, it never suspends, and one send() runs it through. So it may be called in
-any thread, one in which an event loop runs included (which then stands still), and from many at once.
+No event loop and no second copy: a method of the client is a coroutine that awaits only its connection and its waits.
+With connections that block instead, it never suspends, and one send() runs it through. So it may be called in any
+thread, even one with a running event loop (which then stands still), and in many threads at once.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _Class = TypeVar("_Class", bound=type)
 
 @contextlib.contextmanager
 def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator[SyncClient]:
-    """A client of the database for code that is not asynchronous, to be used inside `with`.
+    """A client of the database for synchronous code, for use in `with`.
 
     Its methods are those of connect()'s client, without await; connection= is a psycopg.Connection, such as Django's
-    `connection.connection`. Threads may share it; a process that forks makes it afterwards. Everything else, what it
-    raises included, is as with connect().
+    `connection.connection`. Threads may share it; a process that forks should make it after the fork. Parameters and
+    errors are those of connect().
     """
     info = conninfo_of(dsn, schema, "connect_sync()")
     with reaching():
@@ -47,7 +47,7 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that does at once what a coroutine method, or an asynchronous generator, does when it is awaited."""
+    """The synchronous version of a coroutine method or an asynchronous generator."""
     if inspect.isasyncgenfunction(method):
 
         @functools.wraps(method)
@@ -66,7 +66,7 @@ def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
         return iterated
 
     behind = getattr(method, "__wrapped__", None)
-    if inspect.isasyncgenfunction(behind):  # what contextlib.asynccontextmanager made of it
+    if inspect.isasyncgenfunction(behind):  # contextlib.asynccontextmanager has wrapped it
 
         @contextlib.contextmanager
         @functools.wraps(behind)
@@ -85,7 +85,7 @@ def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _held(context: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
-    """A context whose entry and exit await nothing which would have to wait; a connection of it is psycopg's own."""
+    """A context whose entry and exit never suspend. If its value is a connection, the block gets psycopg's own."""
     with contextlib.ExitStack() as stack:
         value = finished(context.__aenter__())
         stack.push(lambda *error: finished(context.__aexit__(*error)))
@@ -93,7 +93,7 @@ def _held(context: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
 
 
 def mirror(of: type) -> Callable[[_Class], _Class]:
-    """Gives a class the public methods of another that is asynchronous; an instance keeps that one's as `behind`."""
+    """Gives a class the public methods of an asynchronous class; an instance keeps its counterpart as `behind`."""
 
     def decorate(made: _Class) -> _Class:
         for name, member in vars(of).items():
@@ -107,7 +107,7 @@ def mirror(of: type) -> Callable[[_Class], _Class]:
 
 @mirror(Runs)
 class SyncRuns:
-    """What Runs does, without await."""
+    """Runs, without await."""
 
     def __init__(self, behind: Runs) -> None:
         self.behind = behind
@@ -119,7 +119,7 @@ class SyncRuns:
 
 @mirror(Client)
 class SyncClient:
-    """What Client does, without await. Made by connect_sync()."""
+    """Client, without await. Made by connect_sync()."""
 
     def __init__(self, behind: Client) -> None:
         self.behind = behind
@@ -143,13 +143,13 @@ class _Blocking:
             yield _adapted(connection)
 
     def given(self, connection: Any) -> Connection:
-        """The caller's, in our clothes. Raises InvalidArguments where it is an asynchronous one, or no psycopg 3's."""
+        """The caller's connection, adapted. Raises InvalidArguments unless it is a synchronous one of psycopg 3."""
         if isinstance(connection, psycopg.Connection):
             return _adapted(connection)
         raise refused(connection, "Connection", "connect_sync()", "AsyncConnection", "connect()")
 
     async def sleep(self, seconds: float) -> None:
-        """Lets the thread stand still."""
+        """Blocks the thread."""
         time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop to hold up
 
 
@@ -162,7 +162,7 @@ def _adapted(connection: psycopg.Connection[Any]) -> Connection:
 
 
 class _Connection:
-    """A blocking connection under the names, and with the awaits, of an asynchronous one: those that are used."""
+    """A blocking connection with the methods of an asynchronous one, as far as they are used."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.raw = connection
@@ -198,7 +198,7 @@ class _Connection:
 
 
 class _Cursor:
-    """The same for a cursor."""
+    """A blocking cursor with the methods of an asynchronous one."""
 
     def __init__(self, cursor: psycopg.Cursor[Any]) -> None:
         self._cursor = cursor

@@ -122,7 +122,9 @@ async def test_a_timeout_says_where_the_run_is(client):
     run_id = await client.enqueue("job")
     with pytest.raises(TimeoutError, match=rf"^Run {run_id} is still queued after 0\.03 s\.$"):
         await client.runs.wait(run_id, timedelta(milliseconds=30))
-    with pytest.raises(InvalidArguments, match=r"^timeout is a timedelta or a number of seconds from 0 on, not -1\.$"):
+    with pytest.raises(
+        InvalidArguments, match=r"^timeout must be a timedelta or a number of seconds of 0 or more, not -1\.$"
+    ):
         await client.runs.wait(run_id, -1)
     with pytest.raises(InvalidArguments, match="not nan"):
         await client.runs.wait(run_id, float("nan"))
@@ -220,7 +222,7 @@ async def test_the_dead_are_found_by_what_they_have_in_common(client, db):
     assert await found([]) == []
     with pytest.raises(NotFound, match='"t"'):
         await found(schedule="t")
-    with pytest.raises(InvalidArguments, match="status is 'failed' or 'cancelled', not 'queued'"):
+    with pytest.raises(InvalidArguments, match="status must be 'failed' or 'cancelled', not 'queued'"):
         await found(status="queued")
     assert {row["id"] for row in await client.list_runs("s", since=second + timedelta(1))} == set()
     assert {row["id"] for row in await client.list_runs("s", since=second)} == {of_s}

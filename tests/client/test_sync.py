@@ -190,11 +190,11 @@ def test_a_connection_set_up_by_a_framework_will_do(client, dsn):
 async def test_a_connection_of_the_other_kind_is_told(client, dsn, schema):
     async with await psycopg.AsyncConnection.connect(dsn) as mine:
         with pytest.raises(
-            InvalidArguments, match=r"is a psycopg.Connection .*, not psycopg's AsyncConnection; connect"
+            InvalidArguments, match=r"must be a psycopg.Connection .*, not psycopg's AsyncConnection; for a"
         ):
             client.enqueue("job", connection=mine)
     with psycopg.connect(dsn) as mine:
-        with pytest.raises(InvalidArguments, match=r"connect_sync\(\) makes the client for a psycopg.Connection"):
+        with pytest.raises(InvalidArguments, match=r"for a psycopg.Connection, use a client from connect_sync\(\)"):
             async with connect(dsn, schema=schema) as other:
                 await other.enqueue("job", connection=mine)
         with pytest.raises(InvalidArguments, match=r"not psycopg's Cursor"):

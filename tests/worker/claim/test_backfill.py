@@ -70,7 +70,7 @@ async def test_a_schedule_that_changes_meanwhile_gets_no_run_of_a_fire_time_that
             with psycopg.connect(settings.dsn, autocommit=True) as other:
                 other.execute(in_schema(change.encode(), settings.schema, parametrised=False))
 
-    with pytest.raises(PgschedError, match="was changed while it was being backfilled: 2 of its runs"):
+    with pytest.raises(PgschedError, match="was changed during the backfill: 2 of its runs"):
         await client.backfill("s", NIGHT, NIGHT + 3 * HOUR, progress=changes)
     assert await db.value("select count(*) from pgsched.runs") == 2
 

@@ -119,9 +119,9 @@ def test_no_window_of_the_period_ever_sees_more_starts(starts: int, asks: list[t
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"concurrency": 0}, "whole number from 1 on"),
-        ({"concurrency": True}, "whole number from 1 on"),
-        ({"per_worker": 1.5}, "whole number from 1 on"),
+        ({"concurrency": 0}, "whole number of 1 or more"),
+        ({"concurrency": True}, "whole number of 1 or more"),
+        ({"per_worker": 1.5}, "whole number of 1 or more"),
         ({"per_key": 2}, "needs concurrency_key"),
         ({"concurrency_key": ()}, "a tuple of up to 8"),
         ({"concurrency_key": ["a"]}, "a tuple of up to 8"),
