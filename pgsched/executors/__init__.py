@@ -1,1 +1,1 @@
-"""How a function is called: awaited, in a thread, in a process, as a command."""
+"""The ways to call a function: awaited, in a thread, in a process, as a command."""

@@ -1,7 +1,7 @@
-"""Takes what a run's code logs, with the standard library's logging and with structlog, into the run's journal.
+"""Captures the log lines of a run's code, from the standard library's logging and from structlog, in the run's journal.
 
-Whose run it is tells a context variable: the run's tasks have it, and the thread of its function. Threads that a
-function starts itself do not.
+A context variable says which run is logging. It is set in the run's tasks and in its function's thread, but not in
+threads that a function starts itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_SHOWN = frozenset({"event", "exc_info", "exception", "stack", "stack_info",
 
 
 class Handler(logging.Handler):
-    """Takes records in. journal: whose they are; None of nobody."""
+    """Captures records. journal: returns the journal of the logging run, or None if no run is logging."""
 
     def __init__(self, journal: Callable[[], Journal | None]) -> None:
         super().__init__()
@@ -32,27 +32,27 @@ class Handler(logging.Handler):
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """The standard library's."""
+        """Called by the standard library for each record."""
         journal = self._journal()
         if journal is None:
             return
         levels = ((logging.ERROR, "error"), (logging.WARNING, "warning"), (logging.INFO, "info"))
         level = next((name for number, name in levels if record.levelno >= number), "debug")
         try:
-            # structlog hands events over as they are where its formatter is to render them.
+            # structlog passes events on as dicts if its formatter should render them.
             text = _rendered(record.msg) if isinstance(record.msg, dict) else self.format(record)
             journal.add(text, level)
-        except RecursionError:  # as the standard library's handlers: one that logs as it is shown would go on for ever
+        except RecursionError:  # as in the standard library's handlers: a value that logs when shown would never end
             raise
         except Exception:
             self.handleError(record)
 
 
 def _take_event(_logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """A processor of structlog that lets everything pass as it is."""
+    """A processor of structlog that captures events and passes them on unchanged."""
     journal = JOURNAL.get()
     if journal is not None:
-        token = JOURNAL.set(None)  # what a value logs as it is shown, it would log again and again
+        token = JOURNAL.set(None)  # a value that logs when it is shown would log again and again
         try:
             with contextlib.suppress(Exception):  # a value that cannot be shown must not cost the run
                 journal.add(_rendered(event), _LEVELS.get(method, "error"))
@@ -61,7 +61,7 @@ def _take_event(_logger: Any, method: str, event: structlog.typing.EventDict) ->
     return event
 
 
-_take_event.passes_on = True  # type: ignore[attr-defined]  # log.teller() may do without it
+_take_event.passes_on = True  # type: ignore[attr-defined]  # log.teller() may skip it
 
 
 def _rendered(event: Mapping[str, Any]) -> str:
@@ -80,20 +80,20 @@ def _rendered(event: Mapping[str, Any]) -> str:
 
 
 class _Captures:
-    """How many workers of this process are at work, and what is set up for them."""
+    """The number of active workers in this process, and the handler for them."""
 
     workers = 0
     handler = Handler(JOURNAL.get)
 
 
 def keep_on() -> None:
-    """Called before each run: a job before it may have configured logging anew, and so have thrown us out."""
+    """Called before each run: an earlier job may have reconfigured logging and removed our handlers."""
     if _Captures.workers:
         _take_in()
 
 
 def _take_in() -> list[Any]:
-    """Has both kinds of logging lead to us. Returns structlog's processors."""
+    """Connects both kinds of logging to the handler. Returns structlog's processors."""
     root = logging.getLogger()
     if _Captures.handler not in root.handlers:
         root.addHandler(_Captures.handler)
@@ -108,10 +108,10 @@ def _take_in() -> list[Any]:
 
 @contextlib.contextmanager
 def capturing() -> Iterator[None]:
-    """Has it taken in for as long as the block runs, whatever the application has configured before.
+    """Captures logs for as long as the block runs, with any logging configuration of the application.
 
-    Of structlog it changes the list of processors in place, so that loggers that have been used already go by it, too;
-    where structlog leads to the standard library, its records are enough.
+    It changes structlog's list of processors in place, so that it also applies to loggers that have been used already.
+    If structlog logs to the standard library, the standard library's records are enough.
     """
     _Captures.workers += 1
     processors = _take_in()
@@ -122,5 +122,5 @@ def capturing() -> Iterator[None]:
         if not _Captures.workers:
             logging.getLogger().removeHandler(_Captures.handler)
             for each in (processors, structlog.get_config()["processors"]):
-                with contextlib.suppress(ValueError, AttributeError):  # the application has configured it anew
+                with contextlib.suppress(ValueError, AttributeError):  # the application has reconfigured it
                     each.remove(_take_event)

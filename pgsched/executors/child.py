@@ -1,6 +1,6 @@
-"""Processes of runs: started in a group of their own, listened to, and ended with all that they started.
+"""Processes of runs: starts them in their own group, reads their output, and ends them with everything they started.
 
-What is run in them belongs to process and command.
+process and command decide what runs in them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from pgsched.errors import RegistrationError
 from pgsched.executors.warden import ORPHANS, anybody, signalled
 from pgsched.journal import clean
 
-TAIL = 8192  # bytes of output that are kept to be told with the end
-_TOLD = 2000  # characters of output in an error
+TAIL = 8192  # bytes of output that are kept for the report of the end
+_SHOWN = 2000  # characters of output in an error
 _LONGEST = 8192  # bytes of a line, beyond which it is cut into several
-UNKNOWN = 1 << 16  # stands for an exit code that somebody else has taken
-_LOOK = 0.01, 0.2  # seconds between two looks whether anybody goes on who was asked to end: the first, the longest
-LATE = 0.5  # seconds that output may still come after the end: who has left the group may hold the pipe open
-# What systemd tells a service is not meant for what the service starts.
+UNKNOWN = 1 << 16  # stands for an exit code that other code has already collected
+_LOOK = 0.01, 0.2  # seconds between checks whether processes that were asked to end still run: the first, the longest
+LATE = 0.5  # seconds that output may still come after the end: a process that left the group may hold the pipe open
+# systemd's variables for a service are not meant for the processes that the service starts.
 _NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 def check_platform() -> None:
-    """Raises RegistrationError where there are no process groups and signals."""
+    """Raises RegistrationError on a platform without process groups and signals."""
     if sys.platform == "win32":
-        raise RegistrationError("runs in processes of their own need process groups, which Windows does not have.")
+        raise RegistrationError(
+            "commands and runs in their own process need process groups, which Windows does not have: run the worker "
+            "on another system."
+        )
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
@@ -41,16 +44,18 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def _hear_of_children() -> None:
-    # Inherited from whoever started us, this would take every exit code away, from us and from our children's own.
+    # If it is inherited as ignored, the system discards every exit code, ours and those of our children's children.
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class Child:
-    """A process that leads a group of its own. Use it in one event loop, and await `ended` or `end` in any case.
+    """A process that leads its own group. Use it in one event loop, and always await `ended` or `end`.
 
-    Its end is noticed before it is reaped, and a group's number stays taken as long as anybody is in it: so no signal
-    ever reaches another group. left: whether it left something in its group that had to be killed when it had ended.
+    Its end is noticed before it is reaped, and a group's number stays taken as long as the group has a process. So no
+    signal ever reaches another group.
+
+    left: whether it left processes in its group that had to be killed when it had ended.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Child:
         self._gone = self._loop.create_future()
         self._patient = self._killed = self.left = False
         _hear_of_children()
-        self.process = subprocess.Popen(  # noqa: S603 - what is to be run, is
+        self.process = subprocess.Popen(  # noqa: S603 - the caller names the program
             argv, env=env, cwd=cwd, pass_fds=pass_fds, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             bufsize=0, start_new_session=True,
         )  # fmt: skip
@@ -105,11 +110,11 @@ class Child:
             self._reap()
         try:
             self._loop.call_soon_threadsafe(self._over)
-        except RuntimeError:  # the loop is closed: nobody asks any more
+        except RuntimeError:  # the loop is closed: nobody waits for the end
             signalled(self.pid, signal.SIGKILL)
 
     def _over(self) -> None:
-        """It has ended. Who is left in its group was either asked to end and has time to, or is killed."""
+        """It has ended. The rest of its group is killed, or gets its time if it was asked to end."""
         code = self._reap()
         if self._patient:
             self._wait_for_group(code)
@@ -139,19 +144,21 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether it, or who was asked to end with it, has not been seen to end."""
+        """Whether it, or a process that was asked to end with it, has not been seen to end."""
         return not self._gone.done()
 
     async def ended(self) -> int:
-        """Waits for its end; returns its exit code, minus the signal's number where one ended it, or UNKNOWN.
+        """Waits for its end; returns its exit code, minus the signal's number if a signal ended it, or UNKNOWN.
 
-        All that it started and that is still in its group is killed then."""
+        All processes that are still in its group are killed then."""
         return int(await asyncio.shield(self._gone))
 
     async def end(self, grace: float, ask: Callable[[], None] | None = None) -> int:
-        """Ends it: asks it to, and kills its group after `grace` seconds, or at once when the caller is cancelled
-        meanwhile. By default all of its group is asked, with SIGTERM, and has that time, whoever of it ends first.
-        Returns when it is gone, its exit code."""
+        """Asks it to end, and kills its group after `grace` seconds. Waits until it is gone; returns its exit code.
+
+        By default the whole group gets SIGTERM and the grace period, even if its leader exits first. If the caller is
+        cancelled meanwhile, the group is killed at once.
+        """
         if self.alive:
             self._patient = ask is None
             (ask or self.terminate)()
@@ -177,13 +184,14 @@ class Child:
         if self.alive:
             signalled(self.pid, signal.SIGKILL)
 
-    # --- what it says -----------------------------------------------------------------------------------
+    # --- its output -------------------------------------------------------------------------------------
 
     async def listen(self, output: Output) -> None:
-        """Hands its standard output and error over, from now on. Whoever calls it has to await output.closed().
+        """Passes its standard output and error on, from now on. The caller must await output.closed().
 
-        A cancellation waits until that is done: else asyncio would close the pipes of a process that is still to be
-        asked to end, and may have something to say then."""
+        A cancellation waits until the pipes are connected: otherwise asyncio would close the pipes of a process that
+        has not been asked to end yet, and its last output would be lost.
+        """
         connecting = asyncio.create_task(self._connect(output))
         cancelled: asyncio.CancelledError | None = None
         while not connecting.done():
@@ -204,9 +212,11 @@ class Child:
 
 
 class Output:
-    """What a process wrote: given on line by line, up to a limit, and its last bytes.
+    """The output of a process: its lines, passed on up to a limit, and its last bytes.
 
-    put: gets a line and a level. dropped: gets a number of lines that are not given on. limit: in bytes.
+    put: called with a line and a level.
+    dropped: called with the number of lines that are not passed on.
+    limit: in bytes.
     """
 
     def __init__(self, put: Callable[[str, str], None], dropped: Callable[[int], None], limit: int) -> None:
@@ -223,13 +233,13 @@ class Output:
         return _text(tail if whole else tail[next((n for n in range(4) if not _inside(tail, n)), 0) :])
 
     def keep(self, data: bytes) -> None:
-        """Keeps what may become the tail."""
-        self._tail += data[-TAIL - 1 :]  # one more tells that it was cut
+        """Keeps the bytes that may become the tail."""
+        self._tail += data[-TAIL - 1 :]  # one byte more shows that it was cut
         if len(self._tail) > 4 * TAIL:
             del self._tail[: -TAIL - 1]
 
     def line(self, line: bytes, level: str) -> None:
-        """Gives a line on, as long as there is room."""
+        """Passes a line on, as long as there is room."""
         self._left -= len(line) + 1
         if self._left >= 0:
             self._put(_text(line), level)
@@ -238,15 +248,15 @@ class Output:
 
     @property
     def full(self) -> bool:
-        """Whether no line is given on any more."""
+        """Whether no more lines are passed on."""
         return self._left <= 0
 
     def drop(self, lines: int) -> None:
-        """Counts what is not even cut into lines."""
+        """Counts lines that are dropped before they are cut."""
         self._dropped(lines)
 
     async def closed(self) -> None:
-        """Waits until the streams have ended, a little while at most: the process is gone."""
+        """Waits until the streams have ended, for a short time at most: the process is gone."""
         try:
             if self.open:
                 await asyncio.wait([lines.ended for lines in self.open], timeout=LATE)
@@ -271,7 +281,7 @@ class _Lines(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._output.keep(data)
-        if self._output.full:  # somebody writes without end: it must not cost more than reading it
+        if self._output.full:  # endless output must not cost more than reading it
             self._output.drop(data.count(b"\n"))
             self._rest = b""
             return
@@ -298,7 +308,7 @@ def _inside(data: bytes, at: int) -> bool:
 
 
 def _pieces(line: bytes) -> list[bytes]:
-    """A line in pieces that are not too long, cut between characters where it has any."""
+    """A line in pieces that are not too long, cut between characters if it is UTF-8."""
     pieces = []
     while len(line) > _LONGEST:
         cut = next((n for n in range(_LONGEST, _LONGEST - 4, -1) if not _inside(line, n)), _LONGEST)
@@ -311,10 +321,12 @@ def _text(data: bytes) -> str:
     return clean(data.decode("utf-8", "backslashreplace"))
 
 
-def told(code: int) -> str:
-    """An exit code as people read it: "exited with code 3", "was killed by SIGSEGV"."""
+def exit_text(code: int) -> str:
+    """An exit code in words: "exited with code 3", "was killed by SIGSEGV"."""
     if code == UNKNOWN:
-        return "ended, and how is not known: other code of the worker waits for child processes that are not its own"
+        return (
+            "ended with an unknown exit code: other code in the worker waits for child processes that are not its own"
+        )
     if code >= 0:
         return f"exited with code {code}"
     try:
@@ -324,12 +336,12 @@ def told(code: int) -> str:
 
 
 def last_words(output: str) -> str:
-    """What is said of an end after its code: the line that tells most of it, and below it more of the last lines."""
+    """The text after an exit code: the most telling line of the output, and below it more of the last lines."""
     said = output.strip()
     if not said:
-        return ", without a word."
+        return ", without any output."
     lines = said.splitlines()
     most = next((line for line in lines if line.startswith("Fatal Python error")), lines[-1])
     if len(lines) == 1:
-        return f": {most[-_TOLD:]}"
-    return f": {most[:200]}\nIts last lines:\n{'…' if len(said) > _TOLD else ''}{said[-_TOLD:]}"
+        return f": {most[-_SHOWN:]}"
+    return f": {most[:200]}\nIts last lines:\n{'…' if len(said) > _SHOWN else ''}{said[-_SHOWN:]}"

@@ -1,6 +1,6 @@
-"""How a run's function is called: awaited, or in a thread. What becomes of the result belongs to runner.
+"""Calls a run's function: awaits it, or runs it in a thread. runner handles the result.
 
-Other ways to execute a run have modules of their own: process, command, dask.
+Other ways to execute a run are in process, command and dask.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Function = Callable[..., Any]
 
 
 class Threads:
-    """The worker's threads, as one run sees them: where to call a function, and whether it is still at it."""
+    """The worker's threads, as one run sees them: the pool, and the run's call in it."""
 
     __slots__ = ("call", "pool")
 
@@ -36,7 +36,7 @@ class Threads:
 
     @property
     def busy(self) -> bool:
-        """Whether a function of this run is in a thread, be its run ended or not."""
+        """Whether a function of this run is in a thread, even if the run has ended."""
         return self.call is not None and not self.call.done()
 
 
@@ -44,7 +44,7 @@ THREADS: contextvars.ContextVar[Threads] = contextvars.ContextVar("pgsched_threa
 
 
 class Place(enum.StrEnum):
-    """What a run takes of a worker besides a slot. The setting max_<value> says how many there are."""
+    """The place that a run takes on a worker besides a slot. The setting max_<value> is the number of such places."""
 
     THREAD = "threads"
     PROCESS = "processes"
@@ -52,13 +52,13 @@ class Place(enum.StrEnum):
 
 
 class Executor(ABC):
-    """How runs are executed. Subclasses say so in `execute`; most do something around `await self.call(run)`.
+    """Executes runs. Subclasses define `execute`; most do something around `await self.call(run)`.
 
-    Give a subclass, or an instance of one, as `executor=` of a schedule or an entrypoint. function: what was
-    registered; set at registration where the constructor was not given it.
+    Give a subclass, or an instance of one, as `executor=` of a schedule or an entrypoint.
 
-    asks_first: whether `execute`, when it is cancelled, may take cancel_timeout (`run.cancellation.grace`) to end,
-    because what it started is asked to stop before it is ended.
+    function: the registered function; set at registration if it was not given to the constructor.
+    asks_first: whether `execute` may take cancel_timeout (`run.cancellation.grace`) to end after a cancellation: it
+        asks its process to stop before it kills it. Default False.
     """
 
     asks_first = False
@@ -68,10 +68,10 @@ class Executor(ABC):
 
     @abstractmethod
     async def execute(self, run: Run) -> Any:
-        """Does the run's work. What it returns is stored as the result (as JSON); what it raises fails the attempt."""
+        """Does the run's work. The return value is stored as the result (as JSON); an exception fails the attempt."""
 
     async def call(self, run: Run) -> Any:
-        """Calls the registered function with what its signature asks for: awaits it, or runs it in a thread."""
+        """Calls the registered function with the arguments of its signature: awaits it, or runs it in a thread."""
         function = self.function
         assert function is not None
         signature = Signature.of(function)
@@ -81,9 +81,9 @@ class Executor(ABC):
         return await _in_thread(functools.partial(function, **arguments))
 
     def next_fire_time(self, schedule: Schedule, after: datetime) -> datetime | None:
-        """The schedule's first fire time strictly after an instant, None when there is none any more.
+        """The schedule's first fire time strictly after an instant, or None if none is left.
 
-        Override it where no expression can say when; it must be quick, and give the same on every worker.
+        Override it if no expression describes the fire times; it must be quick, and return the same on every worker.
         """
         return fire_times(schedule).next(after)
 
@@ -100,21 +100,21 @@ class FunctionExecutor(Executor):
     """The default: calls the function."""
 
     async def execute(self, run: Run) -> Any:
-        """Calls the function with what it asks for."""
+        """Calls the function with its arguments."""
         return await self.call(run)
 
 
 class OverriddenTimes:
-    """The fire times that an executor computes itself, with what the policies want to know of them."""
+    """The fire times that an executor computes itself, with the methods that the policies need."""
 
-    # Beyond so many steps a backlog is cut short: an executor has no arithmetic to count a year of seconds.
+    # After this many steps a backlog is cut short: an executor has no arithmetic to count a year of seconds.
     MOST = 10_000
 
     def __init__(self, executor: Executor, schedule: Schedule) -> None:
         self._executor, self._schedule = executor, schedule
 
     def next(self, after: datetime) -> datetime | None:
-        """The executor's answer. Raises ValueError where it does not lie after `after`."""
+        """The executor's answer. Raises ValueError unless it is after `after`."""
         coming = self._executor.next_fire_time(self._schedule, after)
         if coming is not None and (coming.tzinfo is None or coming <= after or coming.year >= 2200):
             raise ValueError(
@@ -134,17 +134,17 @@ class OverriddenTimes:
     def latest(self, after: datetime, until: datetime) -> datetime | None:
         """The last fire time in (after, until]."""
         last = None
-        for last in self._walk(after, until):  # noqa: B007 - the last one is what we came for
+        for last in self._walk(after, until):  # noqa: B007 - only the last one counts
             pass
         return last
 
     def count(self, after: datetime, until: datetime) -> int:
-        """How many fire times lie in (after, until]."""
+        """The number of fire times in (after, until]."""
         return sum(1 for _ in self._walk(after, until))
 
 
 class Signature:
-    """What a function asks for: the Run and the Schedule by annotation, arguments by name."""
+    """The parameters of a function: the Run and the Schedule by annotation, arguments by name."""
 
     def __init__(self, function: Function) -> None:
         self.name = getattr(function, "__name__", type(function).__name__)
@@ -156,9 +156,7 @@ class Signature:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
-            raise RegistrationError(
-                f"{self.name} has no signature that can be read: wrap it in a function of your own."
-            ) from None
+            raise RegistrationError(f"{self.name} has no readable signature: wrap it in a Python function.") from None
         hints = _hints(function)
         for parameter in parameters:
             self._add(parameter, hints.get(parameter.name, parameter.annotation))
@@ -175,10 +173,10 @@ class Signature:
     def _add(self, parameter: inspect.Parameter, annotation: Any) -> None:
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise RegistrationError(
-                f"{self.name}() takes {parameter.name!r} by position only; arguments are given by name: drop the `/`."
+                f"{self.name}() takes {parameter.name!r} by position only; arguments are given by name: remove the `/`."
             )
         if parameter.kind is parameter.VAR_POSITIONAL:
-            raise RegistrationError(f"{self.name}() takes *{parameter.name}; arguments are given by name: drop it.")
+            raise RegistrationError(f"{self.name}() takes *{parameter.name}; arguments are given by name: remove it.")
         if parameter.kind is parameter.VAR_KEYWORD:
             self.any_name = True
             return
@@ -202,13 +200,13 @@ class Signature:
         return None
 
     def unknown(self, names: Iterable[str]) -> str | None:
-        """The first of these names that is no argument of the function, or None."""
+        """The first of these names that is not an argument of the function, or None."""
         if self.any_name:
             return None
         return next((name for name in names if name not in self._named), None)
 
     def bind(self, run: Run) -> dict[str, Any]:
-        """The keyword arguments for a run. Raises InvalidArguments where they do not fit."""
+        """The keyword arguments for a run. Raises InvalidArguments if they do not fit."""
         if (problem := self.problem(run.args)) is not None:
             raise InvalidArguments(problem)
         arguments = dict(run.args)
@@ -231,12 +229,12 @@ def _hints(function: Function) -> Mapping[str, Any]:
         target = type(target).__call__
     try:
         return typing.get_type_hints(target)
-    except Exception:  # annotations that do not resolve are texts then, and are compared as such
+    except Exception:  # annotations that do not resolve stay texts, and are compared as texts
         return {}
 
 
 def _asks_for(annotation: Any, wanted: type) -> bool | None:
-    """Whether an annotation names the class: None no, False yes, True yes or None."""
+    """Whether an annotation names the class: None if it does not, False if it does, True for `class | None`."""
     if annotation is wanted:
         return False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
@@ -250,7 +248,7 @@ def _asks_for(annotation: Any, wanted: type) -> bool | None:
 
 
 def is_async(function: Function) -> bool:
-    """Whether calling the function gives a coroutine."""
+    """Whether calling the function returns a coroutine."""
     target = function.func if isinstance(function, functools.partial) else function
     return inspect.iscoroutinefunction(target) or (
         not inspect.isroutine(target) and inspect.iscoroutinefunction(getattr(target, "__call__", None))  # noqa: B004

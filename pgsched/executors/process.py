@@ -1,6 +1,6 @@
-"""Runs in processes of their own: isolated, killable, for work that keeps a processor busy or may crash.
+"""Runs each in its own process: isolated, killable, for work that keeps a processor busy or may crash.
 
-What happens in the process is process_main's; what is sent there and told from there, remote's.
+process_main runs in the process; remote has the messages to it and back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from pgsched.errors import PgschedError
-from pgsched.executors.child import LATE, Child, Output, check_platform, environment, last_words, told
+from pgsched.executors.child import LATE, Child, Output, check_platform, environment, exit_text, last_words
 from pgsched.executors.executor import Executor, Function, Place
 from pgsched.executors.remote import Answer, hear, pack, received, target_of
 from pgsched.journal import Journal
@@ -30,21 +30,22 @@ class ProcessDied(PgschedError):
 
 
 class ProcessExecutor(Executor):
-    """Calls the function, `async def` or not, in a fresh process of its own.
+    """Calls the function, `async def` or not, in a fresh process.
 
-    For work that keeps a processor busy, must be killable, or may crash: whatever becomes of the process, the attempt
+    Use it for work that keeps a processor busy, must be killable, or may crash. If the process dies, the attempt
     fails with a ProcessDied that names the exit code or the signal, and the worker goes on. A process costs some
     tenths of a second and the memory of an interpreter with the function's module.
 
-    The function goes by its name, so it has to stand at the top level of a module; arguments and results are JSON.
-    The Run there is complete but for `resources`, which is None. run.log(), run.progress(), RetryLater, Discard work as
-    anywhere; what it logs, prints or writes is kept with the run. run.transaction() has a connection of its own.
+    The function is found by its name, so it must be at the top level of a module; arguments and results are JSON.
+    The Run in the process is complete, except that `resources` is None. run.log(), run.progress(), RetryLater and
+    Discard work as usual; everything that the function logs or prints is kept with the run. run.transaction() opens its
+    own connection.
 
-    Where the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, the function is asked:
-    run.cancelled becomes true, and a coroutine is cancelled. After cancel_timeout the process is killed, and with it
-    all that it started and that is in its process group. When the worker dies, the process does, too.
+    If the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, the function is asked to stop:
+    run.cancelled becomes true, and a coroutine is cancelled. After cancel_timeout the process and its process group are
+    killed. When the worker dies, the process dies too.
 
-    A worker has at most max_processes of them at once, by default one for each processor.
+    A worker runs at most max_processes of them at once, by default one per processor.
     """
 
     asks_first = True
@@ -55,12 +56,12 @@ class ProcessExecutor(Executor):
         return Place.PROCESS
 
     def check(self, function: Function) -> None:
-        """Raises RegistrationError where another process cannot find the function."""
+        """Raises RegistrationError if another process cannot find the function."""
         check_platform()
         target_of(function)
 
     async def execute(self, run: Run) -> Any:
-        """Calls the function in a process. Raises ProcessDied, and what it raises as RemoteError."""
+        """Calls the function in a process. Raises ProcessDied, and the function's own error as RemoteError."""
         assert self.function is not None
         package = f"{json.dumps([str(path) for path in sys.path])}\n{pack(run, self.function, fenced=True)}\n".encode()
         output = Output(run.log, run.journal.drop, Journal.LIMIT)
@@ -73,7 +74,7 @@ class ProcessExecutor(Executor):
         except asyncio.CancelledError:
             await child.end(run.cancellation.grace, lambda: link.ask(child))
             await link.heard()
-            if link.done:  # it had done its work before it could hear of it
+            if link.done:  # its work was done before the request to stop arrived
                 return received(link.answer or {})
             raise
         finally:
@@ -84,7 +85,7 @@ class ProcessExecutor(Executor):
                 link.close()
                 await output.closed()
         if link.answer is None:
-            raise ProcessDied(f"its process {told(code)} before the function had ended{last_words(output.tail)}")
+            raise ProcessDied(f"its process {exit_text(code)} before the function had ended{last_words(output.tail)}")
         return received(link.answer)
 
 
@@ -123,19 +124,19 @@ class _Link(asyncio.Protocol):
         self._to.write(package)
 
     def ask(self, child: Child) -> None:
-        """Tells the process that its run shall stop."""
+        """Asks the process to stop its run."""
         if self._to is not None:
             self._to.write(b"cancel\n")
-        else:  # it has not heard of its run yet
+        else:  # it has not received its run yet
             child.terminate()
 
     @property
     def done(self) -> bool:
-        """Whether the function returned, and without having seen that it was to stop."""
+        """Whether the function returned without having noticed the request to stop."""
         return self.answer is not None and "result" in self.answer and not self._run.cancellation.noticed
 
     async def heard(self) -> None:
-        """Waits until all is read that the process had said, a little while at most: it is gone."""
+        """Waits until all messages of the process are read, for a short time at most: the process is gone."""
         if self._from is not None:
             await asyncio.wait([self._ended], timeout=LATE)
 
@@ -149,7 +150,7 @@ class _Link(asyncio.Protocol):
             file.close()
 
     def data_received(self, data: bytes) -> None:
-        """The event loop's: what the process says, a line of JSON for each thing."""
+        """Called by the event loop with the process's messages, one line of JSON each."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._take(json.loads(line))
@@ -162,6 +163,6 @@ class _Link(asyncio.Protocol):
             hear(self._run, message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The event loop's: the process and all that had its pipe are gone."""
+        """Called by the event loop when every process that had the pipe is gone."""
         if not self._ended.done():
             self._ended.set_result(None)

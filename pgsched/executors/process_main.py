@@ -1,7 +1,7 @@
 """The other end of ProcessExecutor: a fresh interpreter, in which one function is called.
 
-Two pipes lead to the worker: on one it says what to do and, later, that somebody wants the run to stop; on the other
-we tell what is logged and how it ends. When the first ends, the worker is dead, and so are we.
+Two pipes connect it with the worker. On one the worker sends the task and, later, a request to stop; on the other we
+send log lines and the end. When the first pipe closes, the worker is dead, and this process ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Report:
         self._lock = threading.Lock()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Tells the worker one thing."""
+        """Sends the worker one message."""
         data = json.dumps(message).encode() + b"\n"
         with self._lock:
             while data:
@@ -35,10 +35,10 @@ class Report:
 
 
 def main(control: BinaryIO, report_fd: int) -> None:
-    """Does what the first line says, and ends the process. control: as far as its second line."""
+    """Runs the task and ends the process. control: the pipe, read up to its second line, which holds the task."""
     os.set_inheritable(control.fileno(), False)
     os.set_inheritable(report_fd, False)
-    faulthandler.enable()  # a crash shows where it was
+    faulthandler.enable()  # a crash shows its place
     report = Report(report_fd)
     journal = RemoteJournal(report.send)
     package = Package(control.readline(), journal, lambda: report.send({"committed": True}))
@@ -56,6 +56,6 @@ def main(control: BinaryIO, report_fd: int) -> None:
 
 
 def _obey(control: BinaryIO, package: Package) -> None:
-    for _ in control:  # there is only one thing to be told
+    for _ in control:  # there is only one message: the request to stop
         package.cancellation.ask()
     os.killpg(0, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""A run whose function is called elsewhere: what is sent there and what is told from there. All of it is JSON.
+"""The messages of a run whose function is called elsewhere, there and back. All of them are JSON.
 
-How it gets there and back belongs to process and dask. Nothing is pickled: the function goes by its name.
+process and dask carry them. Nothing is pickled: the function is found by its name.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pgsched.model import Cancellation, Claim, Run, RunError, Schedule
 from pgsched.rules.outcome import RemoteError, Unstored, describe, encode, leaves, only
 
 Answer = dict[str, Any]
-_MAIN = "__pgsched_main__"  # what the program's file is called where it is not the program
+_MAIN = "__pgsched_main__"  # the module name of the program's file in a process with another main program
 
 
 class RemoteCancellation(Cancellation):
-    """The request to stop, where the function is. ask() may come from any thread."""
+    """The request to stop, on the function's side. Any thread may call ask()."""
 
     def __init__(self, grace: float) -> None:
         super().__init__(grace)
-        self.interrupt: Callable[[], object] = lambda: None  # what a coroutine needs besides
+        self.interrupt: Callable[[], object] = lambda: None  # cancels a coroutine
 
     def ask(self) -> None:
         """Somebody wants the run to stop."""
@@ -43,13 +43,13 @@ class RemoteCancellation(Cancellation):
 
 
 class RemoteJournal(Journal):
-    """A journal that is kept where the run was claimed: what is said is sent there. send: takes a message."""
+    """A journal that sends its lines and progress to the worker that claimed the run. send: sends a message."""
 
-    PAUSE = 0.1  # seconds between two tellings of progress
+    PAUSE = 0.1  # seconds between two messages about progress
 
     def __init__(self, send: Callable[[dict[str, Any]], object]) -> None:
         self._send = send
-        self._told_at = float("-inf")
+        self._sent_at = float("-inf")
         self._progress: tuple[float, float | None] | None = None
         super().__init__()
 
@@ -65,18 +65,18 @@ class RemoteJournal(Journal):
 
     @property
     def progress(self) -> tuple[float, float | None] | None:
-        """As it was said last."""
+        """The progress that was reported last."""
         return self._progress
 
     @progress.setter
     def progress(self, value: tuple[float, float | None] | None) -> None:
         self._progress = value
-        if value is not None and time.monotonic() - self._told_at >= self.PAUSE:
-            self._told_at = time.monotonic()
+        if value is not None and time.monotonic() - self._sent_at >= self.PAUSE:
+            self._sent_at = time.monotonic()
             self._send({"progress": value})
 
     def finish(self) -> None:
-        """Sends what was held back."""
+        """Sends the last progress and the number of dropped lines."""
         if self._progress is not None:
             self._send({"progress": self._progress})
         if self.dropped:
@@ -87,15 +87,15 @@ class RemoteJournal(Journal):
 
 
 def target_of(function: Function) -> dict[str, str]:
-    """Where another process finds a function. Raises RegistrationError where it cannot."""
+    """The place where another process finds a function. Raises RegistrationError if it cannot."""
     name = getattr(function, "__qualname__", repr(function))
     advice = "another process can only import a function from the top level of a module: define it there."
     if not inspect.isfunction(function):
         raise RegistrationError(f"{name} is not a plain function, and {advice}")
     if "<" in name:
         inside = name.split(".<locals>")[-2] if ".<locals>" in name else ""
-        where = "a lambda" if name.endswith("<lambda>") else f"defined inside {inside}()"
-        raise RegistrationError(f"{function.__name__} is {where}, and {advice}")
+        kind = "a lambda" if name.endswith("<lambda>") else f"defined inside {inside}()"
+        raise RegistrationError(f"{function.__name__} is {kind}, and {advice}")
     if function.__module__ != "__main__":
         return {"module": function.__module__, "name": name}
     main = sys.modules["__main__"]
@@ -107,14 +107,16 @@ def target_of(function: Function) -> dict[str, str]:
 
 
 def pack(run: Run, function: Function, *, fenced: bool = False) -> str:
-    """A run and its function as JSON, in one line. fenced: with the DSN of the worker's database, and a password that
-    may be in it, for run.transaction() there."""
+    """A run and its function as JSON, in one line.
+
+    fenced: with the DSN of the worker's database, including a password in it, for run.transaction() there.
+    """
     names = ("id", "entrypoint", "fire_time", "previous_fire_time", "attempt", "token")
     fields = {name: getattr(run, name) for name in names}
     package = {
         "target": target_of(function),
         "run": fields | {"worker": str(run.worker)},
-        "args": json.dumps(run.args),  # as a text: what it holds is not ours to read
+        "args": json.dumps(run.args),  # as a text: our object_hook must not read it
         "grace": run.cancellation.grace,
         "schedule": None if run.schedule is None else asdict(run.schedule),
         "fence": None,
@@ -140,8 +142,11 @@ def _read(found: dict[str, Any]) -> Any:
 
 
 class Package:
-    """What was sent, where it arrives. cancellation: to be told when somebody wants the run to stop. committed: called
-    once the run's own transaction has certainly committed."""
+    """A packed run, on the function's side.
+
+    cancellation: takes the request to stop.
+    committed: called once the run's own transaction has certainly committed.
+    """
 
     def __init__(self, text: str | bytes, journal: Journal, committed: Callable[[], None] = lambda: None) -> None:
         found = json.loads(text, object_hook=_read)
@@ -160,7 +165,7 @@ class Package:
         )
 
     def call(self) -> Answer:
-        """Finds the function, calls it and tells how that ended; nothing that it raises comes out."""
+        """Finds the function, calls it and returns the answer, also for every exception."""
         try:
             function = find(self._target)
             arguments = Signature.of(function).bind(self.run)
@@ -187,7 +192,7 @@ class Package:
 
 
 def find(target: Mapping[str, str]) -> Function:
-    """The function that a target names. Raises whatever its module raises, AttributeError where it is not there."""
+    """The function of a target. Raises its module's exceptions, and AttributeError if the function is missing."""
     if "file" in target:
         found: Any = sys.modules.get(_MAIN)
         if found is None:
@@ -214,19 +219,19 @@ def _failure(error: BaseException) -> Answer:
         return {"later": longest.delay.total_seconds(), "reason": str(longest), "counts": counts}
     if discarded := only(error, Discard):
         return {"discard": str(discarded[0])}
-    told = describe(error)
+    described = describe(error)
     if isinstance(error, InvalidArguments):
-        return {"invalid": told.message}
+        return {"invalid": described.message}
     real = [leaf for leaf in leaves(error) if not isinstance(leaf, RetryLater | Discard)]
     kinds = [[(kind.__module__, kind.__qualname__) for kind in type(leaf).__mro__] for leaf in real]
-    return {"error": asdict(told), "kinds": kinds}
+    return {"error": asdict(described), "kinds": kinds}
 
 
 # --- and back -------------------------------------------------------------------------------------------
 
 
 def hear(run: Run, message: Mapping[str, Any]) -> None:
-    """Keeps with the run what a RemoteJournal sent; passes on that its transaction has committed."""
+    """Keeps a RemoteJournal's message with the run, or passes on that the run's transaction has committed."""
     if "log" in message:
         run.log(message["log"], message["level"])
     elif "progress" in message:
@@ -238,7 +243,7 @@ def hear(run: Run, message: Mapping[str, Any]) -> None:
 
 
 def received(answer: Answer) -> Any:
-    """What the function returned, or Unstored. Raises what it raised: itself where it is one of ours, else as a
+    """The function's result, or Unstored. Raises the function's error: pgsched's own errors as they are, others as a
     RemoteError."""
     if "later" in answer:
         raise RetryLater(answer["later"], answer["reason"], counts=answer["counts"])
@@ -254,7 +259,7 @@ def received(answer: Answer) -> Any:
 
 
 def _known(names: list[list[str]]) -> type[BaseException]:
-    """The first of these classes that has been imported here; no answer has anything imported."""
+    """The first of these classes that has been imported here; an answer never imports anything."""
     for module, name in names:
         found: Any = sys.modules.get(module)
         for part in name.split("."):

@@ -1,4 +1,4 @@
-"""Threads that never hold up the end of the process: those in which synchronous functions run."""
+"""Threads for synchronous functions; they never delay the end of the process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 
 class DaemonThreads(futures.Executor):
-    """A pool of at most so many threads. The interpreter joins those of a ThreadPoolExecutor at its end, and one that
-    hangs would keep the process for ever: these are daemons, and end with it."""
+    """A pool of at most `most` threads. At its end the interpreter joins a ThreadPoolExecutor's threads, and one that
+    hangs would keep the process for ever: these are daemon threads, and end with the process."""
 
     def __init__(self, most: int, name: str = "pgsched-run") -> None:
         self._most = most
@@ -60,6 +60,6 @@ class DaemonThreads(futures.Executor):
                 else:
                     future.set_result(result)
                     del result
-            del item, future, call  # what the function has made goes before the next one comes
+            del item, future, call  # the function's objects are freed before the next call comes
             self._idle.release()
-        self._work.put(None)  # for the next one
+        self._work.put(None)  # for the next thread

@@ -1,11 +1,11 @@
-"""Ends the processes of runs when this process dies, whatever it dies of.
+"""Ends the processes of runs when this process dies, no matter how.
 
-Nothing here can run after a SIGKILL, so a process of its own waits for our end, and for the end of a pipe that only we
-and forks of us hold (a pool of multiprocessing, which may outlive us: where a process can be watched, we are), and then
-ends the process groups that it was told of. It is started with the first group, and is this file, run as a program:
-nothing but the standard library may be imported here.
+Nothing here can run after a SIGKILL, so a separate process (the warden) watches us: by pidfd if there is one, and by a
+pipe that only we and our forks hold (a multiprocessing pool may outlive us). When we are gone, it ends the process
+groups that we registered. It is started with the first group, and is this file, run as a program: only the standard
+library may be imported here.
 
-Between the start of a process and the telling lie some microseconds in which nobody would end it.
+For some microseconds between the start of a process and its registration, nobody would end it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import sys
 import threading
 import time
 
-GRACE = 1.0  # seconds between SIGTERM and SIGKILL, when nobody is left to ask how long they may take
+GRACE = 1.0  # seconds between SIGTERM and SIGKILL; the runs' own grace periods are not known here
 
 
 class Orphans:
-    """The process that waits. Any thread may use it."""
+    """The warden process, and the groups that it watches. Any thread may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,23 +32,25 @@ class Orphans:
         self._warden: subprocess.Popen[bytes] | None = None
 
     def watch(self, group: int) -> None:
-        """Has a process group ended when this process ends. Raises OSError where nobody can be started to do so:
-        then the caller ends and forgets it."""
+        """Registers a process group, to be ended when this process ends.
+
+        Raises OSError if the warden cannot be started: then the caller must end and forget the group.
+        """
         with self._lock:
             self._groups.add(group)
-            self._tell(f"+{group}\n")
+            self._send(f"+{group}\n")
 
     def forget(self, group: int) -> None:
-        """A process group is gone."""
+        """Unregisters a process group that is gone."""
         with self._lock:
             if group in self._groups:
                 self._groups.remove(group)
-                with contextlib.suppress(OSError):  # who cannot be started now is started with the next group
-                    self._tell(f"-{group}\n")
+                with contextlib.suppress(OSError):  # if it cannot be started now, it is started with the next group
+                    self._send(f"-{group}\n")
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         if self._warden is None or not self._sent(line):
-            # The first, or somebody ended it: a new one is told all of them.
+            # The first warden, or somebody ended the last one: a new one gets all groups.
             self._start()
             self._sent("".join(f"+{group}\n" for group in sorted(self._groups)))
 
@@ -63,14 +65,14 @@ class Orphans:
 
     def _start(self) -> None:
         self.close()
-        # A session of its own, so that Ctrl-C does not reach it.
+        # In its own session, so that Ctrl-C does not reach it.
         self._warden = subprocess.Popen(  # noqa: S603 - this file
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
 
     def close(self) -> None:
-        """Lets the waiting process end, and with it all that is still watched."""
+        """Lets the warden end, and with it all groups that it still watches."""
         warden, self._warden = self._warden, None
         if warden is not None and warden.stdin is not None:
             with contextlib.suppress(OSError):
@@ -83,18 +85,18 @@ atexit.register(ORPHANS.close)
 
 
 def signalled(group: int, number: int) -> bool:
-    """Sends a signal to a process group. Returns whether there is one left."""
+    """Sends a signal to a process group. Returns whether the group still exists."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
         return False
-    except PermissionError:  # macOS says so of a group of zombies; elsewhere it changed its user
+    except PermissionError:  # on macOS for a group of zombies; elsewhere the group has changed its user
         return False
     return True
 
 
 def anybody(group: int) -> bool:
-    """Whether anybody of a process group goes on. Zombies do not count: in a container nobody may ever reap them."""
+    """Whether a process of a group still runs. Zombies do not count: in a container nobody may ever reap them."""
     if not signalled(group, 0):
         return False
     try:
@@ -106,13 +108,14 @@ def anybody(group: int) -> bool:
             state, _, its_group = file.read().rpartition(b")")[2].split()[:3]
             if int(its_group) == group and state not in {b"Z", b"X"}:
                 return True
-    return not processes  # where there is no /proc, all count
+    return not processes  # without /proc, zombies count too
 
 
 def wait_and_end(orders: int, owner: int | None) -> None:
-    """The program: keeps a list of groups as long as there is somebody to tell of them, then ends those on it.
+    """The program: keeps a list of groups as long as its owner lives, then ends the groups on it.
 
-    orders: what the list is read from. owner: readable when that somebody is gone, whoever else holds the other end.
+    orders: the pipe with the changes to the list.
+    owner: readable when the owner is gone, even if a fork still holds the pipe's other end.
     """
     groups: set[int] = set()
     rest = b""
@@ -138,11 +141,11 @@ def _owner(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except ProcessLookupError:  # gone already: something that is readable
         return os.open(os.devnull, os.O_RDONLY)
-    except (AttributeError, OSError):  # not Linux: the pipe alone tells
+    except (AttributeError, OSError):  # not Linux: only the pipe shows it
         return None
 
 
 if __name__ == "__main__":
-    for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # who stops a service stops all of its processes
+    for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # stopping a service stops all its processes
         signal.signal(ignored, signal.SIG_IGN)
     wait_and_end(sys.stdin.fileno(), _owner(int(sys.argv[1])))

@@ -136,7 +136,7 @@ async def test_one_line_is_told_in_one():
 
 async def test_a_signal_is_named():
     attempt = Attempt(Command("kill -SEGV $$", shell=True))
-    with pytest.raises(CommandFailed, match=r"^the command was killed by SIGSEGV, without a word"):
+    with pytest.raises(CommandFailed, match=r"^the command was killed by SIGSEGV, without any output"):
         await attempt.execute()
 
 
@@ -166,14 +166,14 @@ async def test_what_cannot_be_started_is_told_in_a_sentence(command, sentence):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"argv": "ls -l"}, r"argv is a list such as \['ls', '-l'\]"),
-        ({"argv": []}, "argv is a list"),
-        ({"argv": ["ls", 1]}, "argv is a list"),
-        ({"argv": ["ls"], "shell": True}, "argv is one text"),
-        ({"argv": ["ls"], "env": {"A=B": "c"}}, "env is a dict"),
-        ({"argv": ["ls"], "env": ["A"]}, "env is a dict"),
-        ({"argv": ["ls"], "cwd": 3}, "cwd is a text"),
-        ({"argv": ["ls"], "stdin": 3}, "stdin is a text"),
+        ({"argv": "ls -l"}, r"argv must be a list such as \['ls', '-l'\]"),
+        ({"argv": []}, "argv must be a list"),
+        ({"argv": ["ls", 1]}, "argv must be a list"),
+        ({"argv": ["ls"], "shell": True}, "argv must be one text"),
+        ({"argv": ["ls"], "env": {"A=B": "c"}}, "env must be a dict"),
+        ({"argv": ["ls"], "env": ["A"]}, "env must be a dict"),
+        ({"argv": ["ls"], "cwd": 3}, "cwd must be a text"),
+        ({"argv": ["ls"], "stdin": 3}, "stdin must be a text"),
         ({"argv": ["l\0s"]}, "NUL"),
     ],
 )
@@ -276,7 +276,7 @@ async def test_a_row_names_a_program_only_where_the_application_allows_it(settin
         await db.until("select status = 'failed' from pgsched.runs where id = %s", wrong)
     run = await client.get_run(wrong)
     assert run["attempt"] == 1  # another attempt would fare no better
-    assert "argv is a list such as" in run["errors"][0]["message"]
+    assert "argv must be a list such as" in run["errors"][0]["message"]
 
 
 FAMILY = """
@@ -422,7 +422,7 @@ async def test_what_a_command_leaves_behind_ends_with_it_even_if_it_holds_the_ou
     attempt = Attempt(Command(f"sleep 1000 & echo $! > {tmp_path}/pids; echo done", shell=True))
     assert (await attempt.execute())["output"] == "done\n"
     await until(lambda: not any(alive(pid) for pid in numbers(tmp_path / "pids")))
-    said = ("warning", "what it had left in the background was killed when it ended")
+    said = ("warning", "the command left processes in the background, which were killed when it ended")
     assert attempt.lines() == [("info", "done"), said]
     tidy = Attempt(Command("sleep 0 & wait; echo done | cat", shell=True))
     await tidy.execute()

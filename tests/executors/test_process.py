@@ -160,7 +160,7 @@ async def test_a_result_that_is_no_json_is_told_as_such():
             "was killed by SIGSEGV before the function had ended: Fatal Python error: Segmentation fault\n",
         ),
         (work.exit_hard, "exited with code 7 before the function had ended: about to leave"),
-        (work.kill_self, "was killed by SIGKILL before the function had ended, without a word."),
+        (work.kill_self, "was killed by SIGKILL before the function had ended, without any output."),
     ],
 )
 async def test_a_process_that_dies_fails_its_attempt_and_nothing_else(function, sentence):
