@@ -14,8 +14,8 @@ __all__ = ["ENTRYPOINT", "Command", "CommandExecutor", "CommandFailed", "create_
 def create_scheduler() -> Scheduler:
     """A factory for workers that do nothing but run commands: `pgsched run pgsched.commands:create_scheduler`.
 
-    It serves the schedules that `pgsched import-crontab` makes. Whoever may write to the database's tables may have
-    any program run there, as the user that the worker runs as.
+    It serves the schedules that `pgsched import-crontab` makes. Everybody with the right to write to the database's
+    tables can run any program there, as the worker's user.
     """
     scheduler = Scheduler()
     scheduler.allow_commands()

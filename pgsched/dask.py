@@ -1,7 +1,7 @@
-"""Runs that are handed to an existing Dask cluster, where work outgrows the machine. Needs `pgsched[dask]`.
+"""Runs on an existing Dask cluster, for work that outgrows the machine. Needs `pgsched[dask]`.
 
-The claim, its heartbeat and the outcome stay with the worker here; what a Dask worker does is call the function. What
-is sent there and told from there is remote's.
+The claim, its heartbeat and the outcome stay with the worker here; a Dask worker only calls the function. remote has
+the messages there and back.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ except ImportError:
     raise ConfigurationError("pgsched.dask needs dask.distributed: pip install 'pgsched[dask]'.") from None
 
 _CLOSING = 5.0  # seconds that a connection to a scheduler has to close
-_LOOK = 0.1  # seconds between a Dask worker's looks whether its task is still wanted
-# What runs say goes through one topic a process: a scheduler never forgets a topic.
+_LOOK = 0.1  # seconds between a Dask worker's checks that its task is still wanted
+# Messages of runs go through one topic per process: a scheduler never forgets a topic.
 _TOPIC = f"pgsched-{uuid.uuid4()}"
 Factory = Callable[[], "Client | Awaitable[Client]"]
 
@@ -38,24 +38,26 @@ class DaskFailed(PgschedError):
 
 
 class DaskExecutor(Executor):
-    """Has the function, `async def` or not, called by a worker of a Dask cluster.
+    """Calls the function, `async def` or not, on a worker of a Dask cluster.
 
-    scheduler: its address, such as "tcp://dask:8786", or a function that makes a client of it (a
-    distributed.Client(…, asynchronous=True), or a coroutine that returns one). connect_timeout: in seconds, for an
-    address. submit: what Client.submit() is given besides, such as {"resources": {"GPU": 1}, "priority": 10}.
+    scheduler: its address, such as "tcp://dask:8786", or a function that makes a client for it (a
+        distributed.Client(…, asynchronous=True), or a coroutine that returns one).
+    connect_timeout: in seconds, for an address. Default 10.
+    submit: further arguments of Client.submit(), such as {"resources": {"GPU": 1}, "priority": 10}.
 
-    The function goes by its name: the Dask workers must be able to import its module, and pgsched. Arguments and
-    results are JSON. The Run there is complete but for `resources`, which is None; run.log() and run.progress() reach
-    the run here, as far as the Dask scheduler passes events on. The heartbeat goes on here as long as it is pending.
+    The function is found by its name: the Dask workers must be able to import its module, and pgsched. Arguments and
+    results are JSON. The Run there is complete, except that `resources` is None. run.log() and run.progress() reach
+    the run here, if the Dask scheduler passes their events on. The heartbeat goes on here as long as the task is
+    pending.
 
-    Where the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, its future is cancelled:
-    a task that has not begun never does, and a result that comes later is dropped. Dask cannot interrupt a thread:
-    a sync function that runs sees run.cancelled, about a tenth of a second later, and goes on until it looks; nobody
-    waits for it, so the next attempt may begin meanwhile. A coroutine is cancelled.
+    If the run is cancelled, runs into its timeout, loses its claim or outlasts a drain, its future is cancelled: a task
+    that has not begun never begins, and a late result is dropped. A coroutine is cancelled. Dask cannot interrupt a
+    thread: a sync function sees run.cancelled about a tenth of a second later, and goes on until it looks. Nobody waits
+    for it, so the next attempt may begin meanwhile.
 
-    A Dask worker that dies, or that its scheduler cannot reach any more, has its task begun anew by Dask, within the
-    same attempt, as often as its scheduler's `allowed-failures` says; after that, and where the scheduler is away, the
-    attempt fails with a DaskFailed.
+    If a Dask worker dies, or its scheduler cannot reach it, Dask starts its task again within the same attempt, up to
+    the scheduler's `allowed-failures` times. After that, or if the scheduler is away, the attempt fails with a
+    DaskFailed.
     """
 
     def __init__(
@@ -79,15 +81,15 @@ class DaskExecutor(Executor):
         return None
 
     def check(self, function: Function) -> None:
-        """Raises RegistrationError where a Dask worker cannot find the function."""
+        """Raises RegistrationError if a Dask worker cannot find the function."""
         if "file" in target_of(function):
             raise RegistrationError(
                 f"{function.__name__} is in the program's own file, which a Dask worker cannot import: "
-                "define it in a module of its own."
+                "define it in another module."
             )
 
     async def execute(self, run: Run) -> Any:
-        """Has the function called. Raises DaskFailed, and what the function raises as RemoteError."""
+        """Calls the function on the cluster. Raises DaskFailed, and the function's own error as RemoteError."""
         assert self.function is not None
         package = pack(run, self.function)
         # Another attempt's task may still be there: no two of them have the same key.
@@ -100,9 +102,9 @@ class DaskExecutor(Executor):
             finally:
                 del link.runs[key]
                 if not future.done():
-                    # Where the scheduler is away, there is nobody to tell.
+                    # If the scheduler is away, nobody can be notified.
                     with contextlib.suppress(Exception):
-                        await future.cancel(force=True, reason="pgsched", msg=f"run {run.id} shall stop")
+                        await future.cancel(force=True, reason="pgsched", msg=f"run {run.id} must stop")
                 future.release()
         return received(answer)
 
@@ -116,9 +118,9 @@ async def _outcome(future: Any) -> Answer:
         raise DaskFailed(f"Dask gave the run up: its workers died with it, the last one at {last}.") from None
     except CancelledError as error:  # the library's, not a cancellation of ours
         raise DaskFailed(f"Dask gave the run up: {_sentence(error)}") from None
-    except Exception as error:  # the function's own come as answers: this is the way there
+    except Exception as error:  # the function's own errors come as answers: this one is from the way there
         raise DaskFailed(
-            f"a Dask worker could not take the run, which needs pgsched {version('pgsched')} there: {_sentence(error)}"
+            f"a Dask worker could not take the run (it needs pgsched {version('pgsched')} there): {_sentence(error)}"
         ) from None
 
 
@@ -126,7 +128,7 @@ async def _outcome(future: Any) -> Answer:
 
 
 class _Link:
-    """One connection to a scheduler, for all runs that go there at one time."""
+    """One connection to a scheduler, shared by all runs that are there at one time."""
 
     def __init__(self, scheduler: str | Factory, timeout: float) -> None:
         self.users = 0
@@ -143,13 +145,13 @@ class _Link:
                 client = scheduler()
                 client = await client if inspect.isawaitable(client) else client
         except Exception as error:
-            where = f" at {scheduler}" if isinstance(scheduler, str) else ""
-            raise DaskFailed(f"the Dask scheduler{where} does not answer: {_sentence(error)}") from None
+            place = f" at {scheduler}" if isinstance(scheduler, str) else ""
+            raise DaskFailed(f"the Dask scheduler{place} does not answer: {_sentence(error)}") from None
         client.subscribe_topic(_TOPIC, self._heard)
         return client
 
     def _heard(self, event: tuple[float, Any]) -> None:
-        """The client's: something that a run said. It is kept with the run, unless that has ended."""
+        """Called by the client with a run's message. It is kept with the run, unless the run has ended."""
         message = event[1]
         if (run := self.runs.get(message["key"])) is not None:
             hear(run, message)
@@ -166,7 +168,7 @@ class _Link:
         return self.opening.done() and not self.opening.cancelled() and self.opening.exception() is None
 
     async def close(self) -> None:
-        """Closes the connection; whatever goes wrong with that is of no interest."""
+        """Closes the connection and ignores all errors."""
         self.opening.cancel()
         await asyncio.wait([self.opening], timeout=_CLOSING)
         if self._opened:
@@ -180,7 +182,7 @@ _LINKS: dict[tuple[asyncio.AbstractEventLoop, str | Factory], _Link] = {}
 
 @contextlib.asynccontextmanager
 async def _linked(scheduler: str | Factory, timeout: float) -> AsyncIterator[tuple[_Link, Any]]:
-    """A link to a scheduler and its client, closed when nobody uses it any more. Raises DaskFailed."""
+    """A link to a scheduler and its client, closed after its last user. Raises DaskFailed."""
     place = (asyncio.get_running_loop(), scheduler)
     link = _LINKS.get(place)
     if link is None or not link.usable:
@@ -207,7 +209,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def perform(text: str, topic: str) -> Answer:
-    """What a Dask worker calls: calls the run's function, and tells how that ended."""
+    """Called by a Dask worker: calls the run's function, and returns the answer."""
     worker = get_worker()
     key = str(worker.get_current_task())
     journal = RemoteJournal(lambda message: worker.log_event(topic, {"key": key, **message}))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 
 class PgschedError(Exception):
-    """Base of all errors that pgsched raises on purpose. `exit_code` is what the command line ends with."""
+    """Base of all errors that pgsched raises on purpose. `exit_code` is the command line's exit code."""
 
     exit_code: ClassVar[int] = 1
 
@@ -20,7 +20,7 @@ class InvalidExpression(PgschedError, ValueError):
 
 
 class ConfigurationError(PgschedError):
-    """A setting, a factory or an import path that is wrong. Several problems are told together, a line each."""
+    """A setting, a factory or an import path that is wrong. Several problems are reported together, one a line."""
 
     exit_code = 78
 
@@ -58,16 +58,16 @@ class DatabaseUnavailable(PgschedError):
 
 
 class ClaimLost(PgschedError):
-    """The run is no longer this worker's: it was reaped, cancelled or given away."""
+    """The run no longer belongs to this worker: it was reaped, cancelled or given away."""
 
 
-class RetryLater(Exception):  # not a PgschedError: a function says it, and it is no fault
-    """Raised by a run's function: fails this attempt, and has the next one wait for as long as the function says.
+class RetryLater(Exception):  # not a PgschedError: a run's function raises it, and it is not a fault
+    """Raised by a run's function: fails this attempt, and schedules the next one after `delay`.
 
     delay: a timedelta or a number of seconds, from 0 s to 366 days.
     reason: why, for people.
-    counts: whether it is an attempt like any other, after the last of which the run has failed. Default True. False
-    gives the run back, for a function that only looks whether something is there yet.
+    counts: whether this attempt counts; after the last counted attempt the run has failed. Default True. False gives
+        the run back, for a function that only checks whether something is there yet.
 
     Raises ValueError for a delay out of range.
     """
@@ -75,15 +75,14 @@ class RetryLater(Exception):  # not a PgschedError: a function says it, and it i
     def __init__(self, delay: timedelta | float, reason: str | None = None, *, counts: bool = True) -> None:
         wait = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
         if not timedelta(0) <= wait <= timedelta(days=366):
-            raise ValueError(f"RetryLater(delay) is from 0 s to 366 days, not {wait!s}.")
+            raise ValueError(f"RetryLater(delay) must be from 0 s to 366 days, not {wait!s}.")
         super().__init__(reason or f"asked to be tried again in {wait.total_seconds():g} s")
         self.delay = wait
         self.counts = counts
 
 
-class Discard(Exception):  # likewise
-    """Raised by a run's function: there is nothing to do any more. The run ends as cancelled, with the reason, and is
-    not tried again."""
+class Discard(Exception):  # not a PgschedError either
+    """Raised by a run's function: gives up. The run ends as cancelled, with the reason, and is not tried again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -95,7 +94,7 @@ def quote(text: str) -> str:
 
 
 def exact(value: str, what: str) -> str:
-    """A plain str, whatever a subclass does with comparison and hash. `what` opens the refusal of anything else."""
+    """A plain str, even if a subclass overrides comparison and hash. `what` begins the error for other types."""
     if not isinstance(value, str):
         raise InvalidExpression(f"{what}, not {type(value).__name__}")
     return str.__str__(value)

@@ -1,4 +1,4 @@
-"""Hooks: functions that an application registers around runs, and the values that they get.
+"""Hooks: functions that an application registers around runs, and their arguments.
 
 worker/run/hook_calls.py calls them.
 """
@@ -20,10 +20,14 @@ from pgsched.rules.ledger import Skip
 class RunEnd:
     """How an attempt ended, once that is certain.
 
-    status: what the database says of the run now: succeeded, failed, cancelled; queued where it will be tried again or
-    was given back; None where nothing of it was recorded, because the claim was lost. landed: whether it was recorded.
-    result: what the function returned. error: what it raised; a TimeoutError where it hit its timeout. reason: why it
-    was cancelled. duration: of the function alone. retry_in: the wait before the next attempt, where there is one.
+    status: the run's status in the database now: succeeded, failed, cancelled; queued if it will be tried again or was
+        given back; None if nothing was recorded because the claim was lost.
+    landed: whether it was recorded.
+    result: the function's return value.
+    error: the function's exception; a TimeoutError if it hit its timeout.
+    reason: why it was cancelled.
+    duration: of the function alone.
+    retry_in: the wait before the next attempt, or None.
     """
 
     status: RunStatus | None
@@ -41,7 +45,11 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class RunFailure:
-    """An attempt that failed, recorded. final: no other one follows. retry_in: else, the wait before the next."""
+    """A failed attempt that was recorded.
+
+    final: no other attempt follows.
+    retry_in: the wait before the next attempt, or None.
+    """
 
     error: BaseException
     final: bool
@@ -50,7 +58,7 @@ class RunFailure:
 
 @dataclass(slots=True, eq=False)
 class Hook:
-    """One registered function. hanging: how many calls of it have been left behind and have not ended yet."""
+    """One registered function. hanging: the number of its calls that were left behind and have not ended yet."""
 
     kind: str
     function: Callable[..., Any]
@@ -71,7 +79,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
 
 
 class Hooks:
-    """What a scheduler has registered."""
+    """The hooks that a scheduler has registered."""
 
     def __init__(self) -> None:
         self.before_run: list[Hook] = []
@@ -80,23 +88,23 @@ class Hooks:
         self.on_skip: list[Hook] = []
 
     def add(self, kind: str, function: Any) -> None:
-        """Registers one more. Raises RegistrationError for what cannot be called with what its kind is given."""
+        """Registers a hook. Raises RegistrationError if it cannot be called with the arguments of its kind."""
         takes = [each.__name__ for each in _TAKES[kind]]
         if not callable(function) or inspect.isclass(function):
-            raise RegistrationError(f"{kind}: {function!r} cannot be registered: a hook is a function.")
+            raise RegistrationError(f"{kind}: {function!r} cannot be registered: a hook must be a function.")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise RegistrationError(f"{kind}: {function.__name__}() is a generator: a hook returns, it does not yield.")
+            raise RegistrationError(f"{kind}: {function.__name__}() is a generator: a hook must return, not yield.")
         try:
             inspect.signature(function).bind(*takes)
         except TypeError:
             raise RegistrationError(
                 f"{kind}: {getattr(function, '__name__', function)}() is called with ({', '.join(takes)}), by position."
             ) from None
-        except ValueError:  # no signature to be read: the call will tell
+        except ValueError:  # it has no signature to read: call it and see
             pass
         getattr(self, kind).append(Hook(kind, function))
 
     @property
     def around_runs(self) -> bool:
-        """Whether there are any that need a run's context."""
+        """Whether there are hooks that need a run's context."""
         return bool(self.before_run or self.after_run or self.on_failure)

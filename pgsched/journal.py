@@ -25,7 +25,12 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What of a journal is not written yet: lines, the first of which has this number, and progress where it is new."""
+    """The unwritten part of a journal.
+
+    number: the number of the first line.
+    lines: the lines.
+    progress: the progress, or None if it is not new.
+    """
 
     number: int
     lines: list[Line]
@@ -33,15 +38,15 @@ class Said:
 
     @property
     def last(self) -> int:
-        """The number of its last line, or of the one before it where it has none."""
+        """The number of its last line; without lines, `number` - 1."""
         return self.number + len(self.lines) - 1
 
 
 class Journal:
-    """What one attempt says while it runs: lines and progress. Any thread may write; the worker reads, and forgets what
-    is written.
+    """The lines and the progress of one attempt while it runs. Any thread may write; the worker reads, and deletes
+    written lines.
 
-    At most LIMIT characters in LINES lines are kept; what is said beyond them is counted, and told when it is closed.
+    At most LIMIT characters in LINES lines are kept. Further lines are dropped and counted; a final line says how many.
     """
 
     LIMIT = 65_536
@@ -49,7 +54,7 @@ class Journal:
     LONGEST = 8_192  # characters of one line; a longer one is cut
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a garbage collection in here may call what logs
+        self._lock = threading.RLock()  # a garbage collection in here may call code that logs
         self._lines: list[Line] = []
         self._written = 0  # lines, from the first on
         self._size = 0
@@ -74,32 +79,32 @@ class Journal:
                     self._lines.append(Line(at, level, kept))
 
     def drop(self, lines: int) -> None:
-        """Counts lines that are not even handed over, because there are too many."""
+        """Counts lines that were dropped before they reached the journal."""
         with self._lock:
             self.dropped += lines
 
     def close(self) -> None:
-        """The attempt is over: says how many lines there would have been, and takes no more."""
+        """Ends the journal when the attempt is over: adds the number of dropped lines, and takes no more."""
         with self._lock:
             if self.dropped and not self._closed:
-                told = f"{self.dropped:,} more lines were dropped: of an attempt 64 KiB are kept."
-                self._lines.append(Line(datetime.now(UTC), "warning", told))
+                text = f"{self.dropped:,} more lines were dropped: at most 64 KiB are kept per attempt."
+                self._lines.append(Line(datetime.now(UTC), "warning", text))
             if not self._closed:
                 self._last_progress = self.progress
             self._closed = True
 
     @property
     def unwritten(self) -> bool:
-        """Whether there is anything to be written."""
+        """Whether there is anything to write."""
         return bool(self._lines) or self._latest != self._progress_written
 
     @property
     def _latest(self) -> tuple[float, float | None] | None:
-        # A thread that is left behind may go on saying it, and would never be done with.
+        # A thread that is left behind may keep reporting progress, and there would be no end to the writing.
         return self._last_progress if self._closed else self.progress
 
     def read(self, size: int = LIMIT) -> Said:
-        """What is not written yet, oldest first; lines of about `size` characters at most, one in any case."""
+        """The unwritten lines, oldest first: at most about `size` characters, but at least one line."""
         with self._lock:
             lines: list[Line] = []
             taken = 0
@@ -112,7 +117,7 @@ class Journal:
             return Said(self._written + 1, lines, progress if progress != self._progress_written else None)
 
     def wrote(self, said: Said) -> None:
-        """It is written, and forgotten here."""
+        """Deletes lines that were written."""
         with self._lock:
             del self._lines[: max(0, said.last - self._written)]
             self._written = max(self._written, said.last)

@@ -1,6 +1,6 @@
-"""How events are written: one line each to standard error, JSON unless that is a terminal.
+"""Writes events to standard error, one line each: JSON, or text on a terminal.
 
-An event is a past-tense name with fields. Arguments, local variables and passwords never are among them.
+An event is a past-tense name with fields. The fields never hold arguments, local variables or passwords.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ def get() -> Logger:
 
 
 def teller(event: str) -> Callable[..., object]:
-    """What tells of an event at the level info, with fields, as logging is configured now: as get().info() does, and
-    in half the time where lines are JSON and go through nobody else's processors."""
+    """A function that logs an event at the level info, with fields, as logging is configured now.
+
+    It does the same as get().info(), in half the time if lines are JSON and the application has added no processors.
+    """
     config = structlog.get_config()
     slowly = functools.partial(get().info, event)
     if _out is None or config["logger_factory"] is not _factory or not get().is_enabled_for(logging.INFO):
@@ -58,20 +60,20 @@ def teller(event: str) -> Callable[..., object]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Writes what this thread logs in a block at its end, in one piece: a line a run is dear where a thousand end at
-    once."""
+    """Writes the lines that this thread logs in the block at its end, in one piece: one write per run is expensive when
+    a thousand end at once."""
     with _out.held() if _out is not None else contextlib.nullcontext():
         yield
 
 
 class _Thread(threading.local):
-    """What a thread holds back; None for nothing."""
+    """The lines that a thread holds back; None if it writes at once."""
 
     held: list[str] | None = None
 
 
 class _Stream:
-    """Standard error, whose reader may go away: then there is nobody left to work for, and the daemon drains."""
+    """Standard error. If its reader goes away, there is nobody left to work for, and the daemon drains."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -80,7 +82,7 @@ class _Stream:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds back what this thread writes, until the block ends. Another one may be another worker's."""
+        """Holds back this thread's lines until the block ends. Other threads may belong to another worker."""
         outer, self._thread.held = self._thread.held, []
         try:
             yield
@@ -90,7 +92,7 @@ class _Stream:
             self.flush()
 
     def line(self, text: str) -> None:
-        """Writes a line at once, or with those that are held back."""
+        """Writes a line at once, or with the lines that are held back."""
         self.write(f"{text}\n")
         self.flush()
 
@@ -123,7 +125,7 @@ class _Stream:
 
 
 class _Lines:
-    """What structlog hands its rendered events to."""
+    """Takes structlog's rendered events."""
 
     def __init__(self, out: _Stream) -> None:
         self.msg = self.log = out.line
@@ -178,12 +180,12 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
     for name in (
         "psycopg",
         "psycopg.pool",
-    ):  # their warnings quote servers' messages; ours are told as events
+    ):  # their warnings quote servers' messages; pgsched logs its own events instead
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 _encode = json.JSONEncoder(default=repr).encode
-_second = (0, "")  # the one that was stamped last, and as it is written
+_second = (0, "")  # the second of the last stamp, and its text
 
 
 def _stamp(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -198,7 +200,7 @@ def _stamp(_logger: Any, _method: str, event: structlog.typing.EventDict) -> str
 
 
 def _json(event: structlog.typing.EventDict, **_options: Any) -> str:
-    """An event as JSON: a line a run is dear, and its fields are words and numbers."""
+    """An event as JSON, quickly: there is one line per run, and most fields are words and numbers."""
     return "{" + ", ".join([f"{_quoted(name)}: {_value(value)}" for name, value in event.items()]) + "}"
 
 

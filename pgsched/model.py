@@ -1,7 +1,7 @@
-"""What the database holds and what the machine passes around: values, no behaviour beyond reading them.
+"""The values that the database holds and that the daemon passes around, without behaviour beyond reading them.
 
-What people get to see is frozen. What is made for each run and stays in the machine is not: to make a frozen one takes
-seven times as long.
+Values that applications see are frozen. Values that are made for each run and stay inside are not: making a frozen one
+takes seven times as long.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ScheduleStatus(StrEnum):
 
 
 class RunStatus(StrEnum):
-    """Where a run is in its life."""
+    """The stage of a run's life."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -41,7 +41,7 @@ class SkipReason(StrEnum):
     """Why a fire time did not become a run."""
 
     OVERLAP = "overlap"  # an earlier run was live
-    MISSED = "missed"  # no worker claimed it in time, and catch_up did not want it any more
+    MISSED = "missed"  # no worker claimed it in time, and catch_up did not include it
     PAUSED = "paused"
     BOUNDS = "bounds"  # before starts_at
     RETIRED = "retired"  # its application did not declare the schedule then
@@ -90,7 +90,7 @@ class Schedule:
     next_wall: datetime | None = field(default=None, repr=False)
     accounted_wall: datetime | None = field(default=None, repr=False)
     moved_from: datetime | None = field(default=None, repr=False)
-    inherited_through: datetime | None = field(default=None, repr=False)  # what a removed one of its name had claimed
+    inherited_through: datetime | None = field(default=None, repr=False)  # claimed by a removed schedule of its name
 
 
 LEVELS = ("debug", "info", "warning", "error")  # of the lines that a run logs
@@ -99,7 +99,7 @@ LEVELS = ("debug", "info", "warning", "error")  # of the lines that a run logs
 class Cancellation:
     """Whether somebody wants a run to stop, for code in a thread, which cannot be interrupted.
 
-    grace: how many seconds whoever is asked to stop is given (cancel_timeout), before a process is killed.
+    grace: the seconds between the request to stop and the kill of a process (cancel_timeout).
     """
 
     def __init__(self, grace: float = 5.0) -> None:
@@ -109,7 +109,7 @@ class Cancellation:
 
 
 class Transaction(Protocol):
-    """A block for `async with` in coroutines and `with` in threads; it gives a psycopg connection of that kind."""
+    """A block for `async with` in coroutines and `with` in threads; its value is a psycopg connection of that kind."""
 
     async def __aenter__(self) -> Any: ...
     async def __aexit__(self, *error: Any) -> bool: ...
@@ -118,7 +118,7 @@ class Transaction(Protocol):
 
 
 class Fence(Protocol):
-    """What stands behind run.transaction()."""
+    """The implementation of run.transaction()."""
 
     def transaction(self) -> Transaction:
         """The attempt's one transaction."""
@@ -132,10 +132,15 @@ class Run:
     claim and never repeats, so a system that refuses smaller tokens refuses every earlier claim. attempt is for people:
     it repeats when a run is given back.
 
-    fire_time: the nominal instant, aware, in UTC; None for an enqueued job. previous_fire_time: that of the
-    schedule's run before this one, None for the first. Together they are the window that this run stands for: after
-    a downtime with catch_up "latest" it spans what was missed. A backfilled run has the expression's fire time before
-    its own. args: the run's arguments. worker: this process. resources: what the factory gave the Scheduler.
+    fire_time: the nominal instant, aware, in UTC; None for an enqueued job.
+    previous_fire_time: the fire time of the schedule's run before this one, None for the first. A backfilled run has
+        the expression's fire time before its own.
+    args: the run's arguments.
+    worker: this process.
+    resources: the Scheduler's `resources`.
+
+    The run stands for the window between previous_fire_time and fire_time. After a downtime with catch_up "latest" it
+    spans the missed fire times.
     """
 
     id: int
@@ -156,48 +161,47 @@ class Run:
         """A transaction that commits the application's writes and this run's success together, or neither.
 
         `async with run.transaction() as connection:` in coroutines, `with run.transaction() as connection:` in sync
-        functions, in processes of their own (ProcessExecutor) too. connection is a psycopg AsyncConnection or
-        Connection to the worker's database, read committed, with the role's own settings. At the end of the block the
-        success is written into the same transaction, under the claim. What the block raises rolls all of it back; so
-        does a claim that is no longer this worker's.
+        functions, also with a ProcessExecutor. connection is a psycopg AsyncConnection or Connection to the worker's
+        database, read committed, with the role's own settings. At the end of the block the success is written into the
+        same transaction, under the claim. An exception in the block rolls everything back; so does a lost claim.
 
-        After the block the run has succeeded, whatever its function does then: what it returns is stored as the
-        result, what it raises is logged and the run is not tried again. So let the block be the last that it does.
+        After the block the run has succeeded, no matter how its function ends: a return value is stored as the
+        result, an exception is logged and the run is not tried again. So let the block be its last step.
 
         Raises ClaimLost (at the end of the block: nothing was written), PgschedError at a second use in one attempt.
         """
         if self.fence is None:
             raise PgschedError(
-                "There is no run.transaction() here: this run was not made by a worker, or its function is called on "
-                "another machine, to which the worker's database does not go. Use it in coroutines, threads and "
-                "processes of the worker."
+                "There is no run.transaction() here: this run was not made by a worker, or its function runs on "
+                "another machine, without access to the worker's database. Use it in the worker's coroutines, threads "
+                "and processes."
             )
         return self.fence.transaction()
 
     def log(self, text: str, level: str = "info") -> None:
         """Keeps a text with the run, for `pgsched runs show` and `runs logs`. level: debug, info, warning or error.
 
-        It can be read within a heartbeat. At most 64 KiB an attempt are kept. What is logged with the standard library
-        or structlog while the run runs, in its tasks and in its function's thread, is kept without being asked.
-        Raises ValueError for another level, and for a text that is no str.
+        It can be read within a heartbeat. At most 64 KiB are kept per attempt. Lines that the run's tasks and its
+        function's thread log with the standard library or structlog are kept automatically.
+        Raises ValueError for another level, and for a text that is not a str.
         """
         if not isinstance(text, str):
             raise ValueError(f"run.log() takes a text, not {type(text).__name__}: write run.log(str(…)).")
         if level not in LEVELS:
-            raise ValueError(f"The level of run.log() is debug, info, warning or error, not {level!r}.")
+            raise ValueError(f"The level of run.log() must be debug, info, warning or error, not {level!r}.")
         self.journal.add(text, level)
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Says how far the run is, for `pgsched runs show` and `list`: done of total, in any unit.
+        """Reports the run's progress, for `pgsched runs show` and `list`: done of total, in any unit.
 
-        total: None where unknown. Call it as often as you like: it is stored with the next heartbeat, the last one
-        alone. Raises ValueError for what is no finite number.
+        total: None if unknown. Call it as often as you like: each heartbeat stores only the last report. Raises
+        ValueError for values that are not finite numbers.
         """
         self.journal.progress = (finite(done), None if total is None else finite(total))
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run shall stop: look here now and then in a sync function, and return or raise."""
+        """Whether the run should stop: check it now and then in a sync function, and return or raise."""
         if self.cancellation.requested:
             self.cancellation.noticed = True
             return True
@@ -205,7 +209,7 @@ class Run:
 
 
 class Hold(IntEnum):
-    """What a beat hears of a claim that still holds."""
+    """The answer to a beat about a claim that still holds."""
 
     HELD = 0
     CANCEL = 1  # somebody asked to cancel its run
@@ -225,7 +229,7 @@ class Claim(NamedTuple):
 
 @dataclass(slots=True)
 class ClaimedRun:
-    """A run as it came out of the claim, before its function has been looked up."""
+    """A run as it was claimed, before its function has been looked up."""
 
     id: int
     schedule_id: int | None
@@ -260,12 +264,14 @@ class RunError:
 class Outcome:
     """How an attempt ended, to be written under its claim.
 
-    status is QUEUED where the run shall be tried again (after `delay`) or is given back (`refund` takes the attempt
-    off again). unbegun: its function was never called, and it is a run of a schedule, which may have changed meanwhile:
-    the fire time may be given back, too. stays: its row stays then, as cancelled, since the database refuses to delete
-    it. committed: the run's own transaction had committed its success, as the database says. left_behind: its function
-    goes on in its thread, and counts as running. journal: what the attempt said last, where there is something to be
-    written before its end.
+    status: QUEUED if the run will be tried again (after `delay`) or is given back.
+    refund: the attempt does not count.
+    unbegun: its function was never called, and it is a run of a schedule, which may have changed meanwhile: the fire
+        time may be given back too.
+    stays: in that case, its row stays as cancelled, because the database refuses to delete it.
+    committed: the database says that the run's own transaction had committed its success.
+    left_behind: its function is still going in its thread, and counts as running.
+    journal: the attempt's journal, if it has something to write before the end.
     """
 
     claim: Claim
@@ -285,7 +291,7 @@ class Outcome:
 
 
 class Process(StrEnum):
-    """What a worker can see of another worker's process."""
+    """The state of another worker's process, as far as a worker can see it."""
 
     UNKNOWN = "unknown"  # it runs on another machine, or nobody can look
     ALIVE = "alive"

@@ -120,7 +120,7 @@ async def migrate(
             failures += 1
             if failures >= TRIES:
                 raise DatabaseUnavailable(
-                    f'The schema "{schema}" is in use: a lock was not to be had in {TRIES} tries of {LOCK_TIMEOUT}. '
+                    f'The schema "{schema}" is in use: a lock could not be taken in {TRIES} tries of {LOCK_TIMEOUT}. '
                     "Run `pgsched migrate` again when the database is quieter."
                 ) from error
             await asyncio.sleep(backoff.delay() + random.random() * 0.1)  # noqa: S311

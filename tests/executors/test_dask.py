@@ -159,7 +159,7 @@ async def test_runs_one_after_another_leave_one_topic_with_the_scheduler(cluster
 
 async def test_a_worker_with_another_pgsched_is_told_of(cluster, monkeypatch):
     monkeypatch.setattr("pgsched.dask.pack", lambda run, function: '{"another": "layout"}')
-    with pytest.raises(DaskFailed, match=rf"which needs pgsched {version('pgsched')} there: KeyError: 'target'"):
+    with pytest.raises(DaskFailed, match=rf"it needs pgsched {version('pgsched')} there\): KeyError: 'target'"):
         await Attempt(cluster.address, work.product, a=1).execute()
 
 

@@ -100,5 +100,5 @@ async def test_the_dsn_goes_to_no_other_machine(settings, db):
     assert "secret" in pack(run, work.chatter, fenced=True)
     there = Package(sent := pack(run, work.chatter), dataclasses.replace(run).journal).run
     assert "secret" not in sent
-    with pytest.raises(PgschedError, match="its function is called on another machine"):
+    with pytest.raises(PgschedError, match="its function runs on another machine"):
         there.transaction()

@@ -124,10 +124,10 @@ async def test_a_dry_run_writes_nothing(client, db):
     ("start", "end", "options", "says"),
     [
         (NIGHT, NIGHT - HOUR, {}, "A backfill must end after it starts"),
-        (NIGHT, datetime(2090, 1, 1, tzinfo=UTC), {}, "still to come"),
+        (NIGHT, datetime(2090, 1, 1, tzinfo=UTC), {}, "A backfill must end in the past"),
         (NIGHT, NIGHT + 100 * HOUR, {"limit": 100}, "101 fire times .*, more than the limit of 100"),
         (datetime(2026, 1, 1), NIGHT, {}, "start must be a datetime with a time zone"),  # noqa: DTZ001
-        (NIGHT, None, {}, "end is a datetime"),
+        (NIGHT, None, {}, "end must be a datetime"),
         (NIGHT, NIGHT, {"limit": 0}, "limit must be a whole number"),
         (NIGHT, NIGHT, {"priority": 101}, "priority must be a whole number"),
     ],
@@ -268,7 +268,7 @@ def test_the_command_reads_times_on_the_schedules_clock(shell):
     [
         (("--from", "yesterday", "--to", "2026-01-01"), 2, "is neither a date"),
         (("--from", "2026-01-02", "--to", "2026-01-01"), 2, "A backfill must end after it starts"),
-        (("--from", "2026-01-01", "--to", "2089-01-01"), 2, "still to come"),
+        (("--from", "2026-01-01", "--to", "2089-01-01"), 2, "A backfill must end in the past"),
         (("--from", "2026-01-01", "--to", "2026-01-02", "--limit", "10"), 2, "more than the limit of 10"),
         (("--from", "2026-01-01"), 2, "Missing option '--to'"),
     ],

@@ -400,8 +400,8 @@ async def test_skips_that_nobody_hears_of_in_time_are_dropped_and_counted(settin
         ("after_run", lambda run: None, r"is called with \(Run, RunEnd\)"),
         ("on_failure", lambda run, failure, more: None, r"is called with \(Run, RunFailure\)"),
         ("on_skip", lambda schedule, *, skip: None, r"is called with \(Schedule, Skip\)"),
-        ("before_run", "print", "a hook is a function"),
-        ("before_run", int, "a hook is a function"),
+        ("before_run", "print", "a hook must be a function"),
+        ("before_run", int, "a hook must be a function"),
     ],
 )
 def test_what_cannot_be_called_is_refused(kind, function, sentence):

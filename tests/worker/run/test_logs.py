@@ -247,7 +247,10 @@ def test_a_flood_is_capped_and_told_at_the_end():
     journal.add("late", "info")
     journal.close()
     last = journal.read(1 << 30).lines[-1]
-    assert (last.level, last.text) == ("warning", "80,003 more lines were dropped: of an attempt 64 KiB are kept.")
+    assert (last.level, last.text) == (
+        "warning",
+        "80,003 more lines were dropped: at most 64 KiB are kept per attempt.",
+    )
     full = Journal()
     for _ in range(20):
         full.add("y" * 8000, "info")
@@ -383,7 +386,10 @@ async def test_what_it_says_last_is_there_when_it_has_ended(settings, db, client
     assert row["status"] == "failed" and row["progress"] == {"done": 7, "total": None}
     assert [line["text"] for line in lines[:2]] == ["00000", "00001"]
     assert sum(len(line["text"]) + 1 for line in lines[:-1]) <= Journal.LIMIT
-    assert lines[-1]["text"] == f"{30_000 - len(lines) + 1:,} more lines were dropped: of an attempt 64 KiB are kept."
+    assert (
+        lines[-1]["text"]
+        == f"{30_000 - len(lines) + 1:,} more lines were dropped: at most 64 KiB are kept per attempt."
+    )
 
 
 async def test_a_job_that_sets_up_logging_costs_later_runs_no_line(settings, db, client):
