@@ -211,7 +211,7 @@ def _check_content(path: Path, package: ModuleType) -> None:
     found, known = version.read_text(errors="replace").strip(), str(package.TARGET_POSTGRES_VERSION)
     if found != known:
         raise ConfigurationError(
-            f"The data directory {path} is of PostgreSQL {found!r}, and the embedded one is {known}. Move "
+            f"The data directory {path} was made by PostgreSQL {found!r}, but the embedded one is {known}. Move "
             "the data over with pg_dump, or choose another directory with --data-dir or PGSCHED_DATA_DIR."
         )
 

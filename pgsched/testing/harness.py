@@ -183,7 +183,7 @@ class Harness:
                     raise RuntimeError(
                         f"More than {_MOST} runs fell due at {self.clock.now}: does a job enqueue itself?"
                     )
-        return await self._told(self._taken[first:], raise_errors)
+        return await self._rows(self._taken[first:], raise_errors)
 
     async def run_until(self, instant: datetime, *, raise_errors: bool | None = None) -> list[Row]:
         """Runs what is due now, and moves the clock from one due time to the next through an instant, as a daemon
@@ -204,14 +204,14 @@ class Harness:
         runs as they are now; settle() waits for their ends."""
         async with self._limited():
             started = await self._start()
-        return await self._told(started, False)
+        return await self._rows(started, False)
 
     async def settle(self, *, raise_errors: bool | None = None) -> list[Row]:
         """Waits for all that runs. Returns these runs."""
         running = self._roster.running()
         async with self._limited():
             await self._until_over(running)
-        return await self._told(running, raise_errors)
+        return await self._rows(running, raise_errors)
 
     async def fire(self, name: str, at: datetime | None = None, *, raise_errors: bool | None = None) -> Row:
         """Runs a schedule once, to the end of this attempt, whatever its status and whatever else is due or live.
@@ -233,7 +233,7 @@ class Harness:
             await self._claim(run_id, row["entrypoint"])
             mine = [attempt for attempt in self._taken[first:] if attempt.claim.run_id == run_id]
             await self._until_over(mine)
-        return (await self._told(mine, raise_errors))[0]
+        return (await self._rows(mine, raise_errors))[0]
 
     # --- how --------------------------------------------------------------------------------------------
 
@@ -302,8 +302,8 @@ class Harness:
             await asyncio.wait(tasks)
         await self._finisher.flush(self._limit)
 
-    async def _told(self, runs: Sequence[Attempt], raise_errors: bool | None) -> list[Row]:
-        """The rows of runs. What their functions raised is raised, where that is wanted."""
+    async def _rows(self, runs: Sequence[Attempt], raise_errors: bool | None) -> list[Row]:
+        """The rows of runs. Raises the errors of their functions, if that is wanted."""
         raised = [self._raised.pop(key) for attempt in runs if (key := attempt.key) in self._raised]
         if raised and (self._raise_errors if raise_errors is None else raise_errors):
             raise raised[0] if len(raised) == 1 else ExceptionGroup("Several runs failed", raised)

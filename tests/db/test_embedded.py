@@ -325,7 +325,7 @@ def test_says_that_it_is_of_another_version(folder: pathlib.Path, version: str) 
     (folder / "PG_VERSION").write_text(version + "\n")
     if os.geteuid() == 0:
         shutil.chown(folder / "PG_VERSION", embedded.SYSTEM_USER)
-    assert f"is of PostgreSQL {version!r}" in said_by(folder)
+    assert f"was made by PostgreSQL {version!r}" in said_by(folder)
 
 
 @unix
