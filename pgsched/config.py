@@ -150,7 +150,7 @@ class Settings:
     log_format: str = _setting("auto", _one_of("auto", "json", "console"), "auto: console on a terminal, else JSON.")
     data_dir: str | None = _setting(None, _text, "The directory of the embedded PostgreSQL's data.")
     health_file: str | None = _setting(
-        None, _text, "The file that a worker touches to show `pgsched health --live` that it is alive."
+        None, _text, "The file that a worker keeps fresh to show `pgsched health --live` that it is alive."
     )
 
     def merged(self, values: Mapping[str, Any], source: str) -> Settings:

@@ -119,7 +119,7 @@ class Scheduler:
         grace: a fire time older than this is missed.
         timeout, retry: default: the entrypoint's.
         jitter: delay each start by up to this much.
-        starts_at, ends_at: aware instants; the schedule fires only between them.
+        starts_at, ends_at: aware instants; the schedule fires from the one through the other, and at no other time.
         max_runs: the schedule is finished after this many runs.
         priority: -100 to 100; due runs of a higher priority start first.
         executor: how its runs are executed. Default: the entrypoint's.

@@ -145,7 +145,7 @@ def cancel(settings: Settings, ids: tuple[int, ...], as_json: bool) -> int:
     "--since", type=a_past, metavar="WHEN", help="Only runs that ended after this: an instant, or an age such as 2h."
 )
 @click.option(
-    "--until", type=a_past, metavar="WHEN", help="Only runs that ended before this: an instant, or an age such as 2h."
+    "--until", type=a_past, metavar="WHEN", help="Only runs that ended by this time: an instant, or an age such as 2h."
 )
 @click.option("--dry-run", is_flag=True, help="Only show the runs that would be queued.")
 @click.option("--yes", is_flag=True, help="Do not ask.")

@@ -118,7 +118,7 @@ class Client:
         grace: a fire time older than this is missed.
         jitter: delay each start by up to this much.
         timeout, retry: default: the entrypoint's.
-        starts_at, ends_at: aware instants; the schedule fires only between them.
+        starts_at, ends_at: aware instants; the schedule fires from the one through the other, and at no other time.
         max_runs: the schedule is finished after this many runs.
         priority: -100 to 100; due runs of a higher priority start first.
         app: only workers of that application run it. Default: any worker that has the entrypoint.

@@ -71,7 +71,7 @@ class Runs:
         status: "failed" or "cancelled".
         entrypoint: only runs of this entrypoint.
         schedule: only runs of the schedule with this name; raises NotFound if there is none.
-        since, until: aware instants; only runs that ended between them.
+        since, until: aware instants; only runs that ended from `since` through `until`.
         """
         if status is not None and status not in DEAD:
             raise InvalidArguments(f"status must be 'failed' or 'cancelled', not {status!r}.")

@@ -402,7 +402,7 @@ async def test_an_exit_code_that_others_took_is_no_success(tmp_path):
     await until(lambda: numbers(tmp_path / "pids"))
     (tmp_path / "gate").touch()
     os.waitpid(numbers(tmp_path / "pids")[0], 0)  # noqa: ASYNC222 - the event loop shall have no say meanwhile
-    with pytest.raises(CommandFailed, match="how is not known: other code of the worker waits for child") as told:
+    with pytest.raises(CommandFailed, match="unknown exit code: other code in the worker waits for child") as told:
         await task
     assert told.value.exit_code_of_command is None
 
