@@ -31,7 +31,7 @@ def rules(name: str) -> Rules:
 
 @lru_cache(maxsize=2048)
 def source_of(name: str = "Europe/London") -> Source:
-    """The source in which zoneinfo finds a zone; by default, a zone that every collection has."""
+    """The source of the rules that zoneinfo reads for a zone; by default, one that every collection has."""
     for folder in zoneinfo.TZPATH:
         if Path(folder, name).is_file():
             return Source(folder, _release(folder))
