@@ -364,7 +364,7 @@ def test_check_shows_a_move_a_refusal_and_the_command(shell, tmp_path, settings)
     shell.sql(with_owner, OLD, OLD, ["kept", "dropped"])
     told = shell("check", "moved_app.create")
     assert told.exit_code == 1
-    assert f"was called {OLD} before. Its 2 schedules will be taken over by the next start." in told.stdout
+    assert f"used to be called {OLD}. Its 2 schedules will be taken over by the next start." in told.stdout
     assert "dropped: will be retired" in told.stdout and "kept: changed" in told.stdout
     shell.sql(
         "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
