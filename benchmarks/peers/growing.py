@@ -27,7 +27,6 @@ from pgsched.db.statements.store import Store
 from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
-from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.finisher import Finisher
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
@@ -47,10 +46,9 @@ class Taker(Runner):
         super().__init__(*args, **kwargs)
         self.taken: list[Any] = []
 
-    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> list[Attempt]:
+    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
         """Keeps them."""
         self.taken.extend(runs)
-        return []
 
 
 class Part:

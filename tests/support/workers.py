@@ -82,7 +82,6 @@ class Taker(Runner):
             for run in runs:
                 executor = self.parts.kit.scheduler.executor_for(run.entrypoint, None)
                 self.parts.roster.add(Attempt(self._surroundings, run, executor, asked_at=0.0))
-        return []
 
 
 class Parts:

@@ -83,15 +83,14 @@ class Runner:
 
     # --- claims come in ---------------------------------------------------------------------------------
 
-    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> list[Attempt]:
+    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
         """Accepts claims that are committed, and starts each run as soon as its instant has certainly come.
 
-        asked_at: when, on the monotonic clock, the first statement that made them was sent; default now. Returns the
-        attempts; a run that this process still works on is given back instead.
+        asked_at: when, on the monotonic clock, the first statement that made them was sent; default now. A run
+        that this process still works on is given back instead.
         """
         jumped = self._kit.watch.look()  # the machine may have slept since the pass saw the database's clock
         asked_at = time.monotonic() if asked_at is None else asked_at
-        taken = []
         for run in runs:
             if (earlier := self._roster.busy_with(run.id)) is not None:
                 # Another worker took it away from us and it has come back. Its first attempt goes on here: wait for it.
@@ -102,12 +101,10 @@ class Runner:
             executor = self._kit.scheduler.executor_for(run.entrypoint, name)
             attempt = Attempt(self._surroundings, run, executor, asked_at=asked_at)
             self._roster.add(attempt)
-            taken.append(attempt)
             if jumped:
                 self.held.ask(attempt)
             else:
                 self.held.arrange(attempt)
-        return taken
 
     def give_back(self, runs: Iterable[ClaimedRun]) -> None:
         """Gives claims back that cannot be taken."""
