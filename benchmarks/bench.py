@@ -2,6 +2,7 @@
 
     make bench                     all parts, less than twenty minutes
     make bench ONLY="herd drain"   some of them
+    make bench ONLY=compare BASE=main~3   this build and that commit's in turn
     make bench ARGS=--quick        small sizes, whose figures mean nothing: does it all work
 
 Only figures of one run can be compared; see README.md beside this file.
@@ -14,9 +15,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import results
+from comparing import compare
 from contestants import PGSCHED
 from cost import cost
 from draining import drain
@@ -52,7 +56,10 @@ PARTS: dict[str, Callable[[Server, Sizes, Figures], None]] = {
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME", help=", ".join(PARTS))
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, "compare"], default=list(PARTS), metavar="NAME",
+                        help=", ".join([*PARTS, "compare"]))  # fmt: skip
+    parser.add_argument("--base", metavar="COMMIT", help="the commit that `compare` compares with")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="the time of each part, 270 by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, whose figures mean nothing")
     parser.add_argument("--dsn", help="a server to use instead of an embedded one, where we may create databases")
     parser.add_argument(
@@ -62,6 +69,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if any("=" not in pair for pair in given.set):
         parser.error("--set takes NAME=VALUE, such as max_running=2000")
+    if "compare" in given.only and not given.base:
+        parser.error("compare needs a commit to compare with: --base COMMIT, or make bench ONLY=compare BASE=COMMIT")
     return given
 
 
@@ -76,6 +85,9 @@ def main() -> int:
     given = arguments()
     signal.signal(signal.SIGTERM, leave)
     sizes = QUICK if given.quick else Sizes()
+    if given.budget:
+        sizes = replace(sizes, budget=given.budget)
+    parts = {**PARTS, "compare": partial(compare, given.base)}
     if given.set:
         PGSCHED.work["settings"] = dict(pair.split("=", 1) for pair in given.set)
     figures = Figures()
@@ -85,7 +97,7 @@ def main() -> int:
             began = time.monotonic()
             print(f"{part} …", flush=True)
             try:
-                PARTS[part](one, sizes, figures)
+                parts[part](one, sizes, figures)
             except (Fault, Error, OSError) as fault:
                 figures.faults.append(f"{part}: {fault}")
                 print(f"{part}: not measured: {fault}", flush=True)

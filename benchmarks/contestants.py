@@ -25,7 +25,7 @@ class Contestant:
     @property
     def key(self) -> str:
         """Its name in the names of databases."""
-        return self.script.removesuffix(".py").removeprefix("with_")
+        return f"{self.environment}_{self.script.removesuffix('.py').removeprefix('with_')}".replace("-", "_")
 
 
 def none_left(table: str, where: str = "true") -> str:

@@ -53,6 +53,30 @@ def make(name: str) -> None:
     stamp.write_text(wanted)
 
 
+def make_base(commit: str) -> str:
+    """Makes an environment with pgsched as of a commit, and returns its name."""
+    repository = HERE.parent
+    asked = git(repository, "rev-parse", "--short=12", f"{commit}^{{commit}}")
+    if asked.returncode:
+        sys.exit(f"There is no commit {commit!r} here to compare with.")
+    name = f"base-{asked.stdout.strip()}"
+    source = FOLDER / f"{name}-source"
+    if not source.exists():
+        half = source.with_suffix(".half")
+        shutil.rmtree(half, ignore_errors=True)
+        git(repository, "clone", "--quiet", "--no-checkout", str(repository), str(half)).check_returncode()
+        git(half, "checkout", "--quiet", asked.stdout.strip()).check_returncode()
+        half.rename(source)
+    REQUIREMENTS[name] = ("-e", f"{source}[embedded]")
+    make(name)
+    return name
+
+
+def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of git's in a repository."""
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+
+
 def versions(name: str) -> dict[str, str]:
     """What is installed in an environment: names and versions."""
     told = subprocess.run(

@@ -72,7 +72,14 @@ def measure(database: Database, sizes: Sizes, figures: Figures, part: str, how: 
     """One round: a worker, and one call after the other."""
     pause = SLOW.get(database.who.name, PAUSE) if part == "million" else PAUSE
     count = WARM + int(sizes.calls * min(1, 2 * PAUSE / pause)) // sizes.rounds
-    who = f"{database.who.name}: {how}"
+    tell(figures, part, f"{database.who.name}: {how}", late(database, count, how, pause))
+
+
+def late(database: Database, count: int, how: str, pause: float = PAUSE) -> list[tuple[float, bool]]:
+    """Milliseconds from each of so many calls to its start, and whether the call's COMMIT was sent at its begin.
+
+    A worker works meanwhile. The first calls, while it warms up, are left out.
+    """
     with database.worker(expected=count) as worker:
         time.sleep(0.5)
         calls = database.call("produce", count=count, pause=pause, how=how)
@@ -82,7 +89,7 @@ def measure(database: Database, sizes: Sizes, figures: Figures, part: str, how: 
         starts = worker.stop()
     if len(starts) != count:
         raise Fault(f"{len(starts)} of {count} started within 20 s")
-    tell(figures, part, who, calls, starts)
+    return paired(calls, starts)
 
 
 def bare(server: Server, sizes: Sizes, figures: Figures, part: str) -> None:
@@ -91,16 +98,19 @@ def bare(server: Server, sizes: Sizes, figures: Figures, part: str) -> None:
     with server.database(BARE_LIMIT) as database, database.process("listen", count=count) as listener:
         listener.said("ready")
         calls = database.call("produce", count=count, pause=PAUSE)
-        tell(figures, part, BARE, calls, listener.answer())
+        tell(figures, part, BARE, paired(calls, listener.answer()))
 
 
-def tell(
-    figures: Figures, part: str, who: str, calls: Sequence[tuple[float, bool]], starts: Sequence[float]
-) -> None:  # fmt: skip
-    """The figures of a round. Jobs are started in the order of the calls, as each had ended before the next."""
+def paired(calls: Sequence[tuple[float, bool]], starts: Sequence[float]) -> list[tuple[float, bool]]:
+    """How late each start was. Jobs are started in the order of the calls, as each had ended before the next."""
     pairs = list(zip(sorted(starts), calls, strict=True))[WARM:]
+    return [((start - at) * 1000, committing) for start, (at, committing) in pairs]
+
+
+def tell(figures: Figures, part: str, who: str, pairs: Sequence[tuple[float, bool]]) -> None:
+    """The figures of a round."""
     for name, committing in (("COMMIT", True), ("the call", False)):
-        late = [(start - at) * 1000 for start, (at, how) in pairs if how == committing]
-        if late:
-            figures.add(part, f"from {name}, p50", who, "ms", percentile(late, 0.5))
-            figures.add(part, f"from {name}, p99", who, "ms", percentile(late, 0.99))
+        found = [ms for ms, how in pairs if how == committing]
+        if found:
+            figures.add(part, f"from {name}, p50", who, "ms", percentile(found, 0.5))
+            figures.add(part, f"from {name}, p99", who, "ms", percentile(found, 0.99))

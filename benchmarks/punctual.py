@@ -38,9 +38,21 @@ def lag(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 def fired(server: Server, sizes: Sizes, figures: Figures, who: Contestant) -> float:
     """The median lag of a round, in milliseconds; the other figures go beside it."""
+    late, bare, seconds = lags(server, who, sizes.fires)
+    figures.add("lag", "p99", who.name, "ms", percentile(late, 0.99))
+    figures.add("lag", "fired", who.name, "%", min(100.0, 100 * len(late) / max(1, seconds)))
+    if who is PGSCHED:
+        for what, share in (("p50", 0.5), ("p99", 0.99)):
+            figures.add("lag", what, BARE, "ms", percentile(bare, share))
+        figures.add("lag", "fired", BARE, "%", 100.0)
+    return percentile(late, 0.5)
+
+
+def lags(server: Server, who: Contestant, fires: int) -> tuple[list[float], list[float], int]:
+    """How late, in milliseconds, the starts and the bare timers beside them were; and the seconds that had to fire."""
     with server.database(who) as database, server.database(BARE_LIMIT) as bare_database, ExitStack() as stack:
         worker = stack.enter_context(database.worker(schedule={"kind": "every_second"}))
-        with bare_database.process("every_second", count=sizes.fires) as timer:
+        with bare_database.process("every_second", count=fires) as timer:
             begin = time.time()
             bare = [late * 1000 for late in timer.answer()]
             end = time.time()
@@ -49,14 +61,7 @@ def fired(server: Server, sizes: Sizes, figures: Figures, who: Contestant) -> fl
     starts = [start for start in every if begin <= start <= end]
     if not starts:
         raise Fault("nothing fired")
-    late = [lateness(start, every) * 1000 for start in starts]
-    figures.add("lag", "p99", who.name, "ms", percentile(late, 0.99))
-    figures.add("lag", "fired", who.name, "%", min(100.0, 100 * len(starts) / max(1, seconds)))
-    if who is PGSCHED:
-        for what, share in (("p50", 0.5), ("p99", 0.99)):
-            figures.add("lag", what, BARE, "ms", percentile(bare, share))
-        figures.add("lag", "fired", BARE, "%", 100.0)
-    return percentile(late, 0.5)
+    return [lateness(start, every) * 1000 for start in starts], bare, seconds
 
 
 def lateness(start: float, starts: list[float]) -> float:

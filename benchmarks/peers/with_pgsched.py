@@ -16,15 +16,23 @@ import psycopg
 
 from pgsched import Scheduler, connect, connect_sync
 from pgsched.cli import cli
-from pgsched.db import migrate
 
 BATCH = 10_000
 keep: set[asyncio.Task[None]] = set()
 
 
-async def install() -> None:
-    async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
-        await migrate.migrate(connection, "pgsched")
+def install() -> None:
+    pgsched("migrate")
+
+
+def pgsched(*arguments: str) -> None:
+    """What `pgsched ARGUMENTS` does, in this process and with this database."""
+    os.environ["PGSCHED_DSN"] = probe.DSN
+    try:
+        cli.main(arguments)
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def enqueue(count: int, at: float | None = None, job: str = "nothing", tuned: bool = False) -> None:
@@ -100,13 +108,8 @@ async def tell(scheduler: Scheduler) -> None:
 def work(tuned: bool, schedule: dict[str, Any] | None = None, settings: dict[str, str] | None = None) -> list[float]:
     if schedule:
         make_schedules(schedule)
-    os.environ["PGSCHED_DSN"] = probe.DSN
     os.environ.update({f"PGSCHED_{name.upper()}": value for name, value in (settings or {}).items()})
-    try:
-        cli.main(["run", "with_pgsched:create_scheduler"])
-    except SystemExit as end:
-        if end.code:
-            raise
+    pgsched("run", "with_pgsched:create_scheduler")
     return probe.started
 
 
