@@ -13,7 +13,7 @@ create function pgsched.no_schedule(name text) returns void
     language plpgsql security invoker set search_path = pg_catalog, pg_temp as $$
 begin
     if name is null then
-        raise exception 'The name of a schedule is a text, not null.' using errcode = 'PS422';
+        raise exception 'The name of a schedule must be a text, not null.' using errcode = 'PS422';
     end if;
     raise exception 'There is no schedule "%".', name using errcode = 'PS404';
 end $$;
@@ -23,7 +23,7 @@ create function pgsched.no_run(run_id bigint) returns void
     language plpgsql security invoker set search_path = pg_catalog, pg_temp as $$
 begin
     if run_id is null then
-        raise exception 'The id of a run is a whole number, not null.' using errcode = 'PS422';
+        raise exception 'The id of a run must be a whole number, not null.' using errcode = 'PS422';
     end if;
     raise exception 'There is no run %.', run_id using errcode = 'PS404';
 end $$;
@@ -55,12 +55,12 @@ declare
     fine boolean;
 begin
     if jsonb_typeof(given) is distinct from 'object' then
-        raise exception 'The options of a schedule are a JSON object.' using errcode = 'PS422';
+        raise exception 'The options of a schedule must be a JSON object.' using errcode = 'PS422';
     end if;
     select string_agg(k.key, ', ') into unknown from jsonb_object_keys(given) as k (key)
     where k.key not in ('entrypoint', 'expression') and not defaults ? k.key and k.key <> all (optional);
     if unknown is not null then
-        raise exception 'A schedule has no option %: there are entrypoint, expression, timezone, args, overlap, catch_up, catch_up_limit, grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, priority, app, note.',
+        raise exception 'A schedule has no option %: the options are entrypoint, expression, timezone, args, overlap, catch_up, catch_up_limit, grace, jitter, timeout, max_attempts, backoff, max_backoff, starts_at, ends_at, max_runs, priority, app, note.',
             unknown using errcode = 'PS422';
     end if;
 
@@ -104,7 +104,7 @@ begin
             fine := false;
         end;
         if fine is not true then
-            raise exception '% is %, not %.', option, case
+            raise exception '% must be %, not %.', option, case
                     when option in ('entrypoint', 'app') then 'a text of 1 to 200 characters without control characters'
                     when option = 'expression' then 'a text of 1 to 1000 characters'
                     when option = 'timezone' then 'the name of a time zone, such as Europe/Berlin'
@@ -117,7 +117,7 @@ begin
                     when option = 'timeout' then 'an interval of more than 0 and at most a hundred years'
                     when option = 'max_attempts' then 'a whole number from 1 to 1000'
                     when option in ('starts_at', 'ends_at') and written ~ iso then
-                        'an instant of the years 1900 to 2199'
+                        'an instant in the years 1900 to 2199'
                     when option in ('starts_at', 'ends_at') then
                         'an instant in ISO 8601 with its UTC offset, such as 2027-01-01T09:00:00Z (add Z or +01:00)'
                     when option = 'max_runs' then 'a whole number from 1 to 2147483647'
@@ -140,17 +140,17 @@ create function pgsched.check_job(
     language plpgsql stable security invoker set search_path = pg_catalog, pg_temp as $$
 begin
     if entrypoint is null or entrypoint ~ '[[:cntrl:]]' or length(entrypoint) not between 1 and 200 then
-        raise exception 'entrypoint is a text of 1 to 200 characters without control characters, not %.',
+        raise exception 'entrypoint must be a text of 1 to 200 characters without control characters, not %.',
             coalesce(to_jsonb(left(entrypoint, 60))::text, 'null') using errcode = 'PS422';
     elsif due_at < '1900-01-01 00:00:00+00' or due_at >= '2200-01-01 00:00:00+00' then
-        raise exception 'due_at is an instant of the years 1900 to 2199, not %.', due_at using errcode = 'PS422';
+        raise exception 'due_at must be an instant in the years 1900 to 2199, not %.', due_at using errcode = 'PS422';
     elsif priority not between -100 and 100 then
-        raise exception 'priority is a whole number from -100 to 100, not %.', priority using errcode = 'PS422';
+        raise exception 'priority must be a whole number from -100 to 100, not %.', priority using errcode = 'PS422';
     elsif app ~ '[[:cntrl:]]' or length(app) not between 1 and 200 then
-        raise exception 'app is a text of 1 to 200 characters without control characters, or null, not %.',
+        raise exception 'app must be a text of 1 to 200 characters without control characters, or null, not %.',
             to_jsonb(left(app, 60)) using errcode = 'PS422';
     elsif unique_while not in ('live', 'waiting') then
-        raise exception 'unique_while is live or waiting, not %.', to_jsonb(left(unique_while, 60))
+        raise exception 'unique_while must be live or waiting, not %.', to_jsonb(left(unique_while, 60))
             using errcode = 'PS422';
     end if;
 end $$;
@@ -169,7 +169,7 @@ declare
     given jsonb := coalesce(create_schedule.options, '{}');
 begin
     if create_schedule.name is null or create_schedule.name !~ '^[^[:cntrl:]]{1,200}$' then
-        raise exception 'name is a text of 1 to 200 characters without control characters, not %.',
+        raise exception 'name must be a text of 1 to 200 characters without control characters, not %.',
             coalesce(to_jsonb(left(create_schedule.name, 60))::text, 'null') using errcode = 'PS422';
     elsif given ?| array['entrypoint', 'expression', 'args', 'timezone'] then
         raise exception 'entrypoint, expression, args and timezone are parameters of create_schedule(), not options.'
@@ -227,7 +227,7 @@ declare
     state text;
 begin
     if until < '1900-01-01 00:00:00+00' or until >= '2200-01-01 00:00:00+00' then
-        raise exception 'until is an instant of the years 1900 to 2199, or null, not %.', until using errcode = 'PS422';
+        raise exception 'until must be an instant in the years 1900 to 2199, or null, not %.', until using errcode = 'PS422';
     end if;
     update pgsched.schedules s
     set status = 'paused', note = pause.note, paused_until = pause.until, backlog = coalesce(pause.backlog, false)
@@ -339,10 +339,10 @@ create function pgsched.enqueue_unique(
 begin
     perform pgsched.check_job(entrypoint, due_at, priority, app, unique_while);
     if jsonb_typeof(args) <> 'object' then
-        raise exception 'args is a JSON object whose keys are parameter names, not a JSON %.', jsonb_typeof(args)
+        raise exception 'args must be a JSON object whose keys are parameter names, not a JSON %.', jsonb_typeof(args)
             using errcode = 'PS422';
     elsif length(unique_key) > 500 then
-        raise exception 'unique_key is a text of at most 500 characters, not of %.', length(unique_key)
+        raise exception 'unique_key must be a text of at most 500 characters, not of %.', length(unique_key)
             using errcode = 'PS422';
     end if;
     for turn in 1..10 loop
@@ -394,19 +394,19 @@ declare
 begin
     perform pgsched.check_job(entrypoint, due_at, priority, app, unique_while);
     if cardinality(unique_keys) <> count_ then
-        raise exception 'unique_keys are as many as there are args, %, not %.', count_, cardinality(unique_keys)
+        raise exception 'unique_keys must have as many elements as args, %, not %.', count_, cardinality(unique_keys)
             using errcode = 'PS422';
     end if;
     select min(w.place) into wrong
     from unnest(enqueue_many_unique.args) with ordinality as w (args, place) where jsonb_typeof(w.args) <> 'object';
     if wrong is not null then
-        raise exception 'args number % is not a JSON object whose keys are parameter names.', wrong
+        raise exception 'args number % must be a JSON object whose keys are parameter names.', wrong
             using errcode = 'PS422';
     end if;
     select min(w.place) into wrong
     from unnest(unique_keys) with ordinality as w (key, place) where length(w.key) > 500;
     if wrong is not null then
-        raise exception 'unique_key number % has more than 500 characters.', wrong using errcode = 'PS422';
+        raise exception 'unique_key number % must be a text of at most 500 characters.', wrong using errcode = 'PS422';
     end if;
 
     for turn in 1..10 loop

@@ -55,7 +55,7 @@ async def test_options_mean_the_same_in_every_session(db, styles):
         read = "select timeout = %s from pgsched.schedules"
         assert await db.value(read, timedelta(seconds=seconds)), text
     for text in SIGNED:
-        with pytest.raises(psycopg.Error, match="grace is an interval from 0") as refused:
+        with pytest.raises(psycopg.Error, match="grace must be an interval from 0") as refused:
             await db.all("select pgsched.alter('s', jsonb_build_object('grace', %s::text))", text)
         assert refused.value.sqlstate == "PS422"
 

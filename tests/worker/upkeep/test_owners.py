@@ -117,7 +117,7 @@ async def test_an_api_schedule_may_name_an_application_and_another_one_later(set
 @pytest.mark.parametrize("bad", ['""', '"a\\nb"', "1", "[]"])
 async def test_no_application_has_such_a_name(db, bad):
     made = "select pgsched.create_schedule('t', 'job', '@daily', options => jsonb_build_object('app', %s::jsonb))"
-    with pytest.raises(psycopg.Error, match="app is a text of 1 to 200 characters"):
+    with pytest.raises(psycopg.Error, match="app must be a text of 1 to 200 characters"):
         await db.all(made, bad)
 
 
