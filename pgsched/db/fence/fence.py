@@ -1,13 +1,13 @@
-"""Commits an application's writes together with its run's success, or neither: what run.transaction() is.
+"""The implementation of run.transaction(): it commits an application's writes and its run's success, or neither.
 
-The block's last statement writes the success, under the claim, and goes out together with the COMMIT. A claim that is
-gone by then takes the whole transaction with it. Nothing of the run is locked before that, so that beats go on, and a
-worker that stands still, wherever it does, can be replaced.
+The block's last statement writes the success, under the claim, and is sent together with the COMMIT. If the claim is
+gone by then, the whole transaction is rolled back. The run's row is not locked before that, so beats go on, and a
+worker that stands still at any point can be replaced.
 
-A commit whose answer is lost may have happened, or may happen yet: the old session is ended and waited for, and then
-the run's row tells.
+If the answer to a commit is lost, the commit may have happened, or may still happen. So the old session is ended, and
+once its transaction is over the run's row shows the result.
 
-Waiting, which coroutines and threads do differently, belongs to waits; the worker's connections, to pools.
+Coroutines and threads wait differently: see waits. The worker's connections are in pools.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ _CLAIM_LOST = "PS410"
 
 
 def session_name(claim: Claim) -> str:
-    """The application_name of an attempt's transaction. A reaper that looks for a worker's sign of life takes no
-    session of this kind for one. PostgreSQL keeps 63 bytes: the token, which no other claim has, comes first."""
+    """The application_name of an attempt's transaction. A reaper does not count such a session as a worker's sign of
+    life. PostgreSQL keeps 63 bytes, so the token, which is unique to the claim, comes first."""
     return f"pgsched-run {claim.token} {claim.worker}"[:63]
 
 
 class Fence:
-    """What one attempt needs to commit under its claim; in a process of its own it is made again of the first four.
+    """Lets one attempt commit under its claim. Another process can rebuild it from the first four arguments.
 
-    dsn: as for connect(); None for libpq's environment. started_at: when the attempt began, where that is known.
-    store: its statements; by default they are read. pools: the connections to use; without them each transaction makes
-    one of its own. committed: called once the commit is certain, in whatever thread has done it.
+    dsn: as for connect(); None for libpq's environment.
+    started_at: when the attempt began, if that is known.
+    store: its statements; read from the query files by default.
+    pools: the connections to use; without them each transaction makes a new one.
+    committed: called once the commit is certain, in the thread of the transaction.
     """
 
     __slots__ = ("_entered", "claim", "committed", "dsn", "pools", "schema", "started_at", "store")
@@ -76,16 +78,16 @@ class Fence:
         return Transaction(self)
 
     def enter(self) -> None:
-        """Raises PgschedError where the attempt has had its transaction."""
+        """Raises PgschedError if the attempt has already had its transaction."""
         if not self._entered.acquire(blocking=False):
             raise PgschedError(
-                "run.transaction() can be used once in an attempt: what it commits is the run's success. "
+                "run.transaction() can be used only once in an attempt, because it commits the run's success. "
                 "Put all writes into one block."
             )
 
     @property
     def source(self) -> Source:
-        """Where its connections come from."""
+        """The source of its connections."""
         return Source(self.dsn, session.conninfo_for(self.dsn, session_name(self.claim)), self.pools)
 
     def statement(self, name: str) -> Statement:
@@ -96,17 +98,17 @@ class Fence:
         return store.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
 
     def lost(self) -> ClaimLost:
-        """The error of a block whose claim is gone."""
+        """The error for a block whose claim is gone."""
         return ClaimLost(
-            f"run {self.claim.run_id} is no longer this worker's: its transaction was rolled back, nothing of it is "
-            "written."
+            f"run {self.claim.run_id} is no longer this worker's: its transaction was rolled back, and none of its "
+            "writes were kept."
         )
 
 
 class Transaction:
-    """The block: entering it begins the application's transaction, leaving it commits it with the run's success.
+    """The block: entering it begins the application's transaction; leaving it commits it with the run's success.
 
-    The work is told once, over what can wait in two ways: a coroutine's, and a thread's.
+    Coroutines and threads share its steps, which wait by way of Coroutines or Threads.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -158,8 +160,8 @@ class Transaction:
                 return await self._roll_back(error)
             if self._connection.info.transaction_status == TransactionStatus.IDLE:
                 error = PgschedError(
-                    "The block has ended its transaction itself, so what it wrote is not fenced, and the run's success "
-                    "is not written: leave BEGIN, COMMIT and ROLLBACK to run.transaction()."
+                    "The block ended its transaction itself, so its writes are not fenced, and the run's success is "
+                    "not recorded. Leave BEGIN, COMMIT and ROLLBACK to run.transaction()."
                 )
                 await self._roll_back(error)
                 raise error
@@ -170,8 +172,8 @@ class Transaction:
         return False
 
     async def _roll_back(self, error: BaseException) -> bool:
-        """Returns whether the error was the block's own wish, a psycopg.Rollback, and ends here."""
-        with contextlib.suppress(*Failures):  # it is rolled back where the connection is gone, too
+        """Returns whether the error ends here: with psycopg.Rollback the block itself asked for the rollback."""
+        with contextlib.suppress(*Failures):  # if the connection is lost, the server rolls back
             return await self._way.end(self._block, error)
         return False
 
@@ -188,20 +190,20 @@ class Transaction:
             if answered or not await self._find_out(error):
                 raise
         else:
-            with contextlib.suppress(*Failures):  # the empty transaction after it
+            with contextlib.suppress(*Failures):  # ends the empty transaction that COMMIT AND CHAIN began
                 await self._way.end(self._block, None)
         self._fence.committed()
 
     async def _find_out(self, error: BaseException) -> bool:
-        """Whether a commit that was not answered has been done. Raises ClaimLost where nothing was written and the
-        claim is gone, the error where nobody can be asked any more."""
+        """Whether a commit without an answer has happened. Raises ClaimLost if nothing was written and the claim is
+        gone, and the error if there is no more time to ask the database."""
         backoff = Backoff(0.05, 2.0)
         while True:
             try:
                 rows = await self._way.ask([self._fence.statement(name) for name in _ASKING])
             except Failures:
                 if self._way.given_up:
-                    error.add_note("Whether its transaction has committed is not known: the database did not tell.")
+                    error.add_note("It is unknown whether the transaction has committed: the database did not answer.")
                     raise error from None
                 await self._way.sleep(backoff.delay())
             else:
@@ -210,12 +212,12 @@ class Transaction:
                 return bool(rows[0][0])
 
 
-# Its message may still be on its way to the server: reading alone would not tell what becomes of it.
+# The commit may still be on its way to the server, so the run's row alone would not show whether it will happen.
 _ASKING = ("end_transactions", "wait_for_transaction", "forget_transaction", "look_after_commit")
 
 
 class Transactions:
-    """What a worker has for its runs' transactions. most: how many connections for coroutines, and for threads."""
+    """A worker's connections for run.transaction(). most: the limit for coroutines, and again for threads."""
 
     def __init__(self, dsn: str | None, store: Store, worker: uuid.UUID, most: int) -> None:
         self._dsn = dsn
@@ -223,11 +225,11 @@ class Transactions:
         self._pools = Pools(session.conninfo_for(dsn, f"pgsched-run {worker}"), most)
 
     def fence(self, claim: Claim, started_at: datetime | None, committed: Callable[[], None]) -> Fence:
-        """An attempt's."""
+        """The fence of one attempt."""
         return Fence(
             self._dsn, self._store.schema, claim, started_at, store=self._store, pools=self._pools, committed=committed
         )
 
     async def close(self) -> None:
-        """Closes what is idle now, and the rest when it is given back. Whoever waits for a connection gets an error."""
+        """Closes idle connections now and the others when they are given back. Waiting for one raises an error."""
         await self._pools.close()

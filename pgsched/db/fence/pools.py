@@ -1,4 +1,4 @@
-"""The connections that a worker has for the transactions of its runs: the application's own sessions, in two pools."""
+"""A worker's connections for the transactions of its runs: the application's own sessions, in two pools."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pgsched.errors import PgschedError
 
 Blocking = psycopg.Connection[Any]
 
-# Seconds for which a pool that cannot connect tries again by itself, ever more seldom, and after which it is asked
-# anew: by its own default it would, after an outage of minutes, let more minutes pass.
+# A pool that cannot connect retries by itself for this many seconds, with growing pauses. Then it is asked again. With
+# the pool's default, minutes could pass after an outage of minutes.
 WAIT = 10.0
 
-# The application's own sessions: its search path, its time zone and its limits are its own. A pooler may be in between.
+# The application's own sessions keep its search path, time zone and limits. A pooler may be in between.
 OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 
 
 class Pools:
     """At most `most` connections for coroutines, and as many for threads.
 
-    None is made before it is needed, and those that are not used for a while are closed.
+    A connection is made when it is needed, and closed when it has not been used for a while.
     """
 
     def __init__(self, info: str, most: int) -> None:
@@ -39,7 +39,7 @@ class Pools:
         self._threads: ConnectionPool[Blocking] | None = None
 
     async def for_coroutines(self) -> AsyncConnectionPool[Connection] | None:
-        """The pool for coroutines; None for those of another event loop than the worker's."""
+        """The pool for coroutines; None in an event loop other than the worker's."""
         self._check()
         if self._coroutines is None:
             self._loop = asyncio.get_running_loop()
@@ -79,7 +79,7 @@ class Pools:
         }
 
     async def close(self) -> None:
-        """Closes what is idle now, and the rest when it is given back. Whoever waits for a connection gets an error."""
+        """Closes idle connections now and the others when they are given back. Waiting for one raises an error."""
         self.over.set()
         if self._coroutines is not None:
             await self._coroutines.close(1.0)
@@ -90,23 +90,23 @@ class Pools:
 
     def _check(self) -> None:
         if self.over.is_set():
-            raise PgschedError("The worker has ended: there are no more transactions.")
+            raise PgschedError("run.transaction() is not available: the worker has ended.")
 
 
-# A beat changes the run's row while the block runs, which any stricter isolation would take for a conflict.
+# A beat changes the run's row while the block runs. A stricter isolation level would treat that as a conflict.
 
 
 async def configure(connection: Connection) -> None:
-    """Makes a new connection fit for it."""
+    """Sets a new connection to read committed."""
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
 def configure_blocking(connection: Blocking) -> None:
-    """The same for a thread's."""
+    """Does the same for a thread's connection."""
     connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
-# What one run has set must not be another's.
+# One run's settings must not reach another run.
 
 
 async def _reset(connection: Connection) -> None:

@@ -1,7 +1,6 @@
-"""What can wait in two ways, a coroutine's and a thread's, so that whoever needs both is told once.
+"""One protocol for the waits of a run's transaction, with an implementation for coroutines and one for threads.
 
-The ways of a run's transaction are here, and what runs a coroutine to its end that never has to wait. What a
-transaction does belongs to fence.
+So fence writes the steps of a transaction only once. finished() runs a coroutine that never has to wait.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from pgsched.db.session import STATEMENT_LIMIT, Connection
 T = TypeVar("T")
 Statement = tuple[bytes, dict[str, Any]]
 
-_LIMIT = STATEMENT_LIMIT.total_seconds()  # for a COMMIT once the run is to stop, and for asking after one
-_ASKS = "pgsched commit"  # the application_name of sessions that look after a commit
+_LIMIT = STATEMENT_LIMIT.total_seconds()  # seconds for a COMMIT once its run must stop, and to ask about its result
+_ASKS = "pgsched commit"  # the application_name of sessions that ask about a commit
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that awaits nothing which would have to wait."""
+    """The result of a coroutine that never has to wait. Raises RuntimeError if it does."""
     try:
         work.send(None)
     except StopIteration as end:
@@ -40,10 +39,12 @@ def finished(work: Coroutine[Any, Any, T]) -> T:
 
 
 class Source:
-    """Where a transaction's connections come from: the worker's pools, or each of its own.
+    """The source of a transaction's connections: the worker's pools, or new connections.
 
-    dsn: as for connect(). info: the connection string of one of its own. pools: None for none. over: set once the
-    worker has ended.
+    dsn: as for connect().
+    info: the connection string of a new connection.
+    pools: the worker's pools; None if there are none.
+    over: an event that is set once the worker has ended.
     """
 
     def __init__(self, dsn: str | None, info: str, pools: Pools | None) -> None:
@@ -54,7 +55,7 @@ class Source:
 
 
 class Way(Protocol):
-    """What a transaction waits for, in a coroutine or in a thread."""
+    """The steps of a transaction that may wait, in a coroutine or in a thread."""
 
     @property
     def given_up(self) -> bool: ...
@@ -71,7 +72,7 @@ class Way(Protocol):
 
 
 class Coroutines:
-    """In an event loop."""
+    """Waits in an event loop."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -90,7 +91,7 @@ class Coroutines:
             return connection
         self._pool = pool
         while True:
-            with contextlib.suppress(PoolTimeout):  # however long others take: the run's timeout is its own affair
+            with contextlib.suppress(PoolTimeout):  # no matter how long others take: the run has its own timeout
                 return await pool.getconn(WAIT)
 
     async def give_back(self, connection: Connection) -> None:
@@ -116,7 +117,7 @@ class Coroutines:
 
     async def ask(self, statements: list[Statement]) -> list[Any]:
         async with asyncio.timeout(_LIMIT):
-            # Not under the name of the session that is to be ended.
+            # Under a different name from the session that must be ended.
             connection = await psycopg.AsyncConnection.connect(session.conninfo_for(self._source.dsn, _ASKS), **OPTIONS)
             async with connection:
                 rows = []
@@ -128,7 +129,7 @@ class Coroutines:
         await asyncio.sleep(seconds)
 
     async def apart(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does what must not be interrupted. A cancellation is passed on once it is done, or has taken too long."""
+        """Does work that must not be interrupted. Passes a cancellation on once it is done, or has taken too long."""
         task = asyncio.ensure_future(work)
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -141,13 +142,13 @@ class Coroutines:
                 cancelled = error
         if cancelled is not None:
             if not task.cancelled():
-                task.exception()  # looked at: the cancellation says more
+                task.exception()  # marks it as retrieved: the cancellation says more
             raise cancelled
         await task
 
 
 class Threads:
-    """In a thread: nothing here ever waits in an event loop's sense, so that finished() can run it."""
+    """Waits in a thread. Nothing here waits for an event loop, so finished() can run it."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
