@@ -1,1 +1,1 @@
-"""Everything that speaks to PostgreSQL."""
+"""All code that talks to PostgreSQL."""

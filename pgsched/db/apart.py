@@ -1,4 +1,4 @@
-"""Takes a batch apart that the server refuses, down to the row. What becomes of such a row belongs to aside."""
+"""Splits a batch that the server refuses, down to the refused row. worker.aside sets that row aside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pgsched.db.session import Mishaps, answered, of_prepared, refused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# By the server: somebody holds a lock that one of the rows needs, or the statement took too long.
+# The server stopped waiting: another session holds a lock that a row needs, or the statement took too long.
 _WAITED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
 
@@ -20,11 +20,11 @@ _WAITED = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 class Apart(Generic[Item, Result]):
     """How to send a batch.
 
-    send: sends a part of it and returns results. If it fails, nothing of that part may be left behind.
-    refuse: takes the item that is refused alone, with the error.
-    retry: waits after an error that passes; then the part is sent again. Without it the error is raised.
-    patience: after this many tries an error that passes, and does not, counts as a refusal: if the server
-    answers, or if one item alone takes too long each time. Where the server has waited in vain, at once.
+    send: sends a part of it and returns results. If it fails, it must leave nothing of that part behind.
+    refuse: takes an item that was refused alone, and the error.
+    retry: waits after a passing error; then the part is sent again. Without it the error is raised.
+    patience: after this many tries a passing error counts as a refusal, if the server answered or if one item alone
+        timed out. If the server stopped waiting, it counts at once. None: it never counts.
     """
 
     send: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
@@ -41,19 +41,19 @@ class Apart(Generic[Item, Result]):
             except Mishaps as error:
                 tries += 1
                 if not again and len(items) == 1 and of_prepared(error):
-                    # The prepared statement may be at fault. It has gone with its connection, or with the rollback.
+                    # The prepared statement may be the cause. It is gone with its connection, or with the rollback.
                     again = True
                 elif refused(error):
                     return await self._apart(items, error)
                 elif self.patience is not None and tries > self.patience and self._of_rows(error, items):
                     return await replace(self, patience=0)._apart(items, error)
                 elif self.patience is not None and isinstance(error, _WAITED):
-                    return await self._apart(items, error)  # for one row, perhaps: the others must not wait, too
+                    return await self._apart(items, error)  # perhaps because of one row: the others must not wait too
                 elif self.retry is None:
                     raise
                 else:
                     await self.retry(error)
-                    if isinstance(error, TimeoutError) and len(items) > 1:  # perhaps it is only too much at once
+                    if isinstance(error, TimeoutError) and len(items) > 1:  # perhaps it was only too much at once
                         return await self._apart(items, error)
         return []
 
@@ -65,5 +65,5 @@ class Apart(Generic[Item, Result]):
         return await self.all(items[:half]) + await self.all(items[half:])
 
     def _of_rows(self, error: BaseException, items: Sequence[Item]) -> bool:
-        """Whether an error that does not pass may be that of some rows."""
+        """Whether single rows may be the cause of an error that does not go away."""
         return answered(error) or (isinstance(error, TimeoutError) and len(items) == 1 and self.retry is not None)

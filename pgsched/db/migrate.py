@@ -1,4 +1,4 @@
-"""Brings the schema to this version, or says how it differs. Numbered files, applied once each, in order."""
+"""Migrates the schema to this version, or reports how it differs. Numbered files are applied once each, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pgsched.errors import DatabaseUnavailable, SchemaError
 
 LOCK_TIMEOUT = "5s"
 TRIES = 12
-# The first of the migrations that were replaced before 0.1.0. No upgrade leads from them to these.
+# The first of the migrations that were replaced before 0.1.0. Their schemas cannot be upgraded.
 _REPLACED = "initial"
 _NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _TABLE = b"""
@@ -43,7 +43,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """Over the text as it is shipped, whatever the line ends."""
+        """The hash of the shipped text, the same for all line ends."""
         return hashlib.sha256(self.text.replace(b"\r\n", b"\n")).hexdigest()
 
 
@@ -58,12 +58,12 @@ def migrations() -> list[Migration]:
     ]
     found.sort(key=lambda m: m.version)
     if [m.version for m in found] != list(range(1, len(found) + 1)):
-        raise SchemaError("This installation lacks some of its migrations: install pgsched again.")
+        raise SchemaError("This installation lacks some of its migrations. Reinstall pgsched.")
     return found
 
 
 def script(schema: str) -> str:
-    """All of it as one SQL script, for people who apply it by their own means."""
+    """All migrations as one SQL script, for people who apply it with their own tools."""
     parts = [b"begin;\n", b"create schema if not exists " + sql.Identifier(schema).as_bytes() + b";\n"]
     parts.append(in_schema(_TABLE, schema, parametrised=False).lstrip())
     for migration in migrations():
@@ -76,8 +76,8 @@ def script(schema: str) -> str:
 
 
 def _for_schema(text: bytes, schema: str) -> bytes:
-    """A migration for another schema. If the name has dollar signs, function bodies are quoted with a tag that the name
-    does not hold: a bare $$ in it would end the first body."""
+    """A migration for another schema. If the schema's name has dollar signs, function bodies are quoted with a tag that
+    is not in the name: a $$ in it would end the first body."""
     if "$" in schema:
         tag = next(tag for n in itertools.count() if (tag := f"$b{n}$") not in schema)
         text = text.replace(b"$$", tag.encode())
@@ -95,7 +95,7 @@ async def check(connection: Connection, schema: str) -> None:
     _compare(applied, shipped, schema)
     if len(applied) < len(shipped):
         raise SchemaError(
-            f'The schema "{schema}" is at version {len(applied)}, this pgsched needs {len(shipped)}. '
+            f'The schema "{schema}" is at version {len(applied)}, but this pgsched needs {len(shipped)}. '
             "Run `pgsched migrate` (or `pgsched run --migrate`)."
         )
 
@@ -103,12 +103,14 @@ async def check(connection: Connection, schema: str) -> None:
 async def migrate(
     connection: Connection, schema: str, *, rewrite: Callable[[bytes], bytes] = lambda text: text
 ) -> list[Migration]:
-    """Applies what is missing, each migration in a transaction of its own. Returns what it applied.
+    """Applies the missing migrations, each in its own transaction. Returns those that it applied.
 
-    Two that migrate at once take turns. A lock that is not to be had within seconds is let go of and tried
-    again, so that a waiting migration never makes everybody else wait behind it. rewrite: what becomes of each text
-    before it is applied, for tests that want another clock.
-    Raises SchemaError where the database is newer than this version, or a migration was edited.
+    Concurrent calls take turns. If a lock is not free within seconds, the wait ends and starts again later, so that a
+    waiting migration never makes everybody else wait behind it.
+
+    rewrite: changes each text before it is applied, for tests that need another clock.
+    Raises SchemaError if the database is newer than this version or a migration was edited, and DatabaseUnavailable if
+    a lock is still not free after TRIES tries.
     """
     done: list[Migration] = []
     backoff = Backoff(0.1, 5.0)
@@ -131,7 +133,7 @@ async def migrate(
 
 
 async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], bytes]) -> Migration | None:
-    """Applies the first migration that is missing, None when none is."""
+    """Applies the first missing migration and returns it; None if none is missing."""
     async with connection.transaction():
         await connection.execute("select set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
         await connection.execute("select set_config('statement_timeout', '0', true)")
@@ -152,12 +154,12 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
 
 
 class _Overtaken(Exception):
-    """Another one has made the schema at the same time."""
+    """Another process has created the schema at the same time."""
 
 
 async def _create_schema(connection: Connection, schema: str) -> None:
     try:
-        # "if not exists" asks for the right to create even where the schema stands, so look first.
+        # "if not exists" needs the right to create even if the schema exists, so look first.
         known = await connection.execute("select from pg_namespace where nspname = %s", (schema,))
         if await known.fetchone() is None:
             await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
@@ -202,6 +204,6 @@ def _compare(applied: list[tuple[int, str, str]], shipped: list[Migration], sche
     for (version, name, checksum), migration in zip(applied, shipped, strict=False):
         if (version, checksum) != (migration.version, migration.checksum):
             raise SchemaError(
-                f'Migration {version:04} ({name}) of the schema "{schema}" was applied with another text than this '
+                f'Migration {version:04} ({name}) of the schema "{schema}" was applied with a different text than this '
                 "pgsched ships. Install the pgsched that applied it; migrations are never edited."
             )

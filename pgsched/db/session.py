@@ -1,4 +1,4 @@
-"""Connections: how they are made, kept, bounded in time and given up. Statements belong to store."""
+"""Makes connections, keeps them, limits their time and gives them up. The statements are in store."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pgsched.log import Logger, get
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
-# What may go wrong with a database that will be back: everything psycopg raises, and the sockets below it.
+# Errors of a database that will be back: everything that psycopg raises, and the errors of its sockets.
 Failures = (psycopg.Error, DatabaseUnavailable, OSError, TimeoutError)
-# And everything a statement may raise before it is sent, or when its answer is read: a value of one row that psycopg
-# cannot adapt. No service may end because of it.
+# These, and errors before a statement is sent or while its answer is read, such as a value in one row that psycopg
+# cannot adapt. They must not end a service.
 Mishaps = (*Failures, ValueError, TypeError, OverflowError, NotImplementedError)
 
 STATEMENT_LIMIT = timedelta(seconds=15)
 _READ_ONLY = "25006"
 _STOOD_STILL = "25P03"
-# For how long a claim may lock schedules, at most, while the event loop is blocked or the process stands still.
+# The longest time that a claim may lock schedules while the event loop is blocked or the process stands still.
 LOCKED_FOR = timedelta(seconds=2)
 _DEFAULTS = {
     "connect_timeout": "10",
@@ -42,68 +42,71 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "target_session_attrs": "read-write",
 }
-# Errors that are known to pass: connections, conflicts, resources, locks, operators, the machine, time limits of a
-# transaction. With every other SQLSTATE the server refuses a statement because of its content.
+# Errors that are known to pass: of connections, conflicts, resources, locks, operators, the machine, and a
+# transaction's time limits. With every other SQLSTATE the server refuses a statement because of its content.
 _PASSING = ("08", "40", "53", "55006", "55P", "57", "58", "25P0", _READ_ONLY)
-# An error of a prepared statement: another statement of that name, or a table that has been made again.
+# Errors of a prepared statement: another statement has its name, or a table has been created again.
 _PREPARED = ("0A000", "26000", "42P05")
-# Something that a statement names is not there. Perhaps the whole schema is another one now.
+# A statement names something that does not exist. Perhaps the whole schema has been replaced.
 _UNDEFINED = ("42P01", "42703", "42883", "42704", "3F000")
 _SESSION = """
 select set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
     set_config('idle_in_transaction_session_timeout', %s, false), set_config('TimeZone', 'UTC', false),
     set_config('search_path', 'pg_catalog, pg_temp', false), set_config('DateStyle', 'ISO', false),
-    set_config('IntervalStyle', 'postgres', false),  -- psycopg reads no other
-    set_config('array_nulls', 'on', false),  -- else NULL in an array is a text of four letters
-    -- What a pass reads after it has locked must be newer than the lock.
+    set_config('IntervalStyle', 'postgres', false),  -- psycopg reads only this style
+    set_config('array_nulls', 'on', false),  -- otherwise NULL in an array is a text of four letters
+    -- After a pass has locked rows, it must read data that is newer than the lock.
     set_config('default_transaction_isolation', 'read committed', false),
     set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade
-    -- Rows are found by an index, however small or quiet a table was when it was last analysed.
+    -- Rows are found by an index, no matter how small or quiet a table was when it was last analysed.
     set_config('enable_seqscan', 'off', false),
-    -- Their plans are the same whatever the parameters, and to plan one again takes longer than to carry it out.
+    -- The parameters do not change the plans, and planning takes longer than execution.
     set_config('plan_cache_mode', 'force_generic_plan', false),
-    -- And in its order: a bitmap of all that may come is made before the first row, of which we want no more.
+    -- And in the index's order: a bitmap scan collects all rows before it returns the first, but we want only a few.
     set_config('enable_bitmapscan', 'off', false),
-    set_config('jit', 'off', false)  -- short statements whose cost is guessed high before the first analyze
+    set_config('jit', 'off', false)  -- short statements, but overestimated before the first analyze
 """
-# The first three parameters of _SESSION: for how long a statement may take, wait for a lock, a transaction stand still.
+# The parameters of _SESSION: the longest time of a statement, of a wait for a lock, and of an idle transaction.
 _LIMITS = ("15s", "10s", "30s")
-# The server gives a statement up before we give up the connection: then it says so, and the rows are sent apart.
+# The server cancels a statement after this part of our limit, before we give up the connection. So we get its answer
+# and can send the rows separately.
 _SOONER = 0.8
-SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the names of what our sessions have set for themselves
+SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the settings that our sessions change
 
 
 def application_name(worker: object) -> str:
-    """The name of a worker's sessions in pg_stat_activity, by which a reaper sees that it lives."""
+    """The application_name of a worker's sessions in pg_stat_activity. It shows a reaper that the worker is alive."""
     return f"pgsched {worker}"
 
 
 def conninfo_for(dsn: str | None, name: str) -> str:
-    """The connection string with our defaults under it. Raises ConfigurationError for one that libpq cannot read.
+    """The connection string, completed with our defaults. Raises ConfigurationError if libpq cannot read it.
 
-    The password, where there is one, is in the result: never log it.
+    The result may contain a password: never log it.
     """
     try:
         given = conninfo.conninfo_to_dict(dsn or "")
-    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the latter for a % that begins no escape
-        # libpq would quote what it could not read, and that may be a part of a password.
+    except (psycopg.ProgrammingError, UnicodeDecodeError):  # the latter if a % begins no escape
+        # libpq would quote the part that it could not read, perhaps a part of a password.
         raise ConfigurationError(
             "The DSN cannot be read: it is neither a URI nor key=value pairs that libpq knows. "
             "Write postgresql://user@host/database or host=… dbname=…."
         ) from None
     if _misreads_password(dsn or "", given):
         raise ConfigurationError(
-            "The DSN can be read in two ways: its password, or another part, holds '@' or '/' as it is. Write %40 for "
-            "'@' and %2F for '/' there."
+            "The DSN can be read in two ways: its password or another part contains an unescaped '@' or '/'. Write %40 "
+            "for '@' and %2F for '/' there."
         )
-    # Whatever the environment and the role say: psycopg would fail to encode a text that a smaller encoding lacks.
+    # These override the environment and the role: psycopg cannot encode every text in a smaller encoding.
     ours = {"client_encoding": "utf8", "application_name": name}
     return conninfo.make_conninfo("", **{**_DEFAULTS, **given, **ours})
 
 
 def _misreads_password(dsn: str, given: Mapping[str, Any]) -> bool:
-    """Whether libpq takes a part of the password for the host, the port or the database, and would quote it so in its
-    messages. It ends the password at the first '@', and sees none at all behind a '/'."""
+    """Whether libpq takes a part of the password for the host, the port or the database. Its messages would quote it.
+
+    libpq ends the password at the first '@', and sees no password after a '/'.
+    """
     scheme, found, rest = dsn.strip().partition("://")
     if not found or scheme not in ("postgresql", "postgres"):
         return False
@@ -127,40 +130,40 @@ def describe(error: BaseException) -> str:
 
 
 def passing(error: BaseException) -> bool:
-    """Whether an error is known to pass by itself: the database is away, busy, or in somebody else's hands."""
+    """Whether an error is known to pass by itself: the database is away or busy, or another session is in the way."""
     if not isinstance(error, psycopg.Error):
         return isinstance(error, Failures)
     if error.sqlstate is not None:
         return error.sqlstate.startswith(_PASSING)
-    # Without an SQLSTATE the server has not answered: the connection has gone, or psycopg cannot adapt a value.
+    # Without an SQLSTATE the server has not answered: the connection is gone, or psycopg cannot adapt a value.
     return not isinstance(error, (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError))
 
 
 def refused(error: BaseException) -> bool:
-    """Whether a statement failed for what is in it, and would fail again. Its rows must be sent apart then."""
+    """Whether a statement failed because of its content and would fail again. Then its rows must be sent separately."""
     return isinstance(error, Mishaps) and not passing(error)
 
 
 def answered(error: BaseException) -> bool:
-    """Whether the server answered a statement with an error and went on, so that other rows may do better."""
+    """Whether the server answered a statement with an error and went on, so that other rows may succeed."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return refused(error)
-    # An error that ends the session is FATAL, whatever its code. A trigger may raise any code, of a connection, say.
+    # An error that ends the session is FATAL. Its code proves nothing: a trigger may raise any, even a connection's.
     return error.diag.severity_nonlocalized not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
 
 
 def of_prepared(error: BaseException) -> bool:
-    """Whether an error may be that of a prepared statement, which a new connection does not have."""
+    """Whether a prepared statement may be the cause of an error. A new connection has none."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _PREPARED
 
 
 def stood_still(error: BaseException) -> bool:
-    """Whether the server ended a session because its transaction stood still for too long."""
+    """Whether the server ended a session because its transaction was idle for too long."""
     return isinstance(error, psycopg.Error) and error.sqlstate == _STOOD_STILL
 
 
 def unreachable(error: BaseException) -> DatabaseUnavailable:
-    """The error to raise where the database cannot be reached and nobody waits for it."""
+    """The error to raise if the database cannot be reached and the caller does not wait for it."""
     return DatabaseUnavailable(
         f"The database cannot be reached: {describe(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
         "or libpq's environment leads to it."
@@ -168,7 +171,7 @@ def unreachable(error: BaseException) -> DatabaseUnavailable:
 
 
 class Backoff:
-    """Waits that grow from `first` to `most` seconds, with jitter; from the start again after a healthy while."""
+    """Waits that grow from `first` to `most` seconds, with jitter. They start over after `healthy` quiet seconds."""
 
     def __init__(self, first: float = 0.05, most: float = 10.0, healthy: float = 20.0) -> None:
         self._first, self._most, self._healthy = first, most, healthy
@@ -187,12 +190,12 @@ class Backoff:
 
 
 class Session:
-    """One connection, reserved for one purpose, made again when it is gone. One user at a time.
+    """One connection for one purpose, replaced when it is gone. One user at a time.
 
-    direct: whether the server itself answers (as opposed to a pooler), known after the first connect. limit: how long a
-    statement may take. idle: for how long a transaction of it may stand still, with whatever it has locked, before the
-    server ends the session. lock: for how long a statement waits for a lock, such as that of a unique index in which a
-    client has a row that is not committed.
+    direct: whether the server itself answers, not a pooler; known after the first connect.
+    limit: the longest time of a statement; default 15 s.
+    idle: how long a transaction may be idle, with its locks, before the server ends the session; default 30 s.
+    lock: how long a statement waits for a lock, such as for a unique index with an uncommitted row; default 10 s.
     """
 
     def __init__(
@@ -218,20 +221,20 @@ class Session:
         self._connection: Connection | None = None
 
     def subscribe(self, *, misfit: Callable[[], None]) -> None:
-        """Calls `misfit` whenever a statement did not fit the schema: it may be another one now."""
+        """Calls `misfit` whenever a statement did not fit the schema, which may have been replaced."""
         self._misfit.append(misfit)
 
     def was_severed(self) -> bool:
-        """Whether sever() has cut it off since the last time that somebody asked."""
+        """Whether sever() has cut the connection off since the last call."""
         severed, self._severed = self._severed, False
         return severed
 
     @contextlib.asynccontextmanager
     async def use(self, limit: timedelta | None = None) -> AsyncIterator[Connection]:
-        """The connection, for as long as the block runs, and never longer than the limit, else the statement limit.
+        """The connection, while the block runs, for at most `limit` (default: the session's).
 
         After an error, a timeout or a cancellation the connection is thrown away unless it is certainly idle:
-        what it was in the middle of must not leak into the next block.
+        unfinished work must not leak into the next block.
         """
         async with self._lock:
             try:
@@ -272,7 +275,7 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def transaction(self, connection: Connection) -> AsyncIterator[None]:
-        """A transaction on the session's connection that holds locks, and that sever() ends."""
+        """A transaction on the session's connection that holds locks. sever() can end it."""
         self._locking = True
         try:
             async with connection.transaction():
@@ -281,15 +284,15 @@ class Session:
             self._locking = False
 
     def sever(self) -> bool:
-        """Cuts the connection off if a transaction() is open, so that the server lets go of its locks.
+        """Cuts the connection off if a transaction() is open, so that the server releases its locks.
 
-        For another thread, while the event loop is blocked. If the loop goes on at this very moment, its next statement
-        fails, or the answer to its commit is lost: both happen to any connection.
+        Another thread calls this while the event loop is blocked. If the loop goes on at this very moment, its next
+        statement fails, or the answer to its commit is lost: both can happen to any connection.
         """
         connection = self._connection
         if connection is None or not self._locking:
             return False
-        # The descriptor may be closed meanwhile; psycopg's own close() must not come twice for one number.
+        # A duplicate: psycopg may close its descriptor meanwhile, and no descriptor may be closed twice.
         with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as own:
             own.shutdown(socket.SHUT_RDWR)
             self._severed = True
@@ -297,13 +300,13 @@ class Session:
 
     @property
     def target(self) -> tuple[int, str]:
-        """The socket's descriptor, and the server's address as libpq has resolved it. Connected ones only."""
+        """The socket's descriptor, and the server's address as libpq has resolved it. Only for a connected session."""
         assert self._connection is not None
         info = self._connection.info
         return self._connection.fileno(), f"{info.hostaddr or info.host}:{info.port}"
 
     async def discard(self) -> None:
-        """Closes the connection at once, without a word to the server."""
+        """Closes the connection at once, without waiting for the server."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
@@ -313,8 +316,8 @@ class Session:
 async def _patiently(
     connection: Connection, statement: LiteralString, params: Sequence[str] | None = None
 ) -> psycopg.AsyncCursor[Any]:
-    """Sends one of a session's first statements. The role's own statement_timeout may be too short even for these:
-    it holds until we have set ours."""
+    """Sends one of a session's first statements, up to ten times. Until we have set ours, the role's statement_timeout
+    applies, and it may be too short even for these."""
     for _ in range(9):
         try:
             return await connection.execute(statement, params)
@@ -324,10 +327,10 @@ async def _patiently(
 
 
 async def prepare(connection: Connection, limits: Sequence[str] = _LIMITS) -> bool:
-    """Sets up a new session; returns whether it is the server's own.
+    """Sets up a new session. Returns whether it connects to the server directly, not to a pooler.
 
-    A pooler hands out a process id of its own invention. Behind one, session settings would stick to somebody
-    else's session and prepared statements to nobody's, so neither is used.
+    A pooler invents a process id. Behind one, session settings would stick to somebody else's session, and prepared
+    statements would not be found again, so neither is used.
     """
     row = await (await _patiently(connection, "select pg_backend_pid()")).fetchone()
     direct = row is not None and row[0] == connection.info.backend_pid
@@ -337,7 +340,7 @@ async def prepare(connection: Connection, limits: Sequence[str] = _LIMITS) -> bo
         connection.prepare_threshold = 2
     else:
         connection.prepare_threshold = None
-        # The session's zone is anybody's there, and a difference of two local times may be an hour off.
+        # There the session's time zone is unknown, and a difference of two local times may be an hour off.
         connection.adapters.register_loader("timestamptz", InUtc)
         connection.adapters.register_loader("timestamptz", InUtcBinary)
     return direct
@@ -345,7 +348,7 @@ async def prepare(connection: Connection, limits: Sequence[str] = _LIMITS) -> bo
 
 @contextlib.asynccontextmanager
 async def snapshot(connection: Connection) -> AsyncIterator[None]:
-    """A transaction whose statements all see the same moment, and that cannot write. It ends with the block."""
+    """A read-only transaction whose statements all see the same moment. It ends with the block."""
     await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
     await connection.set_read_only(True)
     async with connection.transaction():
@@ -353,22 +356,24 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
 
 
 class InUtc(TimestamptzLoader):
-    """Reads instants as UTC, whatever the session's time zone is."""
+    """Reads instants as UTC in any session time zone."""
 
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
 
 
 class InUtcBinary(TimestamptzBinaryLoader):
-    """The same, of what comes as a number."""
+    """Does the same for the binary format."""
 
     def load(self, data: Any) -> datetime:
         return super().load(data).astimezone(UTC)
 
 
 class Plain(psycopg.AsyncCursor[Any]):
-    """Reads values as they are and not as a session writes them. Its IntervalStyle and DateStyle may be anybody's: of
-    'PT5M' psycopg makes five seconds."""
+    """Reads values in binary format, which does not depend on the session's IntervalStyle and DateStyle.
+
+    Behind a pooler these are unknown, and psycopg reads 'PT5M' as five seconds.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -376,7 +381,7 @@ class Plain(psycopg.AsyncCursor[Any]):
 
 
 class Outage:
-    """Tells once when the database is lost and once when it is back, however many services notice."""
+    """Logs once when the database is lost and once when it is back, no matter how many services notice."""
 
     def __init__(self, log: Logger | None = None) -> None:
         self.since: float | None = None
@@ -385,12 +390,12 @@ class Outage:
 
     @property
     def up(self) -> bool:
-        """Whether the last statement that anybody sent was answered."""
+        """Whether the last statement of any service was answered."""
         return self.since is None
 
     def lost(self, error: BaseException, purpose: str) -> None:
-        """A statement failed. If the server answered, the database is there: it refuses the statement, or somebody's
-        lock was in the way."""
+        """Records that a statement failed. If the server answered, the database is not lost: it refused the statement,
+        or another session's lock was in the way."""
         if answered(error):
             refusal = (purpose, describe(error))
             if refusal not in self._refusals:
@@ -404,7 +409,7 @@ class Outage:
             self._log.debug("database_still_lost", purpose=purpose, error=describe(error))
 
     def answered(self) -> None:
-        """A statement was answered."""
+        """Records that a statement was answered."""
         if self.since is not None:
             gone = time.monotonic() - self.since
             self.since = None

@@ -54,7 +54,7 @@ async def test_a_missing_migration_is_applied_and_what_is_there_stays(connection
     assert await migrate.migrate(connection, NAME) == SHIPPED
     await connection.execute(of("select pgsched.enqueue('job')"))
     ships(NEXT, AFTER)
-    with pytest.raises(SchemaError, match=f"is at version {len(SHIPPED)}, this pgsched needs {AFTER.version}"):
+    with pytest.raises(SchemaError, match=f"is at version {len(SHIPPED)}, but this pgsched needs {AFTER.version}"):
         await migrate.check(connection, NAME)
     assert await migrate.migrate(connection, NAME) == [NEXT, AFTER]
     assert await rows(connection, "select entrypoint, added from pgsched.runs") == [("job", 7)]
