@@ -1,1 +1,1 @@
-"""The statements: they are loaded, put in a schema and sent, one typed method each."""
+"""The statements: loads them, puts them into a schema and sends them, with one typed method each."""

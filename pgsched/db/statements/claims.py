@@ -1,4 +1,4 @@
-"""The statements of a claim pass: it looks, locks, plans and claims."""
+"""The statements of a claim pass, which looks, locks, plans and claims."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from pgsched.rules.ledger import undecided_since
 from pgsched.rules.limits import Gate
 from pgsched.rules.plan import Occupancy
 
-# Of the arguments that one statement claims, as the server stores them. An answer that took longer than a statement may
-# take would be lost, and its runs claimed again and again.
+# The most bytes of arguments, as stored, that one statement claims. If an answer took longer than a statement may take,
+# it would be lost, and its runs would be claimed again and again.
 CLAIM_BYTES = 16 * 2**20
 
 
 class ClaimStatements(Statements):
-    """One typed method a query file. Decides nothing; every write returns whether it landed."""
+    """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def lock_due_schedules(
         self, connection: Connection, shares: Sequence[Share], lookahead: timedelta, leave: Withheld | None = None
     ) -> list[Schedule]:
-        """Locks schedules to be planned: due, due within the lookahead, or never planned yet; the first ones of each
-        share. Those in a withheld time zone are left to others if their entrypoint is covered."""
+        """Locks schedules to plan: due, due within the lookahead, or never planned; the first ones of each share.
+
+        leave: schedules that are left to other workers; by default none.
+        """
         leave = leave or Withheld()
         params = {
             "entrypoints": [name for share in shares for name in share.entrypoints],
@@ -59,9 +61,11 @@ class ClaimStatements(Statements):
         due: Due,
         leave: Withheld,
     ) -> list[tuple[Candidate, int | None]]:
-        """What may be claimed, but for what stands in line: the first ones of each share, of every kind that is due.
-        With each run that waits, and each fire time, how many its schedule's overlap leaves room for; None if it allows
-        any number."""
+        """The candidates for a claim, except runs that stand in line: the first ones of each share, of every due kind.
+
+        With each waiting run and each fire time comes the room that its schedule's overlap leaves; None if it allows
+        any number.
+        """
         cursor = await self._send(
             connection,
             "read_candidates",
@@ -84,8 +88,8 @@ class ClaimStatements(Statements):
     async def count_live_runs(
         self, connection: Connection, schedules: Sequence[Schedule]
     ) -> tuple[datetime, dict[int, Occupancy]]:
-        """The transaction's now, and what is live of each schedule; those without anything are left out."""
-        # What has run since the plan before the last pauses and changes is told, too.
+        """The transaction's now, and the live runs of each schedule; schedules without any are left out."""
+        # Includes runs that have ended since the plan before the last pauses and changes.
         open_since = [(s.id, since) for s in schedules if (since := undecided_since(s)) is not None]
         cursor = await connection.execute(
             self.query("count_live_runs"),
@@ -103,12 +107,14 @@ class ClaimStatements(Statements):
         }
 
     async def redirect_runs(self, connection: Connection, schedule_ids: Sequence[int]) -> int:
-        """Has queued runs of locked schedules follow these to their new entrypoint. Returns how many."""
+        """Moves queued runs of locked schedules to their schedule's new entrypoint. Returns how many."""
         return (await connection.execute(self.query("redirect_runs"), {"schedule_ids": list(schedule_ids)})).rowcount
 
     async def replace_runs(self, connection: Connection, schedule_ids: Sequence[int]) -> set[int]:
-        """Cancels what is live of locked schedules, but for what somebody asked for. Returns the ids of schedules of
-        which a row is locked by somebody else, so that they have to be asked again."""
+        """Cancels the live runs of locked schedules, except those that somebody asked for.
+
+        Returns the ids of schedules with a run that another session has locked: these must be tried again.
+        """
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(self.query("replace_runs"), {"schedule_ids": list(schedule_ids)})
         return set(await cursor.fetchall())
@@ -116,10 +122,10 @@ class ClaimStatements(Statements):
     async def write_plans(
         self, connection: Connection, worker: uuid.UUID, plans: Sequence[Planned], horizon: datetime
     ) -> list[tuple[int, int, datetime, int]]:
-        """Advances locked schedules and makes their runs, claimed already where they are due by the horizon.
+        """Advances locked schedules and creates their runs, already claimed if they are due by the horizon.
 
-        Returns (run id, schedule id, fire time, token) of the runs that this worker now holds. A fire time that has
-        a row already is left as it is.
+        Returns (run id, schedule id, fire time, token) of the runs that this worker now holds. A fire time that already
+        has a row is left unchanged.
         """
         runs = [(p, r) for p in plans for r in p.plan.runs]
         skips = [(p, s) for p in plans for s in p.plan.skips]
@@ -173,11 +179,13 @@ class ClaimStatements(Statements):
         alone: bool = False,
         crossing: bool = False,
     ) -> tuple[list[ClaimedRun], Due]:
-        """Claims queued runs that are due, or will be within the lookahead; not those that wait for an overlap. The
-        first ones of all shares, and of each share no more than its room.
+        """Claims queued runs that are due, or will be within the lookahead, but do not wait for an overlap or a limit.
 
-        alone: only if nothing else is due, be it a fire time, a run at a gate, or a schedule that was never planned of
-        an entrypoint that is `known`; returns what is, too. crossing: claims nothing, and only returns that.
+        It claims the first ones of all shares, and of each share no more than its room. Returns them, and the due work.
+
+        known: the entrypoints whose schedules count as due if they were never planned.
+        alone: claims only if nothing else is due: no fire time, no gated run, and no schedule that was never planned.
+        crossing: claims nothing, and only returns the due work.
         """
         of = {name: (lane, share) for lane, share in enumerate(shares) for name in share.entrypoints}
         defaults = [d for d in defaults if d.entrypoint in of]
@@ -214,9 +222,9 @@ class ClaimStatements(Statements):
         limit: int,
         chosen: Sequence[Candidate] | None = None,
     ) -> list[ClaimedRun]:
-        """Claims queued runs that wait for their schedule's overlap, as far as it leaves room; locks the schedules.
+        """Claims queued runs that wait for their schedule's overlap, if it leaves room. Locks the schedules.
 
-        chosen: only these of them.
+        chosen: claims only these runs; by default any.
         """
         cursor = connection.cursor(row_factory=class_row(Schedule))
         look = {"app": self.app, "lookahead": lookahead, "limit": limit}
@@ -233,7 +241,7 @@ class ClaimStatements(Statements):
         return [run.of(locked[run.schedule_id]) for run in claimed if run.schedule_id is not None]
 
     async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
-        """Locks the limits of these entrypoints at which something may be claimed; others' locks are passed over."""
+        """Locks the limits of these entrypoints with claimable runs; limits that others have locked are left out."""
         cursor = connection.cursor(row_factory=class_row(Gate))
         await cursor.execute(self.query("lock_limits"), {"app": self.app, "entrypoints": list(entrypoints)})
         return await cursor.fetchall()
@@ -243,7 +251,7 @@ class ClaimStatements(Statements):
     ) -> list[limits.Candidate]:
         """The runs of these entrypoints that stand first in the lines of locked limits.
 
-        rooms: of each limit's key, how many runs at most.
+        rooms: for each limit's key, how many runs to return at most.
         """
         cursor = await self._send(
             connection,
@@ -260,13 +268,13 @@ class ClaimStatements(Statements):
         return await cursor.fetchall()
 
     async def lock_schedules(self, connection: Connection, ids: Sequence[int]) -> set[int]:
-        """Locks schedules whose overlap has to be looked at. Returns the ids of those that nobody else has locked."""
+        """Locks schedules whose overlap must be checked. Returns the ids of those that no other session has locked."""
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(self.query("lock_schedules"), {"ids": list(ids)})
         return set(await cursor.fetchall())
 
     async def read_rooms(self, connection: Connection, ids: Sequence[int]) -> dict[int, int]:
-        """How many more runs of each schedule its overlap lets run; those that allow it are left out."""
+        """How many more runs each schedule's overlap lets start; schedules that allow any number are left out."""
         cursor = await connection.execute(self.query("read_rooms"), {"ids": list(ids)})
         return {row[0]: row[1] for row in await cursor.fetchall()}
 
@@ -278,8 +286,10 @@ class ClaimStatements(Statements):
         ids: Sequence[int],
         notes: Sequence[tuple[str, datetime | None, int]],
     ) -> list[ClaimedRun]:
-        """Claims these runs, and writes down when runs were claimed at their limits: (key of the limits, at, count).
-        None is the time at which these are claimed."""
+        """Claims these runs, and records when runs were claimed at their limits.
+
+        notes: (key of the limits, at, count). If `at` is None, it is the time of this claim.
+        """
         cursor = connection.cursor(row_factory=class_row(ClaimedRun))
         params = _claim_params(worker, defaults) | {
             "ids": list(ids),
@@ -291,11 +301,11 @@ class ClaimStatements(Statements):
         return await cursor.fetchall()
 
     async def settle_orphans(self, connection: Connection) -> None:
-        """Settles waiting runs whose schedules are gone: those that had begun go on, the others are cancelled."""
+        """Settles waiting runs whose schedules are gone: those that have begun go on, the others are cancelled."""
         await connection.execute(self.query("settle_orphans"), {})
 
     async def resume_paused(self, connection: Connection) -> int:
-        """Resumes schedules whose pause is over."""
+        """Resumes schedules whose pause is over. Returns how many."""
         return (await connection.execute(self.query("resume_paused"), {})).rowcount
 
     async def read_outlook(
@@ -308,9 +318,9 @@ class ClaimStatements(Statements):
         seen: tuple[str, int] | None = None,
         awaited: Sequence[str] = (),
     ) -> Outlook:
-        """When there is something to do next, and whether other workers have anything running.
+        """When the next work is due, and whether other workers have anything running.
 
-        seen: the worker's state and how many runs it has; given, its row in workers is brought up to date too.
+        seen: the worker's state and its number of runs; if given, its row in workers is updated too.
         awaited: applications whose schedules this one takes over once none of their workers is alive.
         """
         state, running = seen or ("running", 0)
@@ -334,7 +344,7 @@ class ClaimStatements(Statements):
         return row
 
     async def get_schedules(self, connection: Connection, ids: Sequence[int]) -> list[Schedule]:
-        """The schedules with these ids; those that are gone are left out."""
+        """The schedules with these ids; schedules that are gone are left out."""
         cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(self.query("get_schedules"), {"ids": list(ids)})
         return await cursor.fetchall()

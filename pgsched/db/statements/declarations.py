@@ -1,4 +1,4 @@
-"""The statements of a start: what the code declares, and who owns it."""
+"""The statements of a start, about declared schedules and limits and their owners."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pgsched.rules.deploy import Compared, Holder, Other, Standing
 
 
 class DeclarationStatements(Statements):
-    """One typed method a query file. Decides nothing; every write returns whether it landed."""
+    """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def lock_declarations(self, connection: Connection, app: str) -> None:
-        """Waits until no other transaction is at work on the application's declarations, and keeps others out
-        until this one ends."""
+        """Locks the application's declarations until this transaction ends. First waits for other transactions that
+        have locked them."""
         while True:
             cursor = await connection.execute(self.query("lock_declarations"), {"app": app})
             if cursor.rowcount:
@@ -30,14 +30,14 @@ class DeclarationStatements(Statements):
             await connection.execute(self.query("add_declarations"), {"app": app})
 
     async def set_patience(self, connection: Connection, limit: timedelta) -> None:
-        """How long each statement of this transaction may take, wait for a lock, and be waited for."""
+        """Limits this transaction: the time of each statement, of its wait for a lock, and of idling."""
         await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
 
     async def find_lock(
         self, connection: Connection, worker: uuid.UUID, owner: str, names: Sequence[str]
     ) -> tuple[str, int, datetime | None] | None:
-        """What a start of this owner cannot lock, the process id of the session that has it locked, and since when that
-        one has been in its transaction. None if nobody has."""
+        """The table or schedule that a start of this owner cannot lock, the process id of the session that has locked
+        it, and when that session's transaction began. None if nothing is locked."""
         own = {"own": application_name(worker)}
         for query, params in (
             ("find_table_lock", own | {"schema": self.schema}),
@@ -48,7 +48,7 @@ class DeclarationStatements(Statements):
         return None
 
     async def read_declarations(self, connection: Connection, app: str, fingerprint: str) -> Standing:
-        """Where the application's declarations stand, seen by a worker whose own have this fingerprint."""
+        """The history of the application's declarations, for a worker whose own have this fingerprint."""
         cursor = connection.cursor(row_factory=class_row(Standing))
         await cursor.execute(self.query("read_declarations"), {"app": app, "fingerprint": fingerprint})
         row = await cursor.fetchone()
@@ -72,34 +72,33 @@ class DeclarationStatements(Statements):
         return await cursor.fetchall()
 
     async def adopt(self, connection: Connection, old: str, new: str) -> tuple[list[str], int]:
-        """Gives what one application owns to another, in the caller's transaction. Returns the names of its schedules,
-        and how many live runs of no schedule there were."""
+        """Gives everything that one application owns to another, in the caller's transaction. Returns the names of its
+        schedules, and how many live runs belonged to none of them."""
         names = connection.cursor(row_factory=scalar_row)
         await names.execute(self.query("adopt_schedules"), {"old": old, "new": new})
         runs = connection.cursor(row_factory=scalar_row)
         await runs.execute(self.query("adopt_runs"), {"old": old, "new": new})
-        await self.declare_limits(connection, f"code:{old}", [])  # nobody of that name keeps them any more
+        await self.declare_limits(connection, f"code:{old}", [])  # no application of that name needs them any more
         await connection.execute(self.query("forget_declarations"), {"app": old})
         return await names.fetchall(), await runs.fetchone() or 0
 
     async def compare_schedules(
         self, connection: Connection, owners: Sequence[str], declared: Sequence[dict[str, Any]]
     ) -> list[Compared]:
-        """The schedules that the code declares, and those the owners have and it does not declare, by name. Locks
-        nothing."""
+        """The schedules that the code declares, and the owners' other schedules, by name. Locks nothing."""
         cursor = connection.cursor(row_factory=dict_row)
         params = {"owners": list(owners), "declared": Jsonb(list(declared))}
         await cursor.execute(self.query("compare_schedules"), params)
         return [_compared(row) for row in await cursor.fetchall()]
 
     async def upsert_schedules(self, connection: Connection, declared: Sequence[dict[str, Any]]) -> list[str]:
-        """Makes or changes declared schedules. Returns the names it wrote; the others belong to somebody else."""
+        """Creates or changes declared schedules. Returns the written names; the others belong to another owner."""
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(self.query("upsert_schedules"), {"declared": Jsonb(list(declared))})
         return await cursor.fetchall()
 
     async def retire_schedules(self, connection: Connection, owner: str, declared: Sequence[str]) -> list[Schedule]:
-        """Finishes the owner's schedules that it does not declare any more. Returns them as they were before."""
+        """Finishes the owner's schedules that it no longer declares. Returns them as they were before."""
         cursor = connection.cursor(row_factory=class_row(Schedule))
         await cursor.execute(self.query("retire_schedules"), {"owner": owner, "declared": list(declared)})
         return await cursor.fetchall()
@@ -107,10 +106,10 @@ class DeclarationStatements(Statements):
     async def declare_limits(
         self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
     ) -> tuple[list[str], list[tuple[str, str]]]:
-        """Puts an owner's limits in force, and lifts those that it declares no more.
+        """Puts an owner's limits in force, and lifts those that it no longer declares.
 
-        Returns the entrypoints of which something changed, and the shared limits, with their owner, that another owner
-        had declared otherwise.
+        Returns the entrypoints with changes, and the shared limits that another owner had declared differently, with
+        that owner.
         """
         params = {"app": _app(owner), "owner": owner, "declared": Jsonb(list(declared))}
         rows = await (await connection.execute(self.query("declare_limits"), params)).fetchall()
@@ -119,7 +118,7 @@ class DeclarationStatements(Statements):
     async def compare_limits(
         self, connection: Connection, owner: str, declared: Sequence[dict[str, Any]]
     ) -> dict[str, dict[str, tuple[Any, Any]]]:
-        """Of each entrypoint whose limits differ from the declared ones, what does: the value stored, and declared."""
+        """The differing limits of each entrypoint: the stored value and the declared one."""
         params = {"app": _app(owner), "declared": Jsonb(list(declared))}
         rows = await self.rows(connection, "compare_limits", params)
         return {
@@ -136,7 +135,7 @@ _INSTANTS = frozenset({"starts_at", "ends_at"})
 
 
 def _app(owner: str) -> str:
-    """The name of the application that owns what the code declares."""
+    """The name of the application in an owner such as 'code:NAME'."""
     return owner.removeprefix("code:")
 
 
@@ -149,13 +148,13 @@ def _compared(row: dict[str, Any]) -> Compared:
 
 
 def _limit(name: str, text: str | None) -> Any:
-    """A limit's value out of its JSON text."""
+    """A limit's value, from its JSON text."""
     value = definition.parsed(text)
     return timedelta(seconds=float(value)) if name == "period" and value is not None else value
 
 
 def _value(option: str, text: str | None) -> Any:
-    """An option's value out of its JSON text."""
+    """An option's value, from its JSON text."""
     value = definition.parsed(text)
     if value is not None and option in _DURATIONS:
         return timedelta(seconds=value)

@@ -1,4 +1,4 @@
-"""Python values as statements take them."""
+"""Converts Python values into parameters of statements."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _Row = TypeVar("_Row")
 
 
 def in_any_format(connection: Connection, row_factory: AsyncRowFactory[_Row]) -> AsyncCursor[_Row]:
-    """A cursor of a connection that may be a caller's, in any time zone, with any DateStyle and IntervalStyle: values
-    come as numbers, and instants in UTC."""
+    """A cursor that reads values in binary format, and instants in UTC.
+
+    The connection may be a caller's, with any time zone, DateStyle and IntervalStyle.
+    """
     cursor = connection.cursor(row_factory=row_factory, binary=True)
-    if isinstance(cursor, AsyncClientCursor):  # a framework's choice, which cannot
+    if isinstance(cursor, AsyncClientCursor):  # a framework's choice, which cannot read the binary format
         cursor = AsyncCursor(connection, row_factory=row_factory)
         cursor.format = Format.BINARY
     cursor.adapters.register_loader("timestamptz", InUtcBinary)
@@ -31,27 +33,29 @@ def in_any_format(connection: Connection, row_factory: AsyncRowFactory[_Row]) ->
 
 
 def array(values: Iterable[object]) -> str:
-    """An array of numbers, instants or bare words, as PostgreSQL writes it: of a thousand values one by one, psycopg
-    would take as long as everything else."""
+    """An array of numbers, instants or bare words in PostgreSQL's format.
+
+    Adapting a thousand values one by one would take psycopg as long as everything else.
+    """
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
 
 
 def name_array(names: Iterable[str]) -> str:
-    """An array of names, likewise."""
+    """An array of names in the same format."""
     return "{" + ",".join(['"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names]) + "}"
 
 
 def seconds(duration: timedelta | None) -> str | None:
-    """A duration in such an array."""
+    """A duration as an element of array()."""
     return None if duration is None else f"{duration.days} days {duration.seconds}.{duration.microseconds:06d}s"
 
 
 def text_array(values: Iterable[str | None]) -> list[str | None] | None:
-    """An array of texts; none where all are null, with which unnest() fills up beside longer ones."""
+    """An array of texts, or None if all are null: unnest() pads a missing array with nulls."""
     texts = list(values)
     return texts if any(text is not None for text in texts) else None
 
 
 def claim_of(run: ClaimedRun, worker: uuid.UUID) -> Claim:
-    """The claim under which a run is held."""
+    """The claim of this worker to the run."""
     return Claim(run.id, run.token, worker)

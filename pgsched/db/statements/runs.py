@@ -1,4 +1,4 @@
-"""The statements about claimed runs, each under its claim: beats, lines, ends."""
+"""The statements about claimed runs, each under its claim: beats, log lines, ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pgsched.model import Claim, Hold, Outcome
 
 
 class RunStatements(Statements):
-    """One typed method a query file. Decides nothing; every write returns whether it landed."""
+    """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def beat(
         self,
@@ -28,9 +28,9 @@ class RunStatements(Statements):
     ) -> dict[tuple[int, int], Hold]:
         """Renews claims, given as (run id, token, started at).
 
-        threads: those, as (run id, token), whose functions are in a thread; if their claim is lost they count as left
-        behind, for the lease.
-        Returns what becomes of each (run id, token) that still holds. A claim that is missing in the answer is lost.
+        threads: the (run id, token) of attempts whose function runs in a thread. If such a claim is lost, its attempt
+            counts as left behind, for the lease.
+        Returns a Hold for each (run id, token) whose claim holds. A claim that is missing in the answer is lost.
         """
         cursor = await connection.execute(
             self.query("beat"),
@@ -53,10 +53,10 @@ class RunStatements(Statements):
         outcomes: Sequence[Outcome],
         lease: timedelta = timedelta(seconds=30),
     ) -> dict[tuple[int, int], bool]:
-        """Writes how attempts ended, each under its claim.
+        """Records how attempts ended, each under its claim.
 
-        Returns the (run id, token) of those that landed, and of each whether its own transaction had committed its
-        success before. look_after_ends() tells what became of the others.
+        Returns the (run id, token) of the ends that landed, each with whether the run's own transaction had already
+        committed its success. look_after_ends() finds out about the others.
         """
         cursor = await self._send(
             connection,
@@ -86,9 +86,12 @@ class RunStatements(Statements):
     async def give_back_runs(
         self, connection: Connection, worker: uuid.UUID, claims: Sequence[Claim], *, stay: bool = False
     ) -> set[tuple[int, int]]:
-        """Gives back runs of schedules that were claimed and never begun: to the queue, or with their fire time to a
-        schedule that has changed since; then their rows stay if they shall (`stay`), as cancelled. Returns the
-        (run id, token) of those that landed."""
+        """Gives back to the queue runs of schedules that were claimed but never begun.
+
+        If a schedule has changed since, it gets the fire time back instead, and the row is deleted.
+        stay: keeps such rows, as cancelled.
+        Returns the (run id, token) of those that landed.
+        """
         cursor = await connection.execute(
             self.query("give_back_runs"),
             {
@@ -104,9 +107,10 @@ class RunStatements(Statements):
     async def look_after_ends(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
     ) -> dict[tuple[int, int], bool]:
-        """What became of outcomes that did not land just now, by (run id, token).
+        """Finds out about outcomes that did not land just now, by (run id, token).
 
-        True: they landed at an earlier try. False: somebody has their row locked, try again. The others are lost.
+        True: the outcome landed at an earlier try. False: another session has the row locked, so try again. Missing:
+        the claim is lost.
         """
         cursor = await connection.execute(
             self.query("look_after_ends"),
@@ -121,8 +125,11 @@ class RunStatements(Statements):
     async def write_journals(
         self, connection: Connection, worker: uuid.UUID, said: Sequence[tuple[Claim, Said]]
     ) -> set[tuple[int, int]]:
-        """Writes what attempts say, each under its claim. Returns the (run id, token) of those whose claim holds and
-        whose row nobody else has locked; of the others nothing is written."""
+        """Writes the log lines and the progress of attempts, each under its claim.
+
+        Returns the (run id, token) of those whose claim holds and whose row no other session has locked. Nothing is
+        written for the others.
+        """
         lines = [(c, n, line) for c, s in said for n, line in enumerate(s.lines, s.number)]
         cursor = await connection.execute(
             self.query("write_journals"),
@@ -157,8 +164,11 @@ class RunStatements(Statements):
         busy: Sequence[int],
         lease: timedelta,
     ) -> None:
-        """Says which attempts of this worker, as (run id, token), have ended or lost their claim while their threads go
-        on: all of them. They count for the lease. busy: the tokens of all attempts whose threads are at work."""
+        """Records all attempts of this worker that have ended or lost their claim while their threads go on.
+
+        claims: these attempts, as (run id, token). They count for the lease.
+        busy: the tokens of all attempts whose threads are at work.
+        """
         ids, tokens = [run_id for run_id, _ in claims], [token for _, token in claims]
         params = {
             "worker": worker, "ids": ids, "tokens": tokens, "busy": list(busy), "lease": lease, "channel": self.schema,

@@ -1,4 +1,4 @@
-"""Query files: loaded, put into a schema, and sent. Nothing else reads queries/."""
+"""Loads the query files, puts them into a schema and sends them. No other module reads queries/."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Row = TypeVar("_Row")
 
 
 def _dense(text: bytes) -> bytes:
-    """A statement without indentation, and of its comments with the first line alone, by which people know it again in
+    """The statement without indentation and with only its first comment line, which identifies it in
     pg_stat_activity."""
     first, *lines = map(bytes.strip, text.splitlines())
     return b"\n".join([first, *(line for line in lines if line and not line.startswith(b"--"))])
@@ -36,7 +36,7 @@ _PLACEHOLDER = re.compile(rb"%(?:%|\((\w+)\)s)")
 
 
 def in_schema(statement: bytes, schema: str, *, parametrised: bool = True) -> bytes:
-    """A statement that was written for the schema pgsched, for another. Psycopg reads % in parametrised ones."""
+    """Rewrites a statement for the schema pgsched to another schema. psycopg reads % in a parametrised one."""
     quoted = sql.Identifier(schema).as_bytes()
     if parametrised:
         quoted = quoted.replace(b"%", b"%%")
@@ -44,7 +44,7 @@ def in_schema(statement: bytes, schema: str, *, parametrised: bool = True) -> by
 
 
 class Numbered(NamedTuple):
-    """A statement as the server reads it: its parameters have numbers. names: theirs, in that order."""
+    """A statement with numbered parameters, as the server reads it. names: the parameters' names, in that order."""
 
     text: bytes
     names: tuple[str, ...]
@@ -60,7 +60,7 @@ class Numbered(NamedTuple):
 
 
 class Statements:
-    """The statements as they are stored, put into a schema, and sent. Its subclasses have a typed method for each."""
+    """Loads the statements, puts them into a schema, and sends them. Subclasses have one typed method for each."""
 
     def __init__(self, schema: str = "pgsched", app: str = "") -> None:
         self.schema, self.app = schema, app
@@ -69,7 +69,7 @@ class Statements:
 
     @staticmethod
     def texts() -> dict[str, bytes]:
-        """The statements as they are written, for the schema pgsched."""
+        """The unchanged statements, for the schema pgsched."""
         return dict(_FILES)
 
     def query(self, name: str) -> bytes:
@@ -79,8 +79,10 @@ class Statements:
     async def _send(
         self, connection: Connection, name: str, params: Mapping[str, Any], rows: AsyncRowFactory[_Row]
     ) -> AsyncRawCursor[_Row]:
-        """Sends one of the long statements that workers send often. Psycopg would search what is longer than 4096 bytes
-        for placeholders anew each time: a tenth of a millisecond at each start."""
+        """Sends one of the long statements that workers send often.
+
+        psycopg would search a statement of more than 4096 bytes for placeholders each time: 0.1 ms at each start.
+        """
         text = self.query(name)
         statement = self._numbered.get(text)
         if statement is None:
@@ -97,13 +99,13 @@ class Statements:
         return sql.Identifier(self.schema)
 
     async def rows(self, connection: Connection, name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of a query that is only shown to people."""
+        """The rows of a query, as dictionaries."""
         cursor = in_any_format(connection, dict_row)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchall()
 
     async def call(self, connection: Connection, name: str, params: dict[str, Any]) -> Any:
-        """The one value of a query that calls one of the schema's functions."""
+        """The single value of a query that calls one of the schema's functions."""
         cursor = in_any_format(connection, scalar_row)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchone()

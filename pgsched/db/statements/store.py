@@ -1,4 +1,4 @@
-"""All statements of a worker, by who uses them."""
+"""All statements of a worker, in classes by the parts that use them."""
 
 from __future__ import annotations
 
@@ -12,4 +12,5 @@ from pgsched.db.statements.upkeep import UpkeepStatements
 class Store(ClaimStatements, TrialStatements, RunStatements, UpkeepStatements, DeclarationStatements):
     """The statements, for one schema. Methods take the connection, so that they can share a transaction.
 
-    app: the application whose worker sends them. Without one, claims see only work that names no application."""
+    app: the application whose worker sends them. Without one, claims see only work that names no application.
+    """

@@ -1,4 +1,4 @@
-"""The statements of upkeep: workers, stalled runs, old rows."""
+"""The statements of upkeep, for workers, stalled runs and old rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SILENT_PAGE = 1000  # silent runs that the reaper looks at in one statement
 
 
 class UpkeepStatements(Statements):
-    """One typed method a query file. Decides nothing; every write returns whether it landed."""
+    """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def find_silent_runs(
         self,
@@ -33,12 +33,14 @@ class UpkeepStatements(Statements):
         after: int = 0,
         limit: int = SILENT_PAGE,
     ) -> tuple[datetime, timedelta, int, list[Silent]]:
-        """Running runs that have not beaten for a while, and whose claims may be taken now or soon: a page of them, by
-        id, behind `after`.
+        """A page of running runs without a recent beat whose claims may be taken now or soon, by id.
 
-        silence, stall_timeout, machine: the asker's; a worker's own stall timeout counts if it is known.
-        Returns the database's now, how long the server has been up, how many runs other workers have running,
-        and the silent ones.
+        silence: how long they have been silent, at least.
+        stall_timeout: for runs whose worker's own stall timeout is unknown; default 30 s.
+        machine: the id of the asking worker's machine.
+        after: the last id of the page before.
+        Returns the database's now, how long the server has been up, how many runs other workers have running, and the
+        silent runs.
         """
         cursor = connection.cursor(row_factory=dict_row)
         await cursor.execute(
@@ -57,8 +59,8 @@ class UpkeepStatements(Statements):
     async def reap_runs(
         self, connection: Connection, verdicts: Sequence[tuple[Silent, RunStatus, timedelta, str]]
     ) -> list[int]:
-        """Takes silent claims away, each only if it is still the claim that was seen, with the beat that was
-        seen. Returns the ids of those that were."""
+        """Takes silent claims away, each only if the claim and its last beat are still those that were seen. Returns
+        the ids of the runs that lost their claim."""
         cursor = connection.cursor(row_factory=scalar_row)
         await cursor.execute(
             self.query("reap_runs"),
@@ -75,7 +77,7 @@ class UpkeepStatements(Statements):
         return await cursor.fetchall()
 
     async def end_transactions(self, connection: Connection, names: Sequence[str]) -> int:
-        """Ends the sessions of these names, which belong to attempts that lost their claims. Returns how many."""
+        """Ends the sessions with these names, which belong to attempts that lost their claims. Returns how many."""
         cursor = await connection.execute(self.query("end_transactions"), {"names": list(names)})
         return cursor.rowcount
 
@@ -89,8 +91,11 @@ class UpkeepStatements(Statements):
         *,
         look: bool = False,
     ) -> Pruned:
-        """Deletes runs of a status that ended longer ago than `age`, looking at `limit` of them at most, from where the
-        last batch stopped. look: deletes nothing."""
+        """Deletes runs of a status that ended longer than `age` ago. A batch looks at no more than `limit` of them.
+
+        last: the previous batch; this one begins after it.
+        look: deletes nothing.
+        """
         cursor = connection.cursor(row_factory=class_row(Pruned))
         await cursor.execute(
             self.query("prune_runs"),
@@ -108,23 +113,25 @@ class UpkeepStatements(Statements):
         return row
 
     async def insert_worker(self, connection: Connection, **values: Any) -> None:
-        """Says that this worker is here."""
+        """Registers this worker, also after its row was deleted."""
         await connection.execute(self.query("insert_worker"), values)
 
     async def delete_worker(
         self, connection: Connection, worker: uuid.UUID, hanging: Sequence[int] = (), lease: timedelta = timedelta(0)
     ) -> None:
-        """Says that this worker is gone, and forgets others that must be. hanging: the tokens of what goes on in its
-        threads, and counts for so long."""
+        """Deletes this worker, and others that must be gone.
+
+        hanging: the tokens of attempts that go on in its threads. They count for the lease.
+        """
         await connection.execute(
             self.query("delete_worker"),
             {"worker": worker, "channel": self.schema, "hanging": list(hanging), "lease": lease},
         )
 
     async def forget_leftovers(self, connection: Connection) -> None:
-        """Forgets what removed schedules and dead workers' threads have left, a day after."""
+        """Deletes the leftovers of removed schedules and of dead workers' threads after a day."""
         await connection.execute(self.query("forget_leftovers"), {})
 
     async def forget_workers(self, connection: Connection) -> int:
-        """Forgets workers that said no goodbye. Returns how many."""
+        """Deletes workers that died without a goodbye. Returns how many."""
         return (await connection.execute(self.query("forget_workers"), {})).rowcount

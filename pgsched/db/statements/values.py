@@ -14,11 +14,15 @@ from pgsched.rules.retry import Retry
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What is due if a claim of queued runs was to be made alone, and was not because there is more than them.
+    """The work that is due, if claim_due_runs(alone=True) claimed nothing because more than queued runs are due.
 
-    unplanned: schedules that were never planned. fire_times: others to be planned. waiting: runs that wait for their
-    schedule's overlap. lines: runs that stand in line at a limit. queued: the others. Counts go up to one more than
-    there is room for.
+    unplanned: whether there are schedules that were never planned.
+    fire_times: how many other schedules must be planned.
+    waiting: how many runs wait for their schedule's overlap.
+    lines: whether runs stand in line at a limit.
+    queued: how many other runs are queued.
+
+    Counts stop at one more than there is room for.
     """
 
     unplanned: bool
@@ -29,7 +33,7 @@ class Due:
 
     @property
     def mixed(self) -> bool:
-        """Whether there is more than queued runs."""
+        """Whether anything but queued runs is due."""
         return bool(self.unplanned or self.fire_times or self.waiting or self.lines)
 
 
@@ -37,8 +41,9 @@ class Due:
 class Share:
     """How many runs, or schedules, of some entrypoints a statement takes.
 
-    pool: shares of the same one together take no more than `pool_room`. Of schedules, fresh: those that were never
-    planned; idle: those whose overlap lets no run start now, or those of which it does.
+    pool: shares of the same pool together take no more than `pool_room`.
+    fresh: of schedules, only those that were never planned; by default only the others.
+    idle: of schedules, only those whose overlap lets no run start now; if False, only the others; if None, all.
     """
 
     entrypoints: Sequence[str]
@@ -51,7 +56,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class EntrypointDefaults:
-    """What an entrypoint of this worker says of runs that say nothing themselves."""
+    """An entrypoint's options, for runs that have none of their own."""
 
     entrypoint: str
     max_attempts: int
@@ -61,15 +66,18 @@ class EntrypointDefaults:
 
 
 class Withheld(NamedTuple):
-    """What a claim pass leaves to others: schedules of these zones, if their entrypoint is among the covered ones."""
+    """Schedules that a claim pass leaves to other workers: those in these zones whose entrypoint is covered."""
 
     zones: tuple[str, ...] = ()
     covered: tuple[str, ...] = ()
 
 
 class Zoned(NamedTuple):
-    """What a plan notes of its time zone: the rules it went by, and what the zone's clock shows by them at next_run
-    and at accounted_through. All None for UTC."""
+    """The time zone data of a plan; all None for UTC.
+
+    rules: the zone's rules that the plan used.
+    next_wall, accounted_wall: the local times at next_run and at accounted_through, by these rules.
+    """
 
     rules: str | None = None
     next_wall: datetime | None = None
@@ -78,7 +86,7 @@ class Zoned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A locked schedule, what was decided for it, and the rules its runs get."""
+    """A locked schedule, its new plan, and the options of its runs."""
 
     schedule: Schedule
     plan: Plan
@@ -97,7 +105,7 @@ class Planned:
         timeout: timedelta | None = None,
         zoned: Zoned | None = None,
     ) -> Planned:
-        """With the schedule's own rules, and where it has none those of its entrypoint."""
+        """With the schedule's own options, or its entrypoint's if it has none."""
         retry = retry or Retry()
         return cls(
             schedule=schedule,
@@ -110,7 +118,7 @@ class Planned:
         )
 
     def claimed(self, run_id: int, fire_time: datetime, token: int) -> ClaimedRun:
-        """The run as it was just made and claimed."""
+        """The run that was just created and claimed."""
         run = next(r for r in self.plan.runs if r.fire_time == fire_time)
         return ClaimedRun(
             id=run_id,
@@ -132,7 +140,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """A batch of old runs: whether it was this worker's turn, how many were looked at and deleted, the last of them."""
+    """The result of pruning a batch of old runs.
+
+    mine: whether it was this worker's turn.
+    seen, gone: how many runs were read, and how many deleted.
+    after, after_id: the end and the id of the last run, for the next batch.
+    """
 
     mine: bool
     seen: int
