@@ -1,15 +1,15 @@
--- Claims queued runs that are due or will be within the lookahead: enqueued jobs, their retries, what was given back.
--- Those of schedules whose overlap has to be looked at are gated: lock_gated_runs finds them.
--- The order is fairness.order()'s: what is due before what will be, then by priority, due time and id. Each lane gives as
--- many as it has room for, and lanes of one pool together no more than this has. Steps are walked one by one, so that
--- within each the index gives the runs in order and the far-future ones are never read; the lock lies inside, so that
--- workers do not queue up for the same rows.
--- alone: claims nothing if anything else is due that may have to go first, and says how much there is of each kind,
--- counted up to one more than the limit. If there is nothing else, this one statement is all that a pass has to send.
--- crossing: claims nothing in any case, and only says what is due.
--- bytes: the arguments of all that it claims of one pool are no larger, as stored, but for those of the last one.
--- Every start waits for it, and each step of its plan takes time, also those that are never carried out. So it names each
--- view once.
+-- Claims queued runs that are due within the lookahead: enqueued jobs, their retries, runs that were given back.
+-- Runs of schedules with an overlap to check are gated; lock_gated_runs finds those.
+-- The order is fairness.order()'s: due before not yet due, then priority, due time and id. Each lane gives as many runs
+-- as it has room for, and the lanes of one pool together no more than the pool has. The steps are walked one by one:
+-- within each the index returns the runs in order, and far-future runs are never read. The lock lies inside the walk,
+-- so that workers do not queue up for the same rows.
+-- - alone: claims nothing if anything else is due that may have to go first, and returns how much of each kind is due,
+--   counted up to one more than the limit. If nothing else is due, a pass sends only this statement.
+-- - crossing: claims nothing, and only returns these counts.
+-- - bytes: the arguments of the runs claimed of one pool, without the last of them, are smaller than this, as stored.
+-- Every start waits for this statement, and each step of its plan takes time, even if it is never executed. So each
+-- view is named only once.
 with recursive unclaimable as materialized (select id from pgsched.unclaimable),
 refused as materialized (select id from pgsched.resting where kind = 'schedule' and until > now()),
 levels (priority) as (
@@ -46,13 +46,13 @@ others as materialized (
                 and r.id not in (select id from unclaimable)
             limit %(limit)s + 1
         ) w) as waiting,
-        -- Due or not: to find that out would step over all that is urgent and not due.
+        -- Due or not: finding out would step over all urgent runs that are not due.
         %(alone)s::boolean and exists (
             select from unnest(%(entrypoints)s::text[]) as e (entrypoint) cross join lateral (
                 select from pgsched.runs r
                 where r.status = 'queued' and r.gated and r.line is not null and r.limited_by = %(app)s
                     and r.entrypoint = e.entrypoint
-                order by -r.priority limit 1  -- in which order the entrypoint's own index has them
+                order by -r.priority limit 1  -- the order of the entrypoint's own index
             ) l
         ) as lines
 ),
@@ -90,8 +90,8 @@ found as materialized (
     ) r
     where not (select %(crossing)s::boolean or o.fire_times + o.waiting > 0 or o.unplanned or o.lines from others o)
 ),
--- By way of an array, of which a planner expects a few elements. Of a limit that it does not know it expects a tenth of
--- all that is queued, and would read the whole table to find these.
+-- Through an array, because the planner expects an array to be short. For an unknown LIMIT it assumes a tenth of the
+-- queue and would scan the table.
 due as materialized (
     select unnest(array(
         select f.id
@@ -106,7 +106,7 @@ due as materialized (
         limit %(limit)s
     )) as id
 ),
--- Queued while its entrypoint had no limits yet: it goes and stands in line.
+-- Queued before their entrypoint had limits: these runs move to its lines and are not claimed.
 strays as (
     update pgsched.runs r
     set gated = true, limited_by = m.app, line = pgsched.line_for(r.entrypoint, r.args, r.schedule_id, null, m.app)

@@ -1,7 +1,8 @@
--- Claims these queued runs, as far as nobody has them locked, and notes at their limits when runs were claimed: the
--- whole list again, under the lock of the limits. These are noted (as null) once all are claimed, so never too early: an
--- UPDATE in WITH that nobody reads from goes last. Runs that wait for an overlap have no limits, and nothing is noted.
--- How a claim is written stands here and in claim_due_runs, in the same words: a test compares them.
+-- Claims these queued runs, except locked ones, and notes at their limits when runs were claimed.
+-- A note replaces the whole list, under the lock of the limits. A null in it stands for the time of this claim. That is
+-- filled in once all are claimed, so never too early: an UPDATE in WITH runs last if nothing reads from it. Runs that
+-- wait for an overlap have no limits, and nothing is noted for them.
+-- The UPDATE is written in the same words in claim_due_runs; a test compares the two.
 with held as materialized (
     select r.id from pgsched.runs r
     where r.id = any(%(ids)s) and r.status = 'queued'

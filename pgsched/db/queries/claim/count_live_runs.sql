@@ -1,8 +1,12 @@
--- The clock (first row), and the live runs of each locked schedule: how many of its fire times are running, how many
--- wait (for their turn, or between two attempts), how many are running because somebody asked for them; some of their
--- ids; whether one that waits has another entrypoint than its schedule by now; and the fire times that have a run and
--- that the schedule does not account for yet. withdrawn: a claim of it waits for its holder's answer. A statement of its own, after
--- the lock: in the locking statement's snapshot a run that another worker committed meanwhile would be missing.
+-- The clock (first row), and the live runs of each locked schedule.
+-- - running, waiting: how many of its fire times are running, or wait for their turn or between two attempts
+-- - requested: how many are running because somebody asked for them
+-- - ids: some of their ids
+-- - astray: whether a waiting run has another entrypoint than its schedule has by now
+-- - fire_times: those that have a run and that the schedule does not account for yet
+-- - withdrawn: whether a claim of it waits for its holder's answer
+-- A statement of its own, after the lock: the locking statement's snapshot would miss a run that another worker has
+-- committed meanwhile.
 select null::bigint as schedule_id, 0 as running, 0 as waiting, 0 as requested, null::bigint[] as ids, now() as now,
     false as astray, null::timestamptz[] as fire_times, false as withdrawn
 union all
@@ -25,8 +29,9 @@ from (
     select id, schedule_id, status, origin, entrypoint, fire_time, started_at, schedule_version from pgsched.runs
     where status = 'queued' and gated and schedule_id = any(%(schedule_ids)s)
     union all
-    -- What has run since the plan before the last pauses and changes: they are judged now, and it is decided. Without
-    -- any to be judged, too: a claim that the last change withdrew may have begun unheard, and be over.
+    -- Runs that have ended since the plan before the last pauses and changes: their fire times are decided, and the
+    -- plan judges the others of that time. They count even if there is nothing to judge: a claim that the last change
+    -- withdrew may have begun before its holder heard of that, and be over.
     select r.id, r.schedule_id, 'ended', null, r.entrypoint, r.fire_time, null, null
     from unnest(%(open_ids)s::bigint[], %(open_since)s::timestamptz[]) as k (id, since)
     cross join lateral (
@@ -36,7 +41,7 @@ from (
     ) r
     where r.status not in ('running', 'queued') and r.origin is null
     union all
-    -- Its run has ended, and its thread goes on.
+    -- Attempts that have ended or lost their claim while their threads go on.
     select run_id, schedule_id, 'running', null, entrypoint, null, null, null from pgsched.left_behind
     where schedule_id = any(%(schedule_ids)s) and counts_until > now()
 ) live

@@ -1,5 +1,6 @@
--- The queued runs that a claim may take next, the first ones of each entrypoint and kind. Locks them, so that they are
--- noted in the version that is tried. Those that rest are left out. Each kind has an index of its own.
+-- Locks the queued runs that a claim may take next: the first ones of each entrypoint and kind.
+-- Locked, so that a refusal is noted with the row version that was tried. Leaves out runs that are unclaimable now.
+-- Each kind has an index of its own.
 select f.id
 from unnest(%(entrypoints)s::text[]) as e (entrypoint)
 cross join lateral (

@@ -1,4 +1,4 @@
--- The schedules whose pause is over, without those that rest. Locks them.
+-- Locks the schedules whose pause has ended, except those set aside.
 select s.id from pgsched.schedules s
 where s.status = 'paused' and s.paused_until <= now()
     and s.id not in (select id from pgsched.resting where kind = 'schedule' and until > now())

@@ -1,5 +1,5 @@
--- The limits of these entrypoints at which a claim writes (those with a rate), without those that rest. Locks them; one that
--- another worker claims from just now is passed over.
+-- Locks the limits of these entrypoints that a claim writes to: those with a rate, except those set aside.
+-- Passes over limits that another worker is claiming from.
 select l.id
 from pgsched.limits l
 where l.starts is not null

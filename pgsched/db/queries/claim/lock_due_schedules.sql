@@ -1,11 +1,11 @@
--- Locks the schedules that a claim pass has to plan: due, due within the lookahead, or (`fresh`) never planned. idle: only
--- those whose overlap lets no run start now (plan.meet() counts the same), or only the others.
--- In fairness.order()'s order, of each lane as many as its room: what is due before what will be, then by priority, due
--- time and id.
--- Ahead of its instant a schedule is only taken while nothing of it is live, since its overlap cannot be judged
--- earlier. One whose backlog (catch_up all) waits for its own runs to end can do nothing but wait, and would take the
--- place of others: plan.plan() decides the same. Both looks are filters, on this statement's snapshot; the plan
--- counts again under the lock.
+-- Locks the schedules that a claim pass must plan: due, due within the lookahead, or (fresh) never planned.
+-- idle: only those whose overlap lets no run start now (plan.meet() counts the same), or only the others.
+-- The order is fairness.order()'s, and each lane gives as many as it has room for: due before not yet due, then
+-- priority, due time and id.
+-- Ahead of its fire time a schedule is taken only while nothing of it is live, because its overlap cannot be judged
+-- earlier. A schedule whose backlog (catch_up all) waits for its own runs could only wait, and would take the place of
+-- others; plan.plan() decides the same. Both checks are filters on this statement's snapshot; the plan counts again
+-- under the lock.
 with recursive ranks (priority) as (
     (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
     union all
@@ -44,11 +44,11 @@ cross join lateral (
             priority, status, note, paused_at, resumed_at, paused_until, owner, next_run, last_run, last_status,
             accounted_through, timed_at, nullif(interruptions, '[]')::text as interruptions_json, created_at, updated_at,
             case when s.planned_at is null then (
-                -- What a removed schedule of this name had claimed, and begun, does not run again.
+                -- Fire times that were claimed and begun for a removed schedule of this name do not run again.
                 select max(d.accounted_through) from pgsched.removed d
                 where d.name = s.name
             ) end as inherited_through,
-            -- What the last plan noted, unless its timing was changed since: of another zone, say.
+            -- The notes of the last plan, unless its timing (such as its zone) has changed since.
             case when timed_at <= planned_at then zone_rules end as zone_rules,
             case when timed_at <= planned_at then next_wall end as next_wall,
             case when timed_at <= planned_at then accounted_wall end as accounted_wall,
@@ -61,7 +61,8 @@ cross join lateral (
             and not (s.timezone = any(%(withheld)s::text[]) and s.entrypoint = any(%(covered)s::text[]))
             and (
                 s.next_run is null or s.next_run <= now() or s.overlap = 'allow'
-                -- What the view executing has, in two looks of which the second is made once: a herd is many.
+                -- The rows of the view executing, in two looks. The second is made only once, however many schedules
+                -- are due.
                 or not exists (select from pgsched.runs r where r.status = 'running' and r.schedule_id = s.id)
                 and s.id not in (
                     select b.schedule_id from pgsched.left_behind b
@@ -81,8 +82,8 @@ cross join lateral (
                 + (select count(*) from pgsched.runs r
                    where r.schedule_id = s.id and r.status = 'queued' and r.gated and r.origin is null)
             ) >= pgsched.overlap_limit(s.overlap)))
-            -- A claim of it was withdrawn, and its holder has not answered yet. A count, and no EXISTS: that became a
-            -- join, which read all that is running for each schedule.
+            -- Not while a withdrawn claim of it waits for its holder's answer. A count, and no EXISTS: that became a
+            -- join, which read all running runs for each schedule.
             and (
                 select count(*) from pgsched.runs r
                 where r.status = 'running' and r.schedule_id = s.id and r.started_at is null

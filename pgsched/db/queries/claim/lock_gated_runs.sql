@@ -1,7 +1,8 @@
--- Locks waiting runs of locked schedules, as many as the overlap of each leaves room for; claim_runs claims them. A
--- statement of its own, after the lock, so that it counts the runs that another worker claimed meanwhile. A run between
--- two attempts holds its place before those that never started. ids: only these runs. Of a paused schedule only runs that
--- had begun, or that somebody asked for, go on.
+-- Locks waiting runs of locked schedules, as many as each overlap leaves room for; claim_runs claims them.
+-- A statement of its own, after the lock, so that it counts the runs that another worker claimed meanwhile. A run
+-- between two attempts goes before those that never started. Of a paused schedule, only runs that had begun, or that
+-- somebody asked for, go on.
+-- ids: only these runs.
 with gates as materialized (
     select s.id, s.status,
         pgsched.overlap_limit(s.overlap)
@@ -17,7 +18,7 @@ due as materialized (
         select r.id, r.due_at, r.priority, pg_column_size(r.args) as size
         from pgsched.runs r
         where r.status = 'queued' and r.gated and r.line is null and r.schedule_id = g.id
-            -- One that nobody here can do must not stand before the others.
+            -- A run that this worker cannot execute must not block the others.
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
             and r.id not in (select id from pgsched.unclaimable)
             and (r.attempt > 0 or r.due_at <= now() + %(lookahead)s)
@@ -36,7 +37,7 @@ held as materialized (
     order by r.id
     for no key update skip locked
 ),
--- Queued while its entrypoint had no limits yet: it goes and stands in line, and is not claimed.
+-- Queued before their entrypoint had limits: these runs move to its lines and are not claimed.
 strays as (
     update pgsched.runs r
     set gated = true, limited_by = m.app, line = pgsched.line_for(

@@ -1,6 +1,8 @@
--- Locks the schedules of which a run waits that could be claimed: due, known here, and fewer are running than the
--- overlap allows. That look is a filter, on this statement's snapshot; lock_gated_runs counts again under the lock.
--- ids: only these schedules. Else they are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single one.
+-- Locks the schedules with a waiting run that could be claimed.
+-- Such a run is due, its entrypoint is known here, and fewer runs are running than the overlap allows. That check is a
+-- filter on this statement's snapshot; lock_gated_runs counts again under the lock.
+-- ids: only these schedules.
+-- Schedules are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single run.
 with recursive waiting (schedule_id) as (
     (select schedule_id from pgsched.runs where status = 'queued' and gated order by schedule_id limit 1)
     union all

@@ -1,7 +1,7 @@
--- Locks the limits at which a run of this application stands in line, and fewer are running than may be. That
--- look is a filter, on this statement's snapshot; read_lines counts again under the lock. One that another worker has
--- locked is passed over: it is being claimed from. So is one at which the server refuses to have starts noted. Waits for
--- nobody.
+-- Locks the limits that have runs of this application in line, and fewer running runs than they allow.
+-- That check is a filter on this statement's snapshot; read_lines counts again under the lock. Waits for nobody: limits
+-- that another worker has locked are passed over, because it is claiming from them. So are limits whose notes of starts
+-- the server refuses.
 with running as materialized (select gate, count(*) as count from pgsched.running_at_limits group by gate)
 select l.gate, l.concurrency, l.concurrency_key, l.per_key, l.starts, l.period, l.started_at, l.started,
     clock_timestamp() as now
@@ -9,7 +9,7 @@ from pgsched.limits l
 where l.gate in (
         select m.gate from pgsched.limit_members m
         where m.app = %(app)s and m.entrypoint = any(%(entrypoints)s)
-            -- No EXISTS: that may become a join, with a look at all that stands in line.
+            -- No EXISTS: it may become a join that reads all runs in line.
             and (
                 select true from pgsched.runs r
                 where r.status = 'queued' and r.gated and r.line is not null

@@ -1,6 +1,8 @@
--- What may be claimed, in fairness.order()'s order: of fire times and of queued runs as many of each lane as it has room
--- for, and of the runs that wait for their schedule's overlap as many as this leaves room for. Locks nothing: what is
--- chosen is looked at again under a lock. What another worker has locked just now is here too, and may be gone then.
+-- The candidates for a claim, the first ones by fairness.order().
+-- - fire times and queued runs: of each lane as many as it has room for
+-- - runs that wait for their schedule's overlap: as many as it leaves room for
+-- Locks nothing: the chosen ones are checked again under a lock. Rows that another worker has locked are included, and
+-- may be gone by then.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
@@ -23,7 +25,7 @@ ranks (priority) as (
     from ranks k
     where k.priority is not null
 ),
--- Schedules are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single one.
+-- Schedules are walked one by one, so that one with ten thousand waiting runs costs no more than one with a single run.
 waiting (schedule_id) as (
     (select schedule_id from pgsched.runs where %(waiting)s::boolean and status = 'queued' and gated
      order by schedule_id limit 1)
@@ -77,7 +79,8 @@ held as (
 )
 select 'fire time' as kind, f.id, f.id as schedule_id, f.entrypoint, f.priority, f.next_run as due_at,
     f.next_run > now() as ahead,
-    -- How many more the overlap lets run, counted as plan.meet() does: without any, it will wait or be skipped.
+    -- How many more runs the overlap allows, counted as plan.meet() does. If none, the fire time will wait or be
+    -- skipped.
     case when f.overlap <> 'allow' then pgsched.overlap_limit(f.overlap)
         - (select count(*) from pgsched.executing e where e.schedule_id = f.id)::int
         - (select count(*) from pgsched.runs r

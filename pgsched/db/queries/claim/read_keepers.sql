@@ -1,6 +1,7 @@
--- The other live workers: the tzdata release of each, the zones that it leaves to others, and what it can run. One whose
--- sessions the server would show, and does not, keeps no zone, however lately it was seen: its schedules would stand still.
--- If it lives after all, it finds the zone planned by older rules, and plans it again.
+-- The other live workers: the tzdata release of each, the zones that it leaves to others, and its entrypoints.
+-- If the server would show a worker's sessions but shows none, the worker keeps no zone, however recently it was seen:
+-- its schedules would stand still. If it is alive after all, it finds the zone planned by older rules and plans it
+-- again.
 select w.app, w.tzdata, w.withheld, w.entrypoints
 from pgsched.live_workers l
 join pgsched.workers w on w.id = l.id

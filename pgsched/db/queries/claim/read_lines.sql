@@ -1,7 +1,7 @@
--- The runs that stand first in the lines of locked limits and could be claimed, most urgent first; of each limit
--- no more than `rooms` (what its rate leaves, by its place in `gates`) and its concurrency allow, with how many
--- are running of the limit and of the run's key. A statement of its own, after the lock, so that what another
--- worker claimed meanwhile is counted.
+-- The claimable runs that stand first in the lines of locked limits, most urgent first.
+-- Of each limit no more than its concurrency and `rooms` allow (the rest of its rate, by its place in `gates`). Each
+-- comes with the number of running runs of its limit and of its key. A statement of its own, after the lock, so that it
+-- counts runs that another worker claimed meanwhile.
 -- First it looks at the most urgent few of each entrypoint. Only if too many of these have to wait, and more stand
 -- behind them, it walks line by line and priority by priority: ten thousand runs behind a busy key cost no more than
 -- one, and ten thousand lines are not walked to fill a few places.
@@ -21,7 +21,7 @@ gates as materialized (
 busy as materialized (
     select r.gate, r.key, count(*)::int as running from running r where r.key is not null group by 1, 2
 ),
--- The entrypoints of this worker that stand at each.
+-- The entrypoints of this worker at each limit.
 members as materialized (
     select m.gate, m.app, m.entrypoint, g.room
     from gates g
@@ -65,7 +65,7 @@ urgent as materialized (
         limit 100 + g.room
     ) u
 ),
--- Those among them that nothing is in the way of, but for each other: of a key as many as it leaves, and of a schedule.
+-- Those that only one another can keep from being claimed: a key and a schedule have room for only so many.
 open as materialized (
     select u.id, u.schedule_id, u.entrypoint, u.gate, u.key, u.priority, u.due_at, o.room,
         g.per_key - coalesce(b.running, 0) as left_,
@@ -132,8 +132,8 @@ found as (
         from pgsched.runs r
         left join pgsched.schedules s on s.id = r.schedule_id
         where r.status = 'queued' and r.gated and r.line is not null
-            -- As a range, so that only the index of lines has the order that is asked for: the other one would read
-            -- the whole entrypoint to find a line.
+            -- As a range, so that only the index of lines has the requested order: the other one would read the whole
+            -- entrypoint to find a line.
             and r.limited_by = w.app and r.entrypoint = w.entrypoint
             and (r.line, -r.priority) between (w.line, w.rank) and (w.line, w.rank) and r.due_at <= now()
             and (r.app is null or r.app = %(app)s)
@@ -142,7 +142,7 @@ found as (
         order by r.line, -r.priority, r.due_at, r.id
         limit greatest(0, least(g.room, g.per_key - coalesce(b.running, 0), o.room))
     ) h
-    -- Of a schedule's line: others of its key may be in the way.
+    -- In a schedule's line, other runs of the same key may be in the way.
     left join busy k on k.gate = w.gate and k.key = h.key
 ),
 keyed as (

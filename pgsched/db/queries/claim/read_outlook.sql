@@ -1,8 +1,12 @@
--- What a pass left: the clock, the next thing beyond the horizon, the next one within it that was not taken
--- (blocked by its overlap, locked by another worker, no free slot), and whether anybody else has runs going.
--- As the resync it also says that this worker is still here, and looks whether its application's declarations are
--- orphaned: not this worker's, and those of no live one. One statement a minute does it all. Forgotten: the worker's own
--- row is gone.
+-- The outlook after a pass: the clock, and when there is work again.
+-- - next_ahead: the next work beyond the horizon
+-- - next_near: the next work within it that was not taken (blocked by its overlap, locked by another worker, no free
+--   slot)
+-- - running_elsewhere: whether other workers have runs going
+-- - orphaned: whether the awaited applications have no live worker, or the declarations in force are neither this
+--   worker's nor any live worker's
+-- - forgotten: whether the worker's own row is gone
+-- The resync also records with it that this worker is alive, so one statement a minute does it all.
 with recursive unclaimable as materialized (select id from pgsched.unclaimable),
 refused as materialized (select id from pgsched.resting where kind = 'schedule' and until > now()),
 levels (priority) as (
@@ -21,7 +25,7 @@ seen as (
     where id = %(worker)s and %(touch)s
 ),
 bound as (select now() + %(lookahead)s as horizon),
--- The first run that waits for its schedule's overlap; a pause holds back what had not begun.
+-- The first gated run within the horizon. A pause holds back fire times that have not begun.
 waiting as materialized (
     select r.due_at from pgsched.runs r
     where r.status = 'queued' and r.gated and r.entrypoint = any(%(entrypoints)s)
@@ -54,7 +58,8 @@ select
             and (r.limited_by is null or r.limited_by = %(app)s)
             and r.due_at > (select horizon from bound)
          order by r.due_at limit 1),
-        -- A run waits for its own earlier attempt. If the worker of that has died, nobody tells when it counts no more.
+        -- A run waits for its own earlier attempt. If that one's worker has died, nothing else announces when it stops
+        -- counting.
         (select min(b.counts_until) + %(lookahead)s from pgsched.left_behind b cross join lateral (
             select r.status, r.entrypoint, r.app from pgsched.runs r where r.id = b.run_id offset 0
         ) r

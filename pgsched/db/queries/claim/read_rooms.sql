@@ -1,4 +1,4 @@
--- How many more runs of these schedules the overlap of each lets run; those that allow it are left out.
+-- How many more runs the overlap of each of these schedules allows, without those that allow any number.
 select s.id,
     pgsched.overlap_limit(s.overlap)
         - (select count(*) from pgsched.executing e where e.schedule_id = s.id)::int as room

@@ -1,5 +1,6 @@
--- The time zones that schedules are read in, the rules noted for each (null: none yet), and the rules by which fire times
--- were planned, or are to be. A schedule whose new plan the database has refused of late has no say: all others have theirs.
+-- The time zones of schedules, with the rules noted for each (null: none yet).
+-- planned_by: the rules that the zone's fire times were planned by, or must be planned by. A schedule whose new plan
+-- the database has refused recently does not count here.
 select s.timezone as name, z.digest, z.release,
     array_remove(array_agg(distinct s.zone_rules) filter (
         where s.timed_at <= s.planned_at

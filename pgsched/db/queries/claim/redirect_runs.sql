@@ -1,6 +1,7 @@
--- Has the queued runs of locked schedules follow these to the entrypoint and the arguments that they have by now: who knew
--- the old one may be gone for good, and the schedule's fire times would wait behind them for ever. Their next attempt
--- waits for no backoff, which was the old code's. One that somebody has locked just now follows another time.
+-- Moves the queued runs of locked schedules to the entrypoint and the arguments that these have by now.
+-- The workers with the old entrypoint may be gone for good, and the schedule's fire times would wait behind these runs
+-- for ever. Their next attempt waits for no backoff, which belonged to the old code. A run that somebody has locked is
+-- moved another time.
 with astray as materialized (
     select r.id, s.entrypoint, s.args, s.overlap, pgsched.limiting_app(s.entrypoint, s.app) as limited_by
     from pgsched.runs r

@@ -1,6 +1,6 @@
--- Makes way for the next fire time of locked schedules whose overlap is cancel: what waits is cancelled, what runs is
--- asked to stop. Returns the schedules of which somebody else has a run locked just now: they have to be asked again,
--- and a pass must not wait for a client.
+-- Makes way for the next fire time of locked schedules whose overlap is cancel.
+-- Waiting runs are cancelled, running ones are asked to stop. Returns the schedules that have a run locked by somebody
+-- else: they have to be asked again, because a pass must not wait for a client.
 with live as materialized (
     select id, schedule_id, status from pgsched.runs
     where status = 'running' and origin is null and schedule_id = any(%(schedule_ids)s)

@@ -1,4 +1,4 @@
--- Resumes schedules whose pause is over; the trigger does what a client's resume does.
+-- Resumes schedules whose pause has ended; the trigger does the same as for a client's resume.
 update pgsched.schedules s
 set status = 'active'
 from (

@@ -1,2 +1,2 @@
--- Has deferred constraints and triggers speak now, while it is known whose row they refuse.
+-- Checks deferred constraints and triggers now, while it is known which row they refuse.
 set constraints all immediate

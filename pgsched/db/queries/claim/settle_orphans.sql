@@ -1,5 +1,6 @@
--- Settles waiting runs whose schedules are gone, which nobody can lock any more: those that had begun go on without, the
--- others are cancelled. Schedules are walked one by one, so that one with ten thousand waiting runs costs one step.
+-- Settles waiting runs whose schedules are gone and can no longer be locked.
+-- Runs that had begun go on without a schedule, the others are cancelled. Schedules are walked one by one, so that one
+-- with ten thousand waiting runs costs one step.
 with recursive waiting (schedule_id) as (
     (select schedule_id from pgsched.runs where status = 'queued' and gated order by schedule_id limit 1)
     union all

@@ -1,9 +1,9 @@
--- Advances locked schedules and makes their runs and skips, all or nothing. Runs due by the horizon are claimed
--- at once; later ones (jitter) and those that wait, for others of their schedule or at the limits of their entrypoint,
--- are queued. A fire time that has a run already keeps it and gets no second one.
--- What is skipped, beside the schedule's skip before it: they become one row if one live run is to blame for both and
--- the account stood just there (here is the schedule as it was). A stuck run of an every-second schedule would make
--- 86,400 rows a day. A row that somebody has locked is not waited for, and a new one begins.
+-- Advances locked schedules and makes their runs and skips, all or nothing.
+-- Runs due by the horizon are claimed at once. Later ones (jitter), and those that wait for others of their schedule or
+-- at the limits of their entrypoint, are queued. A fire time that already has a run keeps it and gets no second one.
+-- A skip extends the schedule's skip before it if the same live run caused both, and the schedule was accounted for
+-- exactly up to that skip (the join reads the schedule as it was). Otherwise a stuck run of an every-second schedule
+-- would make 86,400 rows a day. If somebody has locked the earlier skip, a new row begins.
 with news as materialized (
     select p.*, k.id as before, k.skipped_through >= p.through as known,
         p.reason = 'overlap' and k.reason = p.reason and k.detail = p.detail and k.skipped_through = s.accounted_through
@@ -32,7 +32,7 @@ skipped as (
     select s.id, s.app, s.entrypoint, s.args, n.fire_time, n.fire_time, 'skipped', n.reason, n.detail,
            n.skipped_count, n.through, clock_timestamp()
     from news n join pgsched.schedules s on s.id = n.schedule_id
-    -- A client that set next_run back has it told once more only where more is told.
+    -- If a client set next_run back, a skip is recorded again only if it reaches further than the recorded one.
     where (n.known or n.goes_on) is not true
 ),
 made as (
@@ -88,7 +88,7 @@ advanced as (
     left join (select schedule_id, count(*) as number from made group by 1) m on m.schedule_id = p.id
     cross join lateral (select coalesce(m.number, 0) as made) n
     cross join lateral (
-        -- A fire time that has a run already is no run more: the plan had counted on it for max_runs.
+        -- A fire time that already had a run adds none, but the plan counted it towards max_runs.
         select n.made, p.status = 'finished' and n.made < p.run_count and q.run_count + n.made < q.max_runs as short
         from pgsched.schedules q where q.id = p.id
     ) f

@@ -1,2 +1,2 @@
--- Changes of a schedule what `changes` names (its keys are columns) and leaves the rest as it is.
+-- Changes the options of a schedule that `changes` names (its keys are columns), and no others.
 select pgsched.alter(%(name)s::text, %(changes)s::jsonb)

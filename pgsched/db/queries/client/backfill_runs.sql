@@ -1,7 +1,8 @@
--- Queues runs of past fire times. One that has a run is left alone, unless it shall run again and none of its runs is
--- live. Returns what was made. The schedule is locked first: a worker passes over a locked one, but would wait for a
--- run of the same fire time that is not committed yet, and all that is due with it. No row at all: it is not the schedule
--- any more whose fire times these are, since it was removed, made again or retimed.
+-- Queues runs of past fire times, and returns them.
+-- A fire time that has a run is left alone, unless it should run again (`again`) and none of its runs is live. The
+-- schedule is locked first: a worker passes over a locked one. Otherwise the worker, and all its due work, would wait
+-- for an uncommitted run of the same fire time.
+-- No row at all: the schedule was removed, made again or retimed, so these are no longer its fire times.
 with schedule as materialized (
     select id, app, entrypoint, args, priority, max_attempts, backoff, max_backoff, timeout
     from pgsched.schedules
@@ -28,7 +29,7 @@ made as (
     from wanted w
     cross join schedule s
     order by w.fire_time
-    -- A run that was made since this statement's snapshot: left alone like any other.
+    -- A run that was made after this statement's snapshot is left alone like any other.
     on conflict (schedule_id, fire_time, again)
         where status <> 'skipped' and schedule_id is not null and withdrawn_at is null do nothing
     returning id, fire_time

@@ -1,4 +1,5 @@
--- Queues one run of an entrypoint for each of many arguments. Returns in their order the ids, and whether each is new.
+-- Queues a run of an entrypoint for each element of `args`.
+-- Returns the ids in that order, and whether each run is new.
 select coalesce(array_agg(e.run_id order by e.place), '{}') as ids,
     coalesce(array_agg(e.queued order by e.place), '{}') as queued
 from pgsched.enqueue_many_unique(

@@ -1,6 +1,7 @@
--- One run, all of it. JSON is read as text, so that no value of it can break the page. Of one that goes on although it
--- was to stop, detail says so: its worker can only ask it again. Of one that the database refuses to change it says why,
--- and of one that waits for its own earlier attempt, whose thread goes on, where that is.
+-- One run, all of it. JSON is read as text, so that no value can break the page.
+-- - detail, if it goes on after it should have stopped: says so; its worker can only ask it again
+-- - detail, if the database refuses to change it: the reason
+-- - detail, if it waits for its own earlier attempt: the worker whose thread still runs that
 select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.args::text as args, r.fire_time,
     r.previous_fire_time, r.due_at, r.priority, r.origin, r.again, r.status, r.reason,
     case when a.reason is not null

@@ -1,4 +1,4 @@
--- The applications that own schedules, or whose runs are queued or running, by name.
+-- The applications that own schedules, or that have queued or running runs, by name.
 select distinct a.app from (
     select coalesce(s.app, substr(s.owner, 6)) as app from pgsched.schedules s
     where s.app is not null or starts_with(s.owner, 'code:')

@@ -1,4 +1,4 @@
--- The fire times of a schedule, of these, that have a run (skips are none), each with its newest run.
+-- Those of these fire times of a schedule that have a run (a skip is none), each with its newest run.
 select distinct on (r.fire_time) r.fire_time, r.id, r.status
 from pgsched.runs r
 where r.schedule_id = (select id from pgsched.schedules where name = %(name)s::text)

@@ -1,13 +1,14 @@
--- The newest runs for people, skips among them, without their payloads; of each only how its last error reads, and how
--- far it is while it runs. Since: those that ended from then on, and those that have not.
--- However much history there is, each branch walks an index from its newest end and stops. Filters that no index has
--- look at the newest `near` runs of their branch, which lie anywhere in the table, and then at the newest `most` runs
--- of all by id, which lie side by side. Of an ended status, the newest are those that ended last.
+-- The newest runs for people, skips included, without payloads.
+-- Each has only the text of its last error, and its progress while it runs.
+-- since: only runs that ended from then on, or have not ended.
+-- However much history there is, each branch walks an index from its newest end and stops. A filter without an index
+-- looks at the newest `near` runs of its branch, which lie anywhere in the table, and then at the newest `most` runs of
+-- all by id, which lie side by side. Within an ended status, the newest runs are those that ended last.
 with given as (
     select s.id as schedule_id from (select) one
     left join pgsched.schedules s on s.name = %(schedule)s::text
 ),
--- The list of statuses is what the indexes are for; of a value alone the planner could not know.
+-- The list of statuses matches the conditions of the indexes; from a value alone the planner could not infer it.
 ended as (
     select e.id
     from unnest('{succeeded,failed,cancelled,skipped}'::text[]) as w (status)
@@ -92,7 +93,7 @@ newest as (
             when coalesce(%(schedule)s::text, %(entrypoint)s::text, %(status)s::text, %(since)s::timestamptz::text) is null
                 then true
             when %(status)s::text in ('queued', 'running') then false  -- live holds them all
-            when %(schedule)s::text is not null  -- the schedule's own indexes suffice, but for these
+            when %(schedule)s::text is not null  -- the schedule's own indexes suffice, except for these
                 then (%(entrypoint)s::text is not null or %(status)s::text = 'succeeded'
                         or %(since)s::timestamptz is not null
                             and coalesce(%(status)s::text, '') not in ('failed', 'cancelled'))
@@ -112,7 +113,7 @@ newest as (
     order by x.id desc
     limit %(limit)s::int
 ),
--- All that is live, or all of a schedule. Each branch has an index of its own: together they would read all of history.
+-- All live runs, or those of a schedule. Each branch has an index of its own; combined, they would read all of history.
 live as (
     select l.id
     from (
@@ -158,6 +159,6 @@ select r.id, r.schedule_id, s.name as schedule, r.app, r.entrypoint, r.fire_time
     left(r.errors -> -1 ->> 'message', 500) as error, r.unique_key, r.created_at
 from pgsched.runs r
 left join pgsched.schedules s on s.id = r.schedule_id
--- By way of an array, of which a planner expects a few elements.
+-- Through an array, because the planner expects an array to be short.
 where r.id = any(array(select id from chosen))
 order by r.id desc

@@ -1,4 +1,4 @@
--- The workers that say they live, and whether the server sees a session of theirs.
+-- The registered workers, and whether the server sees a session of each.
 select w.id, w.app, w.project, w.host, w.pid, w.version, w.entrypoints, w.state, w.running, w.direct,
     w.heartbeat_interval, w.stall_timeout, w.fingerprint, w.started_at, w.seen_at, w.tzdata, w.tzdata_from,
     w.tzdata_package, w.withheld,

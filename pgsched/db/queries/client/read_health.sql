@@ -1,4 +1,4 @@
--- What `pgsched health` looks at, in one row.
+-- The data of `pgsched health`, in one row.
 -- A schedule with a live run may wait for it and is not overdue.
 with live as materialized (select id, app, entrypoints from pgsched.live_workers),
 zoned as (select w.* from pgsched.workers w join live on live.id = w.id),
@@ -26,10 +26,10 @@ priorities as (
     )
     select priority from p where priority is not null
 ),
--- Since when work has been due, by who could do it. Apart, since each part has an index of its own: together they would
--- read all of history. Of the jobs of a priority, only those that a worker would take next: one that nobody can do stays
--- there. So jobs that are not due, and a backlog that is worked off, are not read. Without the limit, the planner may
--- prefer to read the whole table for each priority.
+-- Since when work has been due, by application and entrypoint. In parts, because each has an index of its own;
+-- combined, they would read all of history. Of the jobs of a priority it reads only those that a worker would take
+-- next: a job that no worker can run stays among them. So it reads neither jobs that are not due nor a backlog that is
+-- worked off. Without the limit, the planner may scan the whole table for each priority.
 due as (
     select u.app, u.entrypoint, min(u.due_at) as since
     from (
@@ -52,15 +52,15 @@ due as (
     where exists (select from live)
     group by u.app, u.entrypoint
 ),
--- What is due and nobody can do: the last worker of its application has gone, or never came. A backlog is many runs of
--- few entrypoints, so it is grouped before each group is held against the workers.
+-- Due work that no worker can run: the last worker of its application has gone, or never came. A backlog is many runs
+-- of few entrypoints, so it is grouped before each group is compared with the workers.
 unserved as (
     select d.app, d.entrypoint, d.since from due d
     where not exists (
         select from live where d.entrypoint = any(live.entrypoints) and (d.app is null or d.app = live.app)
     )
 ),
--- Who declares active schedules, and has no worker left: stopped for good, or of another name now.
+-- Applications with active declared schedules and no worker left: stopped for good, or renamed.
 deserted as (
     select d.app from pgsched.declarations d
     where exists (select from live) and not exists (select from live where live.app = d.app)
@@ -69,7 +69,7 @@ deserted as (
 silent as (
     select id from pgsched.runs where status = 'running' and heartbeat_at < now() - interval '2 minutes'
 ),
--- Their workers ask them again and again, and can do no more.
+-- Runs that do not stop: their workers ask them again and again, and can do no more.
 stubborn as (
     select id from pgsched.runs
     where status = 'running' and (cancel_requested_at < now() - interval '1 minute'
@@ -105,7 +105,7 @@ select
     array(select app from deserted order by app limit 5) as deserted_names,
     array(select distinct z from zoned cross join lateral unnest(zoned.withheld) z order by z limit 5) as withheld_zones,
     array(select distinct host from zoned where withheld <> '{}' order by host limit 5) as withheld_hosts,
-    -- Releases are a year and letters.
+    -- Releases are a year and letters, so they sort as texts.
     array(
         select distinct host || ' (' || tzdata || ' in ' || tzdata_from || ', package ' || tzdata_package || ')'
         from zoned where tzdata < tzdata_package collate "C" order by 1 limit 5

@@ -1,4 +1,5 @@
--- The newest lines that a run logged after a line, oldest first; one row without a line where there is the run alone.
+-- The newest lines that a run logged after a given line, oldest first.
+-- One row without a line if there is only the run.
 select l.id, l.attempt, l.worker, l.at, l.level, l.text
 from (select id from pgsched.runs where id = %(run_id)s::bigint) r
 left join lateral (

@@ -1,10 +1,11 @@
--- What a due fire time of a schedule may be waiting for: the clock, whether a live worker knows its entrypoint, and its
--- live runs (an ended one, too, whose thread goes on), and why the database refuses to have it planned.
+-- The possible reasons why a due fire time of a schedule waits.
+-- The clock, whether a live worker has its entrypoint, its live runs (also an ended one whose thread goes on), and why
+-- the database refuses its plan.
 select clock_timestamp() as now,
     exists (select from pgsched.live_workers w where s.entrypoint = any(w.entrypoints)
             and (s.app is null or s.app = w.app)) as served,
     array(
-        -- Apart, since each has an index of its own: together they would read all of the schedule's history.
+        -- In parts, because each has an index of its own; combined, they would read all of the schedule's history.
         select id from (
             select e.run_id as id from pgsched.executing e where e.schedule_id = s.id
             union all

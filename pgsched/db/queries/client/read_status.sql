@@ -1,5 +1,5 @@
--- Where a run is in its life, by its primary key: asked again and again by who waits for its end. One whose transaction
--- has committed goes on until its worker has written what its function returned, or will not any more.
+-- The status of a run, by its primary key; callers that wait for its end ask again and again.
+-- A run whose transaction has committed is running until its worker has written its result, or no longer can.
 select case
         when r.committed_at is not null and r.reported_at is null
             and exists (select from pgsched.live_workers w where w.id = r.worker) then 'running'

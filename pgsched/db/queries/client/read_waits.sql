@@ -1,7 +1,9 @@
--- The runs that `pgsched health` names as waiting: of each kind of wait the run that has been due longest, for two minutes
--- at least, though a live worker could do it. With what holds what it waits for, as far as the database knows: how many
--- executions, the longest ones, and how many of them do not stop. Kinds: place (of a worker), overlap (of its schedule),
--- limits, key (its concurrency key), rate, itself (its own earlier attempt). Without payloads.
+-- The runs that `pgsched health` names as waiting: of each kind of wait, the run that has been due longest.
+-- It has been due for two minutes at least, though a live worker could run it. It comes with the executions that hold
+-- the thing it waits for, as far as the database knows: how many, the longest ones, and how many of them do not stop.
+-- Without payloads.
+-- Kinds: place (of a worker), overlap (of its schedule), limits, key (its concurrency key), rate, itself (its own
+-- earlier attempt).
 with recursive live as materialized (select id, app, entrypoints from pgsched.live_workers),
 levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
@@ -37,7 +39,7 @@ first as (
         ))
      order by r.due_at limit 1)
     union all
-    -- Of each limit, since one lets its runs wait as it is meant to, and another is held by a run that hangs.
+    -- For each limit: one may let its runs wait as intended, while another is held by a run that hangs.
     select r.id, m.gate
     from pgsched.limit_members m
     cross join lateral (

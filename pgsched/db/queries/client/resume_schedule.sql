@@ -1,2 +1,2 @@
--- Lets a paused schedule go on.
+-- Resumes a paused schedule.
 select pgsched.resume(%(name)s::text, %(backlog)s::boolean)

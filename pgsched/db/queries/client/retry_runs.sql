@@ -1,2 +1,2 @@
--- Queues those of some runs again that have failed or been cancelled, and that nobody else has locked; tells which.
+-- Queues those of these runs again that failed or were cancelled and that nobody else has locked. Returns their ids.
 select queued.id from pgsched.retry_many(%(ids)s::bigint[]) as queued (id)

@@ -1,7 +1,8 @@
--- Gives the live runs of one application that belong to none of its schedules to another: enqueued jobs, and runs whose
--- schedule is gone. What stands in line at the old limits is queued anew, and the claim puts it in line at the new ones.
--- A unique key that a live run of the new application has is let go: each of the two runs. Returns how many it gave.
--- One statement and its one snapshot, as in schedule_moved().
+-- Gives the live runs of one application that belong to none of its schedules to another application.
+-- These are enqueued jobs, and runs whose schedule is gone. Runs in line at the old limits are queued again, and the
+-- claim puts them in line at the new ones. A run loses its unique key if a live run of the new application has it: both
+-- will run. Returns how many runs it gave.
+-- One statement with one snapshot, as in schedule_moved().
 with live as materialized (
     select r.id from pgsched.runs r where r.status = 'queued' and r.gated and %(old)s in (r.app, r.limited_by)
     union all
@@ -14,7 +15,7 @@ moved as (
     set app = case when r.app = %(old)s then %(new)s else r.app end,
         limited_by = null, line = null,
         gated = coalesce((select s.overlap <> 'allow' from pgsched.schedules s where s.id = r.schedule_id), false),
-        -- Each look has an index of its own.
+        -- Each lookup has an index of its own.
         unique_key = case when r.unique_key is null or r.app is distinct from %(old)s or not (
             exists (
                 select from pgsched.runs k

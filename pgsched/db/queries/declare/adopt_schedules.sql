@@ -1,5 +1,5 @@
--- Gives all schedules of one application to another, the retired ones with their history. Their live runs follow, by a
--- trigger. Returns their names.
+-- Gives all schedules of one application to another, also retired ones with their history.
+-- A trigger moves their live runs, too. Returns their names.
 with held as materialized (
     select id from pgsched.schedules where owner = 'code:' || %(old)s::text or app = %(old)s order by id for no key update
 ),

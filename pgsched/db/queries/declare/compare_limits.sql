@@ -1,5 +1,6 @@
--- How the limits differ from those that an application declares: one row for each entrypoint of which a limit does, with
--- all values that differ, as JSON texts in the order of their names; a period in seconds. Reads only and locks nothing.
+-- How the stored limits differ from those that an application declares: one row for each entrypoint with a difference.
+-- Each row has all values that differ, as JSON texts in the order of their names; a period is in seconds. Only reads,
+-- and locks nothing.
 with declared as (
     select d.entrypoint, d.shared, d.concurrency, d.concurrency_key, d.per_key, d.starts, d.period
     from jsonb_to_recordset(%(declared)s) as d (

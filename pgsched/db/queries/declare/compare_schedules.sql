@@ -1,7 +1,8 @@
--- How the schedules differ from what an application declares: one row for each that it declares, or owns and does
--- not declare any more. Reads only and locks nothing. A start and `pgsched check` both go by this one comparison.
--- A declared value is compared as a value of its column ('1:00:00' is an hour), and what the declaration does not
--- name is not compared. Values come as JSON text, durations in seconds.
+-- How the stored schedules differ from those that an application declares.
+-- One row for each schedule that it declares, or that it owns and no longer declares. Only reads, and locks nothing. A
+-- start and `pgsched check` share this one comparison.
+-- A declared value is compared as a value of its column ('1:00:00' is an hour), and columns that the declaration does
+-- not name are not compared. Values are JSON texts, durations are in seconds.
 with declared as materialized (
     select d ->> 'name' as name, d - 'owner' as options from jsonb_array_elements(%(declared)s::jsonb) as d
 ),

@@ -1,6 +1,7 @@
--- Puts the limits in force that an application declares for its entrypoints, and lifts those that it declares no more.
--- Rows stay, since runs may wait in their lines. Returns the entrypoints of which something changed; and shared names
--- of which another application had declared other limits, with its owner.
+-- Puts the limits in force that an application declares for its entrypoints, and lifts those that it no longer
+-- declares.
+-- Rows stay, because runs may wait in their lines. Returns the entrypoints with a change; and the shared names whose
+-- limits another application had declared differently, with that owner.
 with declared as (
     select d.*,
         case when d.shared is null then jsonb_build_array(%(app)s::text, d.entrypoint) else jsonb_build_array(d.shared) end

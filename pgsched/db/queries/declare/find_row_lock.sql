@@ -1,5 +1,5 @@
--- Which session holds a schedule that an application declares, or owns, locked. A row names the transaction that locked
--- it last, and a transaction that goes on holds a lock on its own id.
+-- The session that has a schedule locked that an application declares or owns.
+-- A row names the transaction that locked it last, and a transaction in progress holds a lock on its own id.
 select 'Schedule "' || s.name || '"' as what, l.pid, a.xact_start as since
 from pgsched.schedules s
 join pg_catalog.pg_locks l on l.transactionid = s.xmax and l.locktype = 'transactionid' and l.granted

@@ -1,4 +1,5 @@
--- Who holds a lock on one of our tables that keeps a start from writing. Reads none of these tables, so it never waits.
+-- The session whose lock on one of our tables keeps a start from writing.
+-- Reads none of these tables, so it never waits.
 select 'The table ' || c.relname as what, l.pid, a.xact_start as since
 from pg_catalog.pg_locks l
 join pg_catalog.pg_class c on c.oid = l.relation

@@ -1,2 +1,2 @@
--- An application is another one's now: nothing of it is in force any more.
+-- Forgets the declarations of an application that another one has taken over: none is in force any more.
 delete from pgsched.declarations where app = %(app)s

@@ -1,4 +1,4 @@
--- The live workers of an application; with in_force only those whose declarations are.
+-- The live workers of an application; with in_force only those whose declarations are in force.
 select w.host, w.pid, w.project
 from pgsched.live_workers w
 where w.app = %(app)s

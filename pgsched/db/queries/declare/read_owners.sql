@@ -1,5 +1,5 @@
--- The other applications that own a name which this one declares: how many schedules each has in force, how many of
--- these are declared here, and how many of its workers are alive.
+-- The other applications that own a name which this one declares.
+-- For each: how many schedules it has in force, how many of these are declared here, and how many live workers it has.
 select substr(o.owner, 6) as app,
     (select count(*) from pgsched.schedules s where s.owner = o.owner and s.retired_at is null) as schedules,
     (select count(*) from pgsched.schedules s

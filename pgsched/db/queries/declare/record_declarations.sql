@@ -1,4 +1,4 @@
--- Puts a fingerprint in force for an application, and remembers those that were before: the newest twenty.
+-- Puts a fingerprint in force for an application, and keeps the newest twenty that were in force before.
 insert into pgsched.declarations as d (app, fingerprint)
 values (%(app)s, %(fingerprint)s)
 on conflict (app) do update set

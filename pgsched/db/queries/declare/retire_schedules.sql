@@ -1,5 +1,5 @@
--- Finishes the schedules that an application declared once and declares no more; their history stays. Returns them
--- as they were just before, so that what was due by then and not claimed can be told.
+-- Finishes the schedules that an application once declared and no longer declares; their history stays.
+-- Returns them as they were just before, so that fire times that were due and not claimed can be reported.
 with going as materialized (
     select * from pgsched.schedules
     where owner = %(owner)s and retired_at is null and not (name = any(%(declared)s))
@@ -10,7 +10,7 @@ retired as (
     update pgsched.schedules s
     set status = 'finished', note = 'no longer declared by its application', retired_at = clock_timestamp(),
         next_run = null,
-        -- What was paused comes back paused.
+        -- A paused schedule comes back paused.
         paused_at = case when going.status = 'paused' then coalesce(s.paused_at, clock_timestamp()) else s.paused_at end,
         paused_note = case when going.status = 'paused' then s.note end
     from going

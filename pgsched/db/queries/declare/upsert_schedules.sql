@@ -1,6 +1,7 @@
--- Makes or changes schedules that an application declares: those that compare_schedules found to differ, so that a
--- restart writes nothing and wakes nobody. A change goes through the trigger, like any client's. Returns the names
--- it wrote: one that has another owner is left alone, unless that other application has retired it.
+-- Makes or changes schedules that an application declares.
+-- These are the ones that compare_schedules found to differ, so that a restart writes nothing and wakes nobody. A
+-- change goes through the trigger, like any client's. Returns the names it wrote. A schedule with another owner is left
+-- alone, unless that other application has retired it.
 with declared as (
     select * from jsonb_to_recordset(%(declared)s) as d (
         name text, entrypoint text, expression text, timezone text, args jsonb, overlap text, catch_up text,
@@ -27,7 +28,7 @@ written as (
         backoff = excluded.backoff, max_backoff = excluded.max_backoff, starts_at = excluded.starts_at,
         ends_at = excluded.ends_at, max_runs = excluded.max_runs, priority = excluded.priority,
         owner = excluded.owner, app = excluded.app,
-        -- An invalid one is planned again: what was wrong may have been the code, and this may be newer code.
+        -- An invalid one is planned again: the fault may have been in the code, and this may be newer code.
         status = case when s.retired_at is not null and s.paused_at is not null and s.resumed_at is null
                       then 'paused'  -- as it was when it was retired
                       when s.retired_at is not null or s.status = 'invalid' then 'active' else s.status end,

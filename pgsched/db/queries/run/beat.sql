@@ -1,10 +1,12 @@
--- Renews claims. A row that somebody has locked just now (a finish, a reaper, a client) is passed over: whether its claim
--- holds is read, not waited for. The sign of life is left in the worker's row then, since a client may keep its lock for
--- as long as it likes. The answer has one row for each claim that still holds; that of a run whose own
--- transaction has committed its success does. 1: somebody asked to cancel its run. 2: the claim is withdrawn, because its
--- schedule has changed since, and by what was written before this beat its run has not begun.
--- The statement that finds a claim in other hands also writes that its thread goes on (`thread_ids`, all that do): between
--- the two another run would start beside the thread.
+-- Renews claims, and returns one row for each claim that still holds.
+-- A row that somebody has locked right now (a finish, a reaper, a client) is passed over: whether its claim holds is
+-- read without waiting. The sign of life goes into the worker's row then, because a client may keep its lock as long as
+-- it likes. The claim of a run whose own transaction has committed its success holds, too.
+-- - 1: somebody asked to cancel the run
+-- - 2: the claim is withdrawn, because its schedule has changed since, and the run has not begun, by the writes before
+--   this beat
+-- If a claim is in other hands, the same statement records that its thread goes on (`thread_ids`: all that do). Between
+-- two statements another run could start next to the thread.
 with claims as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(started)s::timestamptz[])
         as c (id, token, started_at)
@@ -13,8 +15,8 @@ mine as materialized (
     select r.id, c.started_at
     from claims c
     cross join lateral (
-        -- Each by its id: by stale statistics next to nothing runs, and a join would compare each with each. The offset
-        -- keeps the status out of here, by which the index of all that runs would be walked for each claim.
+        -- Each by its id: by stale statistics almost nothing runs, and a join would compare each with each. The offset
+        -- keeps the condition on status out of here; it would make each claim walk the index of all running runs.
         select r.id, r.status
         from pgsched.runs r
         where r.id = c.id and r.token = c.token and r.worker = %(worker)s

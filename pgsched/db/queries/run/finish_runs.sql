@@ -1,7 +1,8 @@
--- Writes how attempts ended, each only under its claim, and returns those that landed. A row that somebody has locked
--- just now is passed over: an end must never wait for a client's transaction, nor any other end behind it.
--- A run that is queued again although somebody asked to cancel it ends as cancelled. One whose transaction has committed
--- its success has succeeded, however its function ended after that: only its result is still to be written.
+-- Writes how attempts ended, each only under its claim, and returns those that landed.
+-- A row that somebody has locked right now is passed over: neither its end, nor any end behind it, may wait for a
+-- client's transaction.
+-- A run that would be queued again, although somebody asked to cancel it, ends as cancelled. A run whose transaction
+-- has committed its success has succeeded, however its function ended after that: only its result is still written.
 with given as (
     select * from unnest(
         %(ids)s::bigint[], %(tokens)s::bigint[], %(statuses)s::text[], %(started)s::timestamptz[],
@@ -10,8 +11,8 @@ with given as (
     ) as g (id, token, status, started_at, finished_at, result, error_type, message, traceback, reason,
             delay, refund)
 ),
--- Lateral, so that each row is found by its id: by what the statistics still say, nothing or next to nothing is running,
--- and a join would compare each given row with every running one. It brings along all that was given, for the same reason.
+-- Lateral, so that each row is found by its id: by stale statistics almost nothing is running, and a join would compare
+-- each given row with every running one. It carries all given values along, for the same reason.
 held as materialized (
     select g.id, g.token, g.started_at, g.finished_at, g.result, g.error_type, g.message, g.traceback, g.delay,
         c.committed, case when c.committed or c.other > 0 then 0 else g.refund end as refund,
@@ -33,7 +34,7 @@ held as materialized (
     cross join lateral (
         select r.committed_at is not null as committed,
             g.status = 'queued' and r.cancel_requested_at is not null as cancelled,
-            -- Null: whether another run with its key waits is not certain yet, so that this end has to come again.
+            -- Null: it is not certain yet whether another run with its key waits, so this end has to come again.
             case when r.alone and r.committed_at is null and r.cancel_requested_at is null
                 then pgsched.waiting_instead(g.id, array(select x.id from given x where x.status = 'queued')) else 0 end as other
     ) c
@@ -56,7 +57,7 @@ landed as (
                           'attempt', r.attempt, 'at', coalesce(g.finished_at, clock_timestamp()),
                           'type', g.error_type, 'message', g.message, 'traceback', g.traceback,
                           'worker', r.worker, 'started_at', coalesce(g.started_at, r.started_at))) end,
-        -- What was given back before it had started was no attempt.
+        -- A run that was given back before it started has made no attempt.
         stops = case when g.refund = 0 or coalesce(g.started_at, r.started_at) is null then r.stops
                      else pgsched.appended(r.stops, jsonb_build_object(
                          'attempt', r.attempt, 'at', clock_timestamp(), 'worker', r.worker,
@@ -65,8 +66,8 @@ landed as (
     where r.id = g.id
     returning r.id, r.token, r.schedule_id, r.status, r.fire_time, g.committed
 ),
--- In the same statement, so that there is no instant at which neither the run nor its thread counts. If the claim is lost,
--- the thread counts all the same.
+-- In the same statement, so that at every instant the run or its thread counts. If the claim is lost, the thread counts
+-- all the same.
 behind as (
     insert into pgsched.left_behind (run_id, token, worker, schedule_id, app, entrypoint, args, counts_until)
     select r.id, b.token, %(worker)s, r.schedule_id, coalesce(r.limited_by, r.app), r.entrypoint, r.args,

@@ -1,8 +1,9 @@
--- Gives back runs of fire times that this worker claimed and never began, each under its claim: with the fire time
--- where the claim is withdrawn, else to the queue; one that somebody has asked to cancel is cancelled. The schedule is
--- locked, so nothing is decided beside a change of it or a plan. A row or a schedule that somebody else has locked is
--- left for the next try. It returns those that landed.
--- If we die before this, a reaper answers for us; if the answer is lost, the next try finds no claim.
+-- Gives back runs of fire times that this worker claimed and never began, each under its claim.
+-- If the claim is withdrawn, the fire time goes back to the schedule, or is recorded as missed. Otherwise the run goes
+-- back to the queue, or is cancelled if somebody asked for that. The schedule is locked, so that neither a change nor a
+-- plan of it interferes. If somebody else has locked the run or the schedule, the run is left for the next try. Returns
+-- the runs that landed.
+-- If the worker dies before this, a reaper answers for it; if the answer is lost, the next try finds no claim.
 with mine as materialized (
     select r.*
     from unnest(%(ids)s::bigint[], %(tokens)s::bigint[]) as g (id, token)
@@ -52,8 +53,8 @@ dropped as (
     where r.id = j.id and j.fate in ('fire time', 'new timing', 'gone') and not %(stay)s::boolean
     returning r.id
 ),
--- If the database does not delete the row (a foreign key, a trigger, also one that says nothing), it stays as a withdrawn
--- one and blocks no other.
+-- If the database does not delete the row (a foreign key, a trigger, even a silent one), it stays as a withdrawn one
+-- and blocks no other.
 stayed as (
     update pgsched.runs r
     set status = 'cancelled', attempt = r.attempt - 1, worker = null, withdrawn_at = clock_timestamp(),

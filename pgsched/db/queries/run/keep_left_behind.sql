@@ -1,7 +1,8 @@
--- Brings what a worker has left behind up to date: puts off until when it counts, adds what lost its claim, and deletes what
--- has ended: what is not among `busy`, the tokens of all whose threads are at work. A run that is running under its claim
--- counts by itself, and its end writes the row. Sent again and again while there is any, so that nothing depends on a single answer. Workers are woken if a
--- run has waited for its own earlier attempt.
+-- Updates the rows of the threads that a worker has left behind.
+-- Extends the time that they count, adds those that lost their claim, and deletes those that have ended: all that are
+-- not in `busy`, the tokens of all attempts whose threads are at work. A run that is running under its claim counts by
+-- itself, and its end writes the row. Sent again and again while there are any, so that nothing depends on a single
+-- answer. Wakes workers if a run has waited for its own earlier attempt.
 with given as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[]) as g (id, token)
 ),

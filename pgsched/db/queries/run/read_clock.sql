@@ -1,2 +1,2 @@
--- The database's clock, for who decides nothing but wants to know the time that counts.
+-- The database's clock, for callers that decide nothing with it.
 select clock_timestamp()

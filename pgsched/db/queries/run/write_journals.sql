@@ -1,6 +1,6 @@
--- Writes what attempts say, lines and progress, each only under its claim. Returns the claims that it holds for: of a run
--- whose row somebody has locked just now, and of one that is lost, nothing is written. Lines that an earlier try of the
--- same write has brought are left as they are.
+-- Writes the lines and the progress of attempts, each only under its claim. Returns the claims that it wrote under.
+-- Nothing is written for a run if somebody has locked its row, or if its claim is lost. Lines that an earlier try of
+-- the same write has inserted stay as they are.
 with given as (
     select * from unnest(
         %(ids)s::bigint[], %(tokens)s::bigint[], %(done)s::float8[], %(total)s::float8[]

@@ -1,7 +1,8 @@
--- Says that a worker is gone, and forgets those that were not seen for a day and have no session: without the resync a
--- live one is not seen, but its sessions are. Others are woken if a run has waited for a thread of it. hanging: the tokens
--- of what goes on in its threads. In a daemon that ends with the process, a moment after this statement; in a host
--- program it may go on. So it counts on, for as long as lease says.
+-- Removes a worker's row, and forgets workers that have not been seen for a day and have no session.
+-- A live worker without the resync is not seen, but its sessions are. Wakes other workers if a run has waited for one
+-- of its threads.
+-- hanging: the tokens of attempts that go on in its threads. In a daemon they end with the process, a moment after this
+-- statement; in a host program they may go on. So they count until the lease ends.
 with behind as (
     delete from pgsched.left_behind where worker = %(worker)s and token <> all(%(hanging)s::bigint[]) returning run_id
 ),

@@ -1,8 +1,7 @@
--- What a reap pass sees: always one row for the clock, and one for each running run that has been silent and whose claim
--- may be taken now or soon, by id. Those of a worker that stands still and is connected are left out until its stall
--- timeout is near: there may be thousands.
--- A worker's sessions carry its id in application_name, which every role may read. When a session began, and when it
--- last asked for something, only its own role may read; without that nobody vouches for anybody.
+-- The silent runs whose claims may be taken now or soon, by id; always at least one row, for the clock.
+-- If a worker hangs but is connected, its runs are left out until its stall timeout is near: there may be thousands.
+-- A worker's sessions carry its id in application_name, which every role may read. Only their own role may read when a
+-- session began and when it last sent a query; without that, nobody vouches for anybody.
 with sessions as materialized (
     select application_name as name, min(backend_start) as since, max(query_start) as asked_at
     from pg_catalog.pg_stat_activity where application_name like 'pgsched %%'
@@ -19,7 +18,8 @@ silent as materialized (
     left join pgsched.workers w on w.id = r.worker
     left join sessions s on s.name = 'pgsched ' || r.worker
     cross join lateral (
-        -- A beat that passed over a locked row left its sign with the worker; a row written by hand has none at all.
+        -- A beat that passed over a locked row left its sign of life in the worker's row. A row written by hand has
+        -- none.
         select greatest(coalesce(r.heartbeat_at, r.claimed_at, r.created_at), w.passed_at) as alive_at
     ) a
     where r.status = 'running' and a.alive_at < now() - %(silence)s
@@ -36,7 +36,8 @@ silent as materialized (
 select now() as now, now() - pg_postmaster_start_time() as server_up,
     (select count(*) from pgsched.runs where status = 'running' and worker is distinct from %(worker)s) as elsewhere,
     silent.*,
-    -- Its sessions are older than this silence, so that what ended the others has not touched them, and are in use.
+    -- A worker on the same route vouches if its sessions are older than this silence and in use: the cause that ended
+    -- the other sessions has not touched them.
     silent.route <> '' and exists (
         select from pgsched.workers v join sessions s on s.name = 'pgsched ' || v.id
         where v.id <> silent.worker and v.route = silent.route

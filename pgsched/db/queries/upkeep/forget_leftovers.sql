@@ -1,5 +1,5 @@
--- Forgets what nobody needs any more and no other statement may ever come by: of schedules that were removed a day ago, and
--- of threads whose workers died a day ago.
+-- Forgets schedules that were removed a day ago, and threads whose workers died a day ago.
+-- Nobody needs these rows any more, and no other statement may ever reach them.
 with removed as (
     delete from pgsched.removed where removed_at < now() - interval '1 day'
 )

@@ -1,6 +1,6 @@
--- Forgets workers that said no goodbye: not seen for ten minutes, without a session, and without a run. Each start does
--- so, since a worker that crashes again and again leaves a row each time. Rows that another start forgets just now are
--- left to it.
+-- Forgets workers that ended without a goodbye: not seen for ten minutes, without a session, and without a run.
+-- Each start does so, because a worker that crashes again and again leaves a row each time. Rows that another start is
+-- forgetting right now are left to it.
 with behind as (
     delete from pgsched.left_behind where counts_until < now() - interval '1 day'
 )

@@ -1,4 +1,4 @@
--- Says that a worker is here. A second time (after its row was forgotten) says so again.
+-- Announces a worker, at its start and again after its row was forgotten.
 insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval, stall_timeout,
     fingerprint, machine, process_started, route, project, tzdata, tzdata_from, tzdata_package)
 values (%(worker)s, %(app)s, %(host)s, %(pid)s, %(version)s, %(entrypoints)s, %(direct)s,

@@ -1,15 +1,17 @@
--- Deletes a batch of the runs of one status that ended long enough ago, with their logs, from where the last batch stopped.
--- One worker at a time: where another is at it, nothing is looked at. A row that somebody has locked is left to the next
--- round. look: deletes nothing, to go on behind a run that the server refuses to delete. What a schedule still needs is
--- kept: the run of its last fire time, and those of fire times that it may come by again (it was paused, or changed,
--- before an earlier one had started), which would run twice.
+-- Deletes a batch of the runs of one status that ended long enough ago, with their logs, from the end of the last
+-- batch.
+-- One worker at a time: if another one is at work, nothing is read. A row that somebody has locked is left to the next
+-- round.
+-- look: deletes nothing, to get past a run that the server refuses to delete.
+-- Rows that a schedule still needs are kept: the run of its last fire time, and those of fire times that it may reach
+-- again (it was paused or changed before an earlier one had started), which would run twice.
 with turn as materialized (
     select name from pgsched.turns where name = 'retention' for update skip locked
 ),
 old as materialized (
     select r.id, r.finished_at
     from pgsched.runs r
-    -- The list is what the index is for; of a parameter alone the planner could not know.
+    -- The list matches the condition of the index; from a parameter alone the planner could not infer it.
     where r.status in ('succeeded', 'failed', 'cancelled', 'skipped') and r.status = %(status)s
         and r.finished_at < now() - %(age)s::interval
         and (r.finished_at, r.id) > (coalesce(%(after)s::timestamptz, '-infinity'), coalesce(%(after_id)s::bigint, 0))
@@ -20,7 +22,7 @@ old as materialized (
 ),
 gone as (
     delete from pgsched.runs r
-    -- By way of an array: of a limit that it does not know a planner expects a tenth of the table, and would read it all.
+    -- Through an array: for an unknown LIMIT the planner assumes a tenth of the table and would scan it.
     using (select unnest(array(select id from old)) as id) old
     where r.id = old.id
         and not %(look)s::boolean

@@ -1,9 +1,10 @@
--- Takes silent claims away: only the very claim that was seen, with the very beat that was seen. A beat or a
--- finish that comes in between wins, and one that holds the row just now is left in peace.
--- For the holder of a withdrawn claim, which is dead, we answer: where the schedule goes on with its timing, the run is
--- queued again like any lost one, as the schedule now is, or cancelled if somebody has asked for that. Else the row is
--- cancelled and stays, since its function may have been called, and the fire time is given back. The schedule is locked;
--- one that somebody else has locked is left for the next look.
+-- Takes silent claims away: only the very claim that was seen, with the very heartbeat that was seen.
+-- A beat or finish that comes in between wins, and one that holds the row right now is left alone.
+-- The holder of a withdrawn claim is dead, so this statement answers for it. If the schedule goes on with its timing,
+-- the run is queued again like any lost one, as the schedule is now, or cancelled if somebody asked for that. Otherwise
+-- the row is cancelled and stays, because its function may have been called, and its fire time is given back, unless a
+-- later change of the timing has passed it. The schedule is locked; if somebody else has it locked, the run is left for
+-- the next look.
 with verdicts as (
     select * from unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(beats)s::timestamptz[], %(statuses)s::text[],
                          %(delays)s::float8[], %(messages)s::text[])
@@ -17,7 +18,7 @@ stalled as materialized (
     from verdicts v
     join pgsched.runs r on r.id = v.id and r.token = v.token and r.heartbeat_at is not distinct from v.heartbeat_at
     cross join lateral (
-        -- Null: whether another run with its key waits is not certain yet. The next look asks again.
+        -- Null: it is not certain yet whether another run with its key waits. The next look asks again.
         select case when v.status = 'queued' and r.unique_key is not null and r.unique_while = 'waiting'
             and r.cancel_requested_at is null then pgsched.waiting_instead(r.id,
                 array(select x.id from verdicts x where x.status = 'queued')) else 0 end as other
@@ -28,7 +29,7 @@ stalled as materialized (
 ),
 locked as materialized (
     select s.id, s.version, s.timed_version, s.timed_at,
-        -- Planning its last fire time has finished it; nobody has stopped it.
+        -- The plan of its last fire time finished it; nobody has stopped it.
         s.status = 'active' or s.status = 'finished' and s.retired_at is null and not s.closed as goes_on
     from pgsched.schedules s
     where s.id = any(array(select x.schedule_id from stalled x where x.schedule_version is not null))
@@ -57,7 +58,7 @@ reaped as (
                       when j.other > 0 then 'run ' || j.other || ' with its unique key is waiting' else r.reason end,
         withdrawn_at = case when j.fate in ('fire time', 'new timing', 'gone') then clock_timestamp() end,
         worker = null,
-        -- A run that was claimed ahead of its instant is not due before it, whoever died meanwhile.
+        -- A run that was claimed ahead does not become due earlier because its worker died.
         due_at = case when j.fate in ('loss', 'follow') and j.status = 'queued'
                       then greatest(r.due_at, clock_timestamp() + j.delay * interval '1 second') else r.due_at end,
         finished_at = case when j.fate not in ('loss', 'follow') or j.status <> 'queued' then clock_timestamp() end,
@@ -92,7 +93,7 @@ opened as (
     set next_run = case when s.status = 'finished' and (s.retired_at is not null or s.closed) then s.next_run
                         when s.next_run is null and s.status = 'active' then null
                         else least(b.due, s.next_run) end,
-        -- As where a holder gives back: a new timing has none yet, unless it names the same single instant.
+        -- As in give_back_runs: a new timing has none yet, unless it names the same single instant.
         accounted_through = case when s.accounted_through is not null
             then least(s.accounted_through, b.first - interval '1 microsecond') end,
         next_wall = null,
@@ -111,7 +112,7 @@ unremoved as (
     from (select schedule_id, min(fire_time) as first from judged where fate = 'gone' group by 1) j
     where d.schedule_id = j.schedule_id
 ),
--- As at a finish: a schedule that somebody has locked is passed over.
+-- As in finish_runs: a schedule that somebody has locked is passed over.
 told as (
     select s.id, l.status
     from (

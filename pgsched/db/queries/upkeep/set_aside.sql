@@ -1,6 +1,7 @@
--- Sets rows aside that the server refused to change. A row that only somebody's lock, or another error that passes, keeps
--- from being written is tried again within seconds, and more and more seldom up to once a minute; others in 10 minutes.
--- Returns the rows that had no entry in this version yet.
+-- Sets rows aside that the server refused to change.
+-- If only a lock, or another error that passes, keeps a row from being written, it is tried again within seconds, then
+-- less and less often, down to once a minute; other rows in 10 minutes. Returns the rows, and whether each had no entry
+-- yet.
 insert into pgsched.set_aside as a (kind, id, row_version, reason, until)
 select %(kind)s, g.id, coalesce(r.xmin, s.xmin, l.xmin)::text, g.reason,
     now() + case when g.passing then interval '5 seconds' else interval '10 minutes' end

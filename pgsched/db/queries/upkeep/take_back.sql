@@ -1,5 +1,6 @@
--- Forgets the entries of rows that could be changed after all, or that are gone. Returns them, and whether others remain.
--- Each row is looked up by its id: an EXISTS may be planned as a look at all rows.
+-- Forgets the entries of rows that could be changed after all, or that are gone.
+-- Returns them, and whether others remain. Each row is looked up by its id: an EXISTS may be planned as a scan of all
+-- rows.
 with taken_back as (
     delete from pgsched.set_aside a
     where case
