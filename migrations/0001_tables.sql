@@ -92,7 +92,7 @@ comment on table pgsched.schedules is
 comment on column pgsched.schedules.app is
     'The application whose workers run it. Null: any worker that has the entrypoint.';
 comment on column pgsched.schedules.owner is 'api, or code: and the name of the application that declares it.';
-comment on column pgsched.schedules.entrypoint is 'The name under which a factory registered the function.';
+comment on column pgsched.schedules.entrypoint is 'The name of the function, as a factory registered it.';
 comment on column pgsched.schedules.expression is
     'A cron expression, @every 30s, @at 2027-01-01T00:00:00Z, or a macro such as @daily.';
 comment on column pgsched.schedules.timezone is 'The IANA zone on whose wall clock the expression is read.';
@@ -130,7 +130,7 @@ comment on column pgsched.schedules.accounted_through is
 comment on column pgsched.schedules.interruptions is
     'Ended pauses, replaced timings and times of retirement, oldest first. The trigger writes them if fire times may lie in them; the next plan settles and empties them.';
 comment on column pgsched.schedules.zone_rules is
-    'The rules by which next_run was planned, or must be planned if it is null: the tzdata release, a colon, and the digest as in zones. Null for UTC. A worker whose rules differ and are not newer leaves the schedule alone.';
+    'The rules that next_run was planned by, or must be planned by if it is null: the tzdata release, a colon, and the digest as in zones. Null for UTC. A worker whose rules differ and are not newer leaves the schedule alone.';
 comment on column pgsched.schedules.next_wall is 'The time on the zone''s clock at next_run, by zone_rules.';
 comment on column pgsched.schedules.accounted_wall is
     'The time on the zone''s clock at accounted_through, by the rules of that plan. Listed times up to here have had their turn, also under later rules.';
@@ -187,7 +187,7 @@ create table pgsched.runs (
     detail              text,
     skipped_count       bigint check (skipped_count >= 1),
     skipped_through     pgsched.instant,
-    -- the locks under which it is claimed
+    -- the locks that its claim needs
     gated               boolean not null default false,
     limited_by          text,
     line                text,
@@ -229,7 +229,7 @@ create table pgsched.runs (
 -- Each live state has indexes of its own, so that history costs the claim nothing.
 -- heartbeat_at is in none of them: a beat rewrites the row in its page and touches no index.
 
--- What a claim may take: without a lock, by priority; under the lock of a schedule; from a line.
+-- For the claim: runs without a lock, by priority; under the lock of a schedule; from a line.
 create index runs_queued on pgsched.runs (priority desc, due_at, id) where status = 'queued' and not gated;
 create index runs_gated on pgsched.runs (schedule_id, (attempt > 0) desc, priority desc, due_at, id)
     where status = 'queued' and gated;
@@ -243,8 +243,8 @@ create index runs_urgent on pgsched.runs (limited_by, entrypoint, (-priority), d
     where status = 'queued' and gated and line is not null;
 
 -- Rules that hold under every worker, clock and retry. A skip is no run: a backfill can run a skipped fire time later,
--- and history shows both. Runs without a schedule are not in this index: it would be a seventh of what the insert of a
--- job writes.
+-- and history shows both. Runs without a schedule are not in this index: it would be a seventh of all that
+-- the insert of a job writes.
 create unique index runs_one_per_fire_time on pgsched.runs (schedule_id, fire_time, again)
     where status <> 'skipped' and schedule_id is not null and withdrawn_at is null;
 create unique index runs_unique_live on pgsched.runs (entrypoint, unique_key, (coalesce(app, '')))
@@ -277,7 +277,7 @@ comment on index pgsched.runs_unique_live is 'No two live runs have one unique k
 comment on index pgsched.runs_unique_waiting is 'No two queued runs have one unique key that holds while a run waits.';
 comment on index pgsched.runs_queued_of is 'The queued runs of a schedule, for its changes and for people.';
 comment on index pgsched.runs_withdrawn is 'The few runs whose fire times a reaper gave back, for people.';
-comment on index pgsched.runs_ended is 'For retention, and for people who look for recent failures.';
+comment on index pgsched.runs_ended is 'For retention, and for people looking for recent failures.';
 comment on index pgsched.runs_failed_of_schedule is 'The failed and cancelled runs of a schedule, for people.';
 comment on index pgsched.runs_failed_of_entrypoint is 'The failed and cancelled runs of an entrypoint, for people.';
 
@@ -353,7 +353,7 @@ comment on table pgsched.logs is
 comment on column pgsched.logs.id is 'Grows from line to line of one run: the order in which they were written.';
 comment on column pgsched.logs.run_id is 'The run that logged it. The line is deleted with the run.';
 comment on column pgsched.logs.attempt is 'The attempt that logged it.';
-comment on column pgsched.logs.token is 'The token of the claim under which it was logged.';
+comment on column pgsched.logs.token is 'The token of the claim that it was logged under.';
 comment on column pgsched.logs.worker is
     'The worker that ran it: after a give-back another attempt of the same number follows.';
 comment on column pgsched.logs.number is 'The number of the line in its attempt, from 1 on, so that none is written twice.';
@@ -392,7 +392,7 @@ comment on column pgsched.limits.gate is
 comment on column pgsched.limits.app is 'The application. Null: the limits are shared by name.';
 comment on column pgsched.limits.entrypoint is 'The entrypoint. Null: the limits are shared by name.';
 comment on column pgsched.limits.shared is
-    'The name under which entrypoints of any application share these limits. Null: they are one entrypoint''s own.';
+    'The name that entrypoints of any application use to share these limits. Null: they are one entrypoint''s own.';
 comment on column pgsched.limits.owner is 'code: and the name of the application that declared it last.';
 comment on column pgsched.limits.concurrency is 'At most this many runs are running, on all workers together.';
 comment on column pgsched.limits.concurrency_key is
@@ -460,7 +460,7 @@ comment on column pgsched.workers.passed_at is
 comment on column pgsched.workers.tzdata is 'The tzdata release that it reads, such as 2026a. Null: unknown.';
 comment on column pgsched.workers.tzdata_from is
     'The source of its time zone rules: a folder of the host, or the package tzdata.';
-comment on column pgsched.workers.tzdata_package is 'The release of the package tzdata that is installed beside it.';
+comment on column pgsched.workers.tzdata_package is 'The release of the package tzdata that is installed with it.';
 comment on column pgsched.workers.withheld is
     'The time zones whose schedules it leaves to others, because its rules for them are not the noted ones.';
 
@@ -637,7 +637,7 @@ create view pgsched.resting as
 comment on view pgsched.resting is
     'The rows of set_aside that are as they were when the server refused them. Until `until` no worker tries them.';
 
--- A run never executes beside itself: if it is retried, or reaped although its worker lives, it waits.
+-- A run never executes twice at once: if it is retried, or reaped although its worker lives, it waits.
 create view pgsched.unclaimable as
     select a.id from pgsched.resting a where a.kind = 'run' and a.until > now()
     union all

@@ -57,4 +57,4 @@ create function pgsched.line_for(entrypoint text, args jsonb, schedule_id bigint
         and m.app = pgsched.limiting_app(line_for.entrypoint, line_for.app)
 $$;
 comment on function pgsched.line_for(text, jsonb, bigint, text, text) is
-    'The line in which a run queues at the limits of its entrypoint; null if there are none. overlap: its schedule''s.';
+    'The line that a run joins at the limits of its entrypoint; null if there are none. overlap: its schedule''s.';

@@ -1,7 +1,7 @@
--- Triggers: what the insert, change or removal of a row means, for every writer.
+-- Triggers: the consequences of inserting, changing or removing a row, for every writer.
 -- A wake-up is a notification on a channel with the schema's name. It carries no data and is only a hint to look.
--- Nobody may execute these functions, for they belong to the triggers alone: a role that may make a table could hang them
--- on it, and have them change the runs of any schedule.
+-- Nobody may execute these functions, for they belong to the triggers alone: a role that may make a table could hang
+-- them on it, and have them change the runs of any schedule.
 
 create function pgsched.wake_workers() returns trigger
     language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -20,7 +20,7 @@ revoke execute on function pgsched.wake_workers() from public;
 -- back; or the run has begun, and the row says so (started_at). For a dead holder a reaper answers. Until the answer
 -- nobody plans that schedule, so no instant and no delay decides whether a function is called.
 
--- One change of the timing does not withdraw what had come due under the old one; a second change does.
+-- One change of the timing does not withdraw claims that had come due under the old one; a second change does.
 create function pgsched.withdrawn(
     claimed bigint, fire_time timestamptz, version bigint, timed_version bigint, timed_at timestamptz
 ) returns boolean language sql immutable parallel safe
@@ -144,7 +144,7 @@ begin
     return new;
 end $$;
 comment on function pgsched.schedule_changed() is
-    'A client changed a schedule: counts its version, has next_run planned again if its timing changed, notes what the next plan has to settle, wakes the workers.';
+    'A client changed a schedule: counts its version, has next_run planned again if its timing changed, notes interruptions for the next plan to settle, wakes the workers.';
 revoke execute on function pgsched.schedule_changed() from public;
 
 create function pgsched.withdraw_queued(ids bigint[]) returns table (fire_time timestamptz, previous_fire_time timestamptz)
@@ -157,7 +157,7 @@ begin
         return;
     end if;
     begin
-        -- A constraint that is checked at the commit would refuse the whole transaction, where nobody can catch it.
+        -- A constraint that is checked at the commit would refuse the whole transaction, and nobody can catch that.
         if exists (
             select from pg_catalog.pg_constraint c
             where c.confrelid = 'pgsched.runs'::regclass and c.contype = 'f' and c.condeferrable
@@ -354,7 +354,7 @@ revoke execute on function pgsched.schedules_truncated() from public;
 
 create trigger schedule_added after insert on pgsched.schedules
     for each row execute function pgsched.wake_workers();
--- A worker's write is one under which planned_at grows.
+-- A worker's write makes planned_at grow.
 create trigger schedule_changed before update on pgsched.schedules
     for each row when (
         old.* is distinct from new.*
@@ -399,7 +399,7 @@ begin
     new.gated := overlap_ <> 'allow' or new.line is not null;
     return new;
 end $$;
-comment on function pgsched.run_queued() is 'A client queues a run: finds the line in which it has to stand.';
+comment on function pgsched.run_queued() is 'A client queues a run: finds the line that it has to join.';
 revoke execute on function pgsched.run_queued() from public;
 
 create function pgsched.run_queued_again() returns trigger

@@ -616,7 +616,7 @@ begin
     if not found then
         return null;
     end if;
-    -- A look of its own, after the lock: it sees what was committed since the caller's began.
+    -- A look of its own, after the lock: it sees commits since the caller's began.
     select min(q.id) into other from pgsched.runs q
     where q.status = 'queued' and q.unique_while = 'waiting' and q.unique_key = mine.unique_key
         and q.entrypoint = mine.entrypoint and coalesce(q.app, '') = mine.app;
