@@ -1,7 +1,7 @@
-"""One claimed run in this process: its call, its time limit, its stop, and the outcome that it becomes.
+"""One claimed run in this process: its call, its time limit, its stop and its outcome.
 
-An exception of the function ends here, as the run's outcome: none ever reaches the task group. An attempt knows nothing
-of other attempts.
+If the function raises, the exception becomes the run's outcome and never reaches the task group. An attempt knows
+nothing of other attempts.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pgsched.rules.outcome import End, Stop, decide
 from pgsched.worker.run.hook_calls import hook_arguments
 from pgsched.worker.run.surroundings import Key, State, Surroundings
 
-_AGAIN = 1.0  # seconds after which a run that ignored its cancellation is cancelled again
+_AGAIN = 1.0  # seconds until a run that ignored its cancellation is cancelled again
 
 
 def _bound(*names: str) -> list[contextvars.ContextVar[Any]]:
-    """The context variables in which structlog keeps these, for every logger that merges them."""
+    """structlog's context variables for these names. Every logger that merges them shows their values."""
     context = contextvars.copy_context()
     context.run(structlog.contextvars.bind_contextvars, **dict.fromkeys(names))
     return [next(v for v in context if v.name == structlog.contextvars.STRUCTLOG_KEY_PREFIX + name) for name in names]
@@ -64,8 +64,8 @@ class Attempt:
         self.threads = Threads(surroundings.threads)
         self.state = State.HELD
         self.entered = False
-        self.unsure = False  # whether its claim must be asked about before it starts
-        self.asked_at = asked_at  # monotonic: when the last statement was sent that made or renewed the claim
+        self.unsure = False  # whether a beat must confirm its claim before it starts
+        self.asked_at = asked_at  # monotonic: when the last statement that made or renewed the claim was sent
         self.ignored = 0
         self.hooked = False
         self.problem: InvalidArguments | None = None  # with its arguments
@@ -74,25 +74,25 @@ class Attempt:
         self.ended = 0.0  # when the function ended, on the monotonic clock
         self.outcome: Outcome | None = None
         self.answer: asyncio.Future[bool] | None = None  # whether the outcome landed, for the hooks
-        self.started = self.began = 0.0  # on the monotonic clock: the attempt, and its function
+        self.started = self.began = 0.0  # on the monotonic clock: starts of the attempt and of its function
         self.started_at: datetime | None = None
         self.stop: Stop | None = None
         self.cancellation = Cancellation(surroundings.grace)
         self.journal = Journal()
         self.task: asyncio.Task[None] | None = None
         self.keeper: asyncio.Task[None] | None = None
-        self.deadline: asyncio.TimerHandle | None = None  # of its timeout
+        self.deadline: asyncio.TimerHandle | None = None  # the timer of its timeout
         self.interrupt: asyncio.TimerHandle | None = None  # the next cancellation
-        self.instant: asyncio.Future[None] | None = None  # for which the task of a held run waits
-        self.held_by: asyncio.TimerHandle | None = None  # the timer of its instant, which others share
-        # Made as soon as it is claimed, so that a thousand which start at one instant need not wait for it.
+        self.instant: asyncio.Future[None] | None = None  # the task of a held run waits for it
+        self.held_by: asyncio.TimerHandle | None = None  # the timer of its instant, shared with other runs
+        # Made at the claim, so that a thousand runs that start at one instant need not wait for it then.
         self.context: contextvars.Context
         self.run: Run
         self.fence: Fence
         self._prepare()
 
     def _prepare(self) -> None:
-        """Makes the run as its function sees it, and the context in which it is called."""
+        """Makes the Run that its function sees, and the context of the call."""
         claimed, around = self.claimed, self.surroundings
         args: dict[str, Any] = {}
         try:
@@ -102,8 +102,8 @@ class Attempt:
         loop = asyncio.get_running_loop()
 
         def committed() -> None:
-            """Its own transaction has committed its success; its function may go on for a while. In any thread."""
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            """Called in any thread once the run's own transaction has committed its success. Its function may go on."""
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
                 loop.call_soon_threadsafe(around.committed, self)
 
         self.fence = around.transactions.fence(self.claim, None, committed)
@@ -128,21 +128,21 @@ class Attempt:
     # --- starting ---------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Makes the task before the instant of the run, which leaves next to nothing to do then."""
+        """Makes the task before the run's instant, so that almost nothing is left to do then."""
         if self.instant is None:
             self.instant = asyncio.get_running_loop().create_future()
             self._make_task()
 
     def start(self) -> None:
-        """The instant has come, and the claim is sure."""
-        if self.instant is not None and self.instant.done():  # somebody has cancelled its task, and _over() comes later
+        """Starts the run: its instant has come, and its claim is sure."""
+        if self.instant is not None and self.instant.done():  # its task was cancelled, and _over() comes later
             self.end(Stop.DRAIN)
             return
         self.held_by = None
         self.state = State.RUNNING
         self.started = time.monotonic()
         due_at = self.claimed.due_at
-        # The middle of the clock's bounds may be a little before the certain instant.
+        # clock.at() returns the middle of its bounds, which may be a little before due_at.
         self.started_at = max(self.surroundings.clock.at(self.started) or due_at, due_at)
         self.fence.started_at = self.started_at
         if self.instant is None:
@@ -155,11 +155,11 @@ class Attempt:
     def _make_task(self) -> None:
         self.hooked = self.surroundings.scheduler.hooks.around_runs
         self.task = self.surroundings.group.create_task(self._execute(), context=self.context)
-        # The work of its end comes after the starts of all that are due with it.
+        # In a callback, the work of its end comes after the starts of all runs of its instant.
         self.task.add_done_callback(lambda _: self._over())
 
     def _begin(self, now: float) -> None:
-        """The function's time begins."""
+        """Starts the function's time and its timeout."""
         self.began = now
         if self.claimed.timeout is not None:
             self.deadline = asyncio.get_running_loop().call_later(
@@ -168,7 +168,7 @@ class Attempt:
 
     async def _execute(self) -> None:
         if self.instant is not None:
-            await self.instant  # cancelled if the run is let go of
+            await self.instant  # cancelled if the run is dropped
         self.entered = True
         run = self.run
         try:
@@ -197,11 +197,11 @@ class Attempt:
             self.end(Stop.DRAIN)
             return
         result, error = self.result, self.error
-        self.result = self.error = None  # an error holds the frames it came through
+        self.result = self.error = None  # an error keeps its frames alive
         self._conclude(result, error if self.entered else asyncio.CancelledError())
 
     def _conclude(self, result: Any, error: BaseException | None) -> None:
-        """Nothing is awaited here, so nothing can interrupt the bookkeeping."""
+        """Decides the outcome. Nothing is awaited here, so nothing can interrupt the bookkeeping."""
         if self.state is State.ENDED:  # it was abandoned
             return
         self._cancel_timers()
@@ -210,7 +210,7 @@ class Attempt:
             return
         try:
             outcome = self._decide(result, error)
-        except BaseException as odd:  # a fault of ours, or an object that misbehaves when it is looked at
+        except BaseException as odd:  # a bug here, or a result or an error that raises when it is examined
             unknown = RunError(type(odd).__name__, "its end could not be understood")
             now = self.surroundings.clock.now()
             outcome = Outcome(self.claim, RunStatus.FAILED, self.started_at, now, error=unknown)
@@ -219,7 +219,7 @@ class Attempt:
     def _decide(self, result: Any, error: BaseException | None) -> Outcome:
         around, claimed = self.surroundings, self.claimed
         if around.watch.looked < self.ended or not self.ended:
-            around.watch.look()  # after a suspension the database stamps the end itself: nobody here knows the hour
+            around.watch.look()  # after a suspension the time is unknown here, and the database stamps the end
         outcome = decide(
             claimed,
             self.claim,
@@ -241,7 +241,7 @@ class Attempt:
         return outcome
 
     def _finish(self, outcome: Outcome | None) -> None:
-        """The run is over here. Without an outcome nothing is written: its claim is another worker's."""
+        """Ends the run in this process. outcome: None if the claim is lost; then nothing is written."""
         if self.state is State.ENDED:
             return
         self.state = State.ENDED
@@ -258,22 +258,22 @@ class Attempt:
         self.surroundings.ended(self, outcome)
 
     def keep(self, task: asyncio.Task[None]) -> None:
-        """`task` acts on the answers to its beats from now on, until it ends."""
+        """Sets the task that acts on the answers to the run's beats, until it ends."""
         self.keeper = task
 
     def landed(self, outcome: Outcome, landed: bool) -> None:
-        """The database has answered. outcome: as it is recorded."""
+        """Takes the database's answer. outcome: as it was recorded."""
         self.outcome = outcome
         if self.answer is not None and not self.answer.done():
             self.answer.set_result(landed)
 
     def let_go(self) -> None:
-        """Drops the objects that know this one: nothing should have to wait for the garbage collector."""
+        """Drops the objects that refer back to this one, so that nothing waits for the garbage collector."""
         del self.run, self.fence
 
     async def _report(self, run: Run, result: Any, error: BaseException | None, took: timedelta) -> None:
-        """Reports the end to the hooks once the database has answered: an end that is not recorded is not reported as
-        if it were. The run itself is over, so that it holds neither a slot nor a claim meanwhile."""
+        """Reports the end to the hooks once the database has answered: only a recorded end is reported as one. The run
+        itself is over, so it holds neither a slot nor a claim while the hooks run."""
         caller, hooks = self.surroundings.caller, self.surroundings.scheduler.hooks
         with caller.reporting():
             landed = self.answer is not None and await self.answer
@@ -285,7 +285,7 @@ class Attempt:
     # --- stopping ---------------------------------------------------------------------------------------
 
     def end(self, why: Stop) -> None:
-        """Stops the run. The first reason counts, except that a lost claim overrules: then nothing is written."""
+        """Stops the run. The first reason counts, but a lost claim overrides it: then nothing is written."""
         if self.state is State.ENDED:
             return
         asked = self.stop is not None
@@ -301,7 +301,7 @@ class Attempt:
         self.cancellation.requested = True
         self._cancel_timers()
         if self.threaded and self.began:
-            # A thread cannot be interrupted: it is asked, and given time, before its run is left behind.
+            # A thread cannot be interrupted: it is asked to stop, and its run is left behind after the grace period.
             self.interrupt = asyncio.get_running_loop().call_later(self.surroundings.grace, self._interrupt, False)
         else:
             self._interrupt(False)
@@ -310,10 +310,10 @@ class Attempt:
         if self.state is State.ENDED or self.task is None:
             return
         if self.stop is Stop.DRAIN and self.threads.busy:
-            return  # its run is given back when none of its code goes on in this process: by abandon()
+            return  # its code goes on here: abandon() gives the run back just before the process ends
         if not self.entered:
-            # A task that is cancelled before its first step never enters its coroutine, and nobody would hear of its
-            # end: it is cancelled as soon as it can notice.
+            # A task that is cancelled before its first step never enters its coroutine, so its hooks would miss its
+            # end: it is cancelled as soon as it has entered.
             asyncio.get_running_loop().call_soon(self._interrupt, again)
             return
         if again:
@@ -326,11 +326,11 @@ class Attempt:
         self.task.cancel()
         wait = _AGAIN
         if self.executor is not None and self.executor.asks_first and not again:
-            wait += self.cancellation.grace  # which is not ignoring it
+            wait += self.cancellation.grace  # until then it does not ignore the cancellation
         self.interrupt = asyncio.get_running_loop().call_later(wait, self._interrupt, True)
 
     def _drop(self) -> None:
-        """Lets go of a run that has not started: gives it back, or forgets it if it is no longer ours."""
+        """Drops a run that has not started: gives it back, cancels it, or forgets it if its claim is lost."""
         self.held_by = None
         if self.task is not None:
             self.task.cancel()
@@ -346,13 +346,13 @@ class Attempt:
             self._finish(Outcome(self.claim, RunStatus.QUEUED, refund=True, unbegun=unbegun))
 
     def abandon(self) -> None:
-        """Lets go of a run whose function will not end, before the process does: gives it back, unless it was to stop
-        for another reason, which counts then."""
+        """Gives up a run whose function does not end before the process does. The run is given back, unless it was
+        already being stopped for another reason: then that reason counts."""
         self.stop = self.stop or Stop.DRAIN
         log.get().warning("run_left_behind", run=self.claimed.id, entrypoint=self.claimed.entrypoint)
         self._conclude(None, asyncio.CancelledError())
         if self.threads.busy and self.task is not None:
-            self.task.cancel()  # it waits for the thread, which need not keep a host program
+            self.task.cancel()  # it waits for the thread, and must not hold up a host program
 
     def _cancel_timers(self) -> None:
         for timer in (self.deadline, self.interrupt):
@@ -362,7 +362,7 @@ class Attempt:
 
 
 def function_fields(attempt: Attempt) -> dict[str, str]:
-    """The fields that name the function of an attempt in the log."""
+    """The log fields that name the function of an attempt."""
     function = attempt.executor.function if attempt.executor is not None else None
     fields = {"entrypoint": attempt.claimed.entrypoint}
     if function is not None:
@@ -372,7 +372,7 @@ def function_fields(attempt: Attempt) -> dict[str, str]:
 
 
 def _bind(attempt: Attempt) -> None:
-    """As bind_contextvars() does, which also makes the means to undo it."""
+    """Sets the context variables as bind_contextvars() does, but makes no tokens to undo it."""
     _RUN.set(attempt.claimed.id)
     _ENTRYPOINT.set(attempt.claimed.entrypoint)
     _ATTEMPT.set(attempt.claimed.attempt)

@@ -1,7 +1,8 @@
 """Writes outcomes, many in one fenced statement, until the database has them. Decides nothing about them.
 
-An outcome that the database refuses is written with less in it, at last as a mere failure. One that is refused even so
-is kept, with its claim, and tried again now and then. What an attempt said last goes out before its end, by scribe.
+If the database refuses an outcome, it is written with less in it, and in the end as a bare failure. If that is refused
+too, the outcome is kept with its claim and tried again now and then. Before an end is written, scribe writes the
+attempt's last lines.
 """
 
 from __future__ import annotations
@@ -23,32 +24,32 @@ from pgsched.worker.kit import Kit
 from pgsched.worker.run.scribe import Scribe
 
 BATCH = 1000
-_LOCKED_AGAIN = 0.1  # seconds until an outcome whose row a client has locked is tried again
+_LOCKED_AGAIN = 0.1  # seconds until an outcome is tried again if a client has locked its row
 REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is refused in every form: first, most
-_LOCK_AGAIN = (1.0, 5.0)  # the same, if it waits for a lock that somebody's trigger or index needs
-_PATIENCE = 3  # tries after which an error that passes, and does not, may be that of one row
+_LOCK_AGAIN = (1.0, 5.0)  # the same, if it waits for a lock that a trigger or an index needs
+_PATIENCE = 3  # after this many tries, a transient error that persists may be caused by one row
 _NO_END = RunError("Unstorable", "its end could not be stored")
 Answer = Callable[[Outcome, bool], None]
 Item = tuple[Outcome, Answer]
 
 
 class Landing(enum.IntEnum):
-    """What became of an outcome under its claim."""
+    """The result of writing an outcome under its claim."""
 
-    LOCKED = 0  # somebody has the row: it has to be tried again
+    LOCKED = 0  # somebody has locked the row: try again
     LANDED = 1
-    COMMITTED = 2  # and its run had succeeded already, by its own transaction
+    COMMITTED = 2  # and the run's own transaction had already committed its success
 
 
 class Finisher:
-    """A queue of outcomes. While one batch is being written the next one gathers, so a single outcome goes out
-    at once and a thousand go out together."""
+    """A queue of outcomes. While one batch is being written, the next one gathers, so a single outcome goes out at once
+    and a thousand go out together."""
 
     def __init__(self, kit: Kit) -> None:
         self._store = kit.store
         self._session = kit.writes
         self._worker = kit.worker
-        self._lease = kit.settings.stall_timeout  # for how long a thread that is left behind counts at first
+        self._lease = kit.settings.stall_timeout  # how long a thread that is left behind counts as running at first
         self._outage = kit.outage
         self._scribe = Scribe(kit)
         self._aside = kit.aside
@@ -65,8 +66,8 @@ class Finisher:
         self._log = log.get()
 
     def put(self, outcome: Outcome, answer: Answer) -> None:
-        """Takes an outcome in. `answer` is called with it once it is certain whether it landed; where the run's own
-        transaction had committed, with the success that it is then."""
+        """Takes an outcome. Once it is certain whether the outcome landed, `answer` is called with it; if the run's own
+        transaction had committed, it is called with that success."""
         self._waiting.append((outcome, answer))
         self._done.clear()
         self._wake.set()
@@ -78,12 +79,12 @@ class Finisher:
 
     @property
     def behind(self) -> int:
-        """Outcomes that only wait for their turn; not those whose rows somebody has locked, for which nobody waits."""
+        """Unwritten outcomes that hold up new claims: all but those whose rows somebody has locked."""
         return len(self._waiting) + self._writing + len(self._kept)
 
     async def flush(self, seconds: float) -> bool:
-        """Waits until all is written, at most so long. Returns whether it is. Outcomes that were refused get one more
-        try, and are not waited for after that."""
+        """Waits until all outcomes are written, at most this many seconds. Returns whether they are. Outcomes that were
+        refused get one more try, and are not waited for after that."""
         for key in list(self._kept):
             self._try_again(key)
         try:
@@ -94,7 +95,7 @@ class Finisher:
         return not self._kept
 
     async def run(self) -> None:
-        """Writes for ever. An outcome leaves the queue only when the database has answered for it."""
+        """Writes until it is cancelled. An outcome leaves the queue only once the database has answered."""
         while True:
             # Clear before looking: an outcome that comes in between costs one spare turn, never a lost write.
             self._wake.clear()
@@ -109,8 +110,8 @@ class Finisher:
             self._writing = 0
 
     async def _write(self, batch: Sequence[Item]) -> None:
-        """Writes a batch, whatever it takes. One that the database refuses is taken apart. What was refused before goes
-        by itself: it must not have the others wait for it again."""
+        """Writes a batch, no matter how long it takes. If the database refuses it, it is taken apart. Outcomes that
+        were refused before are sent separately: the others must not wait for them again."""
         fresh: list[Item] = []
         before: list[Item] = []
         for item in batch:
@@ -156,10 +157,9 @@ class Finisher:
         self._wake.set()
 
     async def send(self, outcomes: list[Outcome]) -> dict[tuple[int, int], Landing]:
-        """Writes outcomes; returns by (run id, token) what became of each. Those that lost their claim are left
-        out."""
+        """Writes outcomes. Returns the landing of each by (run id, token), without those that lost their claim."""
         speaking = [(o.claim, o.journal) for o in outcomes if o.journal is not None]
-        # First what they said: when a run has ended, all of it is there. One whose lines do not land does not end yet.
+        # Lines go first: an ended run has all its lines. If they do not land, it does not end yet.
         mute = await self._scribe.write_all(speaking) if speaking else set()
         ready = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in mute] if mute else outcomes
         ends = [o for o in ready if not o.unbegun]
@@ -178,7 +178,7 @@ class Finisher:
         return answers
 
     async def _reduce(self, item: Item, error: BaseException) -> None:
-        """The database refuses this outcome: it is sent with less and less in it."""
+        """Sends a refused outcome again, with less and less in it."""
         outcome, answer = item
         for bare in _barer(outcome) if not passing(error) else ():
             refusals: list[BaseException] = []
@@ -186,18 +186,18 @@ class Finisher:
             async def refused(_: Item, refusal: BaseException, refusals: list[BaseException] = refusals) -> None:
                 refusals.append(refusal)
 
-            # The log and the hooks hear of an error, also if the row may have none.
+            # The log and the hooks get an error even if the row may have none.
             heard = outcome if bare.status is outcome.status else dataclasses.replace(bare, error=bare.error or _NO_END)
             await Apart(self._send, refused, self._wait, _PATIENCE).all([(bare, _as(heard, answer))])
             if not refusals:
                 run, status = outcome.claim.run_id, str(bare.status)
                 self._log.error("outcome_reduced", run=run, status=status, error=describe(error))
                 return
-        # Somebody's own constraint or trigger.
+        # The application's own constraint or trigger refuses it.
         await self._keep(item, error)
 
     async def _keep(self, item: Item, error: BaseException) -> None:
-        """Keeps an outcome for later. Until then its claim is kept alive, so that nobody executes the run again."""
+        """Keeps an outcome for later. Until then its claim is kept alive, so that no worker executes the run again."""
         claim = item[0].claim
         key = claim.run_id, claim.token
         first, most = REFUSED_AGAIN if not isinstance(error, psycopg.errors.LockNotAvailable) else _LOCK_AGAIN
@@ -206,7 +206,7 @@ class Finisher:
         await self._noting(lambda connection: self._aside.put(connection, Kind.END, [(claim.run_id, error)]))
 
     async def _noting(self, note: Callable[[Connection], Awaitable[None]]) -> None:
-        """Has a note written about refused outcomes. Nothing depends on it."""
+        """Writes a note about refused outcomes. Nothing depends on it."""
         try:
             async with self._session.use() as connection:
                 await note(connection)
@@ -220,8 +220,8 @@ class Finisher:
 
 
 def _barer(outcome: Outcome) -> Iterator[Outcome]:
-    """The outcome with less and less in it. A give-back has nothing to leave out, and its run has not failed. But a row
-    whose fire time goes back to its schedule may stay, if somebody refers to it."""
+    """The outcome with less and less in it. A give-back has nothing to leave out, and its run has not failed. But if
+    its fire time goes back to the schedule, its row may stay, because another table may refer to it."""
     if outcome.refund:
         if outcome.unbegun and not outcome.stays:
             yield dataclasses.replace(outcome, stays=True)
@@ -239,12 +239,12 @@ def _barer(outcome: Outcome) -> Iterator[Outcome]:
 
 
 def _as(outcome: Outcome, answer: Answer) -> Answer:
-    """Answers with the outcome as it was, unless its transaction had committed."""
+    """The answer with the given outcome, unless the run's own transaction had committed."""
     return lambda told, landed: answer(told if told.committed else outcome, landed)
 
 
 def _committed(outcome: Outcome) -> Outcome:
-    """The success that the run's own transaction has committed, whatever came after it."""
+    """The success that the run's own transaction committed, no matter how the attempt ended after that."""
     return dataclasses.replace(
         outcome, status=RunStatus.SUCCEEDED, error=None, delay=timedelta(0), refund=False, committed=True
     )

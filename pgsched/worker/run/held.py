@@ -1,7 +1,7 @@
-"""Starts claimed runs at their instant, if their claims are certainly still ours then.
+"""Starts claimed runs at their instant, if their claims certainly still hold then.
 
 One timer serves all runs of one instant. A claim is sure for a while after the statement that made or renewed it was
-sent; a run whose claim is not sure asks first (a beat), and whoever gets the answer hands it to arrange() again.
+sent. If a claim is not sure, a beat asks about it first, and the answer brings its run back to arrange().
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.surroundings import State
 from pgsched.worker.wakeups import Wakeup
 
-# Heartbeat intervals for which a claim is sure, from when the statement that made or renewed it was sent: nobody takes
-# it away within three. A run starts without asking only as long as its claim is sure.
+# A claim is sure for this many heartbeat intervals after the statement that made or renewed it was sent: nobody takes
+# it away within three. A run starts without asking only while its claim is sure.
 SURE = 2
 
 
@@ -34,7 +34,8 @@ class Held:
         self.instants: dict[float, tuple[asyncio.TimerHandle, list[Attempt]]] = {}
 
     def arrange(self, attempt: Attempt) -> None:
-        """Starts a run whose claim is sure, or has it wait for its instant, with all others of that instant."""
+        """Starts a run, or has it wait for its instant, together with all others of that instant. Has a beat ask first
+        if its claim is not sure, or if the database's clock is not known."""
         instant, now = self._clock.monotonic(attempt.claimed.due_at), time.monotonic()
         if instant <= now:
             if now - attempt.asked_at < self._sure_for:
@@ -52,30 +53,31 @@ class Held:
             self.ask(attempt)
 
     def start(self, instant: float) -> None:
-        """The instant of held runs has come. If a claim is not sure any more, because the loop was blocked or the
-        machine slept, it may be another's by now: a beat asks first. A change of its schedule takes none away."""
+        """Starts the held runs of an instant that has come. If a claim is not sure any more, because the loop was
+        blocked or the machine slept, another worker may have it by now: a beat asks first. A change of its schedule
+        takes no claim away."""
         timer, held = self.instants.pop(instant)
         jumped = self._watch.look()
         now = time.monotonic()
         for attempt in held:
             if attempt.state is not State.HELD or attempt.held_by is not timer:
-                continue  # dropped since, or a beat asks about it
+                continue  # it was dropped meanwhile, or a beat asks about it
             attempt.held_by = None
             if jumped or now - attempt.asked_at >= self._sure_for:
                 self.ask(attempt)
             elif self._clock.monotonic(attempt.claimed.due_at) <= now:
                 attempt.start()
             else:
-                self.arrange(attempt)  # the database's clock has been set back since
+                self.arrange(attempt)  # the database's clock was set back meanwhile
 
     def ask(self, attempt: Attempt) -> None:
         """Has a beat ask about a claim before its run starts."""
         attempt.unsure = True
-        attempt.held_by = None  # the timer is others' too
+        attempt.held_by = None  # the timer serves other runs too
         self._beat.ask()
 
     def ask_all(self) -> None:
-        """Time went by unseen, or the database's clock was set: no held run starts before its claim was asked about,
-        and its instant is looked for anew."""
+        """Asks about all held claims because time went by unseen, or the database's clock was set. No held run starts
+        before its claim is confirmed, and its instant is computed again."""
         for attempt in self._roster.held():
             self.ask(attempt)

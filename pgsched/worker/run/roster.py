@@ -1,6 +1,6 @@
 """All claimed runs of this worker, their slots and places, and the threads that outlive them.
 
-It changes nothing about a run. Heartbeat, guard, reaper and dispatcher look at it; runner adds and removes.
+It changes nothing about a run. Heartbeat, guard, reaper and dispatcher look at it; runner adds and removes runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pgsched.rules.outcome import Stop
 from pgsched.worker.run.attempt import Attempt, function_fields
 from pgsched.worker.run.surroundings import Key, State
 
-_UNLANDED = 10_000  # claims without an end that are remembered
+_UNLANDED = 10_000  # how many claims without a recorded end are remembered
 
 
 class Roster:
@@ -29,17 +29,17 @@ class Roster:
     """
 
     def __init__(self, settings: Settings) -> None:
-        # By (run id, token): a run that was lost may be claimed here again before its old attempt has ended.
+        # By (run id, token): a lost run may be claimed here again before its old attempt has ended.
         self.attempts: dict[Key, Attempt] = {}
-        # The last claims that began here and whose end did not land: the reaper counts their attempts.
+        # The last claims that started here and whose end did not land: the reaper counts their attempts.
         self.unlanded: dict[Key, None] = {}
         # Attempts that have ended while their function goes on in its thread.
         self.left_behind: dict[Key, Attempt] = {}
-        self.leftovers_changed = asyncio.Event()  # left_behind, or the claims that outlive their runs
+        self.leftovers_changed = asyncio.Event()  # set when left_behind or outliving() changes
         self.slots_used = 0
         self.used: Counter[Place] = Counter()
         self._settings = settings
-        self._in_thread: dict[int, Attempt] = {}  # by run id, also those that are left behind
+        self._in_thread: dict[int, Attempt] = {}  # by run id, including those left behind
         self._most = {
             Place.THREAD: settings.max_threads,
             Place.PROCESS: settings.max_processes or os.cpu_count() or 1,
@@ -57,8 +57,12 @@ class Roster:
         added: Callable[[Attempt], None] | None = None,
         freed: Callable[[Attempt], None] | None = None,
     ) -> None:
-        """Calls `filled` when there are claims again, `added` with each claim, and `freed` whenever a slot or place is
-        free, or an overlap or a limit may have room."""
+        """Subscribes to changes.
+
+        filled: called when there are claims again.
+        added: called with each new attempt.
+        freed: called with an attempt when a slot or place becomes free, or when an overlap or a limit may have room.
+        """
         self._filled += [filled] if filled is not None else []
         self._added += [added] if added is not None else []
         self._freed += [freed] if freed is not None else []
@@ -66,7 +70,7 @@ class Roster:
     # --- coming and going -------------------------------------------------------------------------------
 
     def add(self, attempt: Attempt) -> None:
-        """A claim takes its slot and its place."""
+        """Adds a claim, which takes its slot and its place."""
         if not self.attempts:
             for callback in self._filled:
                 callback()
@@ -80,7 +84,7 @@ class Roster:
             each(attempt)
 
     def free(self, attempt: Attempt) -> None:
-        """A run has ended: its slot is free, and its place, unless its thread goes on."""
+        """Frees the slot of a run that has ended, and its place unless its thread goes on."""
         self.slots_used -= 1
         if attempt.threads.call is not None and attempt.threads.busy:
             self._leave_behind(attempt)
@@ -89,12 +93,12 @@ class Roster:
         self.changed(attempt)
 
     def changed(self, attempt: Attempt) -> None:
-        """Something may start now that could not before."""
+        """Calls the `freed` callbacks: something may start now that could not before."""
         for callback in self._freed:
             callback(attempt)
 
     def forget(self, attempt: Attempt, *, landed: bool) -> None:
-        """The database has answered for the end of a run, or its claim is lost."""
+        """Removes a run: the database has answered about its end, or its claim is lost."""
         self.attempts.pop(attempt.key, None)
         if self._in_thread.get(attempt.claimed.id) is attempt and not attempt.threads.busy:
             del self._in_thread[attempt.claimed.id]
@@ -114,7 +118,7 @@ class Roster:
                 "threads_exhausted",
                 max_threads=self._settings.max_threads,
                 advice="functions that hang have taken all threads, and this worker starts no synchronous run any "
-                "more: give what they wait for a timeout, and restart the worker",
+                "more: give their blocking calls a timeout, and restart the worker",
             )
 
     def _thread_ended(self, attempt: Attempt) -> None:
@@ -151,7 +155,7 @@ class Roster:
         return sum(x.state is not State.ENDED for x in self.attempts.values() if x.claimed.entrypoint == entrypoint)
 
     def places(self) -> dict[Place, int]:
-        """How many more runs of each kind of place there is room for."""
+        """How many more runs each kind of place has room for."""
         return {place: max(0, number - self.used[place]) for place, number in self._most.items()}
 
     @property
@@ -160,25 +164,25 @@ class Roster:
         return self.used[Place.THREAD]
 
     def busy_with(self, run_id: int) -> Attempt | None:
-        """An earlier attempt of a run whose function still goes on in a thread here."""
+        """An earlier attempt of this run whose function still goes on in a thread here, or None."""
         earlier = self._in_thread.get(run_id)
         return earlier if earlier is not None and earlier.threads.busy else None
 
     def outliving(self) -> list[Key]:
-        """The attempts that have ended or lost their claim while their functions go on in threads. Without those that a
-        drain gives back: their runs are other workers', and their threads end with the process."""
+        """The attempts that have ended or lost their claim while their functions go on in threads. Attempts that a
+        drain gives back are left out: their runs belong to other workers, and their threads end with the process."""
         lost = [key for key, each in self._busy() if each.stop is Stop.LOST and key not in self.left_behind]
         return [*(key for key, each in self.left_behind.items() if each.stop is not Stop.DRAIN), *lost]
 
     def in_threads(self) -> list[Key]:
-        """The attempts whose function is in a thread, whether the run has ended or not. For any thread."""
+        """The attempts whose function is in a thread, even if the run has ended. For any thread."""
         return list(dict.fromkeys([*list(self.left_behind), *(key for key, _ in self._busy())]))
 
     def _busy(self) -> list[tuple[Key, Attempt]]:
         return [(key, each) for key, each in list(self.attempts.items()) if each.threads.busy]
 
     async def until_empty(self, of: Callable[[], Iterable[Attempt]], seconds: float) -> bool:
-        """Waits until there are none of these, at most so long. Returns whether there are none."""
+        """Waits until `of` returns no attempts, at most this many seconds. Returns whether it does."""
         deadline = time.monotonic() + seconds
         while any(True for _ in of()):
             left = deadline - time.monotonic()

@@ -1,7 +1,7 @@
-"""Takes claimed runs in, and hands on how each ends. READ attempt.py for the life of one.
+"""Takes claimed runs and passes their outcomes on. Read attempt.py for the life of one run.
 
-Dispatcher hands claims over, held starts them at their instant, beats say which claims still hold, finisher writes
-outcomes. The roster is the list of all that is here.
+Dispatcher hands over claims, held starts runs at their instant, beats say which claims still hold, and finisher writes
+outcomes. The roster lists everything that is here.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from pgsched.worker.run.hook_calls import Caller
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.surroundings import State, Surroundings
 
-UNWRITTEN = 3 * BATCH  # ends that wait to be written, at most, before no more is claimed
-_LATE = 5  # so many claims in a row that are not sure though the database has just said that they hold
+UNWRITTEN = 3 * BATCH  # with this many ends waiting to be written, no more runs are claimed
+_LATE = 5  # claims in a row that are not sure although the database has just confirmed them
 _SAY_AGAIN = 60.0  # seconds between two log lines about a database that answers too late
 
 
 class Runner:
-    """Between the claim and the finisher.
+    """Stands between the claim and the finisher.
 
-    threads: where synchronous functions run. group: the task group of all runs. raised: hears of what functions raise;
-    for tests.
+    threads: the pool for synchronous functions.
+    group: the task group of all runs.
+    raised: called with the exceptions of functions; for tests.
     """
 
     def __init__(
@@ -76,24 +77,26 @@ class Runner:
 
     @property
     def room(self) -> int:
-        """How many runs may be claimed now. If ends are written more slowly than runs end, no more are claimed until
-        they are: an end that is not written has to be kept alive, and its run is run again if this process dies."""
+        """How many runs may be claimed now. If ends are written more slowly than runs end, claims wait until they are
+        written: the claim of an unwritten end must be kept alive, and if this process dies, its run is executed
+        again."""
         free = self._kit.settings.max_running - self._roster.slots_used
         return max(0, min(free, UNWRITTEN - self._finisher.behind))
 
     # --- claims come in ---------------------------------------------------------------------------------
 
     def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
-        """Accepts claims that are committed, and starts each run as soon as its instant has certainly come.
+        """Accepts committed claims, and starts each run as soon as its instant has certainly come.
 
-        asked_at: when, on the monotonic clock, the first statement that made them was sent; default now. A run
-        that this process still works on is given back instead.
+        If this process is still working on a run, it is given back instead.
+
+        asked_at: when the first statement that made the claims was sent, on the monotonic clock; default now.
         """
         jumped = self._kit.watch.look()  # the machine may have slept since the pass saw the database's clock
         asked_at = time.monotonic() if asked_at is None else asked_at
         for run in runs:
             if (earlier := self._roster.busy_with(run.id)) is not None:
-                # Another worker took it away from us and it has come back. Its first attempt goes on here: wait for it.
+                # Another worker took it away and it has come back. Its first attempt goes on here: wait for that.
                 earlier.end(Stop.LOST)
                 self.give_back([run])
                 continue
@@ -107,7 +110,7 @@ class Runner:
                 self.held.arrange(attempt)
 
     def give_back(self, runs: Iterable[ClaimedRun]) -> None:
-        """Gives claims back that cannot be taken."""
+        """Gives back claims that cannot be accepted."""
         for run in runs:
             claim = Claim(run.id, run.token, self._kit.worker)
             back = Outcome(claim, RunStatus.QUEUED, refund=True, unbegun=run.schedule_id is not None)
@@ -123,8 +126,11 @@ class Runner:
     # --- beats answer -----------------------------------------------------------------------------------
 
     def answered(self, run_id: int, token: int, hold: Hold | None, asked_at: float) -> None:
-        """What the answer to a beat says of a claim. hold: None if the claim is lost. asked_at: when the beat was sent,
-        on the monotonic clock."""
+        """Acts on the answer to a beat about one claim.
+
+        hold: None if the claim is lost.
+        asked_at: when the beat was sent, on the monotonic clock.
+        """
         attempt = self._roster.attempts.get((run_id, token))
         if attempt is None or attempt.state is State.ENDED:
             return
@@ -140,7 +146,7 @@ class Runner:
         elif hold is Hold.WITHDRAWN and attempt.state is State.HELD:
             attempt.end(Stop.WITHDRAWN)
         elif hold is Hold.WITHDRAWN:
-            # It has begun. That is the answer, and a beat that was sent since then has written it.
+            # It goes on, because it has started. The first beat sent after that records the start.
             if attempt.started > asked_at:
                 self._kit.wakeups.beat.ask()
         elif attempt.unsure and attempt.state is State.HELD:
@@ -151,7 +157,7 @@ class Runner:
                 self._say_late(time.monotonic() - asked_at)
 
     def _say_late(self, seconds: float) -> None:
-        """The answers themselves are too old to start a run by. It goes on asking, and nobody would know why."""
+        """Logs that answers come too late to start a run: otherwise nobody would know why it goes on asking."""
         now = time.monotonic()
         if now - self._said_late < _SAY_AGAIN:
             return
@@ -165,17 +171,17 @@ class Runner:
     # --- runs end ---------------------------------------------------------------------------------------
 
     def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
-        """A run is over in this process. Its outcome is to be written; without one its claim is lost."""
+        """A run is over here: frees its slot and has its outcome written. outcome: None if its claim is lost."""
         self._roster.free(attempt)
         if outcome is None:
             self._forget(attempt, landed=False)
             if attempt.threads.call is not None:
-                self._roster.leftovers_changed.set()  # a beat may have said that its thread goes on
+                self._roster.leftovers_changed.set()  # a beat may have reported that its thread goes on
         else:
             self._finisher.put(outcome, self._landed)
 
     def _landed(self, outcome: Outcome, landed: bool) -> None:
-        """The finisher's answer: the end is written, or its claim was gone."""
+        """Takes the finisher's answer: the end is written, or its claim is lost."""
         attempt = self._roster.attempts.get((outcome.claim.run_id, outcome.claim.token))
         if attempt is None:
             return

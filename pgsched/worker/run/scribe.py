@@ -1,7 +1,7 @@
-"""Writes what attempts say, lines and progress, in batches, each under its claim.
+"""Writes the lines and the progress of attempts, in batches, each attempt's under its claim.
 
-What is said is the journal's to keep until it is written. When it is: with a beat while the attempt runs, and before
-its end; without anything said there is no statement.
+The journal buffers them. They are written with each beat and once more before the end is written; if there are none, no
+statement is sent.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pgsched.model import Claim
 from pgsched.worker.kit import Kit
 
 BATCH = 1 << 20  # characters in one statement
-_PART = Journal.LIMIT  # of these at most so many of one attempt
+_PART = Journal.LIMIT  # characters of one attempt in a statement, at most
 
 Speaking = tuple[Claim, Journal]
 
 
 class Scribe:
-    """A worker's."""
+    """A worker's writer of journals."""
 
     def __init__(self, kit: Kit) -> None:
         self._store = kit.store
@@ -31,13 +31,13 @@ class Scribe:
         self._log = log.get()
 
     async def write_some(self, speaking: Sequence[Speaking]) -> None:
-        """Writes one batch. What is left, and what belongs to a row that somebody has locked, the next one brings."""
+        """Writes one batch. The next call writes the rest, and the lines of rows that somebody has locked."""
         if speaking:
             await self._send(speaking)
 
     async def write_all(self, speaking: Sequence[Speaking]) -> set[tuple[int, int]]:
-        """Writes all there is. Returns the (run id, token) of those of which it could not: the claim is lost, or
-        somebody has the row locked."""
+        """Writes all lines and progress. Returns the (run id, token) of each attempt that it could not write for: its
+        claim is lost, or somebody has locked its row."""
         missed: set[tuple[int, int]] = set()
         left = list(speaking)
         while left := [(c, j) for c, j in left if j.unwritten and (c.run_id, c.token) not in missed]:
@@ -45,7 +45,7 @@ class Scribe:
         return missed
 
     async def _send(self, speaking: Sequence[Speaking]) -> set[tuple[int, int]]:
-        """Sends one batch of what these say; returns those that it did not land for."""
+        """Sends one batch. Returns the (run id, token) of each attempt whose lines did not land."""
         missed: set[tuple[int, int]] = set()
         read: dict[int, Said] = {}
 
@@ -63,7 +63,7 @@ class Scribe:
             return ()
 
         async def refuse(one: Speaking, error: BaseException) -> None:
-            # A run must not be kept from ending by what it said.
+            # Its lines must not keep a run from ending.
             claim, journal = one
             said = read[id(journal)]
             self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=describe(error))
@@ -74,7 +74,7 @@ class Scribe:
 
 
 def _batch(speaking: Sequence[Speaking]) -> list[tuple[Claim, Journal, Said]]:
-    """What these say, as far as it fits into one statement."""
+    """The unwritten lines and progress of these attempts, as far as they fit into one statement."""
     batch: list[tuple[Claim, Journal, Said]] = []
     room = BATCH
     for claim, journal in speaking:

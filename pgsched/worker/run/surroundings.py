@@ -1,4 +1,4 @@
-"""The things that all attempts of a worker share, and the states of one."""
+"""The objects that all attempts of a worker share, and the states of an attempt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Key: TypeAlias = tuple[int, int]  # run id, token
 
 
 class State(enum.Enum):
-    """Where a claimed run is in this process."""
+    """The state of a claimed run in this process."""
 
     HELD = "held"  # claimed ahead of its instant, not started
     RUNNING = "running"
@@ -34,12 +34,12 @@ class State(enum.Enum):
 class Surroundings:
     """Shared by the attempts of one worker.
 
-    grace: seconds that a cancelled run has.
+    grace: seconds that a cancelled run has to end.
     group: the task group of their tasks.
-    threads: where synchronous functions run.
+    threads: the pool for synchronous functions.
     ended: called once for each attempt with its outcome, or with None if its claim is lost.
     committed: called in the event loop when a run's own transaction has committed its success.
-    outlives: called when a claim is lost whose function goes on in its thread.
+    outlives: called when a claim is lost while its function goes on in its thread.
     raised: gets the exceptions of functions; for tests.
     """
 
