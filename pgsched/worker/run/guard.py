@@ -49,7 +49,7 @@ class Guard:
         self._thread.start()
 
     def _wake(self) -> None:
-        """There are claims to watch over."""
+        """Wakes the thread: there are claims to watch over."""
         if not self._busy.is_set():
             self._tick = time.monotonic()
             self._busy.set()
@@ -110,8 +110,8 @@ class Guard:
             return list(await self._store.beat(connection, self._worker, claims, threads, lease))
 
     def _culprit(self) -> dict[str, Any]:
-        """Whose code holds the event loop's thread: the run's own function where it is found on the stack, else
-        the innermost frame outside of libraries."""
+        """The log fields that name the code on the event loop's thread: the run's own function if it is on the stack,
+        else the innermost frame outside of libraries."""
         stack = _stack(sys._current_frames().get(self._watched))
         fields: dict[str, Any] = {}
         task = asyncio.current_task(self._loop)

@@ -21,23 +21,23 @@ from pgsched.worker.run.runner import Runner
 from pgsched.worker.run.scribe import Scribe
 from pgsched.worker.run.surroundings import State
 
-_ASK_EVERY = 0.05  # seconds between beats that notifications ask for, at least
+_ASK_EVERY = 0.05  # minimum seconds between beats that notifications ask for
 _REFUSED_AGAIN = 5.0  # seconds between beats of a run whose beat the database refuses
 
 
 class Heartbeat:
-    """One statement an interval for all claims. Each run that lives to see a beat has a task of its own that
-    waits for its answer and acts on it; a run that is over sooner needs none, since the claim is its first beat."""
+    """Sends one statement per interval for all claims. Each run that lives to see a beat has its own task that waits
+    for the answers and acts on them. A shorter run needs none: the claim is its first beat."""
 
     def __init__(self, kit: Kit, roster: Roster, runner: Runner, group: asyncio.TaskGroup) -> None:
-        """group: of the tasks that wait for answers; the runs' own."""
+        """group: the runs' task group, also for the tasks that wait for answers."""
         self._kit = kit
         self._store = kit.store
         self._session = kit.writes
         self._interval = kit.settings.heartbeat_interval.total_seconds()
         self._lease = kit.settings.stall_timeout
         self._hint = kit.wakeups.beat
-        self._refused: dict[tuple[int, int], float] = {}  # claims whose beat was refused, and when it is tried again
+        self._refused: dict[tuple[int, int], float] = {}  # claims whose beat was refused, and when to try again
         self._roster = roster
         self._runner = runner
         self._group = group
@@ -46,19 +46,19 @@ class Heartbeat:
         self._busy = asyncio.Event()
         self._asked_at = float("-inf")
         self._answers: dict[tuple[int, int], Hold | None] = {}
-        self._sent_at = 0.0  # the beat that was answered last
+        self._sent_at = 0.0  # when the last beat that was answered was sent
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._backoff = Backoff(0.05, 2.0)
         roster.watch(filled=self._wake)
 
     def _wake(self) -> None:
         if self._idle:
-            self._hint.take()  # it was about claims that are gone: the first new claim needs no beat at once
+            self._hint.take()  # it was about claims that are gone: a new claim needs no beat at once
             self._idle = False
             self._busy.set()
 
     async def run(self) -> None:
-        """Beats for ever, at fixed deadlines while there are claims, and not at all while there are none."""
+        """Beats until it is cancelled: at fixed deadlines while there are claims, else not at all."""
         due = time.monotonic() + self._interval
         while True:
             if not self._roster.attempts:
@@ -69,7 +69,7 @@ class Heartbeat:
                 continue
             await self._until(due)
             if (now := time.monotonic()) >= due:
-                due = max(due + self._interval, now)  # after a blocked loop one beat, not all that were missed
+                due = max(due + self._interval, now)  # after a blocked loop, one beat instead of all missed ones
             try:
                 await self.beat()
             except Mishaps as error:
@@ -80,8 +80,8 @@ class Heartbeat:
                 self._kit.outage.answered()
 
     async def _until(self, due: float) -> None:
-        """Sleeps until the deadline, or until somebody asks for a beat sooner. A storm of hints is answered now and
-        then, not one by one."""
+        """Sleeps until the deadline, or until a hint asks for an earlier beat. One beat answers many hints that come
+        close together."""
         await self._kit.watch.wait(self._hint.event, due)
         if not self._hint.asked:
             return
@@ -91,12 +91,13 @@ class Heartbeat:
         self._hint.take()
 
     async def beat(self) -> None:
-        """Sends one beat for all claims and hands out the answer; then what the runs say, where they say anything."""
+        """Sends one beat for all claims and hands out the answers. Then writes new lines and progress of the runs, if
+        there are any."""
         self._keep_all()
         claims = self._roster.claims()
         if not claims:
             return
-        if not self._kit.clock.known:  # and without it no held run can be started
+        if not self._kit.clock.known:  # without it no held run can start
             async with self._session.use() as connection:
                 before = time.monotonic()
                 self._kit.clock.observe(await self._store.read_clock(connection), before, time.monotonic())
@@ -116,10 +117,11 @@ class Heartbeat:
         await self._scribe.write_some([(each.claim, each.journal) for each in running if each.journal.unwritten])
 
     async def _send(self, claims: Sequence[Beat]) -> tuple[dict[tuple[int, int], Hold], set[tuple[int, int]]]:
-        """Sends the beats. Returns the answers, and the claims of which no beat was sent or answered.
+        """Sends the beats. Returns the answers, and the claims whose beat was not sent or not answered.
 
-        A run that the database refuses to change, or that waits for a lock of somebody's trigger, keeps no other from
-        being kept alive: after its first refusal it comes after all others, and only now and then."""
+        If the database refuses to change a run, or the run waits for a lock that a trigger needs, the other claims must
+        be kept alive all the same. After a run's first refusal, its beat is sent last, and only now and then.
+        """
         now = time.monotonic()
         self._refused = {key: again for key, again in self._refused.items() if key in self._roster.attempts}
         held: dict[tuple[int, int], Hold] = {}
@@ -150,13 +152,13 @@ class Heartbeat:
         return held, unsent
 
     def _keep_all(self) -> None:
-        """Makes the heartbeat tasks of the runs that have begun since the last beat."""
+        """Makes the heartbeat tasks of the runs that have started since the last beat."""
         for attempt in self._roster.running():
             if attempt.keeper is None:
                 attempt.keep(self._group.create_task(self._keep(attempt)))
 
     async def _keep(self, attempt: Attempt) -> None:
-        """A run's heartbeat task: waits for each beat's answer for as long as the run runs."""
+        """A run's heartbeat task: waits for each beat's answer and acts on it, as long as the run goes on."""
         claim = attempt.claim
         while attempt.state is State.RUNNING:
             await asyncio.shield(self._answered)

@@ -1,14 +1,16 @@
 """Calls the application's own functions around runs: before and after each, on failures, on skips.
 
-They can never harm a run. Each call is fenced off: whatever a hook raises, SystemExit among it, is logged and goes no
-further; one that takes longer than hook_timeout is cancelled and left behind; one of which a call is still hanging is
-not called again until that has ended. What is awaited of them is awaited beside the run's claim, never inside a
-transaction.
+They can never harm a run:
 
-An `async def` hook runs in a task of its own, in the run's own context: context variables that it sets are seen by the
-function and by later hooks, and it can reset them with their tokens. A plain function runs in a thread of its own, in a
-copy of that context, of which the run takes over what the hook has changed, once it has returned in time. (In the
-context itself it could not run: one that hangs would keep the run out of it.)
+- If a hook raises, even SystemExit, the error is logged and goes no further.
+- A hook that takes longer than hook_timeout is cancelled and left behind.
+- A hook whose last call still hangs is not called again until that call ends.
+- Hooks are awaited while the heartbeat goes on, never inside a transaction.
+
+An `async def` hook runs in its own task, in the run's context: the function and later hooks see the context variables
+that it sets, and it can reset them with their tokens. A plain function runs in its own thread, in a copy of that
+context. If it returns in time, its changes are copied to the run's context. (It cannot run in that context itself: if
+it hung, the run could not enter its context any more.)
 """
 
 from __future__ import annotations
@@ -31,13 +33,13 @@ from pgsched.rules.ledger import Skip
 from pgsched.rules.outcome import Stop, describe, where
 
 _GRACE = 1.0  # seconds that a cancelled hook has to end
-_SKIPS = 1000  # skips that wait for their hooks; beyond them the oldest are dropped, and counted
+_SKIPS = 1000  # skips that wait for their hooks, at most; then the oldest are dropped and counted
 
 
 def hook_arguments(
     outcome: Outcome | None, stop: Stop | None, result: Any, error: BaseException | None, duration: timedelta
 ) -> tuple[RunFailure | None, RunEnd]:
-    """The arguments of on_failure and after_run hooks. outcome: as it is recorded; None if it is not."""
+    """The arguments of on_failure and after_run hooks. outcome: as it was recorded; None if it was not."""
     if outcome is None:
         return None, RunEnd(None, result, error, None, duration, None)
     if outcome.error is not None and (error is None or stop is Stop.TIMEOUT):
@@ -49,7 +51,7 @@ def hook_arguments(
 
 
 class Caller:
-    """Calls hooks, each within its time. One a worker."""
+    """A worker's caller of hooks. Each call has a time limit."""
 
     def __init__(self, limit: timedelta) -> None:
         self._limit = limit.total_seconds()
@@ -59,21 +61,21 @@ class Caller:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Around the hooks that hear of a run's end. settle() waits for them. No error leaves this."""
+        """Surrounds the hooks that report a run's end, so that settle() waits for them. No error leaves this."""
         task = asyncio.current_task()
         assert task is not None
         self._reporting.add(task)
         try:
             yield
-        except asyncio.CancelledError:  # the worker ends, and waits for hooks no longer
+        except asyncio.CancelledError:  # the worker ends and no longer waits for hooks
             pass
-        except Exception as odd:  # a fault of ours must not reach the task group
+        except Exception as odd:  # a bug here must not reach the task group
             self._log.error("hook_failed", kind="after_run", hook="(all)", error=type(odd).__name__)
         finally:
             self._reporting.discard(task)
 
     async def settle(self, seconds: float) -> None:
-        """Waits for the hooks of runs that have ended, at most so long, and cancels those that are left."""
+        """Waits for the hooks of runs that have ended, at most this many seconds, and cancels those that are left."""
         if self._reporting:
             await asyncio.wait(list(self._reporting), timeout=seconds)
         if left := list(self._reporting):
@@ -87,7 +89,7 @@ class Caller:
         return bool(self._left)
 
     async def call(self, hooks: Sequence[Hook], context: contextvars.Context, *arguments: Any) -> None:
-        """Calls hooks one after the other. Raises nothing but the cancellation of whoever waits here."""
+        """Calls hooks one after the other. Raises only CancelledError, if the caller's own task is cancelled."""
         for hook in hooks:
             if hook.hanging:
                 if not hook.told:
@@ -100,7 +102,7 @@ class Caller:
                     await self._in_task(hook, context, arguments)
                 else:
                     await self._in_thread(hook, context, arguments)
-            except Exception as error:  # a fault of ours, or no more threads to be had
+            except Exception as error:  # a bug here, or no thread could be started
                 self._failed(hook, error)
 
     async def _in_task(self, hook: Hook, context: contextvars.Context, arguments: tuple[Any, ...]) -> None:
@@ -123,17 +125,17 @@ class Caller:
 
         def work() -> None:
             error = copy.run(_called, hook.function, arguments)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
                 loop.call_soon_threadsafe(future.set_result, error)
 
-        # A daemon thread each: one that hangs takes no other's place, and does not keep the process from ending.
+        # One daemon thread per call: if it hangs, it takes no other's place and does not keep the process alive.
         threading.Thread(target=work, name="pgsched-hook", daemon=True).start()
         try:
             if not (await asyncio.wait([future], timeout=self._limit))[0]:
                 self._hangs(hook, future)
                 self._failed(hook, TimeoutError(f"took longer than hook_timeout of {self._limit:g} s"))
                 return
-        except asyncio.CancelledError:  # the run was stopped; the thread has its time all the same
+        except asyncio.CancelledError:  # the run was stopped; the thread still gets its time
             loop.call_later(self._limit, self._hangs, hook, future)
             raise
         _adopt(copy, context)
@@ -141,14 +143,14 @@ class Caller:
             self._failed(hook, error)
 
     def _leave(self, hook: Hook, task: asyncio.Task[Any]) -> None:
-        """Cancels a call, which then has a moment to end."""
+        """Cancels a call and gives it a moment to end."""
         task.cancel()
         self._left.add(task)
         task.add_done_callback(self._left.discard)
         asyncio.get_running_loop().call_later(_GRACE, self._hangs, hook, task)
 
     def _hangs(self, hook: Hook, call: asyncio.Future[Any]) -> None:
-        """Lets the hook rest until a call has ended, unless it has."""
+        """Lets the hook rest until this call has ended, unless it already has."""
 
         def back(_: object) -> None:
             hook.hanging -= 1
@@ -164,7 +166,7 @@ class Caller:
 
 
 class SkipHooks:
-    """Tells on_skip hooks of what claim passes have recorded, in a service of its own: no claim waits for it."""
+    """Calls on_skip hooks with the skips that claim passes recorded, in its own service: no claim waits for it."""
 
     def __init__(self, hooks: Hooks, caller: Caller) -> None:
         self._hooks, self._caller = hooks, caller
@@ -175,7 +177,7 @@ class SkipHooks:
         self._idle.set()
 
     def put(self, schedule: Schedule, skip: Skip) -> None:
-        """Takes in a skip that is committed."""
+        """Takes a committed skip."""
         if not self._hooks.on_skip:
             return
         if len(self._waiting) >= _SKIPS:
@@ -186,7 +188,7 @@ class SkipHooks:
         self._stir.set()
 
     async def deliver(self) -> None:
-        """Calls the hooks for all that waits."""
+        """Calls the hooks for all waiting skips."""
         while self._waiting:
             schedule, skip = self._waiting.popleft()
             await self._caller.call(self._hooks.on_skip, contextvars.copy_context(), schedule, skip)
@@ -196,14 +198,14 @@ class SkipHooks:
         self._idle.set()
 
     async def run(self) -> None:
-        """Delivers for ever."""
+        """Delivers skips until it is cancelled."""
         while True:
             await self._stir.wait()
             self._stir.clear()
             await self.deliver()
 
     async def flush(self, seconds: float) -> None:
-        """Waits until all is delivered, at most so long."""
+        """Waits until all skips are delivered, at most this many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -212,7 +214,7 @@ class SkipHooks:
 
 
 async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> BaseException | None:
-    # A SystemExit that left a task would end the event loop.
+    # A SystemExit that leaves a task would end the event loop.
     try:
         await coroutine
     except BaseException as error:
@@ -232,7 +234,8 @@ def _called(function: Callable[..., Any], arguments: tuple[Any, ...]) -> BaseExc
 
 
 def _adopt(copy: contextvars.Context, context: contextvars.Context) -> None:
-    """Sets in the one context what has changed in its copy. The caller's own task may be the one that runs in it."""
+    """Sets the variables that changed in the copy. They are set in the current context: the run's own, if its task
+    called the hook."""
     changed = [(var, value) for var, value in copy.items() if var not in context or context[var] is not value]
     for var, value in changed:
         var.set(value)

@@ -1,4 +1,4 @@
-"""Has the database count threads that outlive their runs, for as long as they go on. The roster knows them."""
+"""Has the database count the threads that outlive their runs, as long as they go on. The roster knows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pgsched.worker.run.roster import Roster
 
 
 class Leftovers:
-    """Sends what is left behind, whole, whenever it changes, and again before it would count no more."""
+    """Sends the full list of left-behind threads whenever it changes, and again before its lease ends."""
 
     def __init__(self, kit: Kit, roster: Roster) -> None:
         self._kit = kit
@@ -20,7 +20,7 @@ class Leftovers:
         self._backoff = Backoff(0.1, 5.0)
 
     async def run(self) -> None:
-        """Sends for ever. While nothing is left behind there is nothing to send."""
+        """Sends the list until it is cancelled. While no thread is left behind, there is nothing to send."""
         while True:
             wait = self._again if self._roster.outliving() else None
             try:
@@ -28,7 +28,7 @@ class Leftovers:
                     await self._changed.wait()
             except TimeoutError:
                 pass
-            # Clear before looking: what changes meanwhile is sent with the next one.
+            # Clear before looking: a change that comes meanwhile is sent with the next list.
             self._changed.clear()
             try:
                 await self.send()
@@ -38,9 +38,9 @@ class Leftovers:
                 self._changed.set()
 
     async def send(self) -> None:
-        """One statement."""
+        """Sends the list in one statement."""
         lease = self._kit.settings.stall_timeout
         async with self._kit.writes.use() as connection:
-            # Asked for here: a beat that was on its way before us may have found claims lost.
+            # Read only now: a beat that had the connection before us may have found claims lost.
             claims, busy = self._roster.outliving(), [token for _, token in self._roster.in_threads()]
             await self._kit.store.keep_left_behind(connection, self._kit.worker, claims, busy, lease)
