@@ -1,4 +1,4 @@
-"""Re-queues or fails what stalled. Decides by signs of life that it watches itself, never by how long a run takes."""
+"""Re-queues or fails stalled runs. Decides by signs of life that it watches itself, never by how long a run takes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 
 Verdict = tuple[Silent, RunStatus, timedelta, str]
-_LOCK = timedelta(milliseconds=100)  # for which a reap waits for a lock that somebody's trigger or index needs
+_LOCK = timedelta(milliseconds=100)  # how long a reap waits for a lock that a trigger or an index needs
 
 
 class Reaper:
-    """Looks after other workers' claims while there are any, and sleeps while there are none.
+    """Watches other workers' claims while there are any, and sleeps while there are none.
 
-    Every start of a run comes from something that was due, or that woke everybody: the other workers look too,
-    and see it running.
+    Each run starts after something was due or a wake-up reached all workers, so the other workers look too and see it
+    run.
     """
 
     def __init__(self, kit: Kit, roster: Roster) -> None:
@@ -41,7 +41,7 @@ class Reaper:
         self._watch = kit.watch
         self._roster = roster
         self._whereabouts = kit.whereabouts
-        # By (run id, token): the sign of life that was seen last, and when it was first seen, by our monotonic clock.
+        # By (run id, token): the last sign of life, and when we first saw it, on our monotonic clock.
         self._watched: dict[tuple[int, int], tuple[datetime, float]] = {}
         self._interval = kit.settings.heartbeat_interval.total_seconds()
         self._hint = kit.wakeups.reap
@@ -50,18 +50,18 @@ class Reaper:
         self._looked_at: datetime | None = None
         self._backoff = Backoff(0.1, 5.0)
         self._log = log.get()
-        # Who starts beside a failover must not take silence for death: the owners may not be back yet.
+        # A worker that starts during a failover must not take silence for death: the owners may not be back yet.
         self.distrust()
 
     async def run(self) -> None:
-        """Passes for ever, while armed."""
+        """Makes passes while it is armed, until it is cancelled."""
         while True:
             if not self._armed:
                 self._looked_at = None
                 await self._hint.event.wait()
             if self._hint.take():
                 self._armed = True
-                # Long enough for a claim that nobody holds to fall silent and be seen.
+                # Long enough to see that a claim without a worker has fallen silent.
                 self._armed_until = time.monotonic() + 5 * self._interval
             try:
                 wait = await self.reap_pass()
@@ -73,16 +73,16 @@ class Reaper:
             await self._watch.sleep(wait)
 
     async def reap_pass(self) -> float:
-        """One look, and what follows from it. Returns the seconds until the next look is worth while."""
+        """Looks once, and takes lost claims away. Returns the seconds until the next look is worthwhile."""
         try:
             return await self._look()
         except Mishaps as error:
-            if not refused(error):  # whatever kept this look from the database may have kept others' beats from it
+            if not refused(error):  # others' beats may have failed for the same reason
                 self.distrust()
             raise
 
     async def _look(self) -> float:
-        self._watch.look()  # it may have been asleep until now, as other workers on this machine were
+        self._watch.look()  # this machine may have slept, and the other workers on it too
         watched, self._watched = self._watched, {}
         after, wait, reaped = 0, self._interval, list[tuple[Silent, RunStatus, timedelta, datetime]]()
         async with self._session.use() as connection:
@@ -119,7 +119,7 @@ class Reaper:
         watched: dict[tuple[int, int], tuple[datetime, float]],
         grace: bool,
     ) -> list[tuple[Silent, RunStatus, timedelta, datetime]]:
-        """Takes away those claims of a page that are lost, and returns them."""
+        """Takes away the lost claims of a page, and returns them."""
         processes: dict[tuple[str, int, str], Process] = {}
         verdicts = []
         for run in silent:
@@ -136,12 +136,12 @@ class Reaper:
             return []
         reaped = set(await self._reap(connection, verdicts))
         if names := [_transaction(run) for run, *_ in verdicts if run.id in reaped and run.worker is not None]:
-            with contextlib.suppress(psycopg.Error):  # then they end by themselves, and are fenced all the same
+            with contextlib.suppress(psycopg.Error):  # then they end by themselves; they are fenced anyway
                 await self._store.end_transactions(connection, names)
         return [(run, status, delay, now) for run, status, delay, _ in verdicts if run.id in reaped]
 
     async def _reap(self, connection: Connection, verdicts: Sequence[Verdict]) -> list[int]:
-        """Takes claims away. A run that the database refuses to change is set aside, and keeps no other waiting."""
+        """Takes claims away. A run that the database refuses to change is set aside, so that no other waits for it."""
         refusals: list[tuple[int, BaseException]] = []
 
         async def refuse(verdict: Verdict, error: BaseException) -> None:
@@ -159,14 +159,14 @@ class Reaper:
     def _is_lost(self, run: Silent, now: datetime, watched: timedelta, process: Process, trusted: bool) -> bool:
         interval, stall_timeout = self._settings.heartbeat_interval, self._settings.stall_timeout
         if run.worker == self._worker:
-            # Our own claims are the heartbeat's business, but for one that we do not know of: the answer to the
-            # commit that made it never came.
+            # Our own claims are the heartbeat's business, except one that we do not know: the answer to the commit
+            # that made it never came.
             known = (run.id, run.token) in self._roster.attempts
             return not known and watched >= 2 * interval and now - run.alive_at >= 3 * interval
         return is_stalled(run, now, interval, stall_timeout, watched=watched, process=process, trusted=trusted)
 
     def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
-        # One of our own that nobody here has ever known of was never started: it is no attempt that failed.
+        # A claim of our own that this process never knew was never started, so no attempt has failed.
         never_started = run.worker == self._worker and (run.id, run.token) not in self._roster.unlanded
         return (RunStatus.QUEUED, timedelta(0)) if never_started else after_loss(run)
 
@@ -176,22 +176,22 @@ class Reaper:
         return f"its worker {run.worker} {how}: no heartbeat for {silence:.1f} s"
 
     def _note_gap(self, now: datetime) -> None:
-        """A long gap between looks on the database's clock is an outage too: it, or this machine, stood still."""
+        """Treats a long gap between looks, by the database's clock, as an outage: it or this machine stood still."""
         if self._looked_at is not None and now - self._looked_at > timedelta(seconds=5 * self._interval + 5):
             self.distrust()
         self._looked_at = now
 
     def distrust(self) -> None:
-        """Time went by that others may have had no part in: their silence means nothing for a while."""
+        """Stops trusting silence for one stall timeout: others may have had no chance to beat."""
         self._distrust_until = time.monotonic() + self._settings.stall_timeout.total_seconds()
 
     def _in_grace(self, server_up: timedelta) -> bool:
-        """After an outage every owner gets a fresh stall timeout in which to beat again."""
+        """Whether silence is not trusted yet: after an outage every owner gets a full stall timeout to beat again."""
         return server_up < self._settings.stall_timeout or time.monotonic() < self._distrust_until
 
     def _next_look(self, silent: list[Silent], now: datetime) -> float:
-        """Sooner than the interval if a dead worker's third beat is about to be missed, and if a silence has nearly
-        been watched for long enough."""
+        """The seconds until the next look: less than the interval if a dead worker is about to miss its third beat, or
+        if a silence has nearly been watched for long enough."""
         left = []
         for run in silent:
             if run.direct and run.connected:

@@ -1,6 +1,6 @@
-"""Brings the schedules to what the code declares: at the start, and later where the start had to leave them alone.
+"""Makes the schedules match the code's declarations: at the start, or later if the start had to leave them alone.
 
-Which version of an application counts is deploy's rule; what a retired schedule leaves behind, its query's.
+deploy decides which version of an application counts; plan decides how the fire times of a retired schedule end.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from pgsched.rules.plan import fire_times, retire
 from pgsched.rules.projects import is_gone
 from pgsched.worker.kit import Kit
 
-# Seconds for which nobody may be left who has the declarations in force, before a worker that runs puts its own in
-# their place: a restart of the newer version's only worker takes less, and must not cost it its schedules.
+# Seconds without a live worker of the version in force, before a running worker applies its own declarations: a restart
+# of the newer version's only worker takes less, and must not cost it its schedules.
 RESTART = 45.0
-# What a start may take for each schedule that it declares, beyond what any statement may.
+# Extra time of a start for each schedule that it declares, beyond the limit of any statement.
 _EACH = timedelta(milliseconds=1)
-_LOOK = timedelta(seconds=5)  # what the look for the holder of a lock may take
-_BATCH = 5000  # schedules that one statement writes
+_LOOK = timedelta(seconds=5)  # time limit of the look for a lock's holder
+_BATCH = 5000  # schedules that one statement writes, at most
 
 
 class Reconciler:
-    """One transaction: whose word counts, what differs, write only that. Other owners' schedules are never touched."""
+    """Finds in one transaction which declarations count and how the tables differ, and writes only the differences. It
+    never touches other owners' schedules."""
 
     def __init__(self, kit: Kit) -> None:
         scheduler = kit.scheduler
@@ -56,8 +57,9 @@ class Reconciler:
         self._log = log.get()
 
     async def start(self, connection: Connection) -> Verdict:
-        """Applies what the code declares, unless the worker is an old one beside newer ones. Raises ConfigurationError
-        if that would retire schedules which a worker of another code base serves; nothing is changed then."""
+        """Applies the code's declarations, unless this worker is of an old version and newer workers are alive. Raises
+        ConfigurationError, and changes nothing, if that would retire schedules that a worker of another code base
+        serves."""
         async with connection.transaction():
             standing, earlier = await self._turn(connection)
             found = deploy.verdict(self.fingerprint, standing)
@@ -70,14 +72,14 @@ class Reconciler:
                 in_force=standing.in_force,
                 ours=self.fingerprint,
                 workers=standing.alive,
-                advice="workers of another version are alive, and the schedules stay as that one declares them until "
-                "they are gone; `pgsched check` shows the difference",
+                advice="workers of another version are alive: the schedules stay as that version declares them until "
+                "those workers are gone; `pgsched check` shows the difference",
             )
         return found
 
     async def why_locked(self, error: BaseException) -> str | None:
-        """The sentence about whoever keeps a start from the schedules that it has to write. None if the error speaks of
-        no wait, or if nobody does."""
+        """A sentence that names the session whose lock keeps a start from the schedules that it has to write. None if
+        the error is about no wait, or if there is no such session."""
         waited = isinstance(error, (TimeoutError, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled))
         if not waited:
             return None
@@ -97,7 +99,7 @@ class Reconciler:
         )
 
     def saw_orphaned(self, orphaned: bool) -> None:
-        """Takes in what a resync saw: whether the declarations in force are another version's that nobody has now."""
+        """Takes a resync's finding: whether the declarations in force are another version's without live workers."""
         now = time.monotonic()
         if not orphaned:
             self._orphaned_since = None
@@ -107,7 +109,7 @@ class Reconciler:
             self._due.set()
 
     async def run(self) -> None:
-        """Takes over from a version that is gone for good, whenever there is one."""
+        """Takes over whenever the version in force is gone for good, until it is cancelled."""
         while True:
             await self._due.wait()
             self._due.clear()
@@ -123,22 +125,23 @@ class Reconciler:
     async def _take_over(self, connection: Connection) -> None:
         async with connection.transaction():
             standing, earlier = await self._turn(connection)
-            # Since the look somebody may have come back, or an equal of ours may have been quicker.
+            # Since the resync a worker may have come back, or another of our version may have been quicker.
             if not standing.alive and standing.in_force != self.fingerprint:
                 await self._apply(connection, Verdict.BACK, standing, earlier)
             elif standing.in_force == self.fingerprint and any(not other.alive for other in earlier):
                 await self._apply(connection, Verdict.CURRENT, standing, earlier)
 
     async def _turn(self, connection: Connection) -> tuple[Standing, list[Other]]:
-        """Waits for our turn. Returns where our declarations stand, and what our application was called before."""
-        # A start that has as much to declare as this one is waited for, too.
+        """Waits for our turn. Returns the standing of our declarations, and the applications that are ours under
+        earlier names."""
+        # Long enough to wait for a start that has as much to declare as this one.
         await self._store.set_patience(connection, self.patience)
-        # All locks in one order, so that two starts that take over from each other wait and never deadlock.
+        # All starts lock in the same order, so two that take over from each other wait and never deadlock.
         earlier = {other.app for other in await self._earlier(connection)}
         for app in sorted({self._app, *earlier}):
             await self._store.lock_declarations(connection, app)
-        # Lock first and then a look, in a statement of its own: it must see what the one before us committed. Whoever
-        # turned up in between is not locked, and left to the next look.
+        # Lock first and then a look, in a statement of its own: it must see the commits of the start before us. An
+        # application that turned up in between is not locked, and left to the next look.
         standing = await self._store.read_declarations(connection, self._app, self.fingerprint)
         found = [other for other in await self._earlier(connection) if other.app in earlier] if earlier else []
         self.awaited = [other.app for other in found if other.alive]
@@ -150,7 +153,8 @@ class Reconciler:
         return [other for other in others if deploy.is_ours(other, self._home, self._former, is_gone)]
 
     async def _adopt(self, connection: Connection, earlier: Sequence[Other]) -> None:
-        """Takes over what our application owns under earlier names, unless workers of that name are alive."""
+        """Takes over the schedules and runs that our application owns under earlier names, except names with live
+        workers."""
         for other in earlier:
             command = deploy.adopt_command(other.app, self._app)
             if other.alive:
@@ -168,14 +172,14 @@ class Reconciler:
                 self._log.warning("application_moved", app=self._app, old=other.app, schedules=len(names), runs=runs)
 
     async def _check(self, connection: Connection, compared: Sequence[Compared]) -> None:
-        """Refuses to retire what a living worker of another code base serves."""
+        """Refuses to retire schedules that a live worker of another code base serves. Raises ConfigurationError."""
         holders = await self._store.read_holders(connection, self._app, in_force=True)
         problem = deploy.refused(self._app, compared, holders, self._home.project)
         if problem is not None:
             raise ConfigurationError(problem)
 
     async def _settle(self, connection: Connection, gone: list[Schedule], now: datetime) -> None:
-        """Records what was due of retired schedules and not claimed: no claim pass looks at them any more."""
+        """Records the due, unclaimed fire times of retired schedules: claim passes no longer look at them."""
         plans = []
         for schedule in gone:
             behind = schedule.next_run is None or schedule.next_run <= now or schedule.interruptions_json
@@ -188,8 +192,7 @@ class Reconciler:
     async def _apply(
         self, connection: Connection, found: Verdict, standing: Standing, earlier: Sequence[Other]
     ) -> None:
-        """Writes what differs, and nothing else: a start that changes nothing neither locks a schedule nor wakes
-        anybody."""
+        """Writes only the differences: a start that changes nothing neither locks a schedule nor wakes a worker."""
         await self._adopt(connection, earlier)
         kinds: dict[Kind, list[Compared]] = {each: [] for each in Kind}
         awaited = {f"code:{app}" for app in self.awaited}

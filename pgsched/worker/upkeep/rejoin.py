@@ -1,6 +1,6 @@
-"""Looks at the schema again after a statement did not fit it: somebody restored a dump, or made the schema anew.
+"""Checks the schema again after a statement did not fit it: a dump may have been restored, or the schema recreated.
 
-What the statements themselves do about such an error belongs to session and apart.
+session and apart handle the error itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pgsched.worker.kit import Kit
 
 
 class Rejoin:
-    """A worker's look at the schema.
+    """A worker's check of the schema.
 
-    back: called once the schema fits. What the worker looks at then shows it whether its own row is missing.
+    back: called once the schema fits, so that the worker looks again and sees whether its own row is missing.
     """
 
     def __init__(self, kit: Kit, back: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ class Rejoin:
             session.subscribe(misfit=self._doubted.set)
 
     async def run(self) -> None:
-        """Looks whenever a statement did not fit, and again until the schema does."""
+        """Checks whenever a statement did not fit, and again until the schema fits."""
         while True:
             await self._doubted.wait()
             # Clear before looking: a statement that fails meanwhile costs one more look.

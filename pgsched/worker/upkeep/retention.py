@@ -1,7 +1,7 @@
-"""Deletes history that is old enough, now and then and in small transactions, on a connection of its own; and what else
-would grow: notes of removed schedules, of dead workers' threads, and of rows that were set aside and are gone.
+"""Deletes old history now and then, in small transactions on its own connection.
 
-How long what is kept, settings say; what a schedule still needs, the statement.
+It also deletes notes that would pile up: of removed schedules, of dead workers' threads, and of rows that were set
+aside and are gone. The settings say how long to keep each status; the SQL keeps rows that a schedule still needs.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pgsched.db.session import Mishaps, Session, describe, refused
 from pgsched.db.statements.values import Pruned
 from pgsched.worker.kit import Kit
 
-_SOON = 300.0  # seconds after the first end within which the first round comes
+_SOON = 300.0  # the first round comes within this many seconds after the first end
 _ROUND = 3600.0  # seconds between rounds, about
-_IDLE = 86400.0  # seconds between rounds while nothing ends
-_QUICK, _SLOW = 0.2, 1.0  # seconds that a batch takes at which the next one is larger, or smaller
+_IDLE = 86400.0  # seconds between rounds while no run ends
+_QUICK, _SLOW = 0.2, 1.0  # a batch that takes fewer seconds makes the next larger; more, smaller
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many runs a batch takes: at first, and at most. Runs with long logs make it smaller."""
+    """How many runs a batch deletes: at first, and at most. Runs with long logs make it smaller."""
 
     first: int = 100
     most: int = 1000
 
 
 class Retention:
-    """A worker's. ended: set when a run has ended; what has not is not history."""
+    """A worker's deletion of history. ended: set when a run has ended, which makes it history."""
 
     def __init__(self, kit: Kit, ended: asyncio.Event, sizes: Sizes | None = None) -> None:
         self._kit = kit
@@ -44,12 +44,12 @@ class Retention:
         self._log = log.get()
 
     async def run(self) -> None:
-        """A round an hour, while runs end; else one a day, since what is there grows older. Workers that start together
-        do not go together."""
+        """Makes a round an hour while runs end, else one a day, since existing history grows older. Workers that start
+        together make their rounds at different times."""
         watch = self._kit.watch
         pause = random.uniform(0, _SOON)  # noqa: S311 - spreads, hides nothing
         while True:
-            # Where the machine slept, a round comes early: that harms nobody.
+            # If the machine slept, a round comes early, which does no harm.
             await watch.wait(self._ended, time.monotonic() + _IDLE)
             self._ended.clear()
             await watch.sleep(pause)
@@ -57,9 +57,10 @@ class Retention:
             pause = random.uniform(0.8 * _ROUND, 1.2 * _ROUND)  # noqa: S311
 
     async def round(self) -> int:
-        """Deletes all that is old enough. Returns how many runs went. The next round is soon enough for what fails.
+        """Deletes everything that is old enough. Returns the number of deleted runs. Failures wait for the next round.
 
-        A run that the database refuses to delete, because a table of the application refers to it, stays."""
+        A run stays if the database refuses to delete it, because a table of the application refers to it.
+        """
         session = self._kit.session("retention")
         gone = 0
 
@@ -85,8 +86,8 @@ class Retention:
         return gone
 
     async def _tidy(self, session: Session) -> bool:
-        """Forgets small things that nobody else may come by. Returns whether the database is there for the rest: if it
-        refuses this, that is no reason to keep history."""
+        """Deletes small notes that no other statement would ever delete. Returns whether the database can be reached
+        for the rest: if it only refuses this, history is deleted all the same."""
         try:
             async with session.use() as connection:
                 await self._kit.store.forget_leftovers(connection)
@@ -97,9 +98,10 @@ class Retention:
         return True
 
     async def _delete(self, session: Session, status: str, age: timedelta, deleted: Callable[[int], None]) -> bool:
-        """Deletes the runs of one status, batch by batch. Returns False where another worker is at it.
+        """Deletes the runs of one status, batch by batch. Returns False if another worker is deleting them.
 
-        A batch that the database refuses is made smaller, and a run that is refused alone is stepped over."""
+        A batch that the database refuses or that takes too long is made smaller; a run that is refused alone is kept.
+        """
         size, last = self._sizes.first, None
         kept, why, looking = 0, "", False
         while True:
@@ -110,7 +112,7 @@ class Retention:
             except Mishaps as error:
                 if not (refused(error) or isinstance(error, (TimeoutError, QueryCanceled))) or (size == 1 and looking):
                     raise
-                # At one run: only looks at it, so as to go on behind it.
+                # If the batch is a single run, only look at it, so as to go on behind it.
                 looking, why = size == 1, describe(error)
                 size = max(1, size // (2 if refused(error) else 10))
                 continue
@@ -126,4 +128,4 @@ class Retention:
                 size = max(1, size // 2)
             elif took < _QUICK:
                 size = min(self._sizes.most, size * 2)
-            await asyncio.sleep(took)  # others have the server half of the time
+            await asyncio.sleep(took)  # leaves the server to others half of the time
