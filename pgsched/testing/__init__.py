@@ -3,7 +3,7 @@
     async with Harness(create_scheduler(), now=datetime(2027, 3, 28, 0, tzinfo=UTC)) as t:
         runs = await t.run_until(datetime(2027, 3, 29, 0, tzinfo=UTC))
 
-Everything is the daemon's own code and SQL, on a real PostgreSQL: only the clock is another one. See docs/testing.md.
+It uses the daemon's own code and SQL, on a real PostgreSQL. Only the clock is another one. See docs/testing.md.
 """
 
 from pgsched.testing.clock import Clock

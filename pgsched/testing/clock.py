@@ -1,8 +1,8 @@
-"""A clock that stands still unless it is moved, under everything that pgsched does in one schema.
+"""A clock that stands still until it is moved, for everything that pgsched does in one schema.
 
-The database is pgsched's only clock, so it is the database's that is replaced: in the migrations and in the statements
-every now() and clock_timestamp() becomes test_clock(), which reads a table of the schema. Triggers, defaults and SQL
-functions thereby go by it too, whoever calls them.
+pgsched's only clock is the database's, so that one is replaced: in the migrations and statements, every now() and
+clock_timestamp() becomes test_clock(), which reads a table of the schema. Triggers, defaults and SQL functions use it
+too, no matter which session calls them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pgsched.rules import options
 from pgsched.worker.clocks import DatabaseClock
 
 _CALL = re.compile(rb"(?<![\w.])(?:now|clock_timestamp)\(\)")
-# Two runs that are triggered at one instant must not be the same fire time, nor that of the schedule's own that comes
+# Runs that are triggered at one instant must not share a fire time, neither with each other nor with the schedule's own
 # at this instant: each is one microsecond earlier than the one before.
 _TRIGGER = re.compile(rb"create (?:or replace )?function pgsched\.trigger\(.*?\nend \$\$;", re.S)
 _MADE = b"""
@@ -34,16 +34,16 @@ create function pgsched.test_moment() returns timestamptz language sql volatile 
 
 
 def rewritten(statement: bytes) -> bytes:
-    """A statement, written for the schema pgsched, on the test's clock."""
+    """A statement for the schema pgsched, rewritten to use the test's clock."""
     statement = _TRIGGER.sub(lambda m: _CALL.sub(b"pgsched.test_moment()", m[0]), statement)
     statement = _CALL.sub(b"pgsched.test_clock()", statement)
-    # By its change a worker's write is told from a client's, so this one has to go on.
+    # A change of it marks a worker's write, as opposed to a client's, so this clock must go on.
     return statement.replace(b"planned_at = pgsched.test_clock()", b"planned_at = pg_catalog.clock_timestamp()")
 
 
 async def make_schema(connection: Connection, schema: str, now: datetime | None) -> datetime:
-    """Makes a schema of this version that goes by a clock of its own. Returns where that stands: now, by default the
-    server's clock."""
+    """Makes a schema of this version with its own clock. Returns the time that the clock shows: `now`, by default the
+    server's time."""
     row = await (await connection.execute("select coalesce(%s::timestamptz, clock_timestamp())", (now,))).fetchone()
     assert row is not None
     start: datetime = row[0].astimezone(UTC)
@@ -58,7 +58,7 @@ async def make_schema(connection: Connection, schema: str, now: datetime | None)
 class TestStore(Store):
     """The statements, on the test's clock."""
 
-    __test__ = False  # for pytest, which takes the name for a test's
+    __test__ = False  # its name looks like a test's to pytest
 
     def __init__(self, schema: str, app: str = "") -> None:
         super().__init__(schema, app)
@@ -66,7 +66,7 @@ class TestStore(Store):
 
 
 class StandingClock(DatabaseClock):
-    """What a worker knows of the database's clock: exactly where it stands."""
+    """A worker's knowledge of the database's clock: its exact time."""
 
     def __init__(self, start: datetime) -> None:
         super().__init__()
@@ -74,23 +74,23 @@ class StandingClock(DatabaseClock):
 
     @property
     def known(self) -> bool:
-        """Always."""
+        """Always True."""
         return True
 
     def observe(self, stamp: datetime, before: float, after: float) -> None:
-        """It hears of each move at once, and needs no stamps."""
+        """Does nothing: each move sets the clock's time at once, so no stamps are needed."""
 
     def monotonic(self, instant: datetime) -> float:
-        """What has come has always come, the rest never will by itself."""
+        """Minus infinity if the instant has come; else infinity, because it never comes by itself."""
         return float("-inf") if instant <= self.stands else float("inf")
 
     def at(self, monotonic: float) -> datetime | None:
-        """The same at any time."""
+        """The clock's time, the same at any monotonic moment."""
         return self.stands
 
 
 class Clock:
-    """The clock of a test. It stands still unless it is moved, however long the test takes."""
+    """The clock of a test. It stands still until it is moved, however long the test takes."""
 
     def __init__(self, session: Session, schema: str, standing: StandingClock) -> None:
         self._session, self._standing = session, standing
@@ -98,13 +98,14 @@ class Clock:
 
     @property
     def now(self) -> datetime:
-        """Where it stands: aware, in UTC."""
+        """The clock's time: aware, in UTC."""
         return self._standing.stands
 
     async def move_to(self, instant: datetime, *, backward: bool = False) -> None:
-        """Moves it to an aware instant, as if no worker had been there meanwhile: run_due() finds what was missed.
+        """Moves the clock to an aware instant, as if no worker had run meanwhile: run_due() finds missed fire times.
 
-        backward: let it go back, as a database's clock may that is set. Raises InvalidArguments.
+        backward: allow an earlier instant, since a database's clock can be set back too. Default False.
+        Raises InvalidArguments if the instant is naive or out of range, or is earlier and `backward` is False.
         """
         to = options.instant("The clock's instant", instant)
         if to is None:
@@ -118,7 +119,7 @@ class Clock:
         self._standing.stands = to
 
     async def advance(self, by: timedelta) -> None:
-        """Moves it forward by so much, like move_to()."""
+        """Moves the clock forward by a timedelta, like move_to()."""
         if not isinstance(by, timedelta):
             raise InvalidArguments(f"advance() takes a timedelta, not {by!r}.")
         await self.move_to(self.now + by)

@@ -1,7 +1,7 @@
-"""A worker whose passes the test calls, in a schema of its own, on a clock that the test moves.
+"""A worker whose passes the test calls, in its own schema, on a clock that the test moves.
 
-The parts are the daemon's own. What is left out is what only a daemon needs: the listener, the reaper, the claim ahead
-of an instant; a test calls a pass when it wants one.
+The parts are the daemon's own. It has no listener, no reaper and no claims ahead of an instant, which only a daemon
+needs: a test calls a pass when it wants one.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
 from pgsched.worker.upkeep.reconciler import Reconciler
 
-_MOST = 10_000  # runs that one call starts before it is taken for an endless loop
+_MOST = 10_000  # after this many runs, one call is taken for an endless loop
 _BEGINNING = datetime.fromisoformat("1900-01-01T00:00:00+00:00")
 
 
 class Harness:
-    """Runs what a scheduler has registered, in a schema of its own that is dropped at the end. Use it in `async with`.
+    """Runs a scheduler's schedules and jobs, in its own schema that is dropped at the end. Use it in `async with`.
 
-    scheduler: as the application's factory returns it; its settings count, but for the database and the schema.
-    dsn: a database in which a schema may be made; default an embedded server, which the tests of a process share.
-    now: where the clock starts, aware; default the database's own time. It stands still until it is moved.
-    raise_errors: have what a run's function raises raised by the calls that run it (several as a group), but for
-    RetryLater and Discard; by default they return the run with its errors.
+    scheduler: as the application's factory returns it; its settings apply, except for the database and the schema.
+    dsn: a database that allows a new schema; default an embedded server that the tests of a process share.
+    now: the clock's first time, aware; default the database's own time. The clock stands still until it is moved.
+    raise_errors: raise the errors of the functions from the calls that run them (several as a group), except RetryLater
+        and Discard. Default False: the calls return the runs with their errors.
     limit: how much real time a call may take; default one minute. Raises TimeoutError beyond it.
 
     Runs are dicts as the client returns them (`status`, `attempt`, `result`, `errors`, `reason`, `fire_time`, …).
@@ -83,7 +83,7 @@ class Harness:
         self._limit = limit.total_seconds()
         self._over = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
-        self._taken: list[Attempt] = []  # in the order in which they started
+        self._taken: list[Attempt] = []  # in the order of their starts
         self._raised: dict[tuple[int, int], Exception] = {}  # by (run id, token)
         self._outlook: Outlook | None = None
 
@@ -92,7 +92,7 @@ class Harness:
     async def __aenter__(self) -> Harness:
         self.dsn = self.dsn or await asyncio.to_thread(embedded_dsn)
         ready = asyncio.get_running_loop().create_future()
-        # A task of its own: a fixture may be left in another task than the one that has entered it.
+        # Its own task: a fixture may be left in another task than it was entered in.
         self._main = asyncio.create_task(self._live(ready))
         await asyncio.wait([self._main, ready], return_when=asyncio.FIRST_COMPLETED)
         if self._main.done():
@@ -157,7 +157,7 @@ class Harness:
                     task.cancel()
 
     async def _end_runs(self, settings: Settings) -> None:
-        """What still runs is given back, as by a daemon that is stopped."""
+        """Gives back the runs that still go on, as a daemon does when it is stopped."""
         for attempt in self._roster.running():
             attempt.end(Stop.DRAIN)
         await self._roster.until_empty(self._roster.running, settings.cancel_timeout.total_seconds() + 0.5)
@@ -168,12 +168,12 @@ class Harness:
         async with kit.control.use() as connection:
             await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(self.schema)))
 
-    # --- what a test calls ------------------------------------------------------------------------------
+    # --- for tests --------------------------------------------------------------------------------------
 
     async def run_due(self, *, raise_errors: bool | None = None) -> list[Row]:
-        """Runs all that is due, to its end: fire times, enqueued jobs, retries, and what comes due by these.
+        """Runs everything that is due, to its end: fire times, enqueued jobs, retries, and jobs that these make due.
 
-        The clock stands still meanwhile. Returns the runs, each once, in the order in which they started.
+        The clock stands still meanwhile. Returns the runs, each once, in the order of their starts.
         """
         first = len(self._taken)
         async with self._limited():
@@ -186,8 +186,9 @@ class Harness:
         return await self._rows(self._taken[first:], raise_errors)
 
     async def run_until(self, instant: datetime, *, raise_errors: bool | None = None) -> list[Row]:
-        """Runs what is due now, and moves the clock from one due time to the next through an instant, as a daemon
-        lives through them: nothing is missed. Returns the runs, as run_due(); the clock then stands at that instant."""
+        """Runs everything that is due now, then moves the clock from one due time to the next up to and including an
+        instant. Like a live daemon, it misses nothing. Returns the runs, as run_due(); the clock then stands at that
+        instant."""
         until = options.instant("run_until()'s instant", instant)
         if until is None or until < self.clock.now:
             raise InvalidArguments(f"run_until() takes an instant from {self.clock.now} on, not {instant!r}.")
@@ -200,25 +201,26 @@ class Harness:
         return list(runs.values())
 
     async def start_due(self) -> list[Row]:
-        """Starts what is due and does not wait for it, so that a test can look at what happens beside it. Returns the
-        runs as they are now; settle() waits for their ends."""
+        """Starts everything that is due without waiting for it, so that a test can look around while it runs. Returns
+        the runs as they are now; settle() waits for their ends."""
         async with self._limited():
             started = await self._start()
         return await self._rows(started, False)
 
     async def settle(self, *, raise_errors: bool | None = None) -> list[Row]:
-        """Waits for all that runs. Returns these runs."""
+        """Waits for all runs that have started and not ended. Returns them."""
         running = self._roster.running()
         async with self._limited():
             await self._until_over(running)
         return await self._rows(running, raise_errors)
 
     async def fire(self, name: str, at: datetime | None = None, *, raise_errors: bool | None = None) -> Row:
-        """Runs a schedule once, to the end of this attempt, whatever its status and whatever else is due or live.
+        """Runs a schedule once, to the end of this attempt, regardless of its status and of other due or live runs.
 
-        at: the fire time whose run it is, past or to come; default none of its own, as a trigger. The clock stays
-        where it is, and a fire time to come that has run does not run again. Returns the run. Raises NotFound,
-        and InvalidArguments for an instant that is no fire time.
+        at: the fire time to run, past or future; default none, as a trigger. The clock does not move, and a future fire
+            time that has run does not run again.
+        Returns the run. Raises NotFound, InvalidArguments if the instant is no fire time, and PgschedError if its run
+        is live already.
         """
         row = await self.client.get_schedule(name)
         at = options.instant("at", at)
@@ -251,13 +253,13 @@ class Harness:
         self._raised[attempt.key] = error
 
     def _coming(self) -> datetime | None:
-        """When there will be something to do that there is not now."""
+        """The next instant with new work, or None."""
         assert self._outlook is not None
         instants = (self._outlook.next_ahead, self._outlook.next_resume, self._dispatcher.opens)
         return min((each for each in instants if each is not None and each > self._outlook.now), default=None)
 
     async def _make_run(self, schedule: Schedule, at: datetime) -> int:
-        """Makes the run of a fire time, whenever that is. Returns its id."""
+        """Makes the run of a fire time, past or future. Returns its id."""
         times = times_of(self._scheduler, schedule)
         if times.next(at - TICK) != at:
             before, after = times.latest(_BEGINNING, at), times.next(at)
@@ -275,7 +277,7 @@ class Harness:
         return int(made[0]["id"])
 
     async def _claim(self, run_id: int, entrypoint: str) -> None:
-        """Claims a queued run and starts it, whatever else is due, or live."""
+        """Claims a queued run and starts it, regardless of other due or live runs."""
         known = self._scheduler.entrypoints.get(entrypoint)
         if known is None:
             names = ", ".join(self._scheduler.entrypoints) or "none"
@@ -288,22 +290,22 @@ class Harness:
         self._runner.take(claimed)
 
     async def _start(self) -> list[Attempt]:
-        """One pass. Returns what it started."""
+        """Makes one pass. Returns the attempts that it started."""
         first = len(self._taken)
         await self._dispatcher.claim_pass(afresh=True)
-        await self._heartbeat.beat()  # brings what the pass cancelled (overlap cancel) to those that run
+        await self._heartbeat.beat()  # brings the pass's cancellations (overlap cancel) to running attempts
         await self._skips.deliver()
         return self._taken[first:]
 
     async def _until_over(self, runs: Sequence[Attempt]) -> None:
-        """Waits until runs have ended, their ends are written and their hooks are through."""
+        """Waits until runs have ended, their ends are written and their hooks are done."""
         tasks = [attempt.task for attempt in runs if attempt.task is not None and not attempt.task.done()]
         if tasks:
             await asyncio.wait(tasks)
         await self._finisher.flush(self._limit)
 
     async def _rows(self, runs: Sequence[Attempt], raise_errors: bool | None) -> list[Row]:
-        """The rows of runs. Raises the errors of their functions, if that is wanted."""
+        """The rows of runs. Raises the errors of their functions if that is wanted."""
         raised = [self._raised.pop(key) for attempt in runs if (key := attempt.key) in self._raised]
         if raised and (self._raise_errors if raise_errors is None else raise_errors):
             raise raised[0] if len(raised) == 1 else ExceptionGroup("Several runs failed", raised)
@@ -312,7 +314,8 @@ class Harness:
 
     @contextlib.asynccontextmanager
     async def _limited(self) -> Any:
-        """Ends what takes too much real time, with the names of what runs, and what a service of ours dies of."""
+        """Limits real time: raises TimeoutError with the entrypoints that still run. Raises a service's error if that
+        has ended the harness."""
         assert self._main is not None
         if self._main.done():
             await self._main

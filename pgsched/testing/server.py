@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL that the tests of one process share. Takes a second to start, once."""
+"""The embedded PostgreSQL that the tests of one process share. It takes a second to start, once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _started: list[str] = []
 
 
 def embedded_dsn() -> str:
-    """The DSN of an embedded server in a temporary directory, started at the first call, stopped and deleted when the
-    process ends.
+    """The DSN of an embedded server in a temporary directory. The first call starts it; it is stopped and deleted when
+    the process ends.
 
-    Blocks for a second or two at the first call. Raises ConfigurationError where the extra `embedded` is missing.
+    The first call blocks for a second or two. Raises ConfigurationError if the extra `embedded` is missing.
     """
     with _lock:
         if not _started:

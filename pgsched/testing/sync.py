@@ -14,7 +14,7 @@ from pgsched.testing.harness import Harness
 
 
 class _Blocking:
-    """An object whose coroutine methods are run to their end."""
+    """An object whose coroutine methods block until they end."""
 
     def __init__(self, behind: Any, loop: asyncio.Runner) -> None:
         self._behind, self._loop = behind, loop
@@ -32,8 +32,8 @@ class _Blocking:
 
 
 class SyncHarness:
-    """A Harness for `with`, in tests that are no coroutines: its methods and those of its clock and its client are the
-    same and need no await. Between two calls nothing goes on."""
+    """A Harness for `with`, in tests that are not coroutines. Its methods, and those of its clock and its client, are
+    the same but need no await. Between two calls nothing goes on."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._harness = Harness(*args, **kwargs)
