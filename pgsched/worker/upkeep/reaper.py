@@ -190,8 +190,8 @@ class Reaper:
         return server_up < self._settings.stall_timeout or time.monotonic() < self._distrust_until
 
     def _next_look(self, silent: list[Silent], now: datetime) -> float:
-        """The seconds until the next look: less than the interval if a dead worker is about to miss its third beat, or
-        if a silence has nearly been watched for long enough."""
+        """The seconds until the next look: less than the interval if a silent worker's third beat is about to be missed
+        and its silence has nearly been watched for long enough."""
         left = []
         for run in silent:
             if run.direct and run.connected:
