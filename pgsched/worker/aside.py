@@ -1,6 +1,6 @@
-"""Rows that the server refuses: sets them aside, logs each once, and takes them back when they work again.
+"""Sets aside rows that the server refuses, logs each once, and takes them back when they can be changed again.
 
-Which rows are refused is apart's to find out. The statements that choose rows leave out those that rest here.
+apart finds the refused rows. The statements that choose rows leave out those that are set aside.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _REVIEW_EVERY = 1.0  # seconds between looks at the entries, at least
 
 
 class Kind(enum.StrEnum):
-    """What the server refused."""
+    """The kind of change that the server refused."""
 
     RUN = "run"  # its claim
     SCHEDULE = "schedule"  # its plan, or the end of its pause
-    REPLAN = "replan"  # a schedule's new plan, by new time zone rules
+    REPLAN = "replan"  # a schedule's new plan by new time zone rules
     LIMITS = "limits"  # the note of starts at limits with a rate
     END = "end"  # of a run
     BEAT = "beat"
@@ -29,7 +29,7 @@ class Kind(enum.StrEnum):
 
 
 class Aside:
-    """A worker's. It knows whether there may be entries, so that a worker without any never looks for them."""
+    """One per worker. It knows whether there may be entries, so that without any it never asks for them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -38,7 +38,7 @@ class Aside:
         self._log = log.get()
 
     async def put(self, connection: Connection, kind: Kind, rows: Sequence[tuple[int, BaseException]]) -> None:
-        """Sets rows aside, each given with the error. In a transaction, the entries are part of it."""
+        """Sets rows aside. rows: their ids, each with its error. In a transaction, the entries are part of it."""
         if not rows:
             return
         self._any = True
@@ -49,7 +49,7 @@ class Aside:
         except Mishaps as error:
             if not refused(error):
                 raise
-            # Without an entry the row is refused again and again. That is slow, but stops nobody.
+            # Without an entry the row is refused again and again. That is slow, but stops no other row.
             self._log.error("row_not_set_aside", kind=str(kind), id=rows[0][0], error=describe(error))
             return
         for id, reason, _ in entries:
@@ -57,14 +57,15 @@ class Aside:
                 self._log.error("row_set_aside", kind=str(kind), id=id, reason=reason)
 
     async def sweep(self, connection: Connection) -> None:
-        """Forgets such entries, whoever has made them: a worker that has ended never looks for its own."""
+        """Like review(), even if this worker has set nothing aside: there may be entries of a worker that has ended."""
         self._any = True
         await self.review(connection)
 
     async def review(self, connection: Connection, *, at_once: bool = True) -> None:
         """Forgets the entries of rows that work again. Asks nothing if this worker has set nothing aside.
 
-        at_once: although it has just been asked."""
+        at_once: even if the last review was less than a second ago.
+        """
         if not self._any or not (at_once or time.monotonic() > self._reviewed + _REVIEW_EVERY):
             return
         self._reviewed = time.monotonic()

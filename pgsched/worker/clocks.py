@@ -1,12 +1,11 @@
-"""Clocks: the database's, as seen from here, and this machine's own, which only measure sleeps and give hints.
+"""The database's clock, as seen from here, and this machine's own clocks, which only measure sleeps and give hints.
 
-DatabaseClock says how the database's instants lie on this process's monotonic clock. Nothing is decided by it but
-for how long to sleep, and it errs towards late: a run never starts early.
+DatabaseClock maps the database's instants to this process's monotonic clock. It decides nothing but how long to sleep,
+and it errs towards late: a run never starts early.
 
-The monotonic clock stands still while the machine is suspended, so whatever sleeps until an instant sleeps in turns,
-in Watch.wait(), and at each turn Watch compares the clocks. What it sees is a hint to look at once, never a
-decision. Limits on how long something may take (a statement, a drain, a function's timeout) count the time that
-this machine is awake, and may.
+The monotonic clock stands still while the machine is suspended. So a sleep until an instant is a series of short turns
+in Watch.wait(), and at each turn Watch compares the clocks. A jump is a hint to look at once, never a decision. Limits
+on how long something may take (a statement, a drain, a function) may count only the time that this machine is awake.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
 
-TURN = 10.0  # seconds that anything sleeps at most before the clocks are compared
-JUMP = 0.05  # seconds; less is the noise of reading two clocks, or a clock being slewed
-STEP = 0.1  # seconds between bounds of the database's clock that no drift explains
-_DRIFT = 500e-6  # by how much two disciplined clocks may part, in seconds a second
+TURN = 10.0  # seconds; the longest sleep before the clocks are compared
+JUMP = 0.05  # seconds; less is noise from reading two clocks, or a clock being slewed
+STEP = 0.1  # seconds; a larger gap between bounds, beyond drift, means that the database's clock was set
+_DRIFT = 500e-6  # seconds per second by which two disciplined clocks may drift apart
 _Bounds: TypeAlias = tuple[float, float]
 
 
@@ -42,7 +41,7 @@ class DatabaseClock:
         self._forgotten = float("-inf")
 
     def subscribe(self, stepped: Callable[[float], None]) -> None:
-        """Calls `stepped` with the seconds whenever the database's clock was set."""
+        """Calls `stepped` with the size of the step, in seconds, whenever the database's clock was set."""
         self._stepped.append(stepped)
 
     @property
@@ -51,16 +50,20 @@ class DatabaseClock:
         return self._at is not None
 
     def forget(self) -> None:
-        """What was known is stale: this machine slept. Answers to what was asked before count no more either."""
+        """Forgets the bounds, which are stale if this machine slept. Answers to earlier questions are ignored too."""
         self._at = None
         self._forgotten = time.monotonic()
 
     def observe(self, stamp: datetime, before: float, after: float) -> None:
-        """Takes in one answer. before, after: time.monotonic() around the round trip, in seconds."""
+        """Accepts one answer.
+
+        stamp: the database's clock in it.
+        before, after: time.monotonic() before and after the round trip, in seconds.
+        """
         if before < self._forgotten:
             return
         seconds = stamp.timestamp()
-        low, high = seconds - after, seconds + 1e-6 - before  # the stamp is cut to a microsecond
+        low, high = seconds - after, seconds + 1e-6 - before  # the stamp is truncated to a microsecond
         step = 0.0
         if self._at is not None:
             drift = (after - self._at) * _DRIFT
@@ -74,23 +77,25 @@ class DatabaseClock:
                 callback(step)
 
     def monotonic(self, instant: datetime) -> float:
-        """When, on the monotonic clock, the database's clock has certainly reached the instant; infinity where
-        nothing is known of it."""
+        """The moment on the monotonic clock when the database's clock has certainly reached the instant.
+
+        Infinity if the database's clock is not known.
+        """
         if not self.known:
             return float("inf")
-        return instant.timestamp() - self._low + 1e-6  # more than a float loses here
+        return instant.timestamp() - self._low + 1e-6  # more than the rounding error of a float here
 
     def at(self, monotonic: float) -> datetime | None:
-        """The database's time at a monotonic moment, by the middle of the bounds; None where nothing is known."""
+        """The database's time at a monotonic moment, by the middle of the bounds; None if it is not known."""
         return datetime.fromtimestamp(monotonic + (self._low + self._high) / 2, UTC) if self.known else None
 
     def now(self) -> datetime | None:
-        """The database's time now, by the middle of the bounds; None where nothing is known."""
+        """The database's time now, by the middle of the bounds; None if it is not known."""
         return self.at(time.monotonic())
 
 
 class Clocks:
-    """This machine's own clocks, in seconds. Tests hand out others; monotonic has to be the event loop's."""
+    """This machine's own clocks, in seconds. Tests pass others; monotonic must be the event loop's clock."""
 
     def monotonic(self) -> float:
         """Stands still while the machine is suspended, and is never set."""
@@ -101,7 +106,7 @@ class Clocks:
         return time.time()
 
     def boottime(self) -> float | None:
-        """Goes on while the machine is suspended, and is never set. None where the system has no such clock."""
+        """Goes on while the machine is suspended, and is never set. None if the system has no such clock."""
         try:
             return time.clock_gettime(time.CLOCK_BOOTTIME)
         except (AttributeError, OSError):
@@ -110,10 +115,10 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """By how many seconds clocks have moved against the monotonic one since the last look.
+    """How far clocks have moved against the monotonic clock since the last look, in seconds.
 
-    slept: the one that counts suspension; 0 where there is none. wall: the wall clock, which moves by a suspension
-    as well, and by whoever sets it.
+    slept: the clock that counts suspension; 0 if the system has none.
+    wall: the wall clock, which also moves by a suspension, and when somebody sets it.
     """
 
     slept: float
@@ -121,21 +126,21 @@ class Jump:
 
 
 class Watch:
-    """Notices that this machine slept, or that its wall clock was set. Used from the event loop's thread only."""
+    """Notices that this machine slept, or that its wall clock was set. Only for the event loop's thread."""
 
     def __init__(self, clocks: Clocks | None = None, turn: float = TURN) -> None:
         self._jumped: list[Callable[[Jump], None]] = []
         self._clocks = clocks or Clocks()
         self._turn = turn
-        self.looked = 0.0  # up to when, on the monotonic clock, nothing has gone unseen
+        self.looked = 0.0  # the last look, on the monotonic clock: no earlier jump has gone unseen
         self._boot, self._wall = self._read()
 
     def subscribe(self, jumped: Callable[[Jump], None]) -> None:
-        """Calls `jumped` whenever a look sees that the clocks have jumped."""
+        """Calls `jumped` whenever a look finds that the clocks have jumped."""
         self._jumped.append(jumped)
 
     def look(self) -> bool:
-        """Compares the clocks with the last time. Returns whether they jumped, once subscribers know."""
+        """Compares the clocks with the last look. Returns whether they jumped, after subscribers were called."""
         before, (self._boot, self._wall) = (self._boot, self._wall), self._read()
         jump = Jump(_apart(before[0], self._boot), _apart(before[1], self._wall))
         if max(abs(jump.slept), abs(jump.wall)) <= JUMP:
@@ -145,8 +150,10 @@ class Watch:
         return True
 
     async def wait(self, event: asyncio.Event, until: float | None = None) -> bool:
-        """Waits for the event, at most until a monotonic moment, and no longer than until the clocks are seen to
-        have jumped. Returns whether the event is set."""
+        """Waits for the event, until a monotonic moment at most, or until a look finds that the clocks have jumped.
+
+        Returns whether the event is set.
+        """
         while not event.is_set() and not self.look():
             left = self._turn if until is None else min(self._turn, until - time.monotonic())
             if left <= 0:
@@ -157,11 +164,11 @@ class Watch:
         return event.is_set()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleeps so long, or until the clocks are seen to have jumped."""
+        """Sleeps for this long, or until a look finds that the clocks have jumped."""
         await self.wait(asyncio.Event(), time.monotonic() + seconds)
 
     def _read(self) -> tuple[_Bounds, _Bounds]:
-        """Bounds on the other clocks' distance from the monotonic one: the process may be interrupted in between."""
+        """Bounds on the other clocks' distance from the monotonic one: the process may be interrupted between reads."""
         first = self._clocks.monotonic()
         boot = self._clocks.boottime()
         second = self._clocks.monotonic()
@@ -172,5 +179,5 @@ class Watch:
 
 
 def _apart(old: _Bounds, new: _Bounds) -> float:
-    """By how much a distance has certainly grown (or shrunk, below 0); 0 where the bounds overlap."""
+    """How much a distance has certainly grown (below 0: shrunk); 0 if the bounds overlap."""
     return max(0.0, new[0] - old[1]) + min(0.0, new[1] - old[0])

@@ -1,4 +1,4 @@
-"""The things that all parts of one worker share: its id, its scheduler, clocks, statements, connections and hints."""
+"""The objects that all parts of one worker share: its id, its scheduler, clocks, statements, connections and hints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pgsched.worker.clocks import DatabaseClock, Watch
 from pgsched.worker.wakeups import Wakeups
 from pgsched.worker.whereabouts import Whereabouts
 
-# For which a write about runs waits for a lock that a client holds. Beats and ends never wait for a row: only an
-# application's own trigger or index makes them wait, and such a row is found by halves, each of which waits so long.
+# How long a write about runs waits for a lock that a client holds. Beats and ends never wait for a row lock: only an
+# application's own trigger or index makes them wait. Such a row is found by halving the batch, and each half waits this
+# long.
 WRITES_WAIT = timedelta(milliseconds=200)
 
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """Handed to every part by worker. control claims and reaps, writes carries beats and outcomes."""
+    """Worker passes it to every part. `control` claims and reaps; `writes` carries beats and outcomes."""
 
     worker: uuid.UUID
     scheduler: Scheduler
@@ -39,7 +40,7 @@ class Kit:
 
     @classmethod
     def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Kit:
-        """A worker's, with an identity of its own. Raises ConfigurationError for a DSN that cannot be read."""
+        """The kit of a new worker, with a new id. Raises ConfigurationError if the DSN cannot be read."""
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))
         store = Store(settings.schema, scheduler.app_name)
@@ -50,5 +51,9 @@ class Kit:
         return cls(worker, scheduler, settings, store, control, writes, Aside(store), watch=watch or Watch())
 
     def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:
-        """One more connection, to the same database or to another address of it. lock: how long it waits for locks."""
+        """One more session, on a connection of its own.
+
+        dsn: another address of the database.
+        lock: how long its statements wait for locks.
+        """
         return Session(conninfo_for(dsn or self.settings.dsn, application_name(self.worker)), purpose, lock=lock)

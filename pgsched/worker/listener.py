@@ -1,7 +1,7 @@
-"""The LISTEN connection: turns notifications into wake-ups, and proves once in a while that it still could.
+"""The LISTEN connection: turns notifications into wake-ups, and proves now and then that it is still alive.
 
-A notification is a hint and carries no data. After every (re)connect everything is looked at anew, since
-nobody knows what was missed.
+A notification is a hint and carries no data. After every (re)connect the other parts look at the database again,
+because notifications may have been missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 
-# Behind a pooler notifications may never come: then the database is asked this often.
+# Behind a pooler, notifications may never arrive: then the database is asked this often.
 POOLED_RESYNC = timedelta(seconds=5)
 
 
@@ -37,7 +37,9 @@ class Listener:
         seen: Callable[[Outlook], None] = lambda outlook: None,
         awaited: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """seen: gets each resync's outlook. awaited: names the applications whose ends a resync should report."""
+        """seen: gets the outlook of each resync, until the drain.
+        awaited: returns the names of applications; a resync reports if none of their workers is alive.
+        """
         self.listening = asyncio.Event()
         self._kit = kit
         self._session = kit.session("listen", kit.settings.listen_dsn)
@@ -48,19 +50,19 @@ class Listener:
         self._awaited = awaited
         self.resyncs = 0
         self.draining = False
-        self._hint = kit.wakeups.resync  # stirred when there is nothing to hear any more
+        self._hint = kit.wakeups.resync  # also stirred when the connection is gone
         self._backoff = Backoff(0.05, 10.0)
         self._log = log.get()
-        self._warned = False  # of a pooler
+        self._warned = False  # about a pooler
         self._heard = False
         self._gone: psycopg.Error | None = None
 
     async def run(self) -> None:
-        """Connects, listens, looks; again and again, whatever happens to the connection."""
+        """Connects, listens and looks, and starts again whenever the connection is lost."""
         while True:
             try:
                 async with self._session.use() as connection:
-                    # Hears those notifications that arrive within the answer to a statement.
+                    # Gets the notifications that arrive with the answer to a statement.
                     connection.add_notify_handler(self._note)
                     await connection.execute(sql.SQL("listen {}").format(self._kit.store.channel))
                 if not self._session.direct and not self._warned:
@@ -69,7 +71,7 @@ class Listener:
                         "listener_behind_pooler", advice="set listen_dsn to the server itself",
                         asks_every_s=POOLED_RESYNC.total_seconds(),
                     )  # fmt: skip
-                # LISTEN first and then a look: what commits in between is seen by the look, or notified.
+                # LISTEN first and then a look: a commit in between is seen by the look, or notified.
                 self._set_listening(True)
                 self._call()
                 await self._listen(connection)
@@ -82,11 +84,11 @@ class Listener:
                 self._set_listening(False)
 
     def drain(self) -> None:
-        """The worker is draining: it says so in its resyncs, and takes nothing over any more."""
+        """The worker is draining: its resyncs say so, and it takes over no more schedules."""
         self.draining = True
 
     async def close(self) -> None:
-        """Lets go of the connection."""
+        """Closes the connection."""
         await self._session.discard()
 
     def _set_listening(self, on: bool) -> None:
@@ -101,7 +103,7 @@ class Listener:
         self._kit.wakeups.beat.ask()
 
     async def _listen(self, connection: Connection) -> None:
-        """Waits for notifications on the socket, and asks the database over it whenever the resync is due."""
+        """Waits for notifications on the socket, and sends the resync over it whenever it is due."""
         interval = self._kit.settings.resync_interval
         if not self._session.direct:
             interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
@@ -114,11 +116,13 @@ class Listener:
             self._hear(connection)  # notifications that have come with the answer
 
     async def _until(self, connection: Connection, due: float) -> None:
-        """Waits until a resync is due or somebody asks for one. Meanwhile the socket's callback passes notifications
-        on: each turn of the loop would delay the start of a job."""
+        """Waits until a resync is due or somebody asks for one.
+
+        Meanwhile the socket's callback passes notifications on itself: each turn of the loop would delay a job's start.
+        """
         loop = asyncio.get_running_loop()
         descriptor = connection.fileno()
-        # Anew each time: psycopg has its own meanwhile.
+        # Added again each time: psycopg uses a reader of its own in between.
         loop.add_reader(descriptor, self._read, descriptor, connection)
         try:
             while self._gone is None and not self._hint.take() and time.monotonic() < due:
@@ -133,8 +137,8 @@ class Listener:
     def _read(self, descriptor: int, connection: Connection) -> None:
         try:
             connection.pgconn.consume_input()
-        except psycopg.Error as error:  # the server has gone
-            # At once: libpq has closed the descriptor, and the next socket that anybody opens may have its number.
+        except psycopg.Error as error:  # the server is gone
+            # At once: libpq has closed the descriptor, and the next socket that is opened may get its number.
             asyncio.get_running_loop().remove_reader(descriptor)
             self._gone = error
             self._hint.stir()
@@ -142,7 +146,7 @@ class Listener:
             self._hear(connection)
 
     def _hear(self, connection: Connection) -> None:
-        """Passes notifications on, however many, as one."""
+        """Passes any number of notifications on as one."""
         while connection.pgconn.notifies() is not None:
             self._heard = True
         if self._heard:
@@ -153,7 +157,7 @@ class Listener:
         self._heard = True
 
     async def resync(self) -> None:
-        """The one statement of an idle minute: it proves the connection, brings the clock and says we are here."""
+        """The one statement of an idle minute: it proves the connection, reads the clock and shows that we are here."""
         async with self._session.use() as connection:
             before = time.monotonic()
             outlook = await self._kit.store.read_outlook(

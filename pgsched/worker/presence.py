@@ -1,6 +1,6 @@
 """This worker's row in `workers`: written at the start, written again if somebody deletes it, deleted at the end.
 
-Other workers take a worker without a row for dead.
+Other workers presume that a worker without a row is dead.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.whereabouts import route
 
-_ENDING = timedelta(seconds=5)  # for how long a hung thread counts after the goodbye of a process that ends at once
+_ENDING = timedelta(seconds=5)  # how long a hung thread counts after the goodbye, if the process ends at once
 
 
 class Presence:
     """Keeps the row.
 
-    fingerprint: of the schedules that the code declares. ends: whether the process ends at once after the goodbye.
+    fingerprint: that of the schedules that the code declares.
+    ends: whether the process ends right after the goodbye.
     """
 
     def __init__(self, kit: Kit, roster: Roster, fingerprint: str, *, ends: bool) -> None:
@@ -39,18 +40,18 @@ class Presence:
         self._log = log.get()
 
     def saw(self, outlook: Outlook) -> None:
-        """Takes in a look ahead, which says whether the row is there."""
+        """Accepts an outlook, which says whether the row is gone."""
         if outlook.forgotten and not self.leaving:
             self._forgotten.set()
 
     async def run(self) -> None:
-        """Writes our row again whenever somebody has deleted it: others take a worker without a row for dead."""
+        """Writes our row again whenever somebody has deleted it."""
         while True:
             await self._forgotten.wait()
             self._forgotten.clear()
             try:
                 async with self._kit.control.use() as connection:
-                    # The goodbye takes turns with this on the one connection, and must be the last word.
+                    # The goodbye waits for its turn on the same connection. After it the row must stay deleted.
                     if not self.leaving:
                         await self.register(connection)
                         self._log.warning("worker_row_rewritten", worker=str(self._kit.worker))
@@ -81,10 +82,10 @@ class Presence:
         )
 
     async def say_goodbye(self) -> None:
-        """Deletes the row, and lets go of nothing that still goes on in threads."""
+        """Deletes the row. Functions that go on in threads still count for a while."""
         self.leaving = True
         hanging = [token for _, token in self._roster.in_threads()]
         lease = self._kit.settings.stall_timeout if not self._ends else _ENDING
-        with contextlib.suppress(*Mishaps):  # others forget us in a day
+        with contextlib.suppress(*Mishaps):  # else others forget us within a day
             async with self._kit.control.use() as connection:
                 await self._kit.store.delete_worker(connection, self._kit.worker, hanging, lease)

@@ -1,4 +1,4 @@
-"""From settings to a running worker: finds the database, brings the schema up to date if it may, and serves."""
+"""Turns settings into a running worker: finds the database, migrates the schema if it may, and serves."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ async def serve(
     migrate_first: bool = False,
     hard_exit: Callable[[int], object] | None = None,
 ) -> int:
-    """Runs a scheduler with settings from all sources; starts the embedded server where no database is named.
+    """Runs a scheduler with settings from all sources; starts the embedded server if no database is named.
 
-    hard_exit: what ends the process where a run cannot be ended; without it, such a run is waited for.
-    Returns how many runs were given back unfinished. Raises ConfigurationError, SchemaError or
-    DatabaseUnavailable where it cannot start.
+    migrate_first: whether to migrate the schema before the start; the embedded server's is always migrated.
+    hard_exit: ends the process, with an exit code, if a run cannot be ended; without it, such a run is waited for.
+
+    Returns how many runs were given back unfinished. Raises ConfigurationError, SchemaError or DatabaseUnavailable if
+    the worker cannot start.
     """
     settings = config.load(flags, scheduler.settings, file=file)
     if not structlog.is_configured():
@@ -45,7 +47,7 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def database(settings: Settings) -> AsyncIterator[tuple[str | None, bool]]:
-    """The DSN that the settings lead to, and whether it is the embedded server's, which runs meanwhile."""
+    """The DSN, and whether it is that of the embedded server, which then runs for as long as the block."""
     if settings.names_a_database:
         yield settings.dsn, False
         return

@@ -1,6 +1,6 @@
-"""Tells the service manager how we are: the notification protocol of systemd, without its library.
+"""Reports the daemon's state to the service manager: the notification protocol of systemd, without its library.
 
-Nothing here raises, and nothing happens where no manager listens. When to say what is the worker's decision.
+Nothing here raises, and nothing happens if no manager listens. The worker decides when to send each message.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import os
 import socket
 from datetime import timedelta
 
-PATIENCE = 1.0  # seconds that a full socket may take; READY=1 must get through, the event loop must not stand still
+PATIENCE = 1.0  # seconds to wait for a full socket: READY=1 must get through, and the event loop must not stand still
 
 
 def notify(**fields: str | int) -> bool:
-    """Sends assignments such as READY=1 in one message. Returns whether somebody took it.
+    """Sends assignments such as READY=1 in one message. Returns whether somebody received it.
 
-    Control characters in a value become spaces: a line end would begin another assignment.
+    Control characters in a value become spaces: a newline would begin another assignment.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     family = getattr(socket, "AF_UNIX", None)
@@ -28,13 +28,13 @@ def notify(**fields: str | int) -> bool:
             channel.settimeout(PATIENCE)
             channel.connect(b"\0" + target[1:] if target[:1] == b"@" else target)
             channel.sendall("\n".join(lines).encode(errors="replace"))
-    except (OSError, ValueError):  # nobody there, no descriptor left, a name too long or with a NUL
+    except (OSError, ValueError):  # nobody listens, no descriptor left, a name too long or with a NUL
         return False
     return True
 
 
 def ready(status: str = "") -> bool:
-    """Says that the service is up, and what `systemctl status` shows of it."""
+    """Reports that the service is up. status: the line that `systemctl status` shows."""
     return notify(READY=1, STATUS=status) if status else notify(READY=1)
 
 
@@ -44,28 +44,28 @@ def status(text: str) -> bool:
 
 
 def stopping(status: str = "") -> bool:
-    """Says that the service is about to end. To be said first of all when a stop begins."""
+    """Reports that the service is about to end. It must be the first step of a stop."""
     return notify(STOPPING=1, STATUS=status) if status else notify(STOPPING=1)
 
 
 def extend_timeout(length: timedelta) -> bool:
-    """Asks for so much time, from now on, for the start or the stop that is under way.
+    """Asks for this much time, from now on, for the start or the stop that is under way.
 
-    With it a drain may take longer than the unit's TimeoutStopSec, as long as it says so in time.
+    With it a drain may take longer than the unit's TimeoutStopSec, if it asks in time.
     """
     return notify(EXTEND_TIMEOUT_USEC=length // timedelta(microseconds=1))
 
 
 def watchdog() -> bool:
-    """Gives the sign of life that WatchdogSec= waits for."""
+    """Sends the sign of life that WatchdogSec= expects."""
     return notify(WATCHDOG=1)
 
 
 def watchdog_interval() -> float | None:
-    """How often to call watchdog(), in seconds: half of what the manager allows. None: it does not wait for it."""
+    """Seconds between calls of watchdog(): half of the time that the manager allows. None if it expects no calls."""
     given, meant = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     try:
-        if meant and int(meant) != os.getpid():  # a parent's, which its children inherit
+        if meant and int(meant) != os.getpid():  # meant for a parent, and inherited by its children
             return None
         microseconds = int(given)
     except ValueError:

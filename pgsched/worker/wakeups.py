@@ -1,6 +1,6 @@
 """Hints between the parts of a worker: something may be due, a claim may be lost, others' runs may have stalled.
 
-A hint carries no data and decides nothing. Whoever gets it looks at the database.
+A hint carries no data and decides nothing. The part that gets it looks at the database.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ class Wakeup:
 
     def __init__(self) -> None:
         self.asked = False
-        self.event = asyncio.Event()  # set by stir() too; a sleep that ends may find that nobody asked
+        self.event = asyncio.Event()  # stir() sets it too, so a sleep may end although nobody asked
 
     def ask(self) -> None:
-        """Somebody should look now. Asking twice is asking once."""
+        """Asks for a look now. Asking twice is the same as asking once."""
         self.asked = True
         self.event.set()
 
     def stir(self) -> None:
-        """The time of the next look has changed: whoever sleeps until then should look at it again."""
+        """Ends the sleep without asking for a look: the time of the next look has changed."""
         self.event.set()
 
     def take(self) -> bool:
@@ -38,11 +38,11 @@ class Wakeups:
     def __init__(self) -> None:
         self.due = Wakeup()  # dispatcher: something may be due earlier than it thinks
         self.beat = Wakeup()  # heartbeat: a claim may be lost, cancelled or withdrawn
-        self.reap = Wakeup()  # reaper: other workers have runs, or a claim may have nobody who knows it
+        self.reap = Wakeup()  # reaper: other workers have runs, or a claim may be known to nobody
         self.resync = Wakeup()  # listener: its connection may have died unnoticed
 
     def ask_all(self) -> None:
-        """Time went by unseen: everybody looks. The reaper waits, since it may not trust any silence now."""
+        """Time went by unseen: asks all parts to look, but not the reaper, which must not trust any silence now."""
         self.due.ask()
         self.beat.ask()
         self.resync.ask()

@@ -1,6 +1,6 @@
-"""Where a process runs, how it reaches the server, and whether it is still there. What follows from that is plan's.
+"""The machine of a process, its route to the server, and whether it still runs. rules.retry draws the conclusions.
 
-Linux shows all of it in /proc. On other systems nothing is known, and nothing is guessed.
+Linux shows processes in /proc. On other systems nothing is known of them, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Whereabouts:
         machine = ""
         with contextlib.suppress(OSError):
             boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-            # A pid means something only in its own name space: each container counts for itself.
+            # A pid is unique only in its own namespace: each container has its own.
             machine = f"{boot} {(_PROC / 'self/ns/pid').readlink()}"
         found = _stat(os.getpid())
         return cls(machine if found is not None else "", os.getpid(), found[1] if found is not None else "")
 
     def state_of(self, machine: str, pid: int, started: str) -> Process:
-        """Whether another worker's process goes on. Unknown on another machine."""
+        """Whether another worker's process still runs. UNKNOWN if it is on another machine."""
         if not self.machine or machine != self.machine or not started:
             return Process.UNKNOWN
         found = _stat(pid)
@@ -48,9 +48,11 @@ class Whereabouts:
 
 
 def route(descriptor: int, target: str) -> str:
-    """The way from here to the server's target over a socket, as far as this side of it knows the way.
+    """The route from here to the server, as far as this side knows it.
 
-    Its own address is a part of it: two hosts behind one balancer do not share the way to the balancer.
+    descriptor, target: a connected socket, and the server's address.
+
+    Our own address is part of it: two hosts behind one balancer do not share the route to the balancer.
     """
     with socket.socket(fileno=os.dup(descriptor)) as connection:
         own = connection.getsockname()
@@ -58,12 +60,12 @@ def route(descriptor: int, target: str) -> str:
 
 
 def _stat(pid: int) -> tuple[str, str] | None:
-    """The state and the start time of a process, or None if there is none to be seen."""
+    """The state and the start time of a process, or None if it cannot be seen."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
     except OSError:
         return None
-    # The second field is the program's name, in which anything may stand, parentheses too.
+    # The second field is the program's name, and may contain anything, even parentheses.
     rest = text.rpartition(")")[2].split()
     return (rest[0], rest[19]) if len(rest) > 19 else None
 

@@ -1,19 +1,22 @@
 """Builds the parts of a daemon, runs them in one task group, and ends them in order. READ THIS FIRST.
 
-    reconciler  at the start brings the schedules to what the code declares; goes on where that has to wait
+    reconciler  makes the schedules match the code at the start, or later if that has to wait
     listener    LISTEN on its own connection; wakes the others; the once-a-minute resync
     dispatcher  sleeps until something is due; the claim pass; hands claims to
     runner      starts each run at its instant; one claim, one outcome; hands outcomes to
     finisher    writes them in batches, under their claims
-    heartbeat   renews the claims of what runs; hears of lost and cancelled ones; has written what runs say (scribe)
-    guard       a thread that does so while a function blocks the loop
+    heartbeat   renews the claims of runs; learns which were lost or cancelled; has scribe write the runs' logs
+    guard       a thread that renews claims while a function blocks the loop
     reaper      takes away claims whose worker is dead
     retention   deletes old history, once an hour
-    skip_hooks  tells the application of fire times that do not run; other hooks are called by runner
+    skip_hooks  calls the application's hooks for fire times that do not run; runner calls the other hooks
 
-Two task groups: services, any of whose deaths ends the process; and runs, from which nothing escapes.
-Three connections: one listens, one claims and reaps, one writes beats and outcomes; runs get none of them,
-but others of their own where they ask for a transaction (fence.py). While old history is deleted there is one more.
+There are two task groups: one for services, and the process ends when one of them dies; and one for runs, which lets
+nothing escape.
+
+There are three connections: one listens, one claims and reaps, one writes beats and outcomes. Runs get none of these,
+but others of their own if they ask for a transaction (fence.py). There is one more while old history is deleted, and
+guard opens one if the loop is blocked.
 """
 
 from __future__ import annotations
@@ -59,12 +62,12 @@ from pgsched.worker.upkeep.reconciler import Reconciler
 from pgsched.worker.upkeep.rejoin import Rejoin
 from pgsched.worker.upkeep.retention import Retention
 
-GIVEN_BACK = 75  # EX_TEMPFAIL: a drain ran past its grace, and runs were given back
+GIVEN_BACK = 75  # EX_TEMPFAIL: a drain exceeded its grace period, and runs were given back
 _PULSE = 5.0  # seconds between touches of the health file
 
 
 class Worker:
-    """One daemon: a worker id, its parts, and their life."""
+    """One daemon: a worker id, its parts, and their lifetime."""
 
     def __init__(
         self,
@@ -102,8 +105,10 @@ class Worker:
         kit.clock.subscribe(self._database_stepped)
 
     def _clocks_jumped(self, jump: Jump) -> None:
-        """This machine slept, or its wall clock was set, which is the only sign of a virtual machine that was paused.
-        Either way nobody here knows how late it is."""
+        """This machine slept, or its wall clock was set: the only sign that a virtual machine was paused.
+
+        In both cases the database's time is no longer known here.
+        """
         self._log.warning("clocks_jumped", slept_s=round(jump.slept, 3), wall_s=round(jump.wall, 3))
         self.kit.clock.forget()
         self._look_again()
@@ -124,7 +129,7 @@ class Worker:
         self._stop.set()
 
     async def run(self) -> int:
-        """Starts, runs until stop() or a signal, drains. Returns how many runs were given back unfinished."""
+        """Starts, runs until stop() or a signal, and drains. Returns how many runs were given back unfinished."""
         try:
             with self._signals(), capturing():
                 if await self._started():
@@ -141,7 +146,7 @@ class Worker:
         return self.given_back
 
     async def _started(self) -> bool:
-        """Starts, unless it is asked to stop before it has: a start may have to wait for a lock."""
+        """Starts. Returns False if a stop was asked for before that was done: a start may have to wait for a lock."""
         start, stop = asyncio.create_task(self._start()), asyncio.create_task(self._stop.wait())
         self.kit.scheduler.attach(self.stop)
         try:
@@ -159,18 +164,18 @@ class Worker:
             start.cancel()
 
     async def _start(self) -> None:
-        """Checks the schema, says hello, reconciles what the code declares. Any failure here is the caller's."""
+        """Checks the schema, registers the worker and reconciles the declared schedules. Any failure is raised."""
         try:
             async with self.kit.control.use(self.reconciler.patience) as connection:
                 await migrate.check(connection, self.kit.settings.schema)
-                # Registered first: whoever starts beside us and is older must find us alive.
+                # Registered first: an older version that starts at the same time must find us alive.
                 await self.presence.register(connection)
                 await self.kit.store.forget_workers(connection)
                 await self.reconciler.start(connection)
                 await self.dispatcher.zones.look(connection)
         except SchemaError:
             raise
-        except ConfigurationError:  # refused: as if it had never come
+        except ConfigurationError:  # refused: as if it had never started
             await self.presence.say_goodbye()
             raise
         except PgschedError:
@@ -193,7 +198,7 @@ class Worker:
                 raise
 
     async def _abort(self, error: BaseException) -> None:
-        """A service died, or we are cancelled: nothing more is written, and what runs is ended."""
+        """A service died, or we are cancelled: ends all attempts and writes nothing more."""
         self._log.error("worker_failed", error=type(error).__name__)
         for attempt in list(self.roster.attempts.values()):
             attempt.end(Stop.LOST)
@@ -221,7 +226,7 @@ class Worker:
         }
 
     async def _announce(self) -> None:
-        """Says that the daemon is ready, once it listens and has looked after that."""
+        """Reports that the daemon is ready, once it listens and has made a pass after that."""
         await self.listener.listening.wait()
         self.dispatcher.passed.clear()
         self.kit.wakeups.due.ask()
@@ -241,7 +246,7 @@ class Worker:
             self._log.warning("time_zone_files_outdated", advice=advice)
 
     async def _pulse(self) -> None:
-        """Shows that the loop turns: to systemd's watchdog and to the health file. Asks no database."""
+        """Shows systemd's watchdog and the health file that the loop turns. Never asks the database."""
         watchdog = systemd.watchdog_interval()
         file = Path(self.kit.settings.health_file) if self.kit.settings.health_file else None
         wait = min([seconds for seconds in (watchdog, _PULSE if watchdog or file else None) if seconds], default=None)
@@ -259,7 +264,7 @@ class Worker:
     # --- the end ----------------------------------------------------------------------------------------
 
     async def _drain(self, services: Mapping[str, asyncio.Task[None]]) -> None:
-        """Stops claiming, lets runs finish with their heartbeats going on, gives the rest back, says goodbye."""
+        """Stops claiming, lets runs finish while heartbeats continue, gives the rest back and says goodbye."""
         settings = self.kit.settings
         systemd.stopping()
         systemd.extend_timeout(
@@ -269,7 +274,7 @@ class Worker:
         running = len(self.roster.running())
         grace, cancel = settings.drain_timeout.total_seconds(), settings.cancel_timeout.total_seconds()
         self._log.info("drain_started", running=running, grace_s=grace)
-        # The pass that is under way may still claim: it ends first, then all that it took is given back.
+        # The pass that is under way may still claim: it ends first, then all its claims are given back.
         self.dispatcher.stop()
         await asyncio.wait([services["dispatcher"]], timeout=max(1.0, cancel))
         services["dispatcher"].cancel()
@@ -286,12 +291,12 @@ class Worker:
         await self._flush(grace)
         limit = settings.hook_timeout.total_seconds()
         await asyncio.gather(self.runner.caller.settle(limit), self.skip_hooks.flush(limit))
-        # What will not end is given back last: another worker starts it at once, and nothing of it goes on here.
+        # Runs that do not end are given back last, after everything else here: another worker starts them at once.
         for attempt in stuck:
             attempt.abandon()
         await self._flush(grace)
-        self.given_back += self.finisher.pending  # others will find the runs whose ends are not written
-        services["leftovers"].cancel()  # what it has on its way must not come after the goodbye
+        self.given_back += self.finisher.pending  # others will reap the runs whose ends are not written
+        services["leftovers"].cancel()  # its statement under way must not arrive after the goodbye
         await asyncio.wait([services["leftovers"]], timeout=1.0)
         await self.presence.say_goodbye()
         self._log.info("drain_finished", given_back=self.given_back, unstarted=unstarted)
@@ -301,17 +306,17 @@ class Worker:
                 "threads_end_with_process" if self._hard_exit else "threads_go_on", functions=hanging[:20]
             )
         if (stuck or hanging or self.runner.caller.stuck) and self._hard_exit is not None:
-            # Nothing else ends a coroutine that swallows its cancellation, nor a thread.
+            # Nothing else ends a thread, or a coroutine that swallows its cancellation.
             self._hard_exit(GIVEN_BACK if self.given_back else 0)
 
     async def _flush(self, grace: float) -> None:
-        """Writes the ends that are there."""
+        """Writes all pending outcomes."""
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGTERM, SIGINT or SIGHUP drains, the second ends the process at once."""
+        """The first SIGTERM, SIGINT or SIGHUP drains; the second ends the process at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -341,10 +346,12 @@ class Worker:
 
 
 def _write_fresh(file: Path, text: str) -> None:
-    """Replaces a file by a new one, so that no reader finds half of it. Others may write to its folder: links of theirs
-    under our names are replaced, too, and never followed."""
+    """Replaces a file with a new one, so that no reader finds half of it.
+
+    Others may write to its folder: links that they put under our names are replaced, never followed.
+    """
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
-    with open(fresh, "x") as stream:  # noqa: PTH123 - a link that is back again is an error
+    with open(fresh, "x") as stream:  # noqa: PTH123 - if a link is there again, that is an error
         stream.write(text)
     fresh.replace(file)
