@@ -1,7 +1,7 @@
-"""One claim pass: looks at what is due, chooses (fairness says how), locks, plans, writes and claims.
+"""One claim pass: looks at due work, chooses (by fairness), locks, plans, writes and claims.
 
-If nothing but queued runs is due, it claims them in one statement, else in one transaction. Whoever runs a pass starts
-the claimed runs, and only after it has returned: then all is committed.
+If nothing but queued runs is due, it claims them in one statement, else in one transaction. The caller starts the
+claimed runs, and only after the pass has returned: then everything is committed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from pgsched.worker.claim.lanes import Lane, counted, shares
 from pgsched.worker.claim.limiter import Limiter
 from pgsched.worker.claim.planner import ClaimTools, Planner
 
-_LOOKS = 5  # at most so many in one transaction
+_LOOKS = 5  # at most this many in one transaction
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a pass did; all of it is committed.
+    """The result of a pass. All of it is committed.
 
-    asked_at: when, on the monotonic clock, its first statement was sent: from then on the claims are sure for a while.
-    skips: the skips that it recorded. cut: whether it took all that it had room for, so that more may be due. short:
-    whether it planned fire times that took no place, and others wait for that. opens: when the first of the used-up
-    rates that it saw lets a run start.
+    asked_at: when its first statement was sent, on the monotonic clock; from then on the claims hold for a while.
+    skips: the skips that it recorded.
+    cut: whether it took all that it had room for, so that more may be due.
+    short: whether it planned fire times that took no place, and others wait for that place.
+    opens: when the first of the used-up rates that it saw lets a run start.
     """
 
     runs: list[ClaimedRun]
@@ -47,8 +48,10 @@ class Claimed:
 class ClaimPass:
     """Lives for one pass.
 
-    lanes: those of the worker that have room. rooms: how much there is of what runs need. lookahead: how far ahead of
-    its instant a run may be claimed. most: how many schedules are planned for later at most.
+    lanes: the worker's lanes that have room.
+    rooms: how much is left of each need.
+    lookahead: how far ahead of its instant a run may be claimed.
+    most: how many schedules that need no room yet are planned at most.
     """
 
     def __init__(
@@ -74,8 +77,8 @@ class ClaimPass:
         self._short = False
 
     async def run(self) -> Claimed:
-        """Claims what is due. Without any lanes, it only plans schedules that were never planned."""
-        # If lanes cross (some of both need threads, some of one also processes), only choose() does it justice.
+        """Claims due work. Without any lanes, it only plans schedules that were never planned."""
+        # If lanes cross (runs of both need threads, runs of one also processes), only choose() keeps the order.
         crossing = len(self._lanes) > 1 and any(len(lane.shared) > 2 for lane in self._lanes)
         asked_at = time.monotonic()  # before anything is claimed
         runs, due = await self._store.claim_due_runs(
@@ -94,7 +97,7 @@ class ClaimPass:
         else:
             try:
                 claimed = await self._with_schedules(runs)
-            except BaseException:  # they are claimed already
+            except BaseException:  # the runs are already claimed
                 self._tools.give_back(runs)
                 raise
         cut = self._cut or self._planner.cut
@@ -102,10 +105,10 @@ class ClaimPass:
 
     @contextlib.asynccontextmanager
     async def _locks(self) -> AsyncIterator[None]:
-        """A transaction that locks schedules, which others want. It may stand still for LOCKED_FOR.
+        """A transaction that locks schedules, which others may want. It may stand still for LOCKED_FOR.
 
-        A plan that takes longer (an executor's own next_fire_time) would be given up again and again. So after each
-        time the next pass plans fewer schedules, and one schedule alone gets the time that a statement has.
+        Plans that take longer (an executor's own next_fire_time) would be given up again and again. So each time that
+        happens, the next pass plans fewer schedules. One schedule alone gets as much time as a statement.
         """
         if self._most > 1:
             async with self._tools.kit.control.transaction(self._connection):
@@ -116,7 +119,7 @@ class ClaimPass:
                 yield
 
     async def _claim_all(self, lane: Lane, due: Due) -> list[ClaimedRun]:
-        """If there is room for all that is due, or only one kind of it is, nothing has to be chosen."""
+        """Claims without a choice: there is room for all due work, or only fire times are due."""
         claimed: list[ClaimedRun] = []
         names, free = lane.entrypoints, lane.free
         if due.fire_times or due.unplanned:
@@ -134,14 +137,16 @@ class ClaimPass:
         return claimed + await self._with_schedules(queued)
 
     async def _claim_fire_times(self) -> list[ClaimedRun]:
-        """If nothing but fire times is due, in several lanes, it chooses among their plans: one look less for a herd.
-        At most a lane's room is locked in vain."""
+        """Claims if only fire times are due, in several lanes: it chooses among their plans, which saves a look.
+
+        At most as many schedules as a lane has room for are locked needlessly.
+        """
         wanted = [Share(lane.entrypoints, lane.free) for lane in self._lanes]
         schedules = await self._store.lock_due_schedules(
             self._connection, [*wanted, self._fresh()], self._lookahead, self._tools.zones.withheld
         )
         started = await self._planner.plan(schedules, self._rooms, self._rooms[SLOT], room_taken=None)
-        # Where a lane gave all that was asked for, others may stand behind those that took no place.
+        # If a lane gave all that was asked for, others may stand behind those that took no place.
         counts = Counter(
             self._tools.lanes.needs[schedule.entrypoint] for schedule in schedules if schedule.next_run is not None
         )
@@ -150,15 +155,18 @@ class ClaimPass:
         return started
 
     async def _claim_chosen(self, due: Due) -> list[ClaimedRun]:
-        """Looks at what is due of every kind, chooses, and claims that. Between the look and the claim others may have
-        taken some of it: the claim takes the next ones of its kind, or none, and the next pass comes at once."""
+        """Looks at due work of every kind, chooses some and claims it.
+
+        Others may take some of it between the look and the claim. Then the claim takes the next ones of its kind, or
+        none, and the next pass comes at once.
+        """
         lined = (
             [name for lane in self._lanes for name in lane.entrypoints if self._planner.is_limited(name)]
             if due.fire_times
             else []
         )
         if due.unplanned or lined:
-            # Those need no room: they go and stand in line, or are planned for later.
+            # They need no room: their runs go and stand in line, or they are planned for later.
             schedules = await self._store.lock_due_schedules(
                 self._connection, [self._fresh(), Share(lined, self._most)], self._lookahead, self._tools.zones.withheld
             )
@@ -170,13 +178,13 @@ class ClaimPass:
             idle = [each for each in candidates if not each.needs]
             if not idle:
                 break
-            # They stand before others, and are over as soon as they are planned.
+            # They stand before others, and are done as soon as they are planned.
             schedules = await self._store.lock_due_schedules(
                 self._connection, counted(self._lanes, idle, idle=True), self._lookahead, self._tools.zones.withheld
             )
             await self._planner.plan(schedules, {SLOT: 0}, self._most, room_taken=False)
             if not self._planner.advanced:
-                break  # somebody holds up what they need
+                break  # somebody holds a lock that they need
         else:
             self._cut = True
             return []
@@ -186,8 +194,11 @@ class ClaimPass:
         return await self._claim_these(chosen, left)
 
     async def _look(self, due: Due) -> tuple[list[Candidate], dict[Need, int]]:
-        """The candidates, and how much there is of what they need. Those in line are looked at under the lock of their
-        limits. A fire time that cannot run, because of its overlap, takes nobody's place."""
+        """The candidates, and how much is left of each need.
+
+        Runs in line are read under the lock of their limits. A fire time that cannot run because of its overlap takes
+        nobody's place.
+        """
         names = [name for lane in self._lanes for name in lane.entrypoints]
         found: list[Candidate] = []
         left = dict(self._rooms)
@@ -208,7 +219,7 @@ class ClaimPass:
                     found.append(candidate)  # it will wait, or be skipped, and needs nothing
                 continue
             needs = self._tools.lanes.needs[candidate.entrypoint]
-            # A fire time and a run that waits for the same overlap: one of them, and the other when it is over.
+            # A fire time and a run that waits for the same overlap: one starts, the other waits until it has ended.
             if candidate.schedule_id is not None and candidate.kind is not Kind.QUEUED:
                 needs += (overlap(candidate.schedule_id),)
                 if candidate.kind is Kind.WAITING and room is not None:
@@ -221,8 +232,8 @@ class ClaimPass:
         chosen: Sequence[Candidate],
         spare: Mapping[Need, int],
     ) -> list[ClaimedRun]:
-        """Claims what was chosen. Of one schedule a fire time and a run that waits are claimed in the order in which
-        they were chosen: each counts for the overlap of the other."""
+        """Claims the chosen candidates. A fire time and a waiting run of one schedule are claimed in the order that was
+        chosen: each counts for the overlap of the other."""
         of = {kind: [each for each in chosen if each.kind is kind] for kind in Kind}
         started, schedules = list[ClaimedRun](), list[Schedule]()
         left = advanced = False
@@ -248,11 +259,11 @@ class ClaimPass:
             queued += await self._claim_queued(counted(self._lanes, others), len(others))
         claimed = await self._with_schedules(queued)
         if fire_times:
-            # Ahead of its instant the overlap of a schedule that has a run going cannot be judged.
+            # Ahead of the instant, the overlap of a schedule that has a live run cannot be judged.
             due = {each.schedule_id for each in fire_times if not each.ahead}
             behind = [s for s in schedules if s.id in after and s.id in due]
             started += await self._planner.plan(behind, spare, self._rooms[SLOT])
-            # Some had their run already, or were skipped: others wait for their places.
+            # Some already had their run, or were skipped: others wait for their places.
             left, advanced = left or self._planner.left, advanced or self._planner.advanced
             self._short = left or (advanced and len(started) < len(schedules))
         return claimed + started
@@ -283,7 +294,7 @@ class ClaimPass:
         )
 
     def _fresh(self) -> Share:
-        """Schedules that were never planned, whatever is full: they need no room."""
+        """Schedules that were never planned, of full lanes too: they need no room."""
         return Share(list(self._tools.kit.scheduler.entrypoints), self._most, fresh=True)
 
     async def _with_schedules(self, runs: list[ClaimedRun]) -> list[ClaimedRun]:
@@ -291,7 +302,7 @@ class ClaimPass:
 
 
 async def with_schedules(store: Store, connection: Connection, runs: list[ClaimedRun]) -> list[ClaimedRun]:
-    """Gives retried, triggered and given-back runs of schedules their schedule again."""
+    """Adds their schedules to retried, triggered and given-back runs of schedules."""
     ids = sorted({run.schedule_id for run in runs if run.schedule_id is not None and run.schedule is None})
     if not ids:
         return runs
@@ -311,7 +322,7 @@ def _behind_waiting(chosen: Sequence[Candidate]) -> set[int]:
 
 
 def _plain(due: Due, room: int) -> bool:
-    """Whether nothing that is due stands in the way of anything else."""
+    """Whether no due work is in the way of other due work."""
     if due.lines or (due.fire_times and due.waiting):
         return False
     return not (due.waiting or due.queued) or due.fire_times + due.waiting + due.queued <= room

@@ -1,8 +1,8 @@
-"""Sleeps until something is due or somebody hints that it may be, and claims it. Retries belong to runner, dead workers
-to reaper.
+"""Sleeps until something is due or a hint says that it may be, and claims it. Retries belong to runner, dead workers to
+reaper.
 
-Each time: claim passes, as long as they leave anything that there is room for; then a look ahead, from which agenda
-says when to look next.
+Each time it makes claim passes for as long as they leave work that there is room for. Then it looks ahead, and agenda
+decides when to look next.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
 
-# How many schedules or runs one pass takes at most, whatever is free: it bounds the transaction, and half of what may
-# run at once by default leaves the database something to do while the other half runs.
+# How many schedules or runs one pass takes at most, even if more slots are free. It bounds the transaction. It is half
+# the default of max_running, so that the database claims one half while the other half runs.
 MOST = 500
-_LOOK_EVERY = 1.0  # seconds without a look ahead at most, while there is more to claim
+_LOOK_EVERY = 1.0  # seconds; the longest time without a look ahead while there is more to claim
 _CLAIMS = 50  # claim passes without a look ahead, at most
-_IN_VAIN, _PACE = 3, 0.025  # after so many hints in a row for nothing: seconds between the passes of others
-_DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at something due that another worker holds: first, most
+_IN_VAIN, _PACE = 3, 0.025  # after this many hints in a row for nothing: seconds between passes for further hints
+_DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at due work that another worker holds: first, longest
 
 
 class Dispatcher:
-    """Says when to claim, and hands on what was claimed.
+    """Decides when to claim, and hands the claimed runs to runner.
 
-    seen: gets the outlook after each look ahead. on_skip: gets each recorded skip once it is committed.
+    seen: gets the outlook after each look ahead.
+    on_skip: gets each recorded skip once it is committed.
     """
 
     def __init__(
@@ -56,9 +57,7 @@ class Dispatcher:
         self.passed = asyncio.Event()
         self.zones = ZoneRules(kit.store, kit.worker, kit.scheduler.app_name, kit.aside)
         self.next = NextLook()
-        self.opens: datetime | None = (
-            None  # when the first of the used-up rates that the last passes saw lets a run start
-        )
+        self.opens: datetime | None = None  # when the first used-up rate that the last passes saw lets a run start
         self._kit = kit
         self._session = kit.control
         self._hint = kit.wakeups.due
@@ -69,14 +68,14 @@ class Dispatcher:
         self._lanes = Lanes(kit.scheduler)
         self._careful = Careful(kit)
         self._tools = ClaimTools(kit, self._lanes, self._careful, self.zones, runner.give_back)
-        self._ahead = False  # claim_ahead()
+        self._ahead = False  # set by claim_ahead()
         self._stopping = False
         self._passing = False
-        self._vain = 0  # passes in a row to which a hint led, and that claimed nothing
+        self._vain = 0  # passes in a row that a hint caused and that claimed nothing
         self._passed_at = float("-inf")
         self._most = MOST  # how many schedules or runs a pass takes at most
         self._claimed = 0  # by the last passes
-        self._looked = float("-inf")  # when it was last looked ahead
+        self._looked = float("-inf")  # when it last looked ahead
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
         self._backoff = Backoff(0.05, 5.0)
         self._log = log.get()
@@ -85,33 +84,33 @@ class Dispatcher:
     # --- when -------------------------------------------------------------------------------------------
 
     def claim_ahead(self, on: bool) -> None:
-        """Whether a claim may be made ahead of its instant: only while notifications are heard, because a change must
-        be heard of in time."""
+        """Sets whether runs may be claimed ahead of their instants: only while notifications arrive, because a change
+        must be known in time."""
         self._ahead = on
 
     def stop(self) -> None:
-        """Claims no more: run() returns after the pass that is under way."""
+        """Stops claiming: run() returns after the pass that is under way."""
         self._stopping = True
         self._hint.stir()
 
     def _slot_freed(self, attempt: Attempt) -> None:
-        """A run ended: looks again if something waited for a slot, or for its schedule's overlap to be over."""
+        """A run ended: looks again if something waited for a slot, or for its overlap or limit."""
         if self._hint.asked:
             return
         claimed = attempt.claimed
         known = self._kit.scheduler.entrypoints.get(claimed.entrypoint)
         gate = claimed.schedule_id is not None or (known is not None and known.limits.together)
         if self.next.is_freed(gate=gate, passing=self._passing):
-            self._vain = 0  # no stranger's doing: whoever comes next is served at once
+            self._vain = 0  # this hint is our own: the next one is served at once
             self._hint.ask()
 
     def review(self, outlook: Outlook) -> None:
-        """Takes in what a resync saw, without a pass of its own unless there is something to do."""
+        """Accepts the outlook of a resync. A pass follows only if there is something to do."""
         self._arrange(outlook, 0, cut=False)
         self._hint.stir()
 
     async def run(self) -> None:
-        """Passes, each when it is time, until stop()."""
+        """Makes passes, each when it is due, until stop()."""
         while not self._stopping:
             await self._until_next()
             if self._stopping:
@@ -126,11 +125,11 @@ class Dispatcher:
                 self._kit.outage.lost(error, "claim")
                 if self._session.was_severed() or stood_still(error):
                     self._most = max(1, self._most // 8)
-                self._kit.wakeups.reap.ask()  # the commit's answer may have been lost: nobody may know a claim of ours
+                self._kit.wakeups.reap.ask()  # the commit's answer may be lost: nobody may know of a claim of ours
                 await asyncio.sleep(self._backoff.delay())
                 self._hint.ask()
             else:
-                if self._careful.passed():  # it left something out: a pass with more care comes soon
+                if self._careful.passed():  # it left something out: a careful pass comes soon
                     self._hint.ask()
                     await asyncio.sleep(self._backoff.delay())
                 self._most = min(MOST, 2 * self._most)
@@ -140,10 +139,10 @@ class Dispatcher:
                 self._passing = False
 
     async def _until_next(self) -> None:
-        """Sleeps until it is time, or somebody wakes us; a resync may move the time meanwhile.
+        """Sleeps until the next pass is due or a wake-up comes; a resync may change the time meanwhile.
 
-        A NOTIFY needs no right. If wake-ups keep coming and passes find nothing, a wake-up waits until _PACE after the
-        last pass; the first ones, and one after a quiet moment, are served at once.
+        NOTIFY needs no privilege. So if wake-ups keep coming and passes find nothing, a wake-up waits until _PACE after
+        the last pass. The first ones, and one after a quiet moment, are served at once.
         """
         while not self._stopping:
             self._hint.event.clear()
@@ -155,7 +154,7 @@ class Dispatcher:
             await self._kit.watch.wait(self._hint.event, min(ends, default=None))
 
     def _arrange(self, outlook: Outlook, claimed: int, *, cut: bool) -> None:
-        """Decides when the next pass is due, from the last look and what the pass before it claimed."""
+        """Decides when the next pass is due, from the last look and from the claims of the pass before it."""
         now, clock = time.monotonic(), self._kit.clock
         others = [self.zones.due_at] + ([clock.monotonic(self.opens)] if self.opens is not None else [])
         room = [lane.free > 0 for lane in self._lanes.of(self._lanes.rooms(self._runner.room, self._roster))]
@@ -178,9 +177,11 @@ class Dispatcher:
         return self._kit.settings.lookahead if self._ahead else timedelta(0)
 
     async def claim_pass(self, *, afresh: bool = False) -> int:
-        """Claim passes until nothing is left for which there is room, and a look ahead. Returns how many runs they
-        claimed; they are with the runner then. afresh: whatever is known of the clock may be wrong, because somebody
-        has moved it."""
+        """Makes claim passes until no work is left that there is room for, and looks ahead.
+
+        Returns how many runs they claimed; the runner has them by then.
+        afresh: the known time may be wrong, because somebody has moved the clock.
+        """
         count = 0
         cut = False
         self.opens = None
@@ -198,7 +199,7 @@ class Dispatcher:
                     take(rooms, self._lanes.needs[run.entrypoint])
                 count += len(claimed.runs)
                 cut = cut or claimed.cut
-                # The runs of lanes that are full now stood before others, which are looked for anew.
+                # The runs of lanes that are full now stood before others: look for these again.
                 before, lanes = lanes, [lane for lane in self._lanes.of(rooms) if lane.free > 0]
                 if not lanes or not (claimed.short or (claimed.runs and len(lanes) < len(before))):
                     break
@@ -207,7 +208,7 @@ class Dispatcher:
             cut = cut or (free > 0 and rooms[SLOT] <= 0)
             await self._kit.aside.review(connection, at_once=False)
             if not self._at_once(cut=cut):
-                if count:  # their first steps come before the next statement is made: that takes half a millisecond
+                if count:  # their first steps come before the next statement, which takes half a millisecond to build
                     await asyncio.sleep(0)
                 await self._look_ahead(connection, count, cut=cut)
         self._claimed = count
@@ -224,7 +225,7 @@ class Dispatcher:
             await self.zones.look(connection)
         if self.next.gated and not self._claimed:
             await self._kit.store.settle_orphans(connection)
-        if not self._kit.clock.known:  # and without it nothing could start
+        if not self._kit.clock.known:  # nothing could start without it
             before = time.monotonic()
             self._kit.clock.observe(await self._kit.store.read_clock(connection), before, time.monotonic())
 
@@ -236,8 +237,10 @@ class Dispatcher:
             self.opens = claimed.opens if self.opens is None else min(self.opens, claimed.opens)
 
     def _at_once(self, *, cut: bool) -> bool:
-        """Whether the next pass comes now, whatever a look ahead would say: the database then claims while the claimed
-        runs run. Not if a lane is full: the next pass could miss a place that becomes free in it."""
+        """Whether the next pass comes now, without a look ahead: the database then claims while the claimed runs run.
+
+        Not if a lane is full: the next pass could miss a place that becomes free in it.
+        """
         if not cut or time.monotonic() - self._looked > _LOOK_EVERY:
             return False
         if not all(lane.free for lane in self._lanes.of(self._lanes.rooms(self._runner.room, self._roster))):

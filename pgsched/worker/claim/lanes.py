@@ -1,4 +1,4 @@
-"""Which runs need what of this worker: a slot, a thread, a process, one of the places of an entrypoint."""
+"""The needs of runs on this worker: a slot, a thread, a process, one of the places of an entrypoint."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from pgsched.worker.run.roster import Roster
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Entrypoints whose runs need the same of this worker: a slot, the same places (none, a thread, a process), and for
-    each one that has a limit of its own on this worker, one of that. free: how many of them there is room for."""
+    """Entrypoints whose runs have the same needs: a slot, and the same places (none, a thread, a process).
+
+    An entrypoint with a per-worker limit has a lane of its own, whose runs also need one of that limit.
+
+    free: how many of their runs there is room for.
+    """
 
     entrypoints: tuple[str, ...]
     needs: tuple[Need, ...]
@@ -23,13 +27,13 @@ class Lane:
 
     @property
     def shared(self) -> tuple[Need, ...]:
-        """The needs that other lanes may have, too."""
+        """The needs that other lanes may share."""
         return tuple(need for need in self.needs if need not in map(on_worker, self.entrypoints))
 
 
 class Lanes:
-    """The lanes of a worker. It looks at the entrypoints once, and not at two hundred of them in each pass; again, if
-    there are more of them now."""
+    """The lanes of a worker. It reads the entrypoints (there may be hundreds) once and not in each pass, and again if
+    there are more of them."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
@@ -39,13 +43,13 @@ class Lanes:
 
     @property
     def needs(self) -> Mapping[str, tuple[Need, ...]]:
-        """By entrypoint: the needs of its runs."""
+        """The needs of runs, by entrypoint."""
         self._learn()
         return self._needs
 
     @property
     def defaults(self) -> Mapping[str, EntrypointDefaults]:
-        """By entrypoint: the options of runs that have none of their own."""
+        """The options of runs that have none of their own, by entrypoint."""
         self._learn()
         return self._defaults
 
@@ -55,7 +59,7 @@ class Lanes:
         return [Lane(names, needs, min(rooms[need] for need in needs)) for needs, names in self._names.items()]
 
     def rooms(self, slots: int, roster: Roster) -> dict[Need, int]:
-        """How much there is of all that runs need. slots: how many may be claimed."""
+        """How much is left of each need. slots: how many runs may be claimed."""
         rooms: dict[Need, int] = {SLOT: slots}
         rooms |= {place(which): number for which, number in roster.places().items()}
         for known in self._scheduler.entrypoints.values():
@@ -78,7 +82,7 @@ class Lanes:
 
 
 def shares(lanes: Sequence[Lane], rooms: Mapping[Need, int]) -> list[Share]:
-    """As much of each lane as there is room for; lanes that need the same places share these."""
+    """A share for each lane, as large as its room. Lanes that need the same places share a pool."""
     pools = {needs: number for number, needs in enumerate(dict.fromkeys(lane.shared for lane in lanes))}
     return [
         Share(lane.entrypoints, lane.free, pools[lane.shared], min(rooms[need] for need in lane.shared))
@@ -87,7 +91,7 @@ def shares(lanes: Sequence[Lane], rooms: Mapping[Need, int]) -> list[Share]:
 
 
 def counted(lanes: Sequence[Lane], chosen: Sequence[Candidate], *, idle: bool | None = None) -> list[Share]:
-    """As many of each lane as were chosen: the first of a lane are those."""
+    """A share for each lane, for as many as were chosen: those are the first of the lane."""
     of = {name: number for number, lane in enumerate(lanes) for name in lane.entrypoints}
     counts = Counter(of[each.entrypoint] for each in chosen)
     return [Share(lanes[number].entrypoints, count, idle=idle) for number, count in counts.items()]

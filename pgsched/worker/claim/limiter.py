@@ -1,8 +1,8 @@
-"""Claims runs of entrypoints that have limits, under the lock of these. What may be claimed is decided by limits.
+"""Claims runs of entrypoints that have limits, under the lock of these. rules.limits decides which may start.
 
-The lock lies on a row of `limits`. Its holder counts the running runs, and nobody else claims at these limits
-meanwhile. Nothing is counted up or down, so a worker that dies takes no place with it: its runs are
-running until they are reaped, and then they are not.
+The lock is on a row of `limits`. Its holder counts the running runs, and nobody else claims at these limits meanwhile.
+There is no counter to keep, so a worker that dies takes no place with it: its runs count as running until they are
+reaped, and then no longer.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pgsched.worker.kit import Kit
 
 
 class Limiter:
-    """The part of a claim pass that stands between lines and workers."""
+    """The part of a claim pass that claims runs from lines."""
 
     def __init__(self, kit: Kit) -> None:
         self._store = kit.store
         self._worker = kit.worker
         self.opens: datetime | None = None  # when the first of the used-up rates seen by this pass lets a run start
-        self._gates: list[Gate] = []  # those that the last look has locked and found open
-        self._at: dict[int, str] = {}  # at which of them the runs stand that it found
+        self._gates: list[Gate] = []  # those that the last look locked and found open
+        self._at: dict[int, str] = {}  # by run id, for the runs that it found: the key of the limits that count it
 
     async def look(
         self, connection: Connection, entrypoints: Sequence[str], limit: int
     ) -> tuple[list[fairness.Candidate], dict[Need, int]]:
-        """Locks the limits, and returns the runs that stand in line, are due and could be claimed, with what the limits
-        leave for them; of each entrypoint at most `limit`."""
+        """Locks the limits. Returns the due runs in line that could be claimed, at most `limit`, and the room that the
+        limits leave for them."""
         gates = await self._store.lock_limits(connection, entrypoints)
         opening = [opens for gate in gates if (opens := opens_at(gate)) is not None]
         self.opens = min([*opening, *([self.opens] if self.opens else [])], default=None)
@@ -50,13 +50,13 @@ class Limiter:
     async def claim(
         self, connection: Connection, defaults: Sequence[EntrypointDefaults], chosen: Sequence[fairness.Candidate]
     ) -> list[ClaimedRun]:
-        """Claims these of what the last look in this transaction returned."""
+        """Claims runs that the last look in this transaction returned."""
         notes = self._notes(self._gates, chosen)
         return await self._store.claim_runs(connection, self._worker, defaults, [c.id for c in chosen], notes)
 
     async def _schedule_rooms(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[int, int]:
-        """What the overlap of their schedules leaves. Lock first and then count, in a statement of its own, as
-        everywhere; a schedule that somebody has locked gets nothing in this pass."""
+        """How many more runs each schedule's overlap allows. Lock first and then count, in a statement of its own, as
+        everywhere. A schedule that somebody else has locked gets no room in this pass."""
         wanted = sorted({c.schedule_id for c in candidates if c.schedule_id is not None})
         if not wanted:
             return {}
@@ -67,8 +67,11 @@ class Limiter:
     def _notes(
         self, gates: Sequence[Gate], chosen: Sequence[fairness.Candidate]
     ) -> list[tuple[str, datetime | None, int]]:
-        """What to note at the limits. The newest time is None: the statement that claims reads the clock itself, since
-        that of the look, earlier than the claims, would let the next ones come too early."""
+        """The starts to note at the limits: (key of the limits, time, count).
+
+        The newest time is None: the claiming statement reads the clock itself. The time of the look is earlier than
+        the claims, and would let the next ones start too early.
+        """
         counts = Counter(self._at[each.id] for each in chosen)
         return [
             (gate.gate, at if at < gate.now else None, count)
