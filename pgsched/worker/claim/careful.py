@@ -1,7 +1,7 @@
 """The claim pass after one that the database refused: finds the rows that it refuses and sets them aside.
 
-A claim chooses its rows itself, so nobody can see whose fault a refusal was. Therefore the rows that may be claimed are
-changed in the same way by their ids, in a transaction that is rolled back. Nothing can start from such a try.
+A claim chooses its rows itself, so a refusal does not show which row caused it. Therefore the rows that may be claimed
+are changed in the same way by id, in a transaction that is rolled back. No run can start from such a try.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pgsched.model import ClaimedRun
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
 
-_FIRST, _MOST = 500, 100_000  # runs of each entrypoint that are tried: at first, and if passes are refused all the same
-_LOCK = timedelta(milliseconds=100)  # for which a careful statement waits for a lock that a client holds
+_FIRST, _MOST = 500, 100_000  # runs of each entrypoint to try: at first, and if passes are still refused
+_LOCK = timedelta(milliseconds=100)  # how long a careful statement waits for a client's lock
 Result = TypeVar("Result")
 
 
 class Careful:
-    """A dispatcher's. on: whether the next pass must be careful."""
+    """One per dispatcher. on: whether the next pass must be careful."""
 
     def __init__(self, kit: Kit, limit: int = _FIRST) -> None:
         self.on = False
@@ -35,29 +35,29 @@ class Careful:
         self._left_out = False
 
     def failed(self, error: BaseException) -> None:
-        """A pass failed. If the server answered, one row may be at fault, whatever the error."""
+        """A pass failed. If the server answered, one row may be at fault, no matter the error."""
         if self.on:
             self._limit = min(4 * self._limit, _MOST)
         self.on = answered(error)
 
     def passed(self) -> bool:
-        """A pass did not fail. Returns whether it left something out, so that the next one must be careful, too."""
+        """A pass did not fail. Returns whether it left something out, so that the next one must be careful too."""
         self.on, self._left_out = self._left_out, False
         self._limit = min(4 * self._limit, _MOST) if self.on else _FIRST
         return self.on
 
     async def find(self, connection: Connection, lookahead: timedelta) -> None:
-        """Sets aside the rows that the database refuses to have claimed or resumed, and limits it refuses to write."""
+        """Sets aside rows that the database refuses to change: runs to claim, schedules to resume, and limits."""
         store, worker = self._store, self._worker
         async with connection.transaction():
             paused = await store.find_ended_pauses(connection, self._limit)
             await self._try(connection, Kind.SCHEDULE, paused, lambda ids: store.try_resume(connection, ids))
-        # In a transaction of its own: the entries stay, whatever becomes of the pass. The rows are locked until then,
+        # In a transaction of its own: the entries stay even if the pass fails. The rows stay locked until its commit,
         # so that each is noted in the version that was tried.
         async with connection.transaction():
             due = await store.find_due_runs(connection, self._entrypoints, lookahead, self._limit)
             await self._try(connection, Kind.RUN, due, lambda ids: store.try_claim(connection, worker, ids))
-        # One that another worker claims from is locked, and passed over.
+        # Limits that another worker claims from are locked, and are passed over.
         async with connection.transaction():
             limits = await store.find_limits(connection, self._entrypoints, self._limit)
             await self._try(connection, Kind.LIMITS, limits, lambda ids: store.try_limits(connection, ids))
@@ -75,8 +75,11 @@ class Careful:
         await self._apart(connection, kind, ids, send)
 
     async def step(self, connection: Connection, claim: Callable[[], Awaitable[list[ClaimedRun]]]) -> list[ClaimedRun]:
-        """A claim in the middle of a pass. If a careful pass is refused it, the pass goes on without: the runs that it
-        has just made are committed then, and the next pass tries them one by one."""
+        """Makes a claim in the middle of a pass.
+
+        If the claim of a careful pass is refused, the pass goes on without it: it commits the runs that it has just
+        made, and the next pass tries them one by one.
+        """
         if not self.on:
             return await claim()
         try:
@@ -90,7 +93,7 @@ class Careful:
     async def change(
         self, connection: Connection, ids: Sequence[int], change: Callable[[Sequence[int]], Awaitable[Sequence[Result]]]
     ) -> tuple[list[Result], set[int]]:
-        """Changes something of locked schedules. Returns the results, and the ids of schedules that were refused."""
+        """Changes locked schedules. Returns the results, and the ids of schedules whose change was refused."""
 
         async def send(part: Sequence[int]) -> Sequence[Result]:
             return await self._settled(connection, lambda: change(part))
@@ -104,8 +107,11 @@ class Careful:
         write: Callable[[Sequence[Planned]], Awaitable[Sequence[Result]]],
         invalid: Callable[[Planned, BaseException], Planned],
     ) -> tuple[list[Result], set[int]]:
-        """Writes plans. A schedule whose plan is refused becomes invalid; one that refuses even this, or whose lock a
-        client holds, is set aside. Returns the results, and the ids of schedules whose plan was not written."""
+        """Writes plans. Returns the results, and the ids of schedules whose plan was not written.
+
+        A schedule whose plan is refused becomes invalid. If even that is refused, or a client holds a lock that it
+        needs, the schedule is set aside.
+        """
         refusals: list[tuple[int, BaseException]] = []
         left_out: set[int] = set()
 
@@ -131,7 +137,7 @@ class Careful:
     async def _settled(
         self, connection: Connection, change: Callable[[], Awaitable[Sequence[Result]]]
     ) -> Sequence[Result]:
-        """Does it in a savepoint, with whatever is deferred to the commit."""
+        """Makes a change in a savepoint. Constraints and triggers that are deferred to the commit run there too."""
         async with connection.transaction():
             await self._store.wait_briefly(connection, _LOCK)
             result = await change()

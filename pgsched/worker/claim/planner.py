@@ -1,4 +1,4 @@
-"""Plans locked schedules and writes the plans, for one claim pass. rules.plan decides; the locks are the pass's."""
+"""Plans locked schedules and writes the plans, for one claim pass. rules.plan decides; the pass holds the locks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pgsched.worker.kit import Kit
 
 @dataclass(frozen=True, slots=True)
 class ClaimTools:
-    """The things that all claim passes of a worker share. give_back: gives claims back that cannot be taken."""
+    """The objects that all claim passes of a worker share. give_back: gives back claims that cannot be taken."""
 
     kit: Kit
     lanes: Lanes
@@ -36,8 +36,10 @@ class ClaimTools:
 class Planner:
     """Lives for one claim pass.
 
-    After plan(): left: whether it made runs that are due and did not claim them. advanced: whether planning has changed
-    anything. cut: whether any plan() took as many schedules as it had asked for. skips: all that were written.
+    left: whether the last plan() made due runs and did not claim them.
+    advanced: whether the last plan() changed anything.
+    cut: whether any plan() got as many schedules as were asked for.
+    skips: all that were written.
     """
 
     def __init__(self, tools: ClaimTools, connection: Connection, lookahead: timedelta) -> None:
@@ -60,13 +62,15 @@ class Planner:
         *,
         room_taken: bool | None = True,
     ) -> list[ClaimedRun]:
-        """Plans locked schedules and writes the plans. Their locks are held until the commit.
+        """Plans locked schedules and writes the plans. Their locks are held until the commit. Returns the claimed runs.
 
-        spare: what there is room for beside the first run of each (room_taken), or at all; where that is used up runs
-        are queued, or (None) their schedules are left as they are. asked: how many schedules were asked for at most.
+        spare: how much is left of each need. Runs that find no room are queued.
+        asked: how many schedules were asked for at most.
+        room_taken: if True, the first run of each schedule has its room already, and `spare` is for the others. If
+            None, a schedule whose first run finds no room is left unchanged.
         """
         self.left = self.advanced = False
-        # Locked, a row says which time zone rules count for it, however long ago we looked at those.
+        # A locked row says which time zone rules count for it, even if our last look at them was long ago.
         schedules = [s for s in schedules if self._tools.zones.may_plan(s)]
         if not schedules:
             return []
@@ -75,7 +79,7 @@ class Planner:
             refused = await self._redirect(astray)
             schedules = [s for s in schedules if s.id not in refused]
         horizon = now + self._lookahead
-        # Seen under the lock: a change that came after the lock's own snapshot may have withdrawn a claim.
+        # Counted under the lock: a change that came after the lock's own snapshot may have withdrawn a claim.
         unanswered = {schedule_id for schedule_id, seen in live.items() if seen.withdrawn}
         planned = [
             self._planned(s, live.get(s.id, Occupancy()), now, horizon) for s in schedules if s.id not in unanswered
@@ -86,31 +90,31 @@ class Planner:
             or p.plan.next_run != p.schedule.next_run or p.schedule.interruptions_json
         ]  # fmt: skip
         if replacing := [p.schedule.id for p in changed if p.plan.replaces]:
-            # Somebody has one of the old runs locked: the fire time stays due, and is looked at again.
+            # If somebody has one of the old runs locked, the fire time stays due, and the next pass tries again.
             blocked = await self._replace(replacing)
             changed = [p for p in changed if p.schedule.id not in blocked]
         if not changed:
             return []
         self.advanced = True
-        # Schedules that were made just now advance without a run of theirs, and others wait behind them. Those that
-        # cannot advance do not count: the next pass would find them again, and again.
+        # New schedules advance without producing a run, and others may be waiting behind them. Those that cannot
+        # advance do not count: each further pass would find them again.
         self.cut = self.cut or len(schedules) >= asked
         fits = self._within(changed, spare, now, room_taken)
         kept = {p.schedule.id for p in fits}
         coming = 0
         for p in changed:
-            until = now if self.is_limited(p.schedule.entrypoint) else horizon  # from a line nothing is claimed ahead
+            until = now if self.is_limited(p.schedule.entrypoint) else horizon  # no run in line is claimed ahead
             if p.schedule.id in kept:
                 coming += sum(run.due_at <= until and not run.waits for run in p.plan.runs)
         changed = fits
         by_id = {p.schedule.id: p for p in changed}
         made = await self._write(changed, horizon)
-        # Some stand in line, or wait until there is room.
+        # Some stand in line, or wait for room.
         self.left = len(made) < coming
         return [by_id[schedule].claimed(run_id, fire_time, token) for run_id, schedule, fire_time, token in made]
 
     async def _redirect(self, schedules: Sequence[int]) -> set[int]:
-        """Has queued runs follow their schedules. Returns the schedules of which the database refused it."""
+        """Has queued runs follow their schedules. Returns the schedules whose runs the database refused to change."""
         if not self._tools.careful.on:
             await self._store.redirect_runs(self._connection, schedules)
             return set()
@@ -122,7 +126,7 @@ class Planner:
         return refused
 
     async def _replace(self, schedules: Sequence[int]) -> set[int]:
-        """Cancels runs that others replace. Returns the schedules of which it could not."""
+        """Cancels runs that others replace. Returns the schedules whose runs it could not cancel."""
         if not self._tools.careful.on:
             return await self._store.replace_runs(self._connection, schedules)
 
@@ -135,8 +139,8 @@ class Planner:
     def _within(
         self, planned: Sequence[Planned], spare: Mapping[Need, int], now: datetime, room_taken: bool | None
     ) -> list[Planned]:
-        """Has runs for which there is no room wait, like any others that are queued: the fire times of a backlog are
-        many (catch_up all), and a new schedule may be due at once."""
+        """Queues the runs that there is no room for: a backlog has many fire times (catch_up all), and a new schedule
+        may be due at once."""
 
         def beyond(p: Planned) -> int:
             return 1 if room_taken and p.schedule.next_run is not None else 0
@@ -147,7 +151,7 @@ class Planner:
         for p in planned:
             schedule, needs = p.schedule, self._tools.lanes.needs[p.schedule.entrypoint]
             if self.is_limited(schedule.entrypoint):
-                needs = ()  # it goes and stands in line
+                needs = ()  # its run goes and stands in line
             candidates += [
                 Candidate(
                     Kind.FIRE_TIME, schedule.id, schedule.id, schedule.entrypoint, schedule.priority, run.due_at,
@@ -176,8 +180,8 @@ class Planner:
         ]  # fmt: skip
 
     async def _write(self, planned: Sequence[Planned], horizon: datetime) -> list[tuple[int, int, datetime, int]]:
-        """Writes plans, after a pass that the database refused with care: what is wrong with one schedule makes
-        that one invalid and stops no other."""
+        """Writes plans; carefully, after a pass that the database refused: then a fault in one schedule makes only that
+        one invalid, and stops no other."""
 
         async def write(part: Sequence[Planned]) -> list[tuple[int, int, datetime, int]]:
             return await self._store.write_plans(self._connection, self._tools.kit.worker, part, horizon)
@@ -201,7 +205,7 @@ class Planner:
         return Planned.of(schedule, decided, entrypoint.retry, entrypoint.timeout, noted)
 
     def _decide(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime, *, shifted: bool) -> Plan:
-        """The plan; whatever is wrong with one schedule makes that one invalid and stops no other."""
+        """The plan. A fault in one schedule makes only that one invalid, and stops no other."""
         try:
             return plan(schedule, times_of(self._tools.kit.scheduler, schedule), live, now, horizon, shifted=shifted)
         except InvalidExpression as error:
@@ -217,7 +221,7 @@ class Planner:
 
 
 def times_of(scheduler: Scheduler, schedule: Schedule) -> FireTimes:
-    """A schedule's fire times: its executor's own, or those of its expression. Raises InvalidExpression."""
+    """A schedule's fire times: its executor's own, or else those of its expression. Raises InvalidExpression."""
     executor = scheduler.executor_for(schedule.entrypoint, schedule.name)
     if executor is not None and type(executor).next_fire_time is not Executor.next_fire_time:
         return OverriddenTimes(executor, schedule)

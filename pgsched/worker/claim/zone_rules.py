@@ -1,9 +1,13 @@
-"""Keeps schedules planned by the newest time zone rules in the fleet: whose rules count, and what that changes.
+"""Keeps schedules planned by the newest time zone rules in the fleet.
 
-Rules are noted for each zone (table zones) with the tzdata release that they come from. A worker with newer rules notes
-its own and has the zone's schedules planned anew. One whose rules differ and are not known to be newer withholds the
-zone: it leaves its schedules to the workers that have the noted rules. If none of those is left, the best of the living
-takes the noted rules back. What a change of rules means for the next fire time is ledger's to decide.
+Rules are noted for each zone (table zones) with the tzdata release that they come from.
+
+- A worker with newer rules notes its own, and has the zone's schedules planned again.
+- A worker whose rules differ and are not known to be newer withholds the zone: it leaves the zone's schedules to the
+  workers that have the noted rules.
+- If none of those is left, the live worker with the newest release replaces the noted rules with its own.
+
+ledger decides how a change of rules affects the next fire time.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ from pgsched.model import Schedule
 from pgsched.worker.aside import Aside, Kind
 
 _BATCH = 1000
-# Seconds between looks while a zone is withheld: whoever has the noted rules may have gone.
+# Seconds between looks while a zone is withheld: the workers that have the noted rules may be gone.
 AGAIN = 5.0
-_LOCK = timedelta(milliseconds=100)  # for which a schedule's new plan waits for a lock that a client holds
-_LOCKED = 3.0  # and while schedules may be left that somebody had locked
+_LOCK = timedelta(milliseconds=100)  # how long a schedule's new plan waits for a client's lock
+_LOCKED = 3.0  # seconds between looks while schedules may be left that somebody had locked
 _FIXED = "UTC"  # it has no rules
 
 
@@ -45,12 +49,12 @@ class Keeper(NamedTuple):
 
 
 def best(ours: str | None, others: Iterable[str | None]) -> bool:
-    """Whether nobody else's release is newer than ours. An unknown release is older than any known one."""
+    """Whether no other release is newer than ours. An unknown release is older than any known one."""
     return not any(newer(other, ours) or (ours is None and other is not None) for other in others)
 
 
 def in_force(noted: Rules | None, planned: Iterable[Rules]) -> Rules | None:
-    """The rules of a zone that count: the noted ones, unless somebody has planned by newer ones since."""
+    """The rules in force for a zone: the noted ones, unless a worker has planned by newer ones since."""
     for each in planned:
         if noted is None or newer(each.release, noted.release):
             noted = each
@@ -58,12 +62,12 @@ def in_force(noted: Rules | None, planned: Iterable[Rules]) -> Rules | None:
 
 
 class ZoneRules:
-    """One worker's rules, against those of the fleet."""
+    """Compares one worker's rules with those of the fleet."""
 
     def __init__(self, store: Store, worker: Any, app: str, aside: Aside) -> None:
         self.withheld = Withheld()
         self._store, self._worker, self._app, self._aside = store, worker, app, aside
-        self.due_at = float("inf")  # by time.monotonic(): the next look; the first is the worker's start
+        self.due_at = float("inf")  # the next look, by time.monotonic(); the worker's start makes the first
         self._log = log.get()
 
     # --- for a claim pass -----------------------------------------------------------------------------------
@@ -74,8 +78,8 @@ class ZoneRules:
         return time.monotonic() >= self.due_at
 
     def may_plan(self, schedule: Schedule) -> bool:
-        """Whether this worker may plan a schedule that it has locked. Its row says which rules count, whatever was
-        noted since the last look: the one that notes newer rules writes them into each row."""
+        """Whether this worker may plan a schedule that it has locked. The row says which rules count, even if
+        others were noted since the last look: the worker that notes newer rules writes them into each row."""
         noted = None if schedule.zone_rules is None else Rules.read(schedule.zone_rules)
         ours = None if noted is None else known(schedule.timezone)
         if noted is None or ours is None or noted.digest == ours.digest:
@@ -84,13 +88,13 @@ class ZoneRules:
         if newer(ours.release, noted.release):
             return True
         if schedule.timezone in self.withheld.zones and schedule.entrypoint not in self.withheld.covered:
-            return True  # nobody else of the application can
+            return True  # no other worker of the application can
         self.due_at = float("-inf")
         return False
 
     @staticmethod
     def shifted(schedule: Schedule) -> bool:
-        """Whether other rules than ours planned the schedule before."""
+        """Whether the schedule was planned by other rules than ours before."""
         ours = known(schedule.timezone)
         if schedule.zone_rules is None or ours is None:
             return schedule.moved_from is not None
@@ -99,16 +103,16 @@ class ZoneRules:
     # --- a look ---------------------------------------------------------------------------------------------
 
     async def look(self, connection: Connection) -> None:
-        """Compares our rules with the noted ones. Writes nothing if all is as it was.
+        """Compares our rules with the noted ones. Writes nothing if nothing has changed.
 
-        A zone's rules and its schedules are written in one transaction: a death in between has done nothing.
+        A zone's rules and its schedules are written in one transaction: a crash in between changes nothing.
         """
         zones = await self._store.rows(connection, "read_zones", {})
         self.due_at = float("inf")
         differing: list[tuple[str, Rules, Rules]] = []
         for zone in zones:
             ours = known(zone["name"])
-            if ours is None:  # the plan will say what is wrong with the name
+            if ours is None:  # UTC, or an unknown name, which the plan will report
                 continue
             planned = [Rules.read(text) for text in zone["planned_by"] or ()]
             noted = None if zone["digest"] is None else Rules(zone["release"], zone["digest"])
@@ -122,8 +126,8 @@ class ZoneRules:
     async def _keep(
         self, connection: Connection, name: str, ours: Rules, noted: Rules | None, planned: list[Rules]
     ) -> None:
-        """Our rules are those that count."""
-        if noted is None:  # what there is was planned before rules were noted, and by whatever rules
+        """Our rules are in force: notes them, and has schedules planned again that other rules had planned."""
+        if noted is None:  # the plans were made before rules were noted, by unknown ones
             await self._note(connection, name, ours, None)
         elif noted.digest == ours.digest and newer(ours.release, noted.release):
             await self._note(connection, name, ours, noted)
@@ -168,11 +172,11 @@ class ZoneRules:
 
     async def _take(self, connection: Connection, name: str, ours: Rules, noted: Rules | None) -> None:
         """Notes our rules, and has the zone's schedules planned by them."""
-        # Rows that somebody has locked are passed over: a worker that is planning one by other rules, or a client.
-        # The next look finds them.
+        # Rows that somebody has locked are passed over until the next look: by a worker that is planning one by other
+        # rules, or by a client.
         self.due_at = time.monotonic() + _LOCKED
         async with connection.transaction():
-            # Somebody else may have been quicker, with rules that are newer still.
+            # Another worker may have been quicker, with rules that are even newer.
             if noted is not None and not await self._note(connection, name, ours, noted):
                 return
             count = await self._replan(connection, name, ours)
@@ -184,8 +188,10 @@ class ZoneRules:
         self._log.warning("time_zone_changed", zone=name, schedules=count, release=ours.release, before=before)
 
     async def _replan(self, connection: Connection, name: str, ours: Rules) -> int:
-        """Returns how many. A schedule that the database refuses to change goes on by its old rules until it is planned
-        next, and keeps no other from the new ones."""
+        """Has the zone's schedules planned by our rules; returns how many.
+
+        A schedule that the database refuses to change keeps its old rules until its next plan, and stops no other.
+        """
         refusals: list[tuple[int, BaseException]] = []
 
         async def send(part: Sequence[int]) -> Sequence[int]:
@@ -211,7 +217,7 @@ class ZoneRules:
 
 @lru_cache(maxsize=2048)
 def known(name: str) -> Rules | None:
-    """This process's rules for a zone; None for UTC, which has none, and for an unknown one."""
+    """This process's rules for a zone; None for UTC, which has none, and for an unknown zone."""
     if name == _FIXED:
         return None
     try:
@@ -221,7 +227,7 @@ def known(name: str) -> Rules | None:
 
 
 def zoned(schedule: Schedule, next_run: datetime | None, accounted: datetime | None, *, shifted: bool) -> Zoned:
-    """What a plan notes of the rules that it went by."""
+    """The note that a plan makes of its time zone rules."""
     ours = known(schedule.timezone)
     if ours is None:
         return Zoned()
@@ -233,6 +239,6 @@ def zoned(schedule: Schedule, next_run: datetime | None, accounted: datetime | N
     counted = wall(accounted)
     came = accounted is not None and schedule.next_run is not None and accounted >= schedule.next_run
     if shifted and came and counted is not None and schedule.next_wall is not None:
-        # It came as the rules before had it, and so has the time that their clock showed then.
+        # It came by the earlier rules, so the local time that their clock showed then has passed too.
         counted = max(counted, schedule.next_wall)
     return Zoned(str(ours), wall(next_run), counted)
