@@ -58,12 +58,16 @@ class RunFailure:
 
 @dataclass(slots=True, eq=False)
 class Hook:
-    """One registered function. hanging: the number of its calls that were left behind and have not ended yet."""
+    """One registered function.
+
+    hanging: the number of its calls that were left behind and have not ended yet.
+    skip_logged: whether the log says that it is not called because of those.
+    """
 
     kind: str
     function: Callable[..., Any]
     hanging: int = 0
-    told: bool = False
+    skip_logged: bool = False
 
     @property
     def name(self) -> str:

@@ -92,11 +92,11 @@ class Caller:
         """Calls hooks one after the other. Raises only CancelledError, if the caller's own task is cancelled."""
         for hook in hooks:
             if hook.hanging:
-                if not hook.told:
+                if not hook.skip_logged:
                     self._log.warning("hook_skipped", kind=hook.kind, hook=hook.name, advice="an earlier call hangs")
-                hook.told = True
+                hook.skip_logged = True
                 continue
-            hook.told = False
+            hook.skip_logged = False
             try:
                 if is_async(hook.function):
                     await self._in_task(hook, context, arguments)
@@ -160,9 +160,11 @@ class Caller:
             call.add_done_callback(back)
 
     def _failed(self, hook: Hook, error: BaseException) -> None:
-        told = describe(error)
-        fields = {"at": place} if (place := where(told)) else {}
-        self._log.error("hook_failed", kind=hook.kind, hook=hook.name, error=told.type, message=told.message, **fields)
+        found = describe(error)
+        fields = {"error": found.type, "message": found.message}
+        if place := where(found):
+            fields["at"] = place
+        self._log.error("hook_failed", kind=hook.kind, hook=hook.name, **fields)
 
 
 class SkipHooks:
@@ -191,7 +193,10 @@ class SkipHooks:
         """Calls the hooks for all waiting skips."""
         while self._waiting:
             schedule, skip = self._waiting.popleft()
-            await self._caller.call(self._hooks.on_skip, contextvars.copy_context(), schedule, skip)
+            # In a task of its own: the variables that a plain hook sets would stay in ours.
+            context = contextvars.copy_context()
+            call = self._caller.call(self._hooks.on_skip, context, schedule, skip)
+            await asyncio.get_running_loop().create_task(call, context=context)
         if self._dropped:
             log.get().warning("hook_skips_dropped", count=self._dropped)
             self._dropped = 0

@@ -393,6 +393,26 @@ async def test_skips_that_nobody_hears_of_in_time_are_dropped_and_counted(settin
     assert [(entry["event"], entry["count"]) for entry in logs] == [("hook_skips_dropped", 5)]
 
 
+async def test_the_variables_that_a_skip_hook_sets_reach_the_next_hook_but_not_the_next_skip():
+    hooks, seen = Hooks(), []
+
+    def sets(schedule, skip) -> None:
+        seen.append(USER.get())
+        USER.set(f"user of {skip.count}")
+
+    async def reads(schedule, skip) -> None:
+        seen.append(USER.get())
+
+    hooks.add("on_skip", sets)
+    hooks.add("on_skip", reads)
+    skips = SkipHooks(hooks, Caller(timedelta(seconds=5)))
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    for number in (1, 2):
+        skips.put(None, Skip(SkipReason.OVERLAP, now, now, number))
+    await skips.deliver()
+    assert seen == ["nobody", "user of 1", "nobody", "user of 2"]
+
+
 @pytest.mark.parametrize(
     ("kind", "function", "sentence"),
     [
