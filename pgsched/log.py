@@ -32,7 +32,7 @@ def get() -> Logger:
     return logger
 
 
-def teller(event: str) -> Callable[..., object]:
+def event_logger(event: str) -> Callable[..., object]:
     """A function that logs an event at the level info, with fields, as logging is configured now.
 
     It does the same as get().info(), in half the time if lines are JSON and the application has added no processors.
@@ -43,7 +43,7 @@ def teller(event: str) -> Callable[..., object]:
         return slowly
     out, processors, seen = _out, config["processors"], list[Any]()
 
-    def tell(**fields: Any) -> None:
+    def write(**fields: Any) -> None:
         nonlocal seen
         if processors != seen:  # they are changed in place, as by capture.capturing()
             if [each for each in processors if not getattr(each, "passes_on", False)] != _plain:
@@ -55,7 +55,7 @@ def teller(event: str) -> Callable[..., object]:
         fields["level"] = "info"
         out.line(_json(_stamp(None, "info", fields)))
 
-    return tell
+    return write
 
 
 @contextlib.contextmanager

@@ -71,8 +71,8 @@ class Look:
 @json_option
 @setting_flags("dsn", "schema", "data_dir")
 def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], file: str | None) -> int:
-    """Show how the schedules and limits that the factory APP declares differ from those in the database, and how a
-    start of this code would change the next runs. Changes nothing, and locks nothing.
+    """Show how the schedules and limits of the factory APP differ from those in the database. Show also how
+    a start of this code would change the next runs. Changes nothing, and locks nothing.
 
     APP is the import path that `pgsched run` takes. Next runs are computed as of now; a start plans a changed
     expression from the moment of the change. The output also names the time zone rules that this code reads, and the

@@ -22,7 +22,7 @@ from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError,
 from pgsched.expression.duration import format_duration
 from pgsched.expression.zone_files import REMEDY
 
-STALE = 60.0  # seconds without a new stamp after which a daemon's loop counts as stuck
+STALE = 60.0  # seconds; a daemon's loop with an older stamp counts as stuck
 _LIMIT = 20.0
 
 

@@ -61,7 +61,7 @@ def _take_event(_logger: Any, method: str, event: structlog.typing.EventDict) ->
     return event
 
 
-_take_event.passes_on = True  # type: ignore[attr-defined]  # log.teller() may skip it
+_take_event.passes_on = True  # type: ignore[attr-defined]  # log.event_logger() may skip it
 
 
 def _rendered(event: Mapping[str, Any]) -> str:

@@ -42,7 +42,7 @@ class Cron:
         return None if found is None else moment(found)
 
     def passed(self, wall: datetime) -> datetime | None:
-        """The instant after which fire times come if those through `wall`, by the zone's clock, have already come.
+        """Fire times come after this instant if those through `wall`, by the zone's clock, have already come.
 
         None for an interval, which goes by instants.
         """

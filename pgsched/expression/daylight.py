@@ -44,7 +44,7 @@ def mark(expression: Expression, fire_time: datetime) -> str | None:
 
 
 def at_local(naive: datetime, timezone: str) -> tuple[datetime, str | None]:
-    """The instant, in UTC, at which the clock of a zone shows `naive`, and a remark unless there is exactly one.
+    """The instant, in UTC, when a zone's clock shows `naive`, and a remark unless there is exactly one.
 
     If the clock skips it, the instant is the end of the skip; if it comes twice, the first. Raises InvalidExpression
     for an aware datetime, for an unknown zone, and outside the years 1970 to 2099.

@@ -97,8 +97,8 @@ class Expression:
         return found
 
     def passed(self, wall: datetime) -> datetime | None:
-        """The instant after which fire times come if those through `wall` (naive, by the zone's clock) have already
-        come, by any rules. None if the expression goes by instants, not by the clock's readings."""
+        """Fire times come after this instant if those through `wall` (naive, by the zone's clock) have already come, by
+        any rules. None if the expression goes by instants, not by the clock's readings."""
         return self.times.passed(wall) if isinstance(self.times, Cron) else None
 
     def latest(self, after: datetime, until: datetime) -> datetime | None:

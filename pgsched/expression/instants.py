@@ -27,7 +27,7 @@ def as_utc(value: datetime, what: str) -> datetime:
 
 
 def seconds(instant: datetime) -> int:
-    """Whole seconds since the epoch, rounded down; clipped to the range in which any zone may have a fire time."""
+    """Whole seconds since the epoch, rounded down; clipped to the years that have fire times in any zone."""
     return min(max((instant - EPOCH) // SECOND, -2 * DAY), NEVER + 2 * DAY)
 
 

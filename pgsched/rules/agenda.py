@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-# Seconds by which the pass that claims ahead comes later than it could. Fire times are on whole seconds. If the
+# Seconds that the pass that claims ahead comes later than it could. Fire times are on whole seconds. If the
 # lookahead is a whole second too, the pass would come just when held runs start, and be in their way.
 ASIDE = 0.1
 NEVER = float("inf")
@@ -76,8 +76,8 @@ def next_look(
     cut: whether the pass was cut short because its room was used up.
     room: for each lane of the worker, whether it has a free place.
     now, lookahead: seconds, on the monotonic clock.
-    moment: the moment on that clock at which the database's clock has certainly reached an instant.
-    others: moments at which there is something else to do.
+    moment: gives the moment on that clock when the database's clock has certainly reached an instant.
+    others: moments when there is something else to do.
     """
     times = [max(now, each) for each in others if each < NEVER]
     near = outlook.next_near is not None

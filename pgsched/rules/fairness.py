@@ -1,4 +1,4 @@
-"""Decides, and only decides: in which order candidates start. It is the specification of the order.
+"""Decides the order that candidates start in, and nothing else. It is the specification of that order.
 
 Due work comes before work that is not due yet, so that a claim ahead takes no place from due work. Then the highest
 priority goes first. Within a priority the candidate that has been due longest goes first, no matter its kind or the

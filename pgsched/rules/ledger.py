@@ -81,7 +81,7 @@ def interruptions_of(entries: Sequence[Mapping[str, Any]]) -> list[Interruption]
 
 
 def undecided_since(schedule: Schedule) -> datetime | None:
-    """The instant after which a run of the schedule may have ended that its plan does not know.
+    """After this instant, a run of the schedule may have ended that its plan does not know.
 
     None if all are accounted for, or if the stretches to settle cannot be read: the plan will report that.
     """
@@ -295,7 +295,7 @@ def _not_again(schedule: Schedule, times: FireTimes) -> FireTimes:
 
 
 def _opening(expression: str, accounted_through: datetime | None, since: datetime) -> datetime:
-    """The instant after which fire times count. A single undecided fire time counts even if it is past."""
+    """Fire times after this instant count. A single undecided fire time counts even if it is past."""
     if accounted_through is not None:
         return accounted_through
     return _BEGINNING if _is_single(expression) else since

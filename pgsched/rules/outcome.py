@@ -27,13 +27,13 @@ T = TypeVar("T", bound=BaseException)
 class RemoteError(Exception):
     """An error that a run's function raised in another process.
 
-    told: its type, message and traceback.
+    error: its type, message and traceback.
     kinds: for each raised error (a group has several), the most specific class that this process knows.
     """
 
-    def __init__(self, told: RunError, kinds: Sequence[type[BaseException]]) -> None:
-        super().__init__(f"{told.type}: {told.message}")
-        self.told = told
+    def __init__(self, error: RunError, kinds: Sequence[type[BaseException]]) -> None:
+        super().__init__(f"{error.type}: {error.message}")
+        self.error = error
         self.kinds = tuple(kinds)
 
 
@@ -197,7 +197,7 @@ def describe(error: BaseException) -> RunError:
     if isinstance(error, asyncio.CancelledError):
         return RunError("CancelledError", "the function cancelled itself")
     if isinstance(error, RemoteError):
-        return error.told
+        return error.error
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:

@@ -133,7 +133,7 @@ async def test_errors_and_what_is_said_by_raising_come_back(cluster):
     with pytest.raises(RemoteError, match="OwnError: no such luck") as raised:
         await Attempt(cluster.address, work.deep).execute()
     assert raised.value.kinds == (work.OwnError,)
-    assert "in inner" in raised.value.told.traceback
+    assert "in inner" in raised.value.error.traceback
     with pytest.raises(RetryLater):
         await Attempt(cluster.address, work.later).execute()
     with pytest.raises(Discard):

@@ -121,7 +121,7 @@ def test_what_is_told_often_looks_as_all_else(lines):
     fields = {"run": 1, "entrypoint": 'a "b" ü', "took_s": 0.25, "late_ms": float("inf"), "nothing": None}
     with log.together():
         log.get().info("run_finished", **fields)
-        log.teller("run_finished")(**fields)
+        log.event_logger("run_finished")(**fields)
     first, second = lines()
     assert first.pop("timestamp")[:10] == second.pop("timestamp")[:10]
     assert first == second and list(first) == list(second)
@@ -135,13 +135,13 @@ def test_what_is_told_often_keeps_to_the_level_and_to_the_applications_processor
         log.configure("warning", "json", stream)
     else:
         structlog.configure(processors=[lambda _l, _m, event: seen.append(event["run"]) or "told"])
-    log.teller("run_finished")(run=7)
+    log.event_logger("run_finished")(run=7)
     assert seen == ([] if when == "level" else [7])
     assert when != "level" or stream.getvalue() == ""
 
 
 def test_what_is_told_often_has_what_is_bound_to_the_context_and_goes_where_a_test_captures_it(lines):
-    told = log.teller("run_finished")
+    told = log.event_logger("run_finished")
     with structlog.contextvars.bound_contextvars(service="billing"):
         told(run=1)
     with structlog.testing.capture_logs() as captured:

@@ -240,7 +240,7 @@ def _barer(outcome: Outcome) -> Iterator[Outcome]:
 
 def _as(outcome: Outcome, answer: Answer) -> Answer:
     """The answer with the given outcome, unless the run's own transaction had committed."""
-    return lambda told, landed: answer(told if told.committed else outcome, landed)
+    return lambda written, landed: answer(written if written.committed else outcome, landed)
 
 
 def _committed(outcome: Outcome) -> Outcome:

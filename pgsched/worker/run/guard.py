@@ -65,7 +65,7 @@ class Guard:
             self._busy.clear()
 
     def _watch(self) -> None:
-        told = 0.0
+        logged = 0.0
         with asyncio.Runner() as runner:
             session: Session | None = None
             while True:
@@ -80,12 +80,12 @@ class Guard:
                     break
                 blocked = time.monotonic() - self._tick
                 if blocked < 2 * self._interval:
-                    if told:
+                    if logged:
                         self._log.warning("event_loop_unblocked")
-                    told = 0.0
+                    logged = 0.0
                     continue
-                if not told or blocked >= 2 * told:
-                    told = blocked
+                if not logged or blocked >= 2 * logged:
+                    logged = blocked
                     self._log.warning("event_loop_blocked", for_s=round(blocked, 1), **self._culprit())
                 if blocked >= LOCKED_FOR.total_seconds() and self._kit.control.sever():
                     self._log.warning("claim_abandoned", advice="its locks would have kept others from their schedules")

@@ -73,7 +73,7 @@ class Runner:
         self._late_answers = 0
         self._said_late = float("-inf")
         self._log = log.get()
-        self._finished = log.teller("run_finished")
+        self._finished = log.event_logger("run_finished")
 
     @property
     def room(self) -> int:

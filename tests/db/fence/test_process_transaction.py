@@ -78,7 +78,7 @@ async def test_a_claim_that_is_lost_writes_nothing(settings, db, paid, insert):
     fence = Fence(settings.dsn, settings.schema, claim)
     with pytest.raises(RemoteError, match="no longer this worker's") as caught:
         await ProcessExecutor(work.pays).execute(attempt(claim, fence, insert=insert))
-    assert caught.value.told.type == "pgsched.ClaimLost"
+    assert caught.value.error.type == "pgsched.ClaimLost"
     assert await paid() == []
 
 
