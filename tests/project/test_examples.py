@@ -183,3 +183,20 @@ async def test_jobs_are_delayed_ordered_and_deduplicated_while_live(settings, ds
             run = await client.runs.wait(later, 20)
     assert "never" not in order and order[:3] == ["first", "middle", "low"]
     assert run["started_at"] >= soon
+
+
+def test_the_example_of_the_documentation_is_this_one_and_passes(tmp_path):
+    example = (EXAMPLES / "test_quickstart.py").read_text()
+    documented = (EXAMPLES.parent / "docs" / "testing.md").read_text()
+    assert example.split("\n\n", 1)[1].strip() in documented
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), "-p", "no:asyncio",
+            "-p", "no:cacheprovider", f"--rootdir={EXAMPLES}", str(EXAMPLES / "test_quickstart.py"),
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("PGSCHED_", "PYTEST_"))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout

@@ -1,29 +1,20 @@
 """`pgsched.testing`: what an application's tests see of its schedules, on a clock that they move."""
 
 import asyncio
-import os
-import re
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 
 from pgsched import Discard, Limits, Retry, RetryLater, Run, Schedule, Scheduler, every
-from pgsched.db.migrate import migrations
-from pgsched.db.statements.store import Store
 from pgsched.errors import InvalidArguments, NotFound, PgschedError
 from pgsched.testing import Harness, SyncHarness
-from pgsched.testing.clock import rewritten
 
 MIDNIGHT = datetime(2031, 6, 2, tzinfo=UTC)  # a Monday
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def hours(*numbers: float) -> list[datetime]:
@@ -426,32 +417,3 @@ def test_synchronous_tests_need_no_event_loop(dsn):
         assert t.fire("more")["status"] == "succeeded"
         with pytest.raises(NotFound):
             t.fire("nothing")
-
-
-def test_no_statement_knows_another_clock():
-    """Whatever is added to the SQL must go by a word that the moved clock takes the place of."""
-    other = re.compile(
-        rb"(?i)\b(current_timestamp|current_date|current_time|localtime|localtimestamp|transaction_timestamp"
-        rb"|statement_timestamp|timeofday)\b|'(now|today|tomorrow|yesterday)'|\b(now|clock_timestamp)\s*\(\s*\)"
-    )
-    texts = {**Store.texts(), **{f"{m.version:04}": m.text for m in migrations()}}
-    for name, text in texts.items():
-        left = re.sub(rb"pg_catalog\.clock_timestamp\(\)", b"", rewritten(text))
-        assert (name, other.search(re.sub(rb"--.*", b"", left))) == (name, None)
-
-
-def test_the_example_of_the_documentation_is_this_one_and_passes(tmp_path):
-    example = (EXAMPLES / "test_quickstart.py").read_text()
-    documented = (Path(__file__).parents[2] / "docs" / "testing.md").read_text()
-    assert example.split("\n\n", 1)[1].strip() in documented
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-c", str(tmp_path / "pytest.ini"), "-p", "no:asyncio",
-            "-p", "no:cacheprovider", f"--rootdir={EXAMPLES}", str(EXAMPLES / "test_quickstart.py"),
-        ],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        env={k: v for k, v in os.environ.items() if not k.startswith(("PGSCHED_", "PYTEST_"))},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
