@@ -24,12 +24,16 @@ GRACE = 1.0  # seconds between SIGTERM and SIGKILL; the runs' own grace periods 
 
 
 class Orphans:
-    """The warden process, and the groups that it watches. Any thread may use it."""
+    """The warden process, and the groups that it watches. Any thread may use it.
+
+    groups: the process groups that end when this process ends.
+    warden: the warden process, None before the first group.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._groups: set[int] = set()
-        self._warden: subprocess.Popen[bytes] | None = None
+        self.groups: set[int] = set()
+        self.warden: subprocess.Popen[bytes] | None = None
 
     def watch(self, group: int) -> None:
         """Registers a process group, to be ended when this process ends.
@@ -37,28 +41,28 @@ class Orphans:
         Raises OSError if the warden cannot be started: then the caller must end and forget the group.
         """
         with self._lock:
-            self._groups.add(group)
+            self.groups.add(group)
             self._send(f"+{group}\n")
 
     def forget(self, group: int) -> None:
         """Unregisters a process group that is gone."""
         with self._lock:
-            if group in self._groups:
-                self._groups.remove(group)
+            if group in self.groups:
+                self.groups.remove(group)
                 with contextlib.suppress(OSError):  # if it cannot be started now, it is started with the next group
                     self._send(f"-{group}\n")
 
     def _send(self, line: str) -> None:
-        if self._warden is None or not self._sent(line):
+        if self.warden is None or not self._sent(line):
             # The first warden, or somebody ended the last one: a new one gets all groups.
             self._start()
-            self._sent("".join(f"+{group}\n" for group in sorted(self._groups)))
+            self._sent("".join(f"+{group}\n" for group in sorted(self.groups)))
 
     def _sent(self, text: str) -> bool:
-        assert self._warden is not None and self._warden.stdin is not None
+        assert self.warden is not None and self.warden.stdin is not None
         try:
-            self._warden.stdin.write(text.encode())
-            self._warden.stdin.flush()
+            self.warden.stdin.write(text.encode())
+            self.warden.stdin.flush()
         except OSError:
             return False
         return True
@@ -66,14 +70,14 @@ class Orphans:
     def _start(self) -> None:
         self.close()
         # In its own session, so that Ctrl-C does not reach it.
-        self._warden = subprocess.Popen(  # noqa: S603 - this file
+        self.warden = subprocess.Popen(  # noqa: S603 - this file
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
 
     def close(self) -> None:
         """Lets the warden end, and with it all groups that it still watches."""
-        warden, self._warden = self._warden, None
+        warden, self.warden = self.warden, None
         if warden is not None and warden.stdin is not None:
             with contextlib.suppress(OSError):
                 warden.stdin.close()

@@ -156,7 +156,7 @@ async def test_who_is_asked_has_the_time_whoever_of_the_group_ends_first(tmp_pat
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled() and (tmp_path / "tidy").exists()
-    assert not any(alive(pid) for pid in numbers(tmp_path / "pids")) and not ORPHANS._groups
+    assert not any(alive(pid) for pid in numbers(tmp_path / "pids")) and not ORPHANS.groups
 
 
 async def test_who_is_cancelled_at_once_may_still_say_something(tmp_path):
@@ -188,7 +188,7 @@ async def test_who_does_not_take_it_is_killed_though_the_first_has_gone(tmp_path
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await until(lambda: not any(alive(pid) for pid in numbers(tmp_path / "pids")))
-    assert task.cancelled() and not ORPHANS._groups
+    assert task.cancelled() and not ORPHANS.groups
 
 
 @pytest.mark.usefixtures("watched")
@@ -237,6 +237,6 @@ async def test_neither_descriptors_nor_zombies_nor_threads_remain(tmp_path):
     await asyncio.gather(stopped, return_exceptions=True)
     assert stopped.cancelled()
     await asyncio.sleep(0)  # transports close in the next turn of the loop
-    assert not ORPHANS._groups
+    assert not ORPHANS.groups
     assert len(os.listdir("/dev/fd")) == before  # noqa: PTH208
     assert "Z" not in children_states()

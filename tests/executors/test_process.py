@@ -330,7 +330,7 @@ async def main(folder):
     while not os.path.exists(folder + "/pids-1"):
         await asyncio.sleep(0.01)
     if sys.argv[2] == "warden gone":
-        os.kill(ORPHANS._warden.pid, signal.SIGKILL)
+        os.kill(ORPHANS.warden.pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main(sys.argv[1]))

@@ -23,7 +23,7 @@ async def test_a_command_that_nobody_could_end_is_not_run(tmp_path, monkeypatch)
     monkeypatch.setattr(lonely, "_start", lambda: (_ for _ in ()).throw(BlockingIOError(11, "Too few processes")))
     with pytest.raises(CommandFailed, match="cannot be started: Too few processes"):
         await Attempt(["sleep", "1000"]).execute()
-    assert not lonely._groups and "Z" not in children_states() and "sleep" not in children_states("comm")
+    assert not lonely.groups and "Z" not in children_states() and "sleep" not in children_states("comm")
 
 
 async def test_an_end_is_noticed_though_its_warden_cannot_be_told(tmp_path, monkeypatch):
@@ -32,15 +32,15 @@ async def test_an_end_is_noticed_though_its_warden_cannot_be_told(tmp_path, monk
     task = asyncio.create_task(
         Attempt(Command(f"until test -e {tmp_path}/gate; do sleep 0.02; done", shell=True)).execute()
     )
-    await until(lambda: mine._groups)
-    warden = mine._warden
+    await until(lambda: mine.groups)
+    warden = mine.warden
     warden.kill()
     warden.wait()
     monkeypatch.setattr(mine, "_start", lambda: (_ for _ in ()).throw(BlockingIOError(11, "Too few processes")))
     (tmp_path / "gate").touch()
     async with asyncio.timeout(10):
         assert (await task)["exit_code"] == 0
-    assert not mine._groups
+    assert not mine.groups
     mine.close()
 
 
@@ -85,7 +85,7 @@ children = [
 for child in children:
     child.stdout.readline()
 ORPHANS.watch(children[0].pid)
-ORPHANS._warden.kill(); ORPHANS._warden.wait()
+ORPHANS.warden.kill(); ORPHANS.warden.wait()
 ORPHANS.watch(children[1].pid)
 print(*[child.pid for child in children], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
