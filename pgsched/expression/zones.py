@@ -16,7 +16,7 @@ from pgsched.errors import InvalidExpression, exact, quote
 from pgsched.expression.instants import DAY, SECOND, moment
 
 _FROM, _UNTIL = 1_577_836_800, 2_524_608_000  # 2020 and 2050: the range of digest()
-_WINDOW_BITS = 25  # zones are cut up in windows of 2**25 s, some 388 days
+WINDOW_BITS = 25  # zones are cut up in windows of 2**25 s, some 388 days
 
 
 def check_timezone(name: str) -> zoneinfo.ZoneInfo:
@@ -65,7 +65,7 @@ class Stretch(NamedTuple):
 
 def stretch(zone: zoneinfo.ZoneInfo, instant: int) -> Stretch:
     """The stretch around `instant`."""
-    return next(cut for cut in _stretches(zone, instant >> _WINDOW_BITS) if instant < cut.end)
+    return next(cut for cut in _stretches(zone, instant >> WINDOW_BITS) if instant < cut.end)
 
 
 def changes(zone: zoneinfo.ZoneInfo, after: int, until: int) -> Iterator[Stretch]:
@@ -122,8 +122,8 @@ def _stretches(zone: zoneinfo.ZoneInfo, window: int) -> tuple[Stretch, ...]:
     From 1970 on no two changes of any zone are that near to each other; tests keep watch.
     """
     # Two days more than the window, so that `shown` is known for as long as it matters after a change.
-    start = (window << _WINDOW_BITS) - 2 * DAY
-    stop = (window + 1) << _WINDOW_BITS
+    start = (window << WINDOW_BITS) - 2 * DAY
+    stop = (window + 1) << WINDOW_BITS
     apart = 6 * DAY
     offset = _offset(zone, start)
     shown = start + offset

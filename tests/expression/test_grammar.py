@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.skew import DAY, MINUTE, PARIS, cases, utc
 
 from pgsched.errors import InvalidExpression
-from pgsched.expression import days, expression, zones
+from pgsched.expression import days
 from pgsched.expression.expression import parse, upcoming
 
 REFUSALS = [
@@ -243,8 +243,8 @@ SLOWEST = [
 def test_the_slowest_take_few_steps(text: str, zone: str, after: str) -> None:
     """Reading it and finding the next fire time, with nothing remembered. A step is a call, of a function in Python or
     in C: some milliseconds at most, but a number that no other process can change."""
-    for cached in (expression._parse, zones._stretches, days.calendar_of):
-        cached.cache_clear()  # type: ignore[attr-defined]
+    ZoneInfo.clear_cache()  # what is remembered of a zone, and of expressions in it, is found by its object
+    days.calendar_of.cache_clear()
     steps = 0
 
     def count(frame: object, event: str, argument: object) -> None:

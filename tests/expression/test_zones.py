@@ -96,7 +96,7 @@ def test_the_walks_start_from_every_kind_of_change() -> None:
 
 def test_where_a_zone_is_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zones are looked at in windows; with small ones, windows begin in the middle of a repeated hour."""
-    monkeypatch.setattr(zones, "_WINDOW_BITS", 10)
+    monkeypatch.setattr(zones, "WINDOW_BITS", 10)
     zones._stretches.cache_clear()
     try:
         for text in ("30 2 * * *", "0-59 0-3 * * *", "*/20 1-3 * * *"):
