@@ -7,6 +7,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from pgsched.client.client import Client, connect
+from pgsched.client.connections import Pooled, conninfo_of
 from pgsched.db.session import SET
 from pgsched.errors import (
     ConfigurationError,
@@ -52,21 +53,24 @@ async def test_a_transaction_of_the_clients_own_is_all_or_nothing(client, db):
     assert [row["name"] for row in await client.list_schedules()] == ["a"]
 
 
-async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applications(client, dsn):
+async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applications(dsn, schema):
     """Its search path above all: an unqualified table of the application has to be found."""
+    connections = Pooled(conninfo_of(dsn, schema, "test"))
+    client = Client(connections, schema)
     names = sorted(SET)
     show = "select string_agg(name || '=' || setting, ', ' order by name) from pg_settings where name = any(%s)"
     with psycopg.connect(dsn) as plain:
         [own] = plain.execute(show, (names,)).fetchone()
-    for _ in range(2):
-        async with client.transaction() as connection:
-            cursor = await connection.execute(show, (names,))
-            assert await cursor.fetchone() == (own,)
-            assert connection.info.transaction_status == TransactionStatus.INTRANS
+    async with connections.pool:
+        for _ in range(2):
+            async with client.transaction() as connection:
+                cursor = await connection.execute(show, (names,))
+                assert await cursor.fetchone() == (own,)
+                assert connection.info.transaction_status == TransactionStatus.INTRANS
+        async with connections.own() as connection:
+            cursor = await connection.execute("show search_path")
+            assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
     assert len(names) == 14 and "search_path" in names
-    async with client._sql.connections.own() as connection:
-        cursor = await connection.execute("show search_path")
-        assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
 
 
 async def test_what_ends_a_transaction_is_told_once(client, db):

@@ -104,7 +104,7 @@ def checked(watch: Watch, *names: str, pages: int = PAGES) -> None:
 
 
 async def test_lists_and_looks_read_the_newest_end_of_history(looking):
-    client, watch, on, _ = looking
+    client, watch, on, store = looking
     now = datetime.now(UTC)
     last = (await client.list_runs(limit=1, connection=on))[0]["id"]
     lists = [
@@ -123,8 +123,8 @@ async def test_lists_and_looks_read_the_newest_end_of_history(looking):
     await client.get_run(last, connection=on)
     await client.list_workers(connection=on)
     await client.runs.list_dead(since=now - timedelta(minutes=1), connection=on)
-    await client._sql.rows("read_health", {}, on)
-    await client._sql.rows("read_waits", {}, on)
+    await store.rows(on, "read_health", {})
+    await store.rows(on, "read_waits", {})
     checked(watch, "list_runs", "list_runs_between", "read_situation", "list_schedules", "get_run", "list_workers",
             "list_dead_runs", "read_health", "read_waits")  # fmt: skip
 
@@ -202,7 +202,7 @@ async def test_every_combination_of_filters_finds_what_it_says(dsn, db, schema):
             assert len(few) == min(3, len(meant)) and {row["id"] for row in few} <= {*meant}, (given, after)
 
 
-async def test_health_reads_no_job_that_is_not_due(dsn, db, schema, store):
+async def test_health_reads_no_job_that_is_not_due(db, schema, store):
     # A backlog was analysed, and is gone: the planner expects all that is queued to be due.
     await db.all(
         "insert into pgsched.runs (entrypoint, due_at) select 'job', now() - n * interval '1 hour'"
@@ -214,7 +214,7 @@ async def test_health_reads_no_job_that_is_not_due(dsn, db, schema, store):
     await db.connection.execute(in_schema(QUEUED.encode(), schema, parametrised=False))
     watch = Watch({store.query("read_health"): "read_health"}, generic=False)
     db.connection.cursor_factory = watch.cursor()
-    row = (await Client(Pooled(dsn), schema)._sql.rows("read_health", {}, db.connection))[0]
+    [row] = await store.rows(db.connection, "read_health", {})
     checked(watch, "read_health")
     assert row["unserved_names"] == ["first", "second of other", "third"]
 

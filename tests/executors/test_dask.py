@@ -96,8 +96,8 @@ async def client(settings):
 class Attempt:
     """A run as an executor sees it, without a worker."""
 
-    def __init__(self, where: str, function, **args):
-        self.executor = DaskExecutor(where, connect_timeout=60, function=function)
+    def __init__(self, where: str, function, *, connect_timeout: float = 60, **args):
+        self.executor = DaskExecutor(where, connect_timeout=connect_timeout, function=function)
         self.journal = Journal()
         self.run = Run(
             id=7, entrypoint="job", schedule=None, fire_time=None, previous_fire_time=None, attempt=2, args=args,
@@ -224,8 +224,7 @@ async def test_a_dask_worker_that_is_killed_fails_the_attempt_and_the_next_goes_
 
 
 async def test_a_scheduler_that_is_away_is_told_in_a_sentence():
-    attempt = Attempt("tcp://127.0.0.1:1", work.product, a=1)
-    attempt.executor._connect_timeout = 0.2
+    attempt = Attempt("tcp://127.0.0.1:1", work.product, connect_timeout=0.2, a=1)
     with pytest.raises(DaskFailed, match=r"^the Dask scheduler at tcp://127\.0\.0\.1:1 does not answer: "):
         await attempt.execute()
 
