@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from structlog.testing import capture_logs
+from support.refusals import OWN_STATE, STATES, events, held, plain, refuse, relent
 from support.workers import Parts, reap, until, working
 
 from pgsched import Limits, Retry, Run, Scheduler
@@ -18,32 +19,6 @@ from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
 from pgsched.worker.run.heartbeat import Heartbeat
 from pgsched.worker.upkeep.reaper import Reaper
-
-STATES = ["P0001", "42501", "42703", "22003", "23503", "0A000", "XX000", "54001", "55000"]
-
-
-async def refuse(db, what="true", *, table="runs", when="update", state="'P0001'"):
-    """A trigger of the application's that refuses to have some rows written, with this SQLSTATE (an expression)."""
-    await db.all(
-        "create or replace function pgsched.hostile() returns trigger language plpgsql as $$ begin"
-        f" if {what} then raise 'not this one' using errcode = {state}; end if;"
-        " return case tg_op when 'DELETE' then old else new end; end $$"
-    )
-    await db.all(
-        f"create or replace trigger hostile before {when} on pgsched.{table}"
-        " for each row execute function pgsched.hostile()"
-    )
-
-
-OWN_STATE = "new.args ->> 'state'"  # each bad row has its own
-
-
-async def relent(db, table="runs"):
-    await db.all(f"drop trigger hostile on pgsched.{table}")
-
-
-def events(logs, name):
-    return [line for line in logs if line["event"] == name]
 
 
 # --- which errors -----------------------------------------------------------------------------------------------
@@ -211,24 +186,7 @@ async def test_a_drain_says_that_an_end_could_not_be_written(settings, db):
     assert worker.given_back == 1 and events(logs, "outcomes_not_written")
 
 
-async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_never_did_does_not(settings, db):
-    async with Parts(settings, heartbeat_interval="100ms") as parts:
-        me = parts.kit.worker
-        reaper = Reaper(parts.kit, parts.roster)
-        reaper._in_grace = lambda server_up: False  # though the server has just started
-        make = (
-            "insert into pgsched.runs"
-            " (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at)"
-            " values ('job', 'running', 1, 1, 1, %s, now(), now() - interval '1 minute') returning id"
-        )  # fmt: skip
-        began, never = await db.value(make, me), await db.value(make, me)
-        parts.roster.unlanded[began, 1] = None
-        await reap(reaper)
-    statuses = dict(await db.all("select id, status from pgsched.runs"))
-    assert statuses == {began: "failed", never: "queued"}
-
-
-# --- lines, beats, reaps ----------------------------------------------------------------------------------------
+# --- lines, beats ----------------------------------------------------------------------------------------
 
 
 async def test_a_line_that_is_refused_costs_no_other_run_its_lines(settings, db):
@@ -247,18 +205,6 @@ async def test_a_line_that_is_refused_costs_no_other_run_its_lines(settings, db)
             await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
     assert sorted(await db.all("select text from pgsched.logs")) == [("a",), ("b",)]
     assert len(events(logs, "lines_not_kept")) == 1
-
-
-async def held(db, worker):
-    """Silent runs of a worker, in order; those in the middle are the bad ones."""
-    rows = await db.all(
-        "insert into pgsched.runs (entrypoint, args, status, attempt, token, worker, claimed_at, heartbeat_at)"
-        " select 'job', case when s is null then '{}' else jsonb_build_object('state', s) end, 'running', 1, 1, %s,"
-        " now(), now() - interval '10 minutes' from unnest(array[null] || %s::text[] || array[null]) s returning id",
-        worker, STATES,
-    )  # fmt: skip
-    ids = [row[0] for row in rows]
-    return ids, ids[1:-1]
 
 
 async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their_claims(settings, db):
@@ -348,25 +294,6 @@ async def test_an_end_that_waits_for_somebody_keeps_no_other_from_landing(settin
             await client.rollback()
             await db.until("select count(*) = 11 from pgsched.runs where finished_at is not null", limit=30)
     assert await db.value("select max(attempt) from pgsched.runs") == 1
-
-
-async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
-    async with Parts(settings) as parts:
-        reaper = Reaper(parts.kit, parts.roster)
-        reaper._in_grace = lambda server_up: False  # though the server has just started
-        _, bad = await held(db, uuid.uuid4())
-        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
-        await reap(reaper)
-        running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
-        assert await db.value(running) == bad
-        assert await db.value("select array_agg(id order by id) from pgsched.resting where kind = 'reap'") == bad
-        await relent(db)
-        await reap(reaper)
-        assert await db.value(running) == bad, "they rest"
-        await db.all("update pgsched.runs set args = '{}' where id = any(%s)", bad)
-        await reap(reaper)
-        assert await db.value(running) is None
-        assert await db.all("select * from pgsched.set_aside") == []
 
 
 # --- claims -----------------------------------------------------------------------------------------------------
@@ -587,17 +514,6 @@ async def test_a_schema_that_is_made_anew_finds_the_worker_at_work_again(setting
 
 
 # --- whatever the code, whatever the value --------------------------------------------------------------------------
-
-
-def plain(*calls):
-    sc = Scheduler(app="plain")
-
-    @sc.entrypoint("job", retry=Retry(attempts=1))
-    async def job(run: Run):
-        sc.calls.append(run.args)
-
-    sc.calls = list(calls)
-    return sc
 
 
 @pytest.mark.parametrize("state", ["08001", "08006", "53100", "58030", "57014", "40001", "55P03"])

@@ -1,15 +1,25 @@
-"""Whose sessions end, or whose rows somebody locks, is not dead: workers in this process, one behind a proxy."""
+"""Whose runs a reaper takes away, and whose not: sessions that end and rows that somebody locks are no deaths."""
 
 import asyncio
 import contextlib
+import uuid
+from dataclasses import replace
+from datetime import timedelta
 
 import psycopg
 import pytest
+from support.claims import dead_worker, old_enough, running
 from support.proxies import Proxy
-from support.workers import until, working
+from support.refusals import OWN_STATE, held, refuse, relent
+from support.workers import Parts, reap, until, working
 
 from pgsched import Run, Scheduler
 from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.upkeep import SILENT_PAGE
+from pgsched.model import Process
+from pgsched.worker.run.roster import Roster
+from pgsched.worker.upkeep.reaper import Reaper
 
 
 def app():
@@ -88,3 +98,292 @@ async def test_a_clients_lock_far_longer_than_the_stall_timeout_costs_nobody_a_r
             await client.rollback()
             await db.until("select status = 'succeeded' and attempt = 1 from pgsched.runs")
             assert (first.calls, second.calls) == ([1], [])
+
+
+async def status_after_pass(kit, db, reaper=None, *, rested=True):
+    await old_enough(db)
+    await reap(reaper or Reaper(kit, Roster(kit.settings)), rested=rested)
+    return await db.value("select status from pgsched.runs")
+
+
+@pytest.mark.parametrize("winner", ["beat", "finish", "next attempt"])
+async def test_what_comes_between_the_reapers_look_and_its_write_wins(kit, db, monkeypatch, winner):
+    dead = await dead_worker(db)
+    run, = await running(db, dead, silent=60)  # fmt: skip
+    real = Store.reap_runs
+    between = {
+        "beat": "update pgsched.runs set heartbeat_at = clock_timestamp()",
+        "finish": "update pgsched.runs set status = 'succeeded', finished_at = now()",
+        "next attempt": "update pgsched.runs set attempt = 2, token = 2",
+    }
+
+    async def overtaken(self, connection, verdicts):
+        await db.all(between[winner])
+        return await real(self, connection, verdicts)
+
+    monkeypatch.setattr(Store, "reap_runs", overtaken)
+    await old_enough(db)
+    await reap(Reaper(kit, Roster(kit.settings)))
+    assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
+    assert await db.value("select errors from pgsched.runs where id = %s", run) == []
+
+
+async def test_gone_and_silent_for_three_beats_is_reaped(kit, db):
+    await running(db, await dead_worker(db), silent=3.1)
+    assert await status_after_pass(kit, db) == "queued"
+    attempt, worker, errors = await db.one("select attempt, worker, errors from pgsched.runs")
+    assert (attempt, worker) == (1, None)
+    assert errors[0]["type"] == "WorkerLost" and "is gone" in errors[0]["message"]
+
+
+async def test_silent_but_connected_is_not(kit, db, dsn):
+    dead = await dead_worker(db)
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
+        await running(db, dead, silent=20)
+        assert await status_after_pass(kit, db) == "running"
+        await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
+        assert await status_after_pass(kit, db) == "queued"
+
+
+async def test_behind_a_pooler_the_stall_timeout_alone_decides(kit, db):
+    await running(db, await dead_worker(db, direct=False, process=Process.UNKNOWN), silent=20)
+    assert await status_after_pass(kit, db) == "running"
+
+
+@pytest.mark.parametrize("process", [Process.UNKNOWN, Process.ALIVE])
+async def test_a_worker_without_sessions_is_not_known_to_be_dead(kit, db, process):
+    await running(db, await dead_worker(db, process=process), silent=20)
+    assert await status_after_pass(kit, db) == "running"
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
+    assert await status_after_pass(kit, db) == "queued"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("here", "before", "queued"),
+        # Whatever ended the sessions of the one may have ended those of the other, which is back.
+        ("here", "after", "running"),
+        ("there", "before", "running"),
+    ],
+)
+async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_well(kit, db, dsn, case):
+    route, since, status = case
+    await old_enough(db)
+    witness, silence = await dead_worker(db, route=route), 20.0 if since == "after" else 0.31
+    dead = await dead_worker(db, process=Process.UNKNOWN, route="here")
+    await db.all("update pgsched.workers set heartbeat_interval = '100 milliseconds'")
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {witness}") as other:
+        await db.until(
+            "select clock_timestamp() - backend_start > interval '0.35 s' from pg_stat_activity"
+            " where application_name = %s", f"pgsched {witness}",
+        )  # fmt: skip
+        await running(db, dead, silent=silence)
+        await other.execute("select 1")
+        quick = replace(kit, settings=kit.settings.merged({"heartbeat_interval": "100ms"}, "test"))
+        assert await status_after_pass(quick, db) == status
+
+
+async def test_a_silence_is_judged_only_after_it_was_watched(kit, db, dsn):
+    """A step of the database's clock makes all beats old, and the owners' next ones are still to come."""
+    await old_enough(db)
+    dead = await dead_worker(db)
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
+        await running(db, dead, silent=3600)
+        reaper = Reaper(kit, Roster(kit.settings))
+        reaper._distrust_until = 0.0
+        await reaper.reap_pass()
+        assert await db.value("select status from pgsched.runs") == "running"
+        await db.all("update pgsched.runs set heartbeat_at = heartbeat_at + interval '1 second'")
+        await reap_twice_at_once(reaper)
+        assert await db.value("select status from pgsched.runs") == "running", "it has beaten in between"
+        assert await status_after_pass(kit, db, reaper) == "queued"
+
+
+async def reap_twice_at_once(reaper):
+    await reaper.reap_pass()
+    await reaper.reap_pass()
+
+
+async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_ended(kit, db):
+    """After a failover a fresh worker may be there before the owners are back."""
+    await old_enough(db)
+    for process in Process:
+        await running(db, await dead_worker(db, process=process), silent=3600)
+    reaper = Reaper(kit, Roster(kit.settings))
+    await reaper.reap_pass()
+    reaper._watched = {key: (sign, at - 10) for key, (sign, at) in reaper._watched.items()}
+    await reaper.reap_pass()
+    assert await db.all("select status from pgsched.runs order by id") == [("running",), ("running",), ("queued",)]
+
+
+async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(kit, db):
+    await old_enough(db)
+    await db.all("alter table pgsched.runs drop constraint runs_claim_check")  # as a version before had it
+    await db.all(
+        "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, created_at)"
+        " values ('job', 'running', 1, 3, now() - interval '1 minute'), ('job', 'running', 1, 3, now())"
+    )
+    await reap(Reaper(kit, Roster(kit.settings)))
+    assert await db.all("select status from pgsched.runs order by id") == [("queued",), ("running",)]
+
+
+async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(kit, db, dsn, monkeypatch):
+    """Nor are they read: a page holds only what may be taken soon."""
+    pages, real = [], Store.find_silent_runs
+
+    async def find_silent_runs(*args, **kwargs):
+        found = await real(*args, **kwargs)
+        pages.append([run.id for run in found[-1]])
+        return found
+
+    monkeypatch.setattr(Store, "find_silent_runs", find_silent_runs)
+    still = await dead_worker(db)
+    async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {still}"):
+        await running(db, still, SILENT_PAGE, silent=20)
+        run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
+        await old_enough(db)
+        await reap(Reaper(kit, Roster(kit.settings)))
+    assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
+    assert pages == [[run], [run]]
+
+
+async def test_the_reaper_looks_behind_a_full_page(kit, db):
+    """As many that may not be taken yet, and must be watched."""
+    await running(db, await dead_worker(db, process=Process.ALIVE), 2 * SILENT_PAGE, silent=20)
+    run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
+    await old_enough(db)
+    await reap(Reaper(kit, Roster(kit.settings)))
+    assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
+
+
+async def test_a_beat_that_finds_the_row_locked_is_a_sign_of_life(kit, db, dsn):
+    """Neither a client's lock, however long, nor its end makes the run another worker's."""
+    await old_enough(db)
+    owner = await dead_worker(db)
+    run, = await running(db, owner, silent=31)  # fmt: skip
+    reaper = Reaper(kit, Roster(kit.settings))
+    async with await psycopg.AsyncConnection.connect(dsn) as client, kit.writes.use() as connection:
+        assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        assert await db.value("select passed_at from pgsched.workers") is None, "nobody was in the way"
+        await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
+        await client.execute(in_schema(b"select from pgsched.runs for update", kit.store.schema, parametrised=False))
+        assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        await client.rollback()
+        # The reaper comes first, before the beat that can write again.
+        assert await status_after_pass(kit, db, reaper) == "running"
+        # A worker that died beats no more, not even in vain.
+        await db.all("update pgsched.workers set passed_at = clock_timestamp() - interval '31 seconds'")
+        assert await status_after_pass(kit, db, reaper) == "queued"
+
+
+async def test_a_run_whose_worker_row_was_pruned_is_reaped_after_the_stall_timeout(kit, db):
+    await running(db, uuid.uuid4(), silent=31)
+    assert await status_after_pass(kit, db) == "queued"
+
+
+async def test_a_poison_run_ends_as_failed(kit, db):
+    await running(db, await dead_worker(db), silent=60, attempt=3)
+    assert await status_after_pass(kit, db) == "failed"
+
+
+async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(kit, db, monkeypatch):
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
+    reaper = Reaper(kit, Roster(kit.settings))
+    with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
+        patch.setattr(Store, "find_silent_runs", lost)
+        await reaper.reap_pass()
+    assert await status_after_pass(kit, db, reaper, rested=False) == "running"
+    assert await status_after_pass(kit, db, reaper) == "queued"
+
+
+async def test_a_look_that_the_server_refuses_is_no_outage(kit, db, monkeypatch):
+    """Whoever can have a statement refused again and again must not keep all reapers from their work."""
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
+    reaper = Reaper(kit, Roster(kit.settings))
+    reaper._distrust_until -= 3600
+    trusted = reaper._distrust_until
+    for error, goes_on in ((psycopg.errors.RaiseException("no"), True), (psycopg.OperationalError("gone"), False)):
+
+        async def failing(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(Store, "find_silent_runs", failing)
+            await reaper.reap_pass()
+        assert (reaper._distrust_until == trusted) is goes_on
+
+
+async def lost(*_, **__):
+    raise psycopg.OperationalError("gone")
+
+
+async def test_a_gap_between_looks_counts_as_an_outage(kit, db):
+    reaper = Reaper(kit, Roster(kit.settings))
+    await running(db, await dead_worker(db, process=Process.UNKNOWN))
+    assert await status_after_pass(kit, db, reaper) == "running"
+    reaper._looked_at -= timedelta(seconds=60)  # as if this machine, or the server, had stood still
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '60 seconds'")
+    assert await status_after_pass(kit, db, reaper, rested=False) == "running"
+
+
+async def test_a_freshly_started_server_is_given_time(kit, db, monkeypatch):
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
+    real = Store.find_silent_runs
+
+    async def fresh(self, *args, **named):
+        now, _, elsewhere, silent = await real(self, *args, **named)
+        return now, timedelta(seconds=5), elsewhere, silent
+
+    monkeypatch.setattr(Store, "find_silent_runs", fresh)
+    assert await status_after_pass(kit, db) == "running"
+
+
+async def test_an_own_claim_that_nobody_here_knows_of_is_given_to_somebody(kit, db):
+    # The answer to the commit that made it was lost.
+    await running(db, kit.worker, silent=3.1)
+    assert await status_after_pass(kit, db) == "queued"
+
+
+async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(kit, db):
+    await running(db, kit.worker, 10_000)
+    await running(db, await dead_worker(db), silent=60)
+    await old_enough(db)
+    await reap(Reaper(kit, Roster(kit.settings)))
+    assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 1
+
+
+async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_never_did_does_not(settings, db):
+    async with Parts(settings, heartbeat_interval="100ms") as parts:
+        me = parts.kit.worker
+        reaper = Reaper(parts.kit, parts.roster)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        make = (
+            "insert into pgsched.runs"
+            " (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at)"
+            " values ('job', 'running', 1, 1, 1, %s, now(), now() - interval '1 minute') returning id"
+        )  # fmt: skip
+        began, never = await db.value(make, me), await db.value(make, me)
+        parts.roster.unlanded[began, 1] = None
+        await reap(reaper)
+    statuses = dict(await db.all("select id, status from pgsched.runs"))
+    assert statuses == {began: "failed", never: "queued"}
+
+
+async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
+    async with Parts(settings) as parts:
+        reaper = Reaper(parts.kit, parts.roster)
+        reaper._in_grace = lambda server_up: False  # though the server has just started
+        _, bad = await held(db, uuid.uuid4())
+        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
+        await reap(reaper)
+        running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
+        assert await db.value(running) == bad
+        assert await db.value("select array_agg(id order by id) from pgsched.resting where kind = 'reap'") == bad
+        await relent(db)
+        await reap(reaper)
+        assert await db.value(running) == bad, "they rest"
+        await db.all("update pgsched.runs set args = '{}' where id = any(%s)", bad)
+        await reap(reaper)
+        assert await db.value(running) is None
+        assert await db.all("select * from pgsched.set_aside") == []
