@@ -6,6 +6,8 @@ from pgsched.model import Process
 from pgsched.worker.run.finisher import Finisher
 from pgsched.worker.whereabouts import Whereabouts
 
+ROW = "select status, attempt, worker, result, errors, heartbeat_at, finished_at from pgsched.runs order by id"
+
 
 async def running(db, worker, count=1, *, attempt=1, silent=0.0, **values):
     """Runs that a worker has claimed; returns their ids."""

@@ -1,8 +1,9 @@
 """What the tests of several parts of a worker are given."""
 
 import pytest
+import structlog
 
-from pgsched import Scheduler
+from pgsched import Scheduler, connect
 from pgsched.worker.kit import Kit
 
 
@@ -12,3 +13,15 @@ async def kit(settings):
     yield made
     await made.control.discard()
     await made.writes.discard()
+
+
+@pytest.fixture
+async def client(settings):
+    async with connect(settings.dsn, schema=settings.schema) as client:
+        yield client
+
+
+@pytest.fixture
+def quiet_structlog():
+    yield
+    structlog.reset_defaults()

@@ -1,25 +1,20 @@
 """A row that the server refuses to change decides only for itself: somebody's trigger, constraint, or odd value."""
 
-import asyncio
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import psycopg
 import pytest
 from psycopg import sql
 from structlog.testing import capture_logs
-from support.refusals import OWN_STATE, STATES, events, held, plain, refuse, relent
-from support.workers import Parts, reap, until, working
+from support.refusals import OWN_STATE, STATES, events, plain, refuse, relent
+from support.workers import Parts, until, working
 
-from pgsched import Limits, Retry, Run, Scheduler
+from pgsched import Limits, Run, Scheduler
 from pgsched.db import migrate
 from pgsched.db.apart import Apart
 from pgsched.db.session import answered, conninfo_for, passing, refused
 from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
-from pgsched.worker.run.heartbeat import Heartbeat
-from pgsched.worker.upkeep.reaper import Reaper
-
 
 # --- which errors -----------------------------------------------------------------------------------------------
 
@@ -109,191 +104,6 @@ async def test_an_error_of_a_prepared_statement_gets_one_more_try():
         raise AssertionError
 
     assert await Apart(send, put).all([1]) == [1]
-
-
-# --- ends -------------------------------------------------------------------------------------------------------
-
-
-async def test_ends_that_are_refused_in_every_form_stop_no_other_and_their_runs_are_executed_once(settings, db):
-    calls = []
-    sc = Scheduler()
-
-    @sc.entrypoint("bad", retry=Retry(attempts=1))
-    async def bad(state: str):
-        calls.append(state)
-        return "done"
-
-    @sc.entrypoint("good")
-    async def good(): ...
-
-    await refuse(db, "new.entrypoint = 'bad' and new.status <> 'running'", state=OWN_STATE)
-    with capture_logs() as logs:
-        async with working(sc, settings, stall_timeout="1s") as worker:
-            for state in STATES:
-                await db.all("select pgsched.enqueue('bad', jsonb_build_object('state', %s::text))", state)
-                await db.all("select pgsched.enqueue('good')")
-            good_ones = "select count(*) = %s from pgsched.runs where entrypoint = 'good' and status = 'succeeded'"
-            await db.until(good_ones, len(STATES))
-            await db.until("select count(*) = %s from pgsched.resting where kind = 'end'", len(STATES))
-            reasons = await db.all("select distinct reason from pgsched.resting")
-            assert {reason for (reason,) in reasons} == {f"not this one (SQLSTATE {state})" for state in STATES}
-            beat = await db.value("select max(heartbeat_at) from pgsched.runs")
-            await db.until("select bool_and(heartbeat_at > %s) from pgsched.runs where entrypoint = 'bad'", beat)
-            await relent(db)
-            for key in list(worker.finisher._kept):  # as half a minute later
-                worker.finisher._try_again(key)
-            await db.until("select bool_and(status = 'succeeded') from pgsched.runs")
-            assert await db.value("select count(*) from pgsched.runs where result = '\"done\"'") == len(STATES)
-            await db.until("select not exists (select from pgsched.set_aside)")
-            assert worker.finisher.pending == 0
-    assert sorted(calls) == sorted(STATES)
-    assert len(events(logs, "row_set_aside")) == len(events(logs, "row_taken_back")) == len(STATES)
-    assert not events(logs, "database_lost")
-
-
-@pytest.mark.parametrize(
-    ("borne", "kind"), [("new.errors::text not like '%%bear%%'", "Unstorable"), ("new.errors = '[]'", None)]
-)
-async def test_an_end_is_written_in_its_barest_form_as_failed(settings, db, borne, kind):
-    """First without what the error says, at last without any error."""
-    sc = Scheduler()
-
-    @sc.entrypoint("bad", retry=Retry(attempts=5))
-    async def bad():
-        raise ValueError("an error that somebody's trigger cannot bear")
-
-    await refuse(db, f"new.status not in ('running', 'failed') or not ({borne})")
-    with capture_logs() as logs:
-        async with working(sc, settings):
-            await db.all("select pgsched.enqueue('bad')")
-            await db.until("select status = 'failed' and attempt = 1 from pgsched.runs")
-        told = await db.one("select reason, errors -> 0 ->> 'type' from pgsched.runs")
-    assert told == ("its end could not be stored", kind)
-    assert [line["error"] for line in events(logs, "run_failed_for_good")] == ["Unstorable"]
-
-
-async def test_a_drain_says_that_an_end_could_not_be_written(settings, db):
-    sc = Scheduler()
-
-    @sc.entrypoint("bad")
-    async def bad(): ...
-
-    await refuse(db, "new.status <> 'running'")
-    with capture_logs() as logs:
-        async with working(sc, settings) as worker:
-            await db.all("select pgsched.enqueue('bad')")
-            await db.until("select exists (select from pgsched.set_aside)")
-    assert worker.given_back == 1 and events(logs, "outcomes_not_written")
-
-
-# --- lines, beats ----------------------------------------------------------------------------------------
-
-
-async def test_a_line_that_is_refused_costs_no_other_run_its_lines(settings, db):
-    sc = Scheduler()
-
-    @sc.entrypoint("talks")
-    async def talks(run: Run, text: str):
-        run.log(text)
-
-    await refuse(db, "new.text = 'bad'", table="logs", when="insert", state="'XX000'")
-    with capture_logs() as logs:
-        async with working(sc, settings):
-            await db.all(
-                "select pgsched.enqueue('talks', jsonb_build_object('text', t)) from unnest('{a,bad,b}'::text[]) t"
-            )
-            await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
-    assert sorted(await db.all("select text from pgsched.logs")) == [("a",), ("b",)]
-    assert len(events(logs, "lines_not_kept")) == 1
-
-
-async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their_claims(settings, db):
-    async with Parts(settings) as parts:
-        heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
-        parts.kit.clock.observe(datetime.now(UTC), 0, 0)
-        ids, bad = await held(db, parts.kit.worker)
-        await refuse(db, "new.args ? 'state'", state=OWN_STATE)
-        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
-        with capture_logs() as logs:
-            await heartbeat.beat()
-        verdicts = heartbeat._answers
-        assert set(verdicts) == {(run, 1) for run in ids if run not in bad} and not any(verdicts.values())
-        silent = await db.all("select id from pgsched.runs where heartbeat_at < now() - interval '1 minute' order by 1")
-        assert [row[0] for row in silent] == bad
-        assert [line["id"] for line in events(logs, "row_set_aside")] == bad
-        assert await db.value("select count(*) from pgsched.resting where kind = 'beat'") == len(bad)
-        await relent(db)
-        heartbeat._refused.clear()
-        await heartbeat.beat()
-        with capture_logs() as logs:
-            await parts.kit.aside.review(await parts.kit.control.connect())
-        assert len(events(logs, "row_taken_back")) == len(bad)
-
-
-@pytest.mark.parametrize("how", ["raises 55P03", "waits for a lock"])
-async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps(settings, db, dsn, schema, how):
-    """An application's trigger locks a row of its own with NOWAIT, or waits for it; a client has it for long."""
-    await db.all("create table pgsched.orders (id int primary key)")
-    await db.all("insert into pgsched.orders values (1)")
-    nowait = "nowait" if how == "raises 55P03" else ""
-    await db.all(
-        "create function pgsched.counted() returns trigger language plpgsql as $$ begin"
-        f" perform 1 from pgsched.orders for update {nowait}; return new; end $$"
-    )
-    await db.all(
-        "create trigger counted before update on pgsched.runs for each row when (new.args ? 'state')"
-        " execute function pgsched.counted()"
-    )
-    lock = in_schema(b"select 1 from pgsched.orders for update", schema, parametrised=False)
-    running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
-    async with Parts(settings) as parts, await psycopg.AsyncConnection.connect(dsn) as client:
-        await client.execute(lock)
-        heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
-        parts.kit.clock.observe(datetime.now(UTC), 0, 0)
-        ids, bad = await held(db, parts.kit.worker)
-        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
-        await heartbeat.beat()
-        silent = "select array_agg(id order by id) from pgsched.runs where heartbeat_at < now() - interval '1 minute'"
-        assert await db.value(silent) == bad
-        await heartbeat.beat()
-        assert set(heartbeat._answers) == {(run, 1) for run in ids if run not in bad}, "it waits for them no more"
-        await db.all("alter table pgsched.runs disable trigger counted")
-        await db.all("delete from pgsched.runs")
-        await db.all("alter table pgsched.runs enable trigger counted")
-        reaper = Reaper(parts.kit, parts.roster)
-        reaper._in_grace = lambda server_up: False  # though the server has just started
-        _, bad = await held(db, uuid.uuid4())
-        await reap(reaper)
-        assert await db.value(running) == bad
-
-
-@pytest.mark.parametrize("how", ["waits for a lock", "takes for ever"])
-async def test_an_end_that_waits_for_somebody_keeps_no_other_from_landing(settings, db, dsn, schema, how):
-    await db.all("create table pgsched.orders (id int primary key)")
-    await db.all("insert into pgsched.orders values (1)")
-    does = "perform 1 from pgsched.orders for update" if how == "waits for a lock" else "perform pg_sleep(3600)"
-    await db.all(
-        f"create function pgsched.counted() returns trigger language plpgsql as $$ begin {does}; return new; end $$"
-    )
-    await db.all(
-        "create trigger counted before update on pgsched.runs for each row"
-        " when (new.args ? 'bad' and old.status = 'running' and new.status <> 'running')"
-        " execute function pgsched.counted()"
-    )
-    lock = in_schema(b"select 1 from pgsched.orders for update", schema, parametrised=False)
-    async with await psycopg.AsyncConnection.connect(dsn) as client:
-        await client.execute(lock)
-        async with working(plain(), settings, stall_timeout=timedelta(seconds=5), cancel_timeout="100ms"):
-            bad = "case n when 3 then '{\"bad\": 1}'::jsonb end"
-            await db.all(f"select pgsched.enqueue('job', {bad}) from generate_series(1, 8) n")
-            await db.until("select count(*) = 7 from pgsched.runs where finished_at is not null", limit=30)
-            await db.until("select exists (select from pgsched.resting where kind = 'end')", limit=60)
-            await db.all("select pgsched.enqueue('job') from generate_series(1, 3)")
-            await db.until("select count(*) = 10 from pgsched.runs where finished_at is not null", limit=30)
-            await db.all("alter table pgsched.runs disable trigger counted")
-            await client.rollback()
-            await db.until("select count(*) = 11 from pgsched.runs where finished_at is not null", limit=30)
-    assert await db.value("select max(attempt) from pgsched.runs") == 1
 
 
 # --- claims -----------------------------------------------------------------------------------------------------

@@ -5,20 +5,13 @@ import contextlib
 import threading
 from datetime import timedelta
 
-import pytest
 from structlog.testing import capture_logs
 from support.workers import until, working
 
-from pgsched import Retry, Run, Scheduler, connect
+from pgsched import Retry, Run, Scheduler
 
 # Only a notification can bring the request, and nobody takes the claim away.
 FAR = {"heartbeat_interval": "30s", "stall_timeout": "1h"}
-
-
-@pytest.fixture
-async def client(settings):
-    async with connect(settings.dsn, schema=settings.schema) as client:
-        yield client
 
 
 def events(logs, name: str) -> list[dict]:

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.workers import until, working
 
-from pgsched import RegistrationError, Retry, Run, RunEnd, RunFailure, Schedule, Scheduler, Skip, connect
+from pgsched import RegistrationError, Retry, Run, RunEnd, RunFailure, Schedule, Scheduler, Skip
 from pgsched.hooks import Hooks
 from pgsched.model import SkipReason
 from pgsched.worker.run.hook_calls import Caller, SkipHooks
@@ -18,12 +18,6 @@ from pgsched.worker.run.hook_calls import Caller, SkipHooks
 NONE = timedelta(0)
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="none")
-
-
-@pytest.fixture
-async def client(settings):
-    async with connect(settings.dsn, schema=settings.schema) as client:
-        yield client
 
 
 def ended(number: int) -> str:

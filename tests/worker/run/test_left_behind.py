@@ -10,19 +10,13 @@ import pytest
 from structlog.testing import capture_logs
 from support.workers import Parts, until, working
 
-from pgsched import Limits, Run, Scheduler, connect
+from pgsched import Limits, Run, Scheduler
 from pgsched.cli.health import judged
 from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
 from pgsched.executors.threads import DaemonThreads
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker import worker as worker_module
-
-
-@pytest.fixture
-async def client(settings):
-    async with connect(settings.dsn, schema=settings.schema) as client:
-        yield client
 
 
 def hanging():
