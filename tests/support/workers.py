@@ -6,10 +6,10 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pgsched import Scheduler
+from pgsched import Scheduler, at
 from pgsched.config import Settings
 from pgsched.db.statements.parameters import claim_of
 from pgsched.model import Hold
@@ -22,6 +22,7 @@ from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
 from pgsched.worker.worker import Worker
 
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 # Quick enough for tests, and in the proportions of the defaults.
 QUICK: dict[str, Any] = {
     "heartbeat_interval": timedelta(milliseconds=100),
@@ -51,6 +52,11 @@ async def working(
         with contextlib.suppress(asyncio.CancelledError):
             async with asyncio.timeout(20):
                 await task
+
+
+def soon(sc: Scheduler, entrypoint: str, **options):
+    """A schedule that fires once, at once."""
+    return sc.schedule(entrypoint, at(PAST), **options)
 
 
 async def until(true: Callable[[], object], limit: float = 10.0) -> None:

@@ -445,3 +445,18 @@ async def test_a_schedule_changes_though_its_queued_run_must_not_be_deleted(sett
         assert await anna.dispatcher.claim_pass() == 0
         queued = await db.all("select fire_time > now(), priority from pgsched.runs where status = 'queued'")
         assert queued == ([(True, 3)] if change.startswith("alter") else [])
+
+
+async def test_a_plan_that_the_database_refuses_makes_only_its_own_schedule_invalid(settings, db):
+    sc = Scheduler()
+
+    @sc.entrypoint("job")
+    async def job(): ...
+
+    # PostgreSQL counts a month as 30 days here, and Python writes it back as longer than it may be.
+    make = "select pgsched.create_schedule(%s, 'job', '@at 2020-01-01T00:00:00Z', options => %s)"
+    await db.all(make, "bad", '{"backoff": "101 years"}')
+    await db.all(make, "good", "{}")
+    async with working(sc, settings):
+        await db.until("select status = 'succeeded' from pgsched.runs")
+        await db.until("select note like '%%refused%%' from pgsched.schedules where status = 'invalid'")

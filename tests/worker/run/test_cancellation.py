@@ -6,7 +6,7 @@ import threading
 from datetime import timedelta
 
 from structlog.testing import capture_logs
-from support.workers import until, working
+from support.workers import soon, until, working
 
 from pgsched import Retry, Run, Scheduler
 
@@ -125,3 +125,34 @@ async def test_a_run_that_never_stops_does_not_hold_up_a_drain_past_its_limit(se
         # Written while the function goes on: nobody starts it again, for somebody wanted it to stop.
         await db.until("select status = 'cancelled' from pgsched.runs")
     assert ended == [75]
+
+
+async def test_sync_code_sees_that_it_shall_stop(settings, db):
+    sc = Scheduler()
+    started = threading.Event()
+
+    @soon(sc, "slow")
+    def slow(run: Run):
+        started.set()
+        while not run.cancelled:
+            pass
+
+    async with working(sc, settings):
+        await asyncio.to_thread(started.wait, 10)
+        await db.all("select pgsched.cancel(id) from pgsched.runs")
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'cancelled'")
+    assert await db.value("select reason from pgsched.runs") == "cancelled on request"
+
+
+async def test_cancel_reaches_a_running_coroutine(settings, db):
+    sc = Scheduler()
+
+    @soon(sc, "slow")
+    async def slow():
+        await asyncio.sleep(60)
+
+    # The beat is far off, so only the notification can bring the request.
+    async with working(sc, settings, heartbeat_interval="10s", stall_timeout="60s"):
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
+        assert await db.value("select pgsched.cancel(id) from pgsched.runs") == "requested"
+        await db.until("select count(*) = 1 from pgsched.runs where status = 'cancelled'", limit=8)
