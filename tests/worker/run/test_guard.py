@@ -1,9 +1,7 @@
-"""A claim whose event loop is blocked does not keep its schedules from others."""
+"""The guard: a claim whose event loop is blocked does not keep its schedules from others."""
 
-import asyncio
 import contextlib
 import threading
-import time
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -11,7 +9,6 @@ import psycopg
 import pytest
 from support.workers import Parts
 
-from pgsched import Executor, Scheduler
 from pgsched.db.session import Failures
 from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
@@ -20,6 +17,8 @@ from pgsched.worker.run import guard as guards
 from pgsched.worker.run.guard import Guard
 
 DUE = "insert into pgsched.schedules (name, entrypoint, expression, next_run) values ('s', 'job', '@daily', now())"
+
+
 LOCK = b"select from pgsched.schedules for update"
 
 
@@ -77,25 +76,3 @@ async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings,
         assert other.locked.is_set()
         assert parts.kit.control.was_severed() is (by == "guard")
         assert await parts.dispatcher.claim_pass() == 1, "a new connection, a new claim"
-
-
-async def test_a_plan_that_takes_longer_than_locks_may_be_held_is_made_all_the_same(settings, db):
-    sc = Scheduler()
-
-    class Slow(Executor):
-        async def execute(self, run): ...
-
-        def next_fire_time(self, schedule, after):
-            time.sleep(0.3)
-            return after + timedelta(hours=1)
-
-    @sc.schedule("job", "@daily", executor=Slow)
-    async def job(): ...
-
-    await db.all("insert into pgsched.schedules (name, entrypoint, expression) values ('job @daily', 'job', '@daily')")
-    async with Parts(settings, sc) as parts:
-        parts.kit.control._idle = timedelta(milliseconds=100)
-        dispatching = asyncio.create_task(parts.dispatcher.run())
-        parts.kit.wakeups.due.ask()
-        await db.until("select next_run is not null from pgsched.schedules")
-        dispatching.cancel()
