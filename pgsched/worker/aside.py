@@ -6,8 +6,7 @@ apart finds the refused rows. The statements that choose rows leave out those th
 from __future__ import annotations
 
 import enum
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pgsched import log
 from pgsched.db.session import Connection, Mishaps, describe, passing, refused
@@ -31,8 +30,9 @@ class Kind(enum.StrEnum):
 class Aside:
     """One per worker. It knows whether there may be entries, so that without any it never asks for them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, elapsed: Callable[[], float]) -> None:
         self._store = store
+        self._elapsed = elapsed
         self._any = False
         self._reviewed = 0.0
         self._log = log.get()
@@ -66,9 +66,9 @@ class Aside:
 
         at_once: even if the last review was less than a second ago.
         """
-        if not self._any or not (at_once or time.monotonic() > self._reviewed + _REVIEW_EVERY):
+        if not self._any or not (at_once or self._elapsed() > self._reviewed + _REVIEW_EVERY):
             return
-        self._reviewed = time.monotonic()
+        self._reviewed = self._elapsed()
         taken_back, self._any = await self._store.take_back(connection)
         for kind, id in taken_back:
             self._log.info("row_taken_back", kind=kind, id=id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -23,7 +25,10 @@ WRITES_WAIT = timedelta(milliseconds=200)
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """Worker passes it to every part. `control` claims and reaps; `writes` carries beats and outcomes."""
+    """Worker passes it to every part. `control` claims and reaps; `writes` carries beats and outcomes.
+
+    elapsed: the clock by which parts judge how long ago they did or saw something, in seconds; sleeps are watch's.
+    """
 
     worker: uuid.UUID
     scheduler: Scheduler
@@ -37,9 +42,16 @@ class Kit:
     outage: Outage = field(default_factory=Outage)
     whereabouts: Whereabouts = field(default_factory=Whereabouts.own)
     wakeups: Wakeups = field(default_factory=Wakeups)
+    elapsed: Callable[[], float] = time.monotonic
 
     @classmethod
-    def build(cls, scheduler: Scheduler, settings: Settings, watch: Watch | None = None) -> Kit:
+    def build(
+        cls,
+        scheduler: Scheduler,
+        settings: Settings,
+        watch: Watch | None = None,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> Kit:
         """The kit of a new worker, with a new id. Raises ConfigurationError if the DSN cannot be read."""
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))
@@ -48,7 +60,8 @@ class Kit:
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
         control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
         writes = Session(info, "writes", limit, lock=WRITES_WAIT)
-        return cls(worker, scheduler, settings, store, control, writes, Aside(store), watch=watch or Watch())
+        aside = Aside(store, elapsed)
+        return cls(worker, scheduler, settings, store, control, writes, aside, watch=watch or Watch(), elapsed=elapsed)
 
     def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:
         """One more session, on a connection of its own.

@@ -75,8 +75,9 @@ class Worker:
         settings: Settings,
         hard_exit: Callable[[int], object] | None = None,
         watch: Watch | None = None,
+        elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
-        kit = self.kit = Kit.build(scheduler, settings, watch)
+        kit = self.kit = Kit.build(scheduler, settings, watch, elapsed)
         self.given_back = 0
         self._hard_exit = hard_exit
         self._stop = asyncio.Event()

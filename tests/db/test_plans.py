@@ -318,7 +318,7 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
         listener = Listener(kit, parts.roster, parts.dispatcher)
         await listener.resync()
         await listener.close()
-        await reap(Reaper(kit, parts.roster))
+        await reap(Reaper(kit, parts.roster), kit)
         await Retention(kit, asyncio.Event()).round()
         claims = [Claim(run.id, run.token, kit.worker) for run in parts.taken]
         claims, unbegun = claims[:20], claims[20:25]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,12 +33,35 @@ QUICK: dict[str, Any] = {
 }
 
 
+class Elapsed:
+    """The clock by which a worker's parts judge how long ago something was: this machine's, moved ahead by a test."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        return self._clock() + self._ahead
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
 @contextlib.asynccontextmanager
 async def working(
-    scheduler: Scheduler, settings: Settings, *, watch: Watch | None = None, **changes: Any
+    scheduler: Scheduler,
+    settings: Settings,
+    *,
+    hard_exit: Callable[[int], object] | None = None,
+    watch: Watch | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Worker]:
-    """A worker that is ready; drained when the block ends, killed when that takes too long."""
-    worker = Worker(scheduler, settings.merged({**QUICK, **changes}, "test").check(), watch=watch)
+    """A worker that is ready; drained when the block ends, killed when that takes too long.
+
+    Its clock is its kit's `elapsed`, an Elapsed.
+    """
+    settings = settings.merged({**QUICK, **changes}, "test").check()
+    worker = Worker(scheduler, settings, hard_exit=hard_exit, watch=watch, elapsed=Elapsed())
     task = asyncio.create_task(worker.run())
     ready = asyncio.create_task(scheduler.ready.wait())
     try:
@@ -66,6 +90,15 @@ async def until(true: Callable[[], object], limit: float = 10.0) -> None:
             await asyncio.sleep(0.005)
 
 
+async def passed(worker: Worker) -> None:
+    """Waits for a pass of this worker that begins from now on. One that is under way may be over first."""
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            worker.dispatcher.passed.clear()
+            worker.kit.wakeups.due.ask()
+            await worker.dispatcher.passed.wait()
+
+
 def alive(pid: int) -> bool:
     """Whether a process is there; a zombie is not, whoever has to reap it."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
@@ -91,16 +124,19 @@ class Taker(Runner):
 
 
 class Parts:
-    """A dispatcher whose passes a test calls, and whose claims nobody starts."""
+    """A dispatcher whose passes a test calls, and whose claims nobody starts.
 
-    def __init__(self, settings, scheduler=None, **changes):
+    elapsed: the kit's, if it shall be another than an Elapsed that goes on by itself.
+    """
+
+    def __init__(self, settings, scheduler=None, *, elapsed=None, **changes):
         if scheduler is None:
             scheduler = Scheduler()
 
             @scheduler.entrypoint("job")
             async def job(): ...
 
-        self.kit = Kit.build(scheduler, settings.merged(changes, "test"))
+        self.kit = Kit.build(scheduler, settings.merged(changes, "test"), elapsed=elapsed or Elapsed())
         self.roster = Roster(self.kit.settings)
         self.taken = []
         self.holds = False  # whether it has slots and places for them
@@ -132,13 +168,11 @@ class Parts:
         await self.kit.writes.discard()
 
 
-async def reap(reaper, *, rested=True):
-    """Two looks of a reaper, the second one as if it had watched for an hour: it judges only what it has watched.
+async def reap(reaper, kit, *, rested=True):
+    """Two looks of a reaper, the second one when it has watched for three beats: it judges only what it has watched.
 
-    rested: it has got over whatever made it distrust all silence.
+    rested: an hour instead, so that it has got over whatever made it distrust all silence.
     """
     await reaper.reap_pass()
-    reaper._watched = {key: (sign, at - 3600) for key, (sign, at) in reaper._watched.items()}
-    if rested:
-        reaper._distrust_until -= 3600
+    kit.elapsed.advance(3600 if rested else 3 * kit.settings.heartbeat_interval.total_seconds())
     await reaper.reap_pass()

@@ -2,6 +2,7 @@
 
 import pytest
 import structlog
+from support.workers import Elapsed
 
 from pgsched import Scheduler, connect
 from pgsched.worker.kit import Kit
@@ -9,7 +10,9 @@ from pgsched.worker.kit import Kit
 
 @pytest.fixture
 async def kit(settings):
-    made = Kit.build(Scheduler(), settings.merged({"heartbeat_interval": "1s", "stall_timeout": "30s"}, "test"))
+    """A kit with short beats, whose clock a test can advance."""
+    beats = {"heartbeat_interval": "1s", "stall_timeout": "30s"}
+    made = Kit.build(Scheduler(), settings.merged(beats, "test"), elapsed=Elapsed())
     yield made
     await made.control.discard()
     await made.writes.discard()

@@ -8,11 +8,11 @@ from datetime import timedelta
 import psycopg
 import pytest
 from structlog.testing import capture_logs
-from support.workers import QUICK, reap, until, working
+from support.workers import QUICK, Elapsed, reap, until, working
 from support.worlds import HOUR, World, make_skewed, skewed
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements import statements as store_module
+from pgsched.db.statements.statements import Statements
 from pgsched.worker.clocks import TURN, Watch
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
@@ -37,8 +37,8 @@ SOON = skewed(
 def schema(dsn, monkeypatch):
     """A schema and statements that read a clock which the test can move."""
     name = f"skewed {uuid.uuid4().hex[:8]}"
-    texts = {query: skewed(text.decode()).encode() for query, text in store_module._FILES.items()}
-    monkeypatch.setattr(store_module, "_FILES", texts)
+    texts = {query: skewed(text.decode()).encode() for query, text in Statements.texts().items()}
+    monkeypatch.setattr(Statements, "texts", staticmethod(lambda: texts))
     make_skewed(dsn, name)
     yield name
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -222,7 +222,7 @@ async def test_the_databases_clock_set_back_puts_off_what_is_held(settings, db, 
 
 async def test_a_reaper_that_slept_does_not_take_silence_for_death(settings, db, world):
     """As on a laptop: the database's host, this worker and the other one slept, and this one is up first."""
-    kit = Kit.build(Scheduler(), settings.merged(QUICK, "test"), Watch(world, NO_TURN))
+    kit = Kit.build(Scheduler(), settings.merged(QUICK, "test"), Watch(world, NO_TURN), Elapsed())
     reaper = Reaper(kit, Roster(kit.settings))
     kit.watch.subscribe(lambda jump: reaper.distrust())
     world.step_database(HOUR)  # so that the server has been up for long
@@ -233,12 +233,10 @@ async def test_a_reaper_that_slept_does_not_take_silence_for_death(settings, db,
     ))  # fmt: skip
     try:
         world.suspend()
-        await reaper.reap_pass()
-        reaper._watched = {key: (sign, at - HOUR) for key, (sign, at) in reaper._watched.items()}
-        await reaper.reap_pass()
+        await reap(reaper, kit, rested=False)
         assert await db.value("select status from pgsched.runs") == "running"
         # Nor is one that really died forgotten: once the owners had time to beat, silence counts again.
-        await reap(reaper)
+        await reap(reaper, kit)
         assert await db.value("select status from pgsched.runs") == "queued"
     finally:
         await kit.control.discard()
@@ -270,26 +268,29 @@ async def test_one_that_notices_has_the_reaper_distrust_silence(settings, db, wo
             "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, worker, claimed_at, heartbeat_at)"
             " values ('other', 'running', 1, 3, gen_random_uuid(), now(), now())"
         ))  # fmt: skip
+        worker.kit.elapsed.advance(3600)  # it has got over its own start
         world.suspend(9)  # longer than the stall timeout, and shorter than the gap between looks that is an outage
         assert worker.kit.watch.look()
-        await worker.reaper.reap_pass()
+        await reap(worker.reaper, worker.kit, rested=False)
         assert await db.value("select status from pgsched.runs") == "running"
-        await reap(worker.reaper)
+        await reap(worker.reaper, worker.kit)
         assert await db.value("select status from pgsched.runs") == "queued"
 
 
-async def test_no_sleep_of_an_idle_worker_is_longer_than_a_turn(settings, db, world):
+async def test_no_sleep_of_an_idle_worker_is_longer_than_a_turn(settings, db, world, monkeypatch):
     sc = app()
     await db.all(IN_AN_HOUR)
+    loop, timers = asyncio.get_running_loop(), []
+    real = loop.call_at
+    monkeypatch.setattr(loop, "call_at", lambda *args, **named: (timers.append(real(*args, **named)), timers[-1])[1])
     async with working(sc, settings, resync_interval="0", **SLOW_BEAT) as worker:
         sc.gate = asyncio.Event()
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: sc.started)
         await worker.heartbeat.beat()
         await until(lambda: worker.dispatcher.next.at is not None)
-        loop = asyncio.get_running_loop()
         await asyncio.sleep(0.1)
-        left = [handle.when() - loop.time() for handle in loop._scheduled if not handle.cancelled()]
+        left = [timer.when() - loop.time() for timer in timers if not timer.cancelled() and timer.when() > loop.time()]
         assert len(left) >= 3, "dispatcher, heartbeat and listener sleep"
         assert max(left) <= TURN
         sc.gate.set()

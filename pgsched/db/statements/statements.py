@@ -64,7 +64,7 @@ class Statements:
 
     def __init__(self, schema: str = "pgsched", app: str = "") -> None:
         self.schema, self.app = schema, app
-        self._queries = {name: in_schema(text, schema) for name, text in _FILES.items()}
+        self._queries = {name: in_schema(text, schema) for name, text in self.texts().items()}
         self._numbered: dict[bytes, Numbered] = {}
 
     @staticmethod

@@ -241,7 +241,7 @@ class Dispatcher:
 
         Not if a lane is full: the next pass could miss a place that becomes free in it.
         """
-        if not cut or time.monotonic() - self._looked > _LOOK_EVERY:
+        if not cut or self._kit.elapsed() - self._looked > _LOOK_EVERY:
             return False
         if not all(lane.free for lane in self._lanes.of(self._lanes.rooms(self._runner.room, self._roster))):
             return False
@@ -249,7 +249,8 @@ class Dispatcher:
         return True
 
     async def _look_ahead(self, connection: Connection, claimed: int, *, cut: bool) -> None:
-        before = self._looked = time.monotonic()
+        self._looked = self._kit.elapsed()
+        before = time.monotonic()
         names = list(self._kit.scheduler.entrypoints)
         outlook = await self._kit.store.read_outlook(connection, self._kit.worker, names, self._lookahead)
         self._kit.clock.observe(outlook.now, before, time.monotonic())

@@ -122,7 +122,7 @@ class Heartbeat:
         If the database refuses to change a run, or the run waits for a lock that a trigger needs, the other claims must
         be kept alive all the same. After a run's first refusal, its beat is sent last, and only now and then.
         """
-        now = time.monotonic()
+        now = self._kit.elapsed()
         self._refused = {key: again for key, again in self._refused.items() if key in self._roster.attempts}
         held: dict[tuple[int, int], Hold] = {}
         refusals: list[tuple[int, BaseException]] = []
@@ -139,7 +139,7 @@ class Heartbeat:
             return ()
 
         async def refuse(beat: Beat, error: BaseException) -> None:
-            self._refused[beat[0], beat[1]] = time.monotonic() + _REFUSED_AGAIN
+            self._refused[beat[0], beat[1]] = self._kit.elapsed() + _REFUSED_AGAIN
             refusals.append((beat[0], error))
 
         await Apart(send, refuse, patience=0).all(sound)

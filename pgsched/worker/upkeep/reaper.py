@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -39,6 +38,7 @@ class Reaper:
         self._outage = kit.outage
         self._aside = kit.aside
         self._watch = kit.watch
+        self._elapsed = kit.elapsed
         self._roster = roster
         self._whereabouts = kit.whereabouts
         # By (run id, token): the last sign of life, and when we first saw it, on our monotonic clock.
@@ -62,7 +62,7 @@ class Reaper:
             if self._hint.take():
                 self._armed = True
                 # Long enough to see that a claim without a worker has fallen silent.
-                self._armed_until = time.monotonic() + 5 * self._interval
+                self._armed_until = self._elapsed() + 5 * self._interval
             try:
                 wait = await self.reap_pass()
             except Mishaps as error:
@@ -93,7 +93,7 @@ class Reaper:
                 )  # fmt: skip
                 if after == 0:
                     self._note_gap(now)
-                    if elsewhere == 0 and not silent and time.monotonic() >= self._armed_until:
+                    if elsewhere == 0 and not silent and self._elapsed() >= self._armed_until:
                         self._armed = False
                 gone = await self._judge(connection, silent, now, watched, self._in_grace(server_up))
                 reaped += gone
@@ -124,12 +124,12 @@ class Reaper:
         verdicts = []
         for run in silent:
             before = watched.get((run.id, run.token))
-            sign = before if before is not None and before[0] == run.alive_at else (run.alive_at, time.monotonic())
+            sign = before if before is not None and before[0] == run.alive_at else (run.alive_at, self._elapsed())
             self._watched[run.id, run.token] = sign
             where = (run.machine, run.pid, run.process_started)
             if where not in processes:
                 processes[where] = self._whereabouts.state_of(*where)
-            seen_for = timedelta(seconds=time.monotonic() - sign[1])
+            seen_for = timedelta(seconds=self._elapsed() - sign[1])
             if self._is_lost(run, now, seen_for, processes[where], not grace):
                 verdicts.append((run, *self._fate(run), self._message(run, now, processes[where])))
         if not verdicts:
@@ -183,11 +183,11 @@ class Reaper:
 
     def distrust(self) -> None:
         """Stops trusting silence for one stall timeout: others may have had no chance to beat."""
-        self._distrust_until = time.monotonic() + self._settings.stall_timeout.total_seconds()
+        self._distrust_until = self._elapsed() + self._settings.stall_timeout.total_seconds()
 
     def _in_grace(self, server_up: timedelta) -> bool:
         """Whether silence is not trusted yet: after an outage every owner gets a full stall timeout to beat again."""
-        return server_up < self._settings.stall_timeout or time.monotonic() < self._distrust_until
+        return server_up < self._settings.stall_timeout or self._elapsed() < self._distrust_until
 
     def _next_look(self, silent: list[Silent], now: datetime) -> float:
         """The seconds until the next look: less than the interval if a silent worker's third beat is about to be missed
@@ -197,7 +197,7 @@ class Reaper:
             if run.direct and run.connected:
                 continue
             interval = run.heartbeat_interval or self._settings.heartbeat_interval
-            seen = timedelta(seconds=time.monotonic() - self._watched[run.id, run.token][1])
+            seen = timedelta(seconds=self._elapsed() - self._watched[run.id, run.token][1])
             left.append(max(3 * interval - (now - run.alive_at), 2 * interval - seen).total_seconds())
         return min([self._interval, *(max(0.05, seconds) for seconds in left if seconds > 0)])
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -52,6 +51,7 @@ class Reconciler:
         self._store = kit.store
         self._session = kit.control
         self._outage = kit.outage
+        self._elapsed = kit.elapsed
         self._orphaned_since: float | None = None
         self._due = asyncio.Event()
         self._log = log.get()
@@ -100,7 +100,7 @@ class Reconciler:
 
     def saw_orphaned(self, orphaned: bool) -> None:
         """Takes a resync's finding: whether the declarations in force are another version's without live workers."""
-        now = time.monotonic()
+        now = self._elapsed()
         if not orphaned:
             self._orphaned_since = None
         elif self._orphaned_since is None:

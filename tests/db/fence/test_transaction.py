@@ -9,7 +9,8 @@ from datetime import timedelta
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from support.workers import reap, until, working
+from support.claims import old_enough
+from support.workers import Elapsed, reap, until, working
 
 from pgsched import Retry, Run, Scheduler
 from pgsched.db.fence.fence import Fence, session_name
@@ -217,24 +218,30 @@ async def test_a_claim_that_is_lost_before_the_block_ends_takes_its_writes_with_
         await db.all("delete from pgsched.runs")
 
 
+def reaping(settings) -> Kit:
+    """The kit of a worker that is quick to take silence for death."""
+    quick = settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t")
+    return Kit.build(Scheduler(), quick, elapsed=Elapsed())
+
+
 async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_it_in_peace(settings, db, paid, insert):
     """The commit holds the row's lock; the reaper passes over it, and finds nothing to reap afterwards."""
     claim = await claimed(db, silent=3600)
-    kit = Kit.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
+    kit = reaping(settings)
     reaper = Reaper(kit, Roster(kit.settings))
+    await old_enough(db, seconds=1)
     try:
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
             commit = in_schema(b"select pgsched.commit_run(%s, 1, %s)", settings.schema)
             await connection.execute(commit, (claim.run_id, claim.worker))
-            reaper._in_grace = lambda _: False
-            await reap(reaper)
+            await reap(reaper, kit)
             assert await db.value("select status from pgsched.runs") == "running"
             # So that the block's end finds its claim as it was.
             await connection.execute(
                 in_schema(b"update pgsched.runs set status = 'running'", settings.schema, parametrised=False)
             )
-        await reap(reaper)
+        await reap(reaper, kit)
     finally:
         await kit.control.discard()
         await kit.writes.discard()
@@ -244,16 +251,16 @@ async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_i
 
 async def test_a_reaped_attempt_loses_its_transaction_and_what_it_has_locked(settings, db, paid, insert):
     claim = await claimed(db, silent=3600)
-    kit = Kit.build(Scheduler(), settings.merged({"stall_timeout": "1s", "heartbeat_interval": "200ms"}, "t"))
+    kit = reaping(settings)
     reaper = Reaper(kit, Roster(kit.settings))
-    reaper._in_grace = lambda _: False
+    await old_enough(db, seconds=1)
     try:
         with pytest.raises(psycopg.OperationalError):
             async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
                 await connection.execute(insert, ("zombie",))
                 name = session_name(claim)
                 assert await db.value("select count(*) from pg_stat_activity where application_name = %s", name) == 1
-                await reap(reaper)
+                await reap(reaper, kit)
                 await db.until("select count(*) = 0 from pg_stat_activity where application_name = %s", name)
                 await connection.execute("select 1")
     finally:
@@ -722,7 +729,7 @@ async def test_a_client_that_has_the_row_locked_delays_the_result_and_nothing_el
         await gates.reached.wait()
         await other.execute(in_schema(b"select from pgsched.runs for update", settings.schema, parametrised=False))
         gates.go.set()
-        await until(lambda: worker.finisher._locked)
+        await until(lambda: worker.finisher.pending > worker.finisher.behind)
         assert (await db.one(ROW))[:3] == ("succeeded", 1, None)
         await other.commit()
         await db.until("select result = '7' from pgsched.runs")

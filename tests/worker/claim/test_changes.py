@@ -247,7 +247,7 @@ async def test_a_cancellation_that_was_accepted_holds_beside_a_change(settings, 
                 assert len(await anna.kit.store.give_back_runs(connection, anna.kit.worker, claims)) == 1
         else:
             await db.all("update pgsched.runs set heartbeat_at = now() - interval '1 hour'")
-            await reap(Reaper(ben.kit, ben.roster))
+            await reap(Reaper(ben.kit, ben.roster), ben.kit)
         assert await looks(ben) == 0
         assert await db.all("select id, status, reason from pgsched.runs") == [
             (run, "cancelled", "cancelled on request")

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import psycopg
 import pytest
-from support.workers import Parts, until
+from support.workers import Elapsed, Parts, until
 
 from pgsched import Executor, Scheduler
 from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
+from pgsched.worker import kit as kit_module
 from pgsched.worker.claim import dispatcher as dispatcher_module
 
 DUE = (
@@ -30,9 +31,9 @@ async def test_a_pass_that_follows_at_once_goes_by_priority_and_looks_ahead_now_
         return await real(*args, **kwargs)
 
     monkeypatch.setattr(Store, "read_outlook", seen)
-    async with Parts(settings) as parts:
+    elapsed = Elapsed(lambda: 0.0)  # it stands still, however slow this machine is
+    async with Parts(settings, elapsed=elapsed) as parts:
         await parts.dispatcher.claim_pass()
-        parts.dispatcher._looked += 3600  # however slow this machine is
         await db.all("select pgsched.enqueue('job') from generate_series(1, 500)")
         await parts.dispatcher.claim_pass()
         await parts.dispatcher.claim_pass()
@@ -41,7 +42,7 @@ async def test_a_pass_that_follows_at_once_goes_by_priority_and_looks_ahead_now_
         await db.all("select pgsched.enqueue('job', priority => 5) from generate_series(1, 50)")
         await parts.dispatcher.claim_pass()
         assert sum(run.schedule_id is None for run in parts.taken[200:300]) == 50, "the urgent ones first"
-        parts.dispatcher._looked -= 7200
+        elapsed.advance(3600)
         await parts.dispatcher.claim_pass()
         assert looks == [0, 400], "not without a look for long"
 
@@ -223,7 +224,7 @@ async def test_wake_ups(settings, monkeypatch, wakes, claims, expected):
     assert count in expected
 
 
-async def test_a_plan_that_takes_longer_than_locks_may_be_held_is_made_all_the_same(settings, db):
+async def test_a_plan_that_takes_longer_than_locks_may_be_held_is_made_all_the_same(settings, db, monkeypatch):
     sc = Scheduler()
 
     class Slow(Executor):
@@ -237,8 +238,8 @@ async def test_a_plan_that_takes_longer_than_locks_may_be_held_is_made_all_the_s
     async def job(): ...
 
     await db.all("insert into pgsched.schedules (name, entrypoint, expression) values ('job @daily', 'job', '@daily')")
+    monkeypatch.setattr(kit_module, "LOCKED_FOR", timedelta(milliseconds=100))
     async with Parts(settings, sc) as parts:
-        parts.kit.control._idle = timedelta(milliseconds=100)
         dispatching = asyncio.create_task(parts.dispatcher.run())
         parts.kit.wakeups.due.ask()
         await db.until("select next_run is not null from pgsched.schedules")

@@ -148,7 +148,7 @@ async def test_a_reaper_answers_for_a_dead_holder(settings, db, name):
         await change(db, name, at)
         assert await looks(ben) == 0
         await db.all("update pgsched.runs set heartbeat_at = now() - interval '1 hour'")
-        await reap(Reaper(ben.kit, ben.roster))
+        await reap(Reaper(ben.kit, ben.roster), ben.kit)
         status, withdrawn, lost = await db.one(
             "select status, withdrawn_at is not null, errors -> 0 ->> 'type' from pgsched.runs"
         )

@@ -27,7 +27,7 @@ async def test_a_finish_that_comes_after_the_reaper_has_lost(kit, db):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
     await old_enough(db)
-    await reap(Reaper(kit, Roster(kit.settings)))
+    await reap(Reaper(kit, Roster(kit.settings)), kit)
     before = await db.all(ROW)
     assert before[0][0] == "queued"
     late = Outcome(Claim(run, 1, dead), RunStatus.SUCCEEDED)
@@ -44,7 +44,7 @@ async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(kit, db, d
             held = await kit.store.beat(connection, kit.worker, [(mine, 1, None)])
             assert held == {(mine, 1): False}, "a locked row is not a lost one"
         async with asyncio.timeout(5):
-            await reap(Reaper(kit, Roster(kit.settings)))
+            await reap(Reaper(kit, Roster(kit.settings)), kit)
         await other.rollback()
     assert await db.value("select status from pgsched.runs where id = %s", theirs) == "running"
 
@@ -72,7 +72,10 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(kit, db):
     second = replace(kit, control=kit.session("second"))
     third = replace(kit, control=kit.session("third"))
     await asyncio.gather(
-        beats(), finishes(), reap(Reaper(second, Roster(kit.settings))), reap(Reaper(third, Roster(kit.settings)))
+        beats(),
+        finishes(),
+        reap(Reaper(second, Roster(kit.settings)), second),
+        reap(Reaper(third, Roster(kit.settings)), third),
     )
     for each in (second, third):
         await each.control.discard()
@@ -90,7 +93,7 @@ async def test_a_request_to_cancel_outlives_the_attempt(kit, db, by):
     await db.all("select pgsched.cancel(%s)", run)
     if by == "reaper":
         await old_enough(db)
-        await reap(Reaper(kit, Roster(kit.settings)))
+        await reap(Reaper(kit, Roster(kit.settings)), kit)
     else:
         assert await finish(kit, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
     assert await db.one("select status, reason, finished_at is not null from pgsched.runs") == (

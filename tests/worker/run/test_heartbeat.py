@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import psycopg
 import pytest
 from structlog.testing import capture_logs
-from support.claims import dead_worker, running
+from support.claims import dead_worker, old_enough, running
 from support.refusals import OWN_STATE, events, held, refuse, relent
 from support.workers import Parts, reap
 
@@ -55,7 +55,7 @@ async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their
         assert [line["id"] for line in events(logs, "row_set_aside")] == bad
         assert await db.value("select count(*) from pgsched.resting where kind = 'beat'") == len(bad)
         await relent(db)
-        heartbeat._refused.clear()
+        parts.kit.elapsed.advance(10)
         await heartbeat.beat()
         with capture_logs() as logs:
             await parts.kit.aside.review(await parts.kit.control.connect())
@@ -93,7 +93,7 @@ async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps
         await db.all("delete from pgsched.runs")
         await db.all("alter table pgsched.runs enable trigger counted")
         reaper = Reaper(parts.kit, parts.roster)
-        reaper._in_grace = lambda server_up: False  # though the server has just started
+        await old_enough(db)
         _, bad = await held(db, uuid.uuid4())
-        await reap(reaper)
+        await reap(reaper, parts.kit)
         assert await db.value(running) == bad

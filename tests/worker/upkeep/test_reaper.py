@@ -36,12 +36,13 @@ def app():
 
 
 @contextlib.asynccontextmanager
-async def reaping(settings, **changes):
-    """A second worker, whose reaper has long been looking."""
+async def reaping(settings, db, **changes):
+    """A second worker, whose reaper has long been looking at a server that has not just started."""
     other = app()
     other.gate.set()
     async with working(other, settings, **changes) as worker:
-        worker.reaper._in_grace = lambda _: False
+        await old_enough(db, seconds=3)
+        worker.kit.elapsed.advance(3600)
         yield other
 
 
@@ -53,7 +54,7 @@ async def test_a_balancer_that_goes_away_for_a_while_costs_nobody_a_run(settings
             await db.all("update pgsched.workers set machine = 'another'")
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: first.calls)
-        async with reaping(settings, **changes) as second:
+        async with reaping(settings, db) as second:
             proxy.cut()
             gone = "not exists (select from pg_stat_activity where application_name = %s)"
             silent = "select clock_timestamp() - heartbeat_at > interval '1 second'"  # ten beats
@@ -71,7 +72,7 @@ async def test_the_run_of_a_process_that_ended_is_taken_though_the_stall_timeout
         await db.all("update pgsched.workers set process_started = '1'")  # as if this process were another one
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: first.calls)
-        async with reaping(settings, **changes) as second:
+        async with reaping(settings, db) as second:
             proxy.cut()
             await db.until("select status = 'succeeded' and attempt = 2 from pgsched.runs")
             proxy.mend()
@@ -85,7 +86,7 @@ async def test_a_clients_lock_far_longer_than_the_stall_timeout_costs_nobody_a_r
     async with working(first, settings, **changes, heartbeat_interval="300ms"):
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: first.calls)
-        async with reaping(settings, **changes) as second, await psycopg.AsyncConnection.connect(dsn) as client:
+        async with reaping(settings, db, **changes) as second, await psycopg.AsyncConnection.connect(dsn) as client:
             lock = in_schema(b"select from pgsched.runs for update", settings.schema, parametrised=False)
             for _ in range(3):
                 await client.execute(lock)
@@ -102,7 +103,7 @@ async def test_a_clients_lock_far_longer_than_the_stall_timeout_costs_nobody_a_r
 
 async def status_after_pass(kit, db, reaper=None, *, rested=True):
     await old_enough(db)
-    await reap(reaper or Reaper(kit, Roster(kit.settings)), rested=rested)
+    await reap(reaper or Reaper(kit, Roster(kit.settings)), kit, rested=rested)
     return await db.value("select status from pgsched.runs")
 
 
@@ -123,7 +124,7 @@ async def test_what_comes_between_the_reapers_look_and_its_write_wins(kit, db, m
 
     monkeypatch.setattr(Store, "reap_runs", overtaken)
     await old_enough(db)
-    await reap(Reaper(kit, Roster(kit.settings)))
+    await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
     assert await db.value("select errors from pgsched.runs where id = %s", run) == []
 
@@ -191,7 +192,7 @@ async def test_a_silence_is_judged_only_after_it_was_watched(kit, db, dsn):
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
         await running(db, dead, silent=3600)
         reaper = Reaper(kit, Roster(kit.settings))
-        reaper._distrust_until = 0.0
+        kit.elapsed.advance(3600)  # it has got over its own start
         await reaper.reap_pass()
         assert await db.value("select status from pgsched.runs") == "running"
         await db.all("update pgsched.runs set heartbeat_at = heartbeat_at + interval '1 second'")
@@ -212,7 +213,7 @@ async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_end
         await running(db, await dead_worker(db, process=process), silent=3600)
     reaper = Reaper(kit, Roster(kit.settings))
     await reaper.reap_pass()
-    reaper._watched = {key: (sign, at - 10) for key, (sign, at) in reaper._watched.items()}
+    kit.elapsed.advance(10)
     await reaper.reap_pass()
     assert await db.all("select status from pgsched.runs order by id") == [("running",), ("running",), ("queued",)]
 
@@ -224,7 +225,7 @@ async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(k
         "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, created_at)"
         " values ('job', 'running', 1, 3, now() - interval '1 minute'), ('job', 'running', 1, 3, now())"
     )
-    await reap(Reaper(kit, Roster(kit.settings)))
+    await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.all("select status from pgsched.runs order by id") == [("queued",), ("running",)]
 
 
@@ -243,7 +244,7 @@ async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_
         await running(db, still, SILENT_PAGE, silent=20)
         run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
         await old_enough(db)
-        await reap(Reaper(kit, Roster(kit.settings)))
+        await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
     assert pages == [[run], [run]]
 
@@ -253,7 +254,7 @@ async def test_the_reaper_looks_behind_a_full_page(kit, db):
     await running(db, await dead_worker(db, process=Process.ALIVE), 2 * SILENT_PAGE, silent=20)
     run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
     await old_enough(db)
-    await reap(Reaper(kit, Roster(kit.settings)))
+    await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
 
 
@@ -288,6 +289,7 @@ async def test_a_poison_run_ends_as_failed(kit, db):
 
 
 async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(kit, db, monkeypatch):
+    await old_enough(db)
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     reaper = Reaper(kit, Roster(kit.settings))
     with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
@@ -301,9 +303,12 @@ async def test_a_look_that_the_server_refuses_is_no_outage(kit, db, monkeypatch)
     """Whoever can have a statement refused again and again must not keep all reapers from their work."""
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     reaper = Reaper(kit, Roster(kit.settings))
-    reaper._distrust_until -= 3600
-    trusted = reaper._distrust_until
-    for error, goes_on in ((psycopg.errors.RaiseException("no"), True), (psycopg.OperationalError("gone"), False)):
+    await old_enough(db)
+    for error, status in (
+        (psycopg.OperationalError("gone"), "running"),
+        (psycopg.errors.RaiseException("no"), "queued"),
+    ):
+        kit.elapsed.advance(3600)  # it has got over what came before
 
         async def failing(*_, error=error, **__):
             raise error
@@ -311,18 +316,24 @@ async def test_a_look_that_the_server_refuses_is_no_outage(kit, db, monkeypatch)
         with monkeypatch.context() as patch, pytest.raises(type(error)):
             patch.setattr(Store, "find_silent_runs", failing)
             await reaper.reap_pass()
-        assert (reaper._distrust_until == trusted) is goes_on
+        assert await status_after_pass(kit, db, reaper, rested=False) == status
 
 
 async def lost(*_, **__):
     raise psycopg.OperationalError("gone")
 
 
-async def test_a_gap_between_looks_counts_as_an_outage(kit, db):
+async def test_a_gap_between_looks_counts_as_an_outage(kit, db, monkeypatch):
     reaper = Reaper(kit, Roster(kit.settings))
     await running(db, await dead_worker(db, process=Process.UNKNOWN))
     assert await status_after_pass(kit, db, reaper) == "running"
-    reaper._looked_at -= timedelta(seconds=60)  # as if this machine, or the server, had stood still
+    real = Store.find_silent_runs
+
+    async def later(self, *args, **named):  # as if this machine, or the server, had stood still
+        now, *found = await real(self, *args, **named)
+        return now + timedelta(seconds=60), *found
+
+    monkeypatch.setattr(Store, "find_silent_runs", later)
     await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '60 seconds'")
     assert await status_after_pass(kit, db, reaper, rested=False) == "running"
 
@@ -349,7 +360,7 @@ async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(kit, db):
     await running(db, kit.worker, 10_000)
     await running(db, await dead_worker(db), silent=60)
     await old_enough(db)
-    await reap(Reaper(kit, Roster(kit.settings)))
+    await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 1
 
 
@@ -357,7 +368,6 @@ async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_
     async with Parts(settings, heartbeat_interval="100ms") as parts:
         me = parts.kit.worker
         reaper = Reaper(parts.kit, parts.roster)
-        reaper._in_grace = lambda server_up: False  # though the server has just started
         make = (
             "insert into pgsched.runs"
             " (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, heartbeat_at)"
@@ -365,7 +375,7 @@ async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_
         )  # fmt: skip
         began, never = await db.value(make, me), await db.value(make, me)
         parts.roster.unlanded[began, 1] = None
-        await reap(reaper)
+        await reap(reaper, parts.kit)
     statuses = dict(await db.all("select id, status from pgsched.runs"))
     assert statuses == {began: "failed", never: "queued"}
 
@@ -373,17 +383,17 @@ async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_
 async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
     async with Parts(settings) as parts:
         reaper = Reaper(parts.kit, parts.roster)
-        reaper._in_grace = lambda server_up: False  # though the server has just started
+        await old_enough(db)
         _, bad = await held(db, uuid.uuid4())
         await refuse(db, "new.args ? 'state'", state=OWN_STATE)
-        await reap(reaper)
+        await reap(reaper, parts.kit)
         running = "select array_agg(id order by id) from pgsched.runs where status = 'running'"
         assert await db.value(running) == bad
         assert await db.value("select array_agg(id order by id) from pgsched.resting where kind = 'reap'") == bad
         await relent(db)
-        await reap(reaper)
+        await reap(reaper, parts.kit)
         assert await db.value(running) == bad, "they rest"
         await db.all("update pgsched.runs set args = '{}' where id = any(%s)", bad)
-        await reap(reaper)
+        await reap(reaper, parts.kit)
         assert await db.value(running) is None
         assert await db.all("select * from pgsched.set_aside") == []

@@ -149,10 +149,9 @@ async def test_a_restart_of_the_newer_versions_only_worker_costs_it_nothing(sett
             assert (await stored(db))["dropped"][1] == "finished"
 
 
-async def test_only_an_absence_without_a_break_counts(settings, monkeypatch):
+async def test_only_an_absence_without_a_break_counts(settings):
     now = 1000.0
-    monkeypatch.setattr("pgsched.worker.upkeep.reconciler.time.monotonic", lambda: now)
-    reconciler = Reconciler(Kit.build(declares(V1), settings))
+    reconciler = Reconciler(Kit.build(declares(V1), settings, elapsed=lambda: now))
     told = []
     for seconds, orphaned in [(0, True), (40, True), (60, False), (65, True), (105, True), (115, True)]:
         now = 1000.0 + seconds
