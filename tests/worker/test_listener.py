@@ -183,7 +183,10 @@ async def test_a_connection_that_the_server_closes_takes_no_other_sockets_reader
 
     monkeypatch.setattr(Listener, "_read", read)
     async with working(sc, settings, resync_interval="0") as worker:
-        pid = worker.listener._session._connection.info.backend_pid
+        pid = await db.until(
+            "select max(pid) from pg_stat_activity where application_name = %s and query like 'listen %%'",
+            f"pgsched {worker.kit.worker}",
+        )
         await db.all("select pg_terminate_backend(%s)", pid)
         await until(lambda: readers)
         assert await readers[0] == (True, b"hello")

@@ -7,10 +7,9 @@ client changes the schedule. Anna has a thread of her own, so that the test and 
 import asyncio
 import contextlib
 import threading
-import time
 
 import pytest
-from support.workers import until, working
+from support.workers import passed, until, working
 
 from pgsched import Scheduler
 
@@ -105,16 +104,6 @@ def application(name, calls, held=None):
     return sc
 
 
-async def passes(worker):
-    """Waits for a pass of this worker that begins from now on."""
-    begun = time.monotonic()
-    worker.kit.wakeups.due.ask()
-    await until(lambda: worker.dispatcher._passed_at > begun)
-    begun = time.monotonic()
-    worker.kit.wakeups.due.ask()
-    await until(lambda: worker.dispatcher._passed_at > begun)
-
-
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("moment", ["between claim and start", "before it hears of the change"])
 async def test_a_blocked_holder_calls_nothing_that_it_cannot_be_sure_of(settings, db, change, moment):
@@ -140,7 +129,7 @@ async def test_a_blocked_holder_calls_nothing_that_it_cannot_be_sure_of(settings
                 "select worker is distinct from %s from pgsched.runs where id = %s", anna.worker.kit.worker, first
             )
         await db.until("select fire_time <= clock_timestamp() from pgsched.runs where id = %s", first)
-        await passes(ben)
+        await passed(ben)
         if not taken_away:
             assert calls == [], "the guard keeps the claim, and nobody plans beside it"
             assert await db.one("select status, worker from pgsched.runs where id = %s", first) == (

@@ -115,8 +115,9 @@ async def test_a_run_that_never_stops_does_not_hold_up_a_drain_past_its_limit(se
         ended.append(code)
         gate.set()
 
-    async with working(sc, settings, **FAR, drain_timeout="100ms", cancel_timeout="100ms") as worker:
-        worker._hard_exit = hard_exit
+    async with working(
+        sc, settings, hard_exit=hard_exit, **FAR, drain_timeout="100ms", cancel_timeout="100ms"
+    ) as worker:
         run_id = await client.enqueue("job")
         await asyncio.wait_for(started.wait(), 20)
         await client.cancel(run_id)  # in vain

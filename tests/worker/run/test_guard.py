@@ -13,6 +13,7 @@ from pgsched.db.session import Failures
 from pgsched.db.statements.statements import in_schema
 from pgsched.db.statements.store import Store
 from pgsched.model import Claim
+from pgsched.worker import kit as kit_module
 from pgsched.worker.run import guard as guards
 from pgsched.worker.run.guard import Guard
 
@@ -64,10 +65,11 @@ async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings,
         return await real(self, *args)
 
     monkeypatch.setattr(Store, "count_live_runs", blocked)
+    if by == "guard":  # as behind a pooler, where no session is set up
+        monkeypatch.setattr(kit_module, "LOCKED_FOR", timedelta(minutes=1))
     async with Parts(settings, heartbeat_interval="100ms") as parts:
         guard = Guard(parts.kit, parts.roster)
         if by == "guard":
-            parts.kit.control._idle = timedelta(minutes=1)  # as behind a pooler, where no session is set up
             monkeypatch.setattr(guards, "LOCKED_FOR", timedelta(milliseconds=300))
             guard.start()
         with pytest.raises(Failures):

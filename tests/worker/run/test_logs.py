@@ -14,6 +14,7 @@ from support.shell import Shell, isolate, spawn
 from support.workers import working
 
 from pgsched import Retry, Run, Scheduler
+from pgsched.client.connections import Statements
 from pgsched.errors import NotFound
 from pgsched.executors.capture import Handler
 from pgsched.journal import Journal
@@ -224,7 +225,7 @@ async def test_a_log_is_read_whole_or_from_a_line_on(client, db, settings):
     assert await asyncio.to_thread(in_a_thread) == (["a", "b", "c"],) * 2
 
 
-async def test_following_ends_with_the_run_and_misses_no_line_of_its_end(client, db):
+async def test_following_ends_with_the_run_and_misses_no_line_of_its_end(client, db, monkeypatch):
     run_id = await client.enqueue("job")
     await db.all(
         "update pgsched.runs set status = 'running', attempt = 1, worker = gen_random_uuid(), claimed_at = now(),"
@@ -232,17 +233,17 @@ async def test_following_ends_with_the_run_and_misses_no_line_of_its_end(client,
     )
     await said_by(db, run_id, "a")
     seen, looks = [], []
-    real = client.runs._sql.call
+    real = Statements.call
 
-    async def call(name, params, connection):
-        found = await real(name, params, connection)
+    async def call(self, name, params, connection):
+        found = await real(self, name, params, connection)
         looks.append(found)
         if len(looks) == 2:  # after the look, before the lines are read
             await said_by(db, run_id, "b")
             await db.all("update pgsched.runs set status = 'failed', finished_at = now()")
         return found
 
-    client.runs._sql.call = call
+    monkeypatch.setattr(Statements, "call", call)
     async for line in client.runs.follow(run_id):
         seen.append(line["text"])
     assert seen == ["a", "b"] and looks == ["running", "running", "failed"]

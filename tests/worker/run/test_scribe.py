@@ -135,7 +135,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
     mine, other = await held.claim(), await held.claim()
     held.journal.add("last words", "info")
     ends = [Outcome(mine, RunStatus.SUCCEEDED, journal=held.journal), Outcome(other, RunStatus.SUCCEEDED)]
-    real = held.scribe._store.finish_runs
+    real = held.kit.store.finish_runs
 
     async with await psycopg.AsyncConnection.connect(dsn) as locker:
         await locker.execute(in_schema(b"select from pgsched.runs where id = %s for update", schema), [mine.run_id])
@@ -145,7 +145,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
                 await locker.rollback()  # the row is free again after the lines were refused, before the end is sent
             return await real(*args)
 
-        object.__setattr__(held.kit.store, "finish_runs", freed_in_between)
+        held.kit.store.finish_runs = freed_in_between
         answers = await finisher.send(ends)
     assert answers == {(mine.run_id, 1): Landing.LOCKED, (other.run_id, 1): Landing.LANDED}
     assert await finisher.send(ends[:1]) == {(mine.run_id, 1): Landing.LANDED}
@@ -155,9 +155,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
 async def test_a_write_whose_answer_was_lost_is_not_written_twice(held):
     claim = await held.claim()
     held.journal.add("a\nb", "info")
-    await held.scribe._store.write_journals(
-        await held.kit.writes.connect(), claim.worker, [(claim, held.journal.read())]
-    )
+    await held.kit.store.write_journals(await held.kit.writes.connect(), claim.worker, [(claim, held.journal.read())])
     held.journal.add("c", "info")
     await held.scribe.write_all([(claim, held.journal)])
     assert await held.texts() == ["a", "b", "c"]

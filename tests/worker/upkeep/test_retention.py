@@ -269,11 +269,11 @@ async def test_a_run_that_the_applications_own_table_refers_to_keeps_no_other_st
     assert [e["status"] for e in told] == ["succeeded"] and "invoices" in told[0]["reason"], told
 
 
-async def test_a_batch_goes_by_the_index(db, keeper):
+async def test_a_batch_goes_by_the_index(db, dsn, store):
     await ended(db, "succeeded", 1, 2000)
     await ended(db, "failed", 20, 2000)
     await db.all("analyze pgsched.runs")
-    text = keeper._kit.store.query("prune_runs").decode().replace("%%", "%")
+    text = store.query("prune_runs").decode().replace("%%", "%")
     kinds = {
         "key": "text",
         "status": "text",
@@ -285,7 +285,7 @@ async def test_a_batch_goes_by_the_index(db, keeper):
     }
     for number, name in enumerate(kinds, 1):
         text = text.replace(f"%({name})s", f"${number}")
-    async with await psycopg.AsyncConnection.connect(keeper._kit.settings.dsn, autocommit=True) as connection:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         # After some executions the server plans for any parameters: it must know of the index then, too.
         await connection.execute("set plan_cache_mode = force_generic_plan")
         await connection.execute(f"prepare prune ({', '.join(kinds.values())}) as {text}")
