@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -12,7 +13,10 @@ from support.refusals import OWN_STATE, events, held, refuse, relent
 from support.workers import Parts, reap
 
 from pgsched.db.statements.statements import in_schema
+from pgsched.journal import Journal
+from pgsched.model import Claim
 from pgsched.worker.run.heartbeat import Heartbeat
+from pgsched.worker.run.surroundings import State
 from pgsched.worker.upkeep.reaper import Reaper
 
 
@@ -39,13 +43,22 @@ async def test_a_beat_waits_for_nobody_though_the_workers_row_is_locked_as_well(
             assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
 
 
+def hold(parts, ids):
+    """Has the roster hold the claims of runs that go on."""
+    for run in ids:
+        parts.roster.attempts[run, 1] = SimpleNamespace(
+            claim=Claim(run, 1, parts.kit.worker), started_at=None, state=State.RUNNING, keeper=object(),
+            threads=SimpleNamespace(busy=False), journal=Journal(),
+        )  # fmt: skip
+
+
 async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their_claims(settings, db):
     async with Parts(settings) as parts:
         heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
         parts.kit.clock.observe(datetime.now(UTC), 0, 0)
         ids, bad = await held(db, parts.kit.worker)
         await refuse(db, "new.args ? 'state'", state=OWN_STATE)
-        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
+        hold(parts, ids)
         with capture_logs() as logs:
             await heartbeat.beat()
         verdicts = heartbeat._answers
@@ -55,6 +68,8 @@ async def test_beats_that_are_refused_keep_others_alive_and_say_nothing_of_their
         assert [line["id"] for line in events(logs, "row_set_aside")] == bad
         assert await db.value("select count(*) from pgsched.resting where kind = 'beat'") == len(bad)
         await relent(db)
+        await heartbeat.beat()
+        assert set(heartbeat._answers) == set(verdicts), "the refused ones are not sent again at once"
         parts.kit.elapsed.advance(10)
         await heartbeat.beat()
         with capture_logs() as logs:
@@ -83,7 +98,7 @@ async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps
         heartbeat = Heartbeat(parts.kit, parts.roster, parts.runner, asyncio.TaskGroup())
         parts.kit.clock.observe(datetime.now(UTC), 0, 0)
         ids, bad = await held(db, parts.kit.worker)
-        parts.roster.claims = lambda: [(run, 1, None) for run in ids]
+        hold(parts, ids)
         await heartbeat.beat()
         silent = "select array_agg(id order by id) from pgsched.runs where heartbeat_at < now() - interval '1 minute'"
         assert await db.value(silent) == bad
