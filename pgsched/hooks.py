@@ -9,11 +9,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from pgsched.errors import RegistrationError
 from pgsched.model import Run, RunStatus, Schedule
 from pgsched.rules.ledger import Skip
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +114,46 @@ class Hooks:
     def around_runs(self) -> bool:
         """Whether there are hooks that need a run's context."""
         return bool(self.before_run or self.after_run or self.on_failure)
+
+
+class HookDecorators:
+    """The decorators of a scheduler that register hooks.
+
+    Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
+    See hook_calls.py for their effect on a run: none.
+    """
+
+    hooks: Hooks
+
+    def before_run(self, function: F) -> F:
+        """Calls `function(run)` before each attempt, for at most the setting hook_timeout.
+
+        An `async def` hook runs in the run's own context, so the run's function sees the context variables that it
+        sets. Those that a plain hook sets are copied over. Raises RegistrationError.
+        """
+        self.hooks.add("before_run", function)
+        return function
+
+    def after_run(self, function: F) -> F:
+        """Calls `function(run, end)` after each attempt, once it is certain whether its end is recorded.
+
+        `end` is a RunEnd. Raises RegistrationError.
+        """
+        self.hooks.add("after_run", function)
+        return function
+
+    def on_failure(self, function: F) -> F:
+        """Calls `function(run, failure)` after each failed attempt that was recorded, before the after_run hooks.
+
+        `failure` is a RunFailure. Raises RegistrationError.
+        """
+        self.hooks.add("on_failure", function)
+        return function
+
+    def on_skip(self, function: F) -> F:
+        """Calls `function(schedule, skip)` after this worker has recorded that fire times do not run.
+
+        `skip` is a Skip. Raises RegistrationError.
+        """
+        self.hooks.add("on_skip", function)
+        return function

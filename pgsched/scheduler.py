@@ -17,7 +17,7 @@ from pgsched.executors import executor as executors
 from pgsched.executors.command import ENTRYPOINT, Command, CommandExecutor, stored_command
 from pgsched.executors.executor import Executor, Function, Place, Signature
 from pgsched.expression.expression import parse
-from pgsched.hooks import Hooks
+from pgsched.hooks import HookDecorators, Hooks
 from pgsched.rules import deploy, options
 from pgsched.rules.limits import Limits
 from pgsched.rules.projects import Home, home_of_program
@@ -55,7 +55,7 @@ class Declared:
     retry: Retry | None = None
 
 
-class Scheduler:
+class Scheduler(HookDecorators):
     """Collects entrypoints and schedules, and runs them.
 
     dsn: the database. Default: as `pgsched run` finds it.
@@ -249,42 +249,6 @@ class Scheduler:
         any program as the worker's user. Raises RegistrationError.
         """
         self.entrypoint(name, retry=retry, timeout=timeout, limits=limits, executor=CommandExecutor)(stored_command)
-
-    # Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
-    # See hook_calls.py for their effect on a run: none.
-
-    def before_run(self, function: F) -> F:
-        """Calls `function(run)` before each attempt, for at most the setting hook_timeout.
-
-        An `async def` hook runs in the run's own context, so the run's function sees the context variables that it
-        sets. Those that a plain hook sets are copied over. Raises RegistrationError.
-        """
-        self.hooks.add("before_run", function)
-        return function
-
-    def after_run(self, function: F) -> F:
-        """Calls `function(run, end)` after each attempt, once it is certain whether its end is recorded.
-
-        `end` is a RunEnd. Raises RegistrationError.
-        """
-        self.hooks.add("after_run", function)
-        return function
-
-    def on_failure(self, function: F) -> F:
-        """Calls `function(run, failure)` after each failed attempt that was recorded, before the after_run hooks.
-
-        `failure` is a RunFailure. Raises RegistrationError.
-        """
-        self.hooks.add("on_failure", function)
-        return function
-
-    def on_skip(self, function: F) -> F:
-        """Calls `function(schedule, skip)` after this worker has recorded that fire times do not run.
-
-        `skip` is a Skip. Raises RegistrationError.
-        """
-        self.hooks.add("on_skip", function)
-        return function
 
     def _register(self, name: str, function: Any, where: str) -> Entrypoint:
         try:

@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgsched.config import Settings
 from pgsched.db import embedded, migrate
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.db.statements.store import Store
 
 hypothesis.settings.register_profile("suite", deadline=None)  # no test asserts a timing

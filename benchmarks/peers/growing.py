@@ -23,7 +23,7 @@ from psycopg import sql
 
 from pgsched import Scheduler
 from pgsched.config import Settings
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
@@ -72,7 +72,7 @@ class Part:
         self.taken.clear()
         if ends:
             async with self.kit.control.use() as connection:
-                await self.kit.store.finish_runs(connection, self.kit.worker, ends)
+                await self.kit.store.runs.finish_runs(connection, self.kit.worker, ends)
 
     async def close(self) -> None:
         await self.kit.control.discard()
@@ -116,7 +116,7 @@ async def due() -> None:
 
 async def watched(part: Part) -> dict[str, int]:
     """Pages by statement, of one pass that looks at everything, and of the reaper's look."""
-    names = {part.kit.store.query(name): name for name in Store.texts()}
+    names = {part.kit.store.claims.query(name): name for name in Queries.texts()}
     pages: dict[str, int] = {}
 
     class Watched(psycopg.AsyncCursor[Any]):

@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgsched.cli.show.output import OutputLostError, complain
-from pgsched.db.session import describe
+from pgsched.db.mishaps import describe
 from pgsched.errors import PgschedError
 
 _COMMANDS = {

@@ -13,7 +13,7 @@ from pgsched.config import Settings
 from pgsched.db import migrate, session
 from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.declarations import DeclarationStatements
 from pgsched.errors import NotFound, PgschedError
 from pgsched.rules.deploy import Holder
 from pgsched.rules.options import name_of
@@ -60,7 +60,9 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
                 await session.prepare(connection)
                 await migrate.check(connection, settings.schema)
                 try:
-                    return await _adopt(connection, Store(settings.schema), old, new, dry_run=dry_run, force=yes)
+                    return await _adopt(
+                        connection, DeclarationStatements(settings.schema), old, new, dry_run=dry_run, force=yes
+                    )
                 except _DryRun as end:
                     return end.found
 
@@ -72,26 +74,28 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
         _print(found, old, new, dry_run=dry_run)
 
 
-async def _adopt(connection: Connection, store: Store, old: str, new: str, *, dry_run: bool, force: bool) -> Adopted:
+async def _adopt(
+    connection: Connection, statements: DeclarationStatements, old: str, new: str, *, dry_run: bool, force: bool
+) -> Adopted:
     async with connection.transaction():
         # The order in which a start locks them when it takes schedules over by itself.
         for app in sorted((old, new)):
-            await store.lock_declarations(connection, app)
-        workers = await store.read_holders(connection, old, in_force=False)
+            await statements.lock_declarations(connection, app)
+        workers = await statements.read_holders(connection, old, in_force=False)
         if workers and not force and not dry_run:
             raise PgschedError(
                 f"Nothing was changed: {_workers(workers)} of the application {old!r} alive ({workers[0]}). "
                 "Stop them first, or add --yes to take its schedules over anyway."
             )
-        names, runs = await store.adopt(connection, old, new)
+        names, runs = await statements.adopt(connection, old, new)
         if not names and not runs:
-            apps = sorted({row["app"] for row in await store.rows(connection, "list_applications", {})} - {old})
+            apps = sorted({row["app"] for row in await statements.rows(connection, "list_applications", {})} - {old})
             known = f"the others are {', '.join(map(repr, apps))}" if apps else "no other application has any"
             raise NotFound(f"The application {old!r} has no schedules and no queued runs: {known}.")
         found = Adopted(names, runs, workers)
         if dry_run:
             raise _DryRun(found)
-        await connection.execute(sql.SQL("notify {}").format(store.channel))
+        await connection.execute(sql.SQL("notify {}").format(statements.channel))
     return found
 
 

@@ -17,7 +17,7 @@ from pgsched.config import Settings
 from pgsched.db import migrate, session
 from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.declarations import DeclarationStatements
 from pgsched.executors.executor import Executor
 from pgsched.expression.expression import parse
 from pgsched.expression.zone_files import outdated, source_of
@@ -113,19 +113,19 @@ async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Lo
             await session.prepare(connection)
             async with session.snapshot(connection):
                 await migrate.check(connection, settings.schema)
-                return await look(connection, Store(settings.schema), scheduler)
+                return await look(connection, DeclarationStatements(settings.schema), scheduler)
 
 
-async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Look:
+async def look(connection: Connection, statements: DeclarationStatements, scheduler: Scheduler) -> Look:
     """The application's declarations, compared with the database, and the effect of a start on each schedule."""
     rows = {name: declared.row for name, declared in scheduler.declared.items()}
-    standing = await store.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
-    others = await store.read_owners(connection, scheduler.owner, list(rows))
+    standing = await statements.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
+    others = await statements.read_owners(connection, scheduler.owner, list(rows))
     earlier = [x for x in others if deploy.is_ours(x, scheduler.home, scheduler.former_names, is_gone)]
     ours = [f"code:{other.app}" for other in earlier if not other.alive]
     awaited = [f"code:{other.app}" for other in earlier if other.alive]
-    compared = await store.compare_schedules(connection, [scheduler.owner, *ours], scheduler.rows())
-    holders = await store.read_holders(connection, scheduler.app_name, in_force=True)
+    compared = await statements.compare_schedules(connection, [scheduler.owner, *ours], scheduler.rows())
+    holders = await statements.read_holders(connection, scheduler.app_name, in_force=True)
 
     def times_of(row: Mapping[str, Any], anchor: datetime) -> Next | None:
         executor = scheduler.executor_for(row["entrypoint"], row["name"])
@@ -139,17 +139,17 @@ async def look(connection: Connection, store: Store, scheduler: Scheduler) -> Lo
         )
         for each in compared
     ]
-    limits = await store.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
+    limits = await statements.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
     refusal = None
     if standing.alive and deploy.verdict(scheduler.fingerprint, standing) is Verdict.NEW:
         refusal = deploy.refused(scheduler.app_name, compared, holders, scheduler.home.project)
-    return Look(standing, differences, limits, earlier, refusal, await _zones(connection, store, scheduler))
+    return Look(standing, differences, limits, earlier, refusal, await _zones(connection, statements, scheduler))
 
 
-async def _zones(connection: Connection, store: Store, scheduler: Scheduler) -> list[Zone]:
+async def _zones(connection: Connection, statements: DeclarationStatements, scheduler: Scheduler) -> list[Zone]:
     used = {row["timezone"] for row in scheduler.rows()}
     found = []
-    for zone in await store.rows(connection, "read_zones", {}):
+    for zone in await statements.rows(connection, "read_zones", {}):
         ours = known(zone["name"]) if zone["name"] in used else None
         noted = None if zone["digest"] is None else Rules(zone["release"], zone["digest"])
         counts = in_force(noted, map(Rules.read, zone["planned_by"] or ()))

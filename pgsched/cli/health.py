@@ -17,7 +17,7 @@ from pgsched.config import Settings
 from pgsched.db import migrate
 from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import conninfo_for
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
 from pgsched.expression.duration import format_duration
 from pgsched.expression.zone_files import REMEDY
@@ -69,9 +69,9 @@ def _look(settings: Settings, checks: list[Check]) -> int:
             with in_sentences(settings.schema):
                 await migrate.check(connection, settings.schema)
                 checks.append(Check("schema", "ok", f'"{settings.schema}" is of this version'))
-                store = Store(settings.schema)
-                [row] = await store.rows(connection, "read_health", {})
-                return judged(row, await store.rows(connection, "read_waits", {}))
+                queries = Queries(settings.schema)
+                [row] = await queries.rows(connection, "read_health", {})
+                return judged(row, await queries.rows(connection, "read_waits", {}))
 
     try:
         with database(settings) as dsn:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from pgsched.client.connections import Connections, Pooled, Row, Statements, conninfo_of
-from pgsched.client.runs import ENDED, REACH, Runs
-from pgsched.client.why import Situation
+from pgsched.client.connections import Pooled, Row, conninfo_of
+from pgsched.client.looks import Looks, required_instant
+from pgsched.client.runs import ENDED
 from pgsched.db.failures import reach
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import Store
-from pgsched.errors import InvalidArguments, NotFound, PgschedError
+from pgsched.db.statements.queries import Queries
+from pgsched.errors import PgschedError
 from pgsched.expression.expression import parse
-from pgsched.model import RunStatus, ScheduleStatus
 from pgsched.rules import backfill, options
 from pgsched.rules.backfill import Backfill
 from pgsched.rules.retry import Retry
@@ -55,14 +54,21 @@ async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIt
     answers, ConfigurationError for a DSN that cannot be read.
     """
     info = conninfo_of(dsn, schema, "connect()")
+    async with opened(info, Queries(schema)) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def opened(info: str, queries: Queries) -> AsyncIterator[Client]:
+    """A client of the database that a connection string leads to; pgsched.testing sends queries of its own."""
     # A pool keeps trying and never reports why; one connection made by hand fails at once with the reason.
     await (await reach(info)).close()
     connections = Pooled(info)
     async with connections.pool:
-        yield Client(connections, schema)
+        yield Client(connections, queries)
 
 
-class Client:
+class Client(Looks):
     """Schedules, jobs and their history. Made by connect(); tasks may share one.
 
     Every method takes connection=, a psycopg AsyncConnection, to be part of the caller's transaction: its effect then
@@ -72,16 +78,6 @@ class Client:
     All methods also raise DatabaseUnavailable if the database is gone, SchemaError if it has not been migrated, and
     InvalidArguments for values that it refuses.
     """
-
-    runs: Runs  # operations that take more than one statement: wait(), retry_many()
-
-    def __init__(self, connections: Connections, schema: str = "pgsched") -> None:
-        self._sql = Statements(connections, Store(schema))
-        self.runs = Runs(self._sql)
-
-    def use(self, store: Store) -> None:
-        """Makes it send other statements: some tests use another clock."""
-        self._sql.store = store
 
     # --- schedules --------------------------------------------------------------------------------------
 
@@ -225,7 +221,7 @@ class Client:
         Raises NotFound, InvalidArguments, InvalidExpression; PgschedError if the schedule is removed or retimed
         meanwhile.
         """
-        start, end = _given("start", start), _given("end", end)
+        start, end = required_instant("start", start), required_instant("end", end)
         options.whole("limit", limit, 1, backfill.MOST)
         if priority is not None:
             options.whole("priority", priority, -100, 100)
@@ -257,34 +253,9 @@ class Client:
                 progress(first + len(batch), len(times))
         return found
 
-    async def now(self, *, connection: Connection | None = None) -> datetime:
-        """The database's clock, which decides everything."""
-        found: datetime = await self._sql.call("read_clock", {}, connection)
-        return found.astimezone(UTC)
-
     async def remove(self, name: str, *, connection: Connection | None = None) -> None:
         """Removes a schedule and its queued runs; its history stays. Raises NotFound."""
         await self._sql.call("remove_schedule", {"name": name}, connection)
-
-    async def list_schedules(
-        self,
-        *,
-        entrypoint: str | None = None,
-        status: str | None = None,
-        connection: Connection | None = None,
-    ) -> list[Row]:
-        """The schedules, by name. entrypoint, status: only schedules with these."""
-        status = options.one_of(ScheduleStatus, status)
-        params = {"name": None, "entrypoint": entrypoint, "status": status}
-        return await self._sql.rows("list_schedules", params, connection)
-
-    async def get_schedule(self, name: str, *, connection: Connection | None = None) -> Row:
-        """A schedule. Raises NotFound."""
-        params = {"name": name, "entrypoint": None, "status": None}
-        rows = await self._sql.rows("list_schedules", params, connection)
-        if not rows:
-            raise _no_schedule(name)
-        return rows[0]
 
     # --- runs -------------------------------------------------------------------------------------------
 
@@ -358,73 +329,6 @@ class Client:
         """
         await self._sql.call("retry_run", {"run_id": options.run_id(run_id)}, connection)
 
-    async def list_runs(
-        self,
-        schedule: str | None = None,
-        status: str | None = None,
-        entrypoint: str | None = None,
-        limit: int = 100,
-        *,
-        since: datetime | None = None,
-        connection: Connection | None = None,
-    ) -> list[Row]:
-        """The newest runs first, including skips, at most `limit`; without args, result and errors.
-
-        schedule: a name; raises NotFound if no schedule has it.
-        status: in an ended status, the newest runs are those that ended last.
-        since: an aware instant; only runs that ended from then on, or have not ended.
-
-        The cost does not grow with history. So filters without an index search only the newest 100,000 runs and all
-        live runs: entrypoint=, and schedule= with since= or with status="succeeded". With status="failed" or
-        "cancelled" everything is searched, unless both entrypoint= and schedule= are given.
-        """
-        params = {
-            "schedule": schedule,
-            "status": options.one_of(RunStatus, status),
-            "entrypoint": entrypoint,
-            "limit": options.whole("limit", limit, 1, 1_000_000),
-            "since": options.instant("since", since),
-            "most": REACH,
-            "near": REACH // 50,
-        }
-        rows = await self._sql.rows("list_runs", params, connection)
-        if not rows and schedule is not None:
-            await self.get_schedule(schedule, connection=connection)
-        return rows
-
-    async def list_runs_between(
-        self,
-        schedule: str,
-        start: datetime,
-        through: datetime,
-        limit: int = 1000,
-        *,
-        connection: Connection | None = None,
-    ) -> list[Row]:
-        """The records of a schedule's fire times from `start` through `through`, oldest first, at most `limit`.
-
-        These are runs, and skips that reach into the range; without args, result and errors.
-        """
-        params = {"name": schedule, "start": _given("start", start), "through": _given("through", through)}
-        params |= {"limit": options.whole("limit", limit, 1, 1_000_000)}
-        return await self._sql.rows("list_runs_between", params, connection)
-
-    async def situation(self, schedule: str, *, connection: Connection | None = None) -> Situation:
-        """The possible reasons why a due fire time of a schedule waits. Raises NotFound."""
-        rows = await self._sql.rows("read_situation", {"name": schedule}, connection)
-        if not rows:
-            raise _no_schedule(schedule)
-        row = rows[0]
-        return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]), row["refused"])
-
-    async def get_run(self, run_id: int, *, connection: Connection | None = None) -> Row:
-        """A run with its args, its result, and the errors and ends of its attempts; see runs.get(). Raises NotFound."""
-        return await self.runs.get(run_id, connection=connection)
-
-    async def list_workers(self, *, connection: Connection | None = None) -> list[Row]:
-        """The workers, oldest first; `connected` is whether the server sees a session of the worker."""
-        return await self._sql.rows("list_workers", {}, connection)
-
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A transaction on a connection of the client's: `async with client.transaction() as connection:`.
@@ -436,16 +340,5 @@ class Client:
             yield connection
 
 
-def _given(what: str, value: Any) -> datetime:
-    found = options.instant(what, value)
-    if found is None:
-        raise InvalidArguments(f"{what} must be a datetime with a time zone, not None.")
-    return found
-
-
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _no_schedule(name: str) -> NotFound:
-    return NotFound(f'There is no schedule "{name}".')

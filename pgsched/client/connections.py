@@ -1,6 +1,6 @@
 """Sends a client's statements to the database, over its own connections or over the caller's.
 
-store has the statements; sync has the connections that block a thread instead of an event loop.
+queries has the statements; sync has the connections that block a thread instead of an event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pgsched.config import Settings
 from pgsched.db import session
 from pgsched.db.failures import in_sentences
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 from pgsched.errors import InvalidArguments
 from pgsched.rules import options
 
@@ -102,36 +102,36 @@ _AS_THE_ROLE_HAS_IT = "select set_config(name, reset_val, true) from pg_catalog.
 class Statements:
     """Sends the statements of a client, and raises the database's refusals as sentences."""
 
-    def __init__(self, connections: Connections, store: Store) -> None:
+    def __init__(self, connections: Connections, queries: Queries) -> None:
         self.connections = connections
-        self.store = store
+        self.queries = queries
 
     async def call(self, query: str, params: Row, connection: Any) -> Any:
         """The one value of a query."""
         async with self._on(connection) as on:
-            return await self.store.call(on, query, params)
+            return await self.queries.call(on, query, params)
 
     async def rows(self, query: str, params: Row, connection: Any) -> list[Row]:
         """The rows of a query, their JSON parsed."""
         async with self._on(connection) as on:
-            rows = await self.store.rows(on, query, params)
+            rows = await self.queries.rows(on, query, params)
         return [{key: options.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A transaction on a connection of the client's. An exception in its block passes unchanged."""
         async with contextlib.AsyncExitStack() as stack:
-            with in_sentences(self.store.schema):
+            with in_sentences(self.queries.schema):
                 connection = await stack.enter_async_context(self.connections.own())
                 await stack.enter_async_context(connection.transaction())
                 await connection.execute(_AS_THE_ROLE_HAS_IT, (list(session.SET),))
             yield connection
-            with in_sentences(self.store.schema):  # the database may refuse the commit, like any statement
+            with in_sentences(self.queries.schema):  # the database may refuse the commit, like any statement
                 await stack.aclose()
 
     @contextlib.asynccontextmanager
     async def _on(self, connection: Any) -> AsyncIterator[Connection]:
-        with in_sentences(self.store.schema):
+        with in_sentences(self.queries.schema):
             if connection is not None:
                 yield self.connections.given(connection)
             else:

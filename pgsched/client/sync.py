@@ -26,6 +26,7 @@ from pgsched.db import session
 from pgsched.db.failures import reaching
 from pgsched.db.fence.waits import finished
 from pgsched.db.session import Connection
+from pgsched.db.statements.queries import Queries
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -43,7 +44,7 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
         psycopg.Connection.connect(info, autocommit=True).close()
     check = ConnectionPool.check_connection
     with ConnectionPool(info, configure=_configure, check=check, **POOL) as pool:
-        yield SyncClient(Client(_Blocking(pool), schema))
+        yield SyncClient(Client(_Blocking(pool), Queries(schema)))
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,7 +97,7 @@ def mirror(of: type) -> Callable[[_Class], _Class]:
     """Gives a class the public methods of an asynchronous class; an instance keeps its counterpart as `behind`."""
 
     def decorate(made: _Class) -> _Class:
-        for name, member in vars(of).items():
+        for name, member in inspect.getmembers_static(of):
             generator = inspect.isasyncgenfunction(getattr(member, "__wrapped__", member))
             if not name.startswith("_") and (inspect.iscoroutinefunction(member) or generator):
                 setattr(made, name, _blocking(member))
@@ -191,7 +192,7 @@ class _Connection:
 
     def cursor(self, *, row_factory: Any, binary: bool = False) -> _Cursor:
         cursor = self.raw.cursor(row_factory=row_factory, binary=binary)
-        if binary and isinstance(cursor, psycopg.ClientCursor):  # as store does with an asynchronous one
+        if binary and isinstance(cursor, psycopg.ClientCursor):  # as queries does with an asynchronous one
             cursor = psycopg.Cursor(self.raw, row_factory=row_factory)
             cursor.format = Format.BINARY
         return _Cursor(cursor)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import psycopg
 
-from pgsched.db.session import Mishaps, answered, of_prepared, refused
+from pgsched.db.mishaps import Mishaps, answered, of_prepared, refused
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pgsched.db.modes import is_root, keeping_modes, restore_modes
 from pgsched.errors import ConfigurationError
 
 if sys.platform != "win32":
@@ -91,13 +92,9 @@ def default_data_dir() -> Path:
             "There is no home directory to keep the embedded PostgreSQL in. " + ELSEWHERE
         ) from None
     usual = home.joinpath("AppData/Local" if windows else ".local/share", "pgsched", "postgres")
-    if _is_root() and not (usual / "PG_VERSION").exists():
+    if is_root() and not (usual / "PG_VERSION").exists():
         return _ROOTS_OWN
     return usual
-
-
-def _is_root() -> bool:
-    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def _load() -> ModuleType:
@@ -269,7 +266,7 @@ def _name_of(pid: int | str) -> str | None:
 
 def _boot(package: ModuleType, path: Path) -> Any:
     """Starts the server. Returns the package's handle once it accepts connections."""
-    with _complaints() as said, _keeping_modes(path, Path(package.__file__ or "")):
+    with _complaints() as said, keeping_modes(path, Path(package.__file__ or "")):
         try:
             server = package.get_server(path, start=False)
             _start_patiently(server, path)
@@ -320,7 +317,7 @@ def _leave(server: Any, path: Path) -> None:
         except Exception as error:  # it must not hide the block's own error; the next start recovers and stops the rest
             logging.getLogger("pgsched").warning("embedded_not_stopped in %s: %s", path, _why(error))
     if not (path / "postmaster.pid").exists():  # else the server goes on for another process
-        _restore_modes(path)
+        restore_modes(path)
 
 
 @contextlib.contextmanager
@@ -341,68 +338,6 @@ def _complaints() -> Iterator[list[str]]:
     finally:
         logger.propagate, logger.level = before
         logger.removeHandler(collector)
-
-
-@contextlib.contextmanager
-def _keeping_modes(path: Path, *others: Path) -> Iterator[None]:
-    """Limits the rights to all parent directories of the paths: as root, the package lets everybody list them.
-
-    Here, others may only pass through them. Their old modes are saved next to the data directory `path`. The process
-    that stops the server restores them: a later one if this one is killed.
-    """
-    if not _is_root():
-        yield
-        return
-    parents = [parent for each in (path, *others) for parent in each.resolve().parents]
-    before = {parent: stat.S_IMODE(parent.stat().st_mode) for parent in parents}
-    try:
-        yield
-    finally:
-        opened = _opened(path)
-        for parent, mode in before.items():
-            passable = mode | stat.S_IXGRP | stat.S_IXOTH
-            if stat.S_IMODE(parent.stat().st_mode) != mode:
-                parent.chmod(passable)
-            if passable != mode:
-                opened.setdefault(str(parent), mode)
-        if opened:
-            with contextlib.suppress(OSError):  # a full or read-only disk: they stay open, as after a kill
-                _note_opened(path, opened)
-
-
-def _note_opened(path: Path, opened: dict[str, int]) -> None:
-    # The new file replaces an existing one, which may be somebody else's link.
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".pgsched-", delete=False) as stream:
-        json.dump(opened, stream)
-    Path(stream.name).replace(_modes_file(path))
-
-
-def _modes_file(path: Path) -> Path:
-    """The file is outside the data directory: PostgreSQL's user must not decide which modes root sets."""
-    return path.parent / f".{path.name}-modes.json"
-
-
-def _opened(path: Path) -> dict[str, int]:
-    """The parent directories that were opened for the server of this data directory, with their old modes."""
-    file = _modes_file(path)
-    try:
-        found = file.lstat()
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            return {}
-        return {str(parent): int(mode) for parent, mode in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # no usable file
-        return {}
-
-
-def _restore_modes(path: Path) -> None:
-    """Restores the old modes of the parents, unless somebody has changed them since."""
-    if not _is_root() or not (opened := _opened(path)):
-        return
-    for parent, mode in opened.items():
-        with contextlib.suppress(OSError):
-            if stat.S_IMODE(Path(parent).stat().st_mode) == mode | stat.S_IXGRP | stat.S_IXOTH:
-                Path(parent).chmod(mode)
-    _modes_file(path).unlink(missing_ok=True)
 
 
 def _why(error: Exception) -> str:

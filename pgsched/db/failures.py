@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import psycopg
 from psycopg_pool import PoolClosed
 
-from pgsched.db.session import Connection, describe, unreachable
+from pgsched.db.mishaps import describe
+from pgsched.db.session import Connection
 from pgsched.errors import (
     ConfigurationError,
+    DatabaseUnavailable,
     InvalidArguments,
     NotFound,
     PgschedError,
@@ -42,6 +44,14 @@ def reaching() -> Iterator[None]:
         raise ConfigurationError(f"The DSN cannot be used: {describe(error)}.") from None
     except (psycopg.OperationalError, OSError) as error:
         raise unreachable(error) from None
+
+
+def unreachable(error: BaseException) -> DatabaseUnavailable:
+    """The error to raise if the database cannot be reached and the caller does not wait for it."""
+    return DatabaseUnavailable(
+        f"The database cannot be reached: {describe(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
+        "or libpq's environment leads to it."
+    )
 
 
 @contextlib.contextmanager

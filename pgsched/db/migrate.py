@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from pgsched.db.session import Backoff, Connection
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, SchemaError
 
 LOCK_TIMEOUT = "5s"

@@ -1,4 +1,4 @@
-"""Makes connections, keeps them, limits their time and gives them up. The statements are in store."""
+"""Makes connections, keeps them, limits their time and gives them up. The statements are in statements/"""
 
 from __future__ import annotations
 
@@ -18,20 +18,12 @@ from psycopg import conninfo
 from psycopg.pq import Format, TransactionStatus
 from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 
-from pgsched.errors import ConfigurationError, DatabaseUnavailable
-from pgsched.log import Logger, get
+from pgsched.db.mishaps import misfits, of_prepared, read_only
+from pgsched.errors import ConfigurationError
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
 
-# Errors of a database that will be back: everything that psycopg raises, and the errors of its sockets.
-Failures = (psycopg.Error, DatabaseUnavailable, OSError, TimeoutError)
-# These, and errors before a statement is sent or while its answer is read, such as a value in one row that psycopg
-# cannot adapt. They must not end a service.
-Mishaps = (*Failures, ValueError, TypeError, OverflowError, NotImplementedError)
-
 STATEMENT_LIMIT = timedelta(seconds=15)
-_READ_ONLY = "25006"
-_STOOD_STILL = "25P03"
 # The longest time that a claim may lock schedules while the event loop is blocked or the process stands still.
 LOCKED_FOR = timedelta(seconds=2)
 _DEFAULTS = {
@@ -42,13 +34,6 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "target_session_attrs": "read-write",
 }
-# Errors that are known to pass: of connections, conflicts, resources, locks, operators, the machine, and a
-# transaction's time limits. With every other SQLSTATE the server refuses a statement because of its content.
-_PASSING = ("08", "40", "53", "55006", "55P", "57", "58", "25P0", _READ_ONLY)
-# Errors of a prepared statement: another statement has its name, or a table has been created again.
-_PREPARED = ("0A000", "26000", "42P05")
-# A statement names something that does not exist. Perhaps the whole schema has been replaced.
-_UNDEFINED = ("42P01", "42703", "42883", "42704", "3F000")
 _SESSION = """
 select set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
     set_config('idle_in_transaction_session_timeout', %s, false), set_config('TimeZone', 'UTC', false),
@@ -118,55 +103,6 @@ def _misreads_password(dsn: str, given: Mapping[str, Any]) -> bool:
         or "@" in path
         or any("@" in host[1:] for host in hosts)
         or not all(port.isdecimal() for port in ports if port)
-    )
-
-
-def describe(error: BaseException) -> str:
-    """One line about a database error, without row data (DETAIL) and without the statement."""
-    if isinstance(error, psycopg.Error) and error.sqlstate:
-        return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
-    first = str(error).strip().splitlines()
-    return first[0] if first else type(error).__name__
-
-
-def passing(error: BaseException) -> bool:
-    """Whether an error is known to pass by itself: the database is away or busy, or another session is in the way."""
-    if not isinstance(error, psycopg.Error):
-        return isinstance(error, Failures)
-    if error.sqlstate is not None:
-        return error.sqlstate.startswith(_PASSING)
-    # Without an SQLSTATE the server has not answered: the connection is gone, or psycopg cannot adapt a value.
-    return not isinstance(error, (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError))
-
-
-def refused(error: BaseException) -> bool:
-    """Whether a statement failed because of its content and would fail again. Then its rows must be sent separately."""
-    return isinstance(error, Mishaps) and not passing(error)
-
-
-def answered(error: BaseException) -> bool:
-    """Whether the server answered a statement with an error and went on, so that other rows may succeed."""
-    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
-        return refused(error)
-    # An error that ends the session is FATAL. Its code proves nothing: a trigger may raise any, even a connection's.
-    return error.diag.severity_nonlocalized not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
-
-
-def of_prepared(error: BaseException) -> bool:
-    """Whether a prepared statement may be the cause of an error. A new connection has none."""
-    return isinstance(error, psycopg.Error) and error.sqlstate in _PREPARED
-
-
-def stood_still(error: BaseException) -> bool:
-    """Whether the server ended a session because its transaction was idle for too long."""
-    return isinstance(error, psycopg.Error) and error.sqlstate == _STOOD_STILL
-
-
-def unreachable(error: BaseException) -> DatabaseUnavailable:
-    """The error to raise if the database cannot be reached and the caller does not wait for it."""
-    return DatabaseUnavailable(
-        f"The database cannot be reached: {describe(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
-        "or libpq's environment leads to it."
     )
 
 
@@ -245,13 +181,13 @@ class Session:
                 unusable = self._connection is not None and (
                     self._connection.closed
                     or self._connection.info.transaction_status != TransactionStatus.IDLE
-                    or (isinstance(error, psycopg.Error) and error.sqlstate == _READ_ONLY)
+                    or read_only(error)
                     or of_prepared(error)
                     or not isinstance(error, Exception)
                 )
                 if unusable or isinstance(error, TimeoutError):
                     await self.discard()
-                if of_prepared(error) or (isinstance(error, psycopg.Error) and error.sqlstate in _UNDEFINED):
+                if of_prepared(error) or misfits(error):
                     for callback in self._misfit:
                         callback()
                 raise
@@ -378,40 +314,3 @@ class Plain(psycopg.AsyncCursor[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.format = Format.BINARY
-
-
-class Outage:
-    """Logs once when the database is lost and once when it is back, no matter how many services notice."""
-
-    def __init__(self, log: Logger | None = None) -> None:
-        self.since: float | None = None
-        self._refusals: set[tuple[str, str]] = set()  # those logged since a statement was last answered
-        self._log = log or get()
-
-    @property
-    def up(self) -> bool:
-        """Whether the last statement of any service was answered."""
-        return self.since is None
-
-    def lost(self, error: BaseException, purpose: str) -> None:
-        """Records that a statement failed. If the server answered, the database is not lost: it refused the statement,
-        or another session's lock was in the way."""
-        if answered(error):
-            refusal = (purpose, describe(error))
-            if refusal not in self._refusals:
-                self._refusals.add(refusal)
-                event = "statement_refused" if refused(error) else "statement_failed"
-                self._log.error(event, purpose=purpose, error=refusal[1])
-        elif self.since is None:
-            self.since = time.monotonic()
-            self._log.error("database_lost", purpose=purpose, error=describe(error))
-        else:
-            self._log.debug("database_still_lost", purpose=purpose, error=describe(error))
-
-    def answered(self) -> None:
-        """Records that a statement was answered."""
-        if self.since is not None:
-            gone = time.monotonic() - self.since
-            self.since = None
-            self._log.info("database_back", lost_for_s=round(gone, 3))
-        self._refusals.clear()

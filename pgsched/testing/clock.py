@@ -14,8 +14,7 @@ from psycopg import sql
 
 from pgsched.db import migrate
 from pgsched.db.session import Connection, Session
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import InvalidArguments
 from pgsched.rules import options
 from pgsched.worker.clocks import DatabaseClock
@@ -53,16 +52,6 @@ async def make_schema(connection: Connection, schema: str, now: datetime | None)
         await connection.execute(in_schema(b"insert into pgsched.test_time values (%s)", schema), (start,))
     await migrate.migrate(connection, schema, rewrite=rewritten)
     return start
-
-
-class TestStore(Store):
-    """The statements, on the test's clock."""
-
-    __test__ = False  # its name looks like a test's to pytest
-
-    def __init__(self, schema: str, app: str = "") -> None:
-        super().__init__(schema, app)
-        self._queries = {name: in_schema(rewritten(text), schema) for name, text in self.texts().items()}
 
 
 class StandingClock(DatabaseClock):

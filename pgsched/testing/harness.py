@@ -19,8 +19,11 @@ from typing import Any
 
 from psycopg import sql
 
-from pgsched.client.client import Client, Row, connect
+from pgsched.client.client import Client, Row, opened
+from pgsched.client.connections import conninfo_of
 from pgsched.config import Settings
+from pgsched.db.statements.queries import Queries
+from pgsched.db.statements.store import Store
 from pgsched.db.statements.values import EntrypointDefaults
 from pgsched.errors import InvalidArguments, PgschedError, RetryLater
 from pgsched.executors.capture import capturing
@@ -30,8 +33,9 @@ from pgsched.rules.agenda import Outlook
 from pgsched.rules.ledger import TICK
 from pgsched.rules.outcome import Stop
 from pgsched.scheduler import Scheduler
-from pgsched.testing.clock import Clock, StandingClock, TestStore, make_schema
+from pgsched.testing.clock import Clock, StandingClock, make_schema, rewritten
 from pgsched.testing.server import embedded_dsn
+from pgsched.worker.aside import Aside
 from pgsched.worker.claim.claim_pass import with_schedules
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.claim.planner import times_of
@@ -130,12 +134,13 @@ class Harness:
         self, built: Kit, start: datetime, threads: ThreadPoolExecutor, ready: asyncio.Future[None]
     ) -> None:
         standing = StandingClock(start)
-        kit = self._kit = replace(built, store=TestStore(self.schema, built.store.app), clock=standing)
+        store = Store(self.schema, self._scheduler.app_name, rewritten)
+        kit = self._kit = replace(built, store=store, aside=Aside(store.trials, built.elapsed), clock=standing)
         self.clock = Clock(kit.control, self.schema, standing)
         async with kit.control.use() as connection:
             await Reconciler(kit).start(connection)
-        async with connect(self.dsn, schema=self.schema) as client, asyncio.TaskGroup() as runs:
-            client.use(kit.store)
+        info, queries = conninfo_of(self.dsn, self.schema, "Harness"), Queries(self.schema, rewrite=rewritten)
+        async with opened(info, queries) as client, asyncio.TaskGroup() as runs:
             self.client = client
             self._roster = Roster(kit.settings)
             self._roster.watch(added=self._taken.append)
@@ -228,7 +233,7 @@ class Harness:
             run_id = await self.client.trigger(name)
         else:
             async with self._kit.control.use() as connection:
-                [schedule] = await self._kit.store.get_schedules(connection, [row["id"]])
+                [schedule] = await self._kit.store.claims.get_schedules(connection, [row["id"]])
             run_id = await self._make_run(schedule, at)
         first = len(self._taken)
         async with self._limited():
@@ -269,7 +274,7 @@ class Harness:
             "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)],
         }  # fmt: skip
         async with self._kit.control.use() as connection:
-            made = await self._kit.store.rows(connection, "backfill_runs", params)
+            made = await self._kit.store.claims.rows(connection, "backfill_runs", params)
         if not made:
             raise PgschedError(f"{schedule.name!r} was changed meanwhile: fire it again.")
         if made[0]["id"] is None:
@@ -282,11 +287,11 @@ class Harness:
         if known is None:
             names = ", ".join(self._scheduler.entrypoints) or "none"
             raise InvalidArguments(f"This scheduler has no entrypoint {entrypoint!r}: there are {names}.")
-        store, worker, retry = self._kit.store, self._kit.worker, known.retry
+        statements, worker, retry = self._kit.store.claims, self._kit.worker, known.retry
         rules = EntrypointDefaults(entrypoint, retry.attempts, retry.backoff, retry.max_backoff, known.timeout)
         async with self._kit.control.use() as connection, connection.transaction():
-            claimed = await store.claim_runs(connection, worker, [rules], [run_id], [])
-            claimed = await with_schedules(store, connection, claimed)
+            claimed = await statements.claim_runs(connection, worker, [rules], [run_id], [])
+            claimed = await with_schedules(statements, connection, claimed)
         self._runner.take(claimed)
 
     async def _start(self) -> list[Attempt]:

@@ -9,8 +9,9 @@ import enum
 from collections.abc import Callable, Sequence
 
 from pgsched import log
-from pgsched.db.session import Connection, Mishaps, describe, passing, refused
-from pgsched.db.statements.store import Store
+from pgsched.db.mishaps import Mishaps, describe, passing, refused
+from pgsched.db.session import Connection
+from pgsched.db.statements.trials import TrialStatements
 
 _REVIEW_EVERY = 1.0  # seconds between looks at the entries, at least
 
@@ -30,8 +31,8 @@ class Kind(enum.StrEnum):
 class Aside:
     """One per worker. It knows whether there may be entries, so that without any it never asks for them."""
 
-    def __init__(self, store: Store, elapsed: Callable[[], float]) -> None:
-        self._store = store
+    def __init__(self, statements: TrialStatements, elapsed: Callable[[], float]) -> None:
+        self._statements = statements
         self._elapsed = elapsed
         self._any = False
         self._reviewed = 0.0
@@ -45,7 +46,7 @@ class Aside:
         entries = [(id, describe(error)[:1000], passing(error)) for id, error in rows]
         try:
             async with connection.transaction():
-                new = await self._store.set_aside(connection, kind, entries)
+                new = await self._statements.set_aside(connection, kind, entries)
         except Mishaps as error:
             if not refused(error):
                 raise
@@ -69,6 +70,6 @@ class Aside:
         if not self._any or not (at_once or self._elapsed() > self._reviewed + _REVIEW_EVERY):
             return
         self._reviewed = self._elapsed()
-        taken_back, self._any = await self._store.take_back(connection)
+        taken_back, self._any = await self._statements.take_back(connection)
         for kind, id in taken_back:
             self._log.info("row_taken_back", kind=kind, id=id)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from pgsched.config import Settings
-from pgsched.db.session import LOCKED_FOR, STATEMENT_LIMIT, Outage, Session, application_name, conninfo_for
+from pgsched.db.mishaps import Outage
+from pgsched.db.session import LOCKED_FOR, STATEMENT_LIMIT, Session, application_name, conninfo_for
 from pgsched.db.statements.store import Store
 from pgsched.scheduler import Scheduler
 from pgsched.worker.aside import Aside
@@ -60,7 +61,7 @@ class Kit:
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
         control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
         writes = Session(info, "writes", limit, lock=WRITES_WAIT)
-        aside = Aside(store, elapsed)
+        aside = Aside(store.trials, elapsed)
         return cls(worker, scheduler, settings, store, control, writes, aside, watch=watch or Watch(), elapsed=elapsed)
 
     def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:

@@ -15,7 +15,8 @@ import psycopg
 from psycopg import sql
 
 from pgsched import log
-from pgsched.db.session import Backoff, Connection, Mishaps
+from pgsched.db.mishaps import Mishaps
+from pgsched.db.session import Backoff, Connection
 from pgsched.rules.agenda import Outlook
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
@@ -64,7 +65,7 @@ class Listener:
                 async with self._session.use() as connection:
                     # Gets the notifications that arrive with the answer to a statement.
                     connection.add_notify_handler(self._note)
-                    await connection.execute(sql.SQL("listen {}").format(self._kit.store.channel))
+                    await connection.execute(sql.SQL("listen {}").format(self._kit.store.claims.channel))
                 if not self._session.direct and not self._warned:
                     self._warned = True
                     self._log.warning(
@@ -160,7 +161,7 @@ class Listener:
         """The one statement of an idle minute: it proves the connection, reads the clock and shows that we are here."""
         async with self._session.use() as connection:
             before = time.monotonic()
-            outlook = await self._kit.store.read_outlook(
+            outlook = await self._kit.store.claims.read_outlook(
                 connection,
                 self._kit.worker,
                 self._entrypoints,

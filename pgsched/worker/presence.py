@@ -13,7 +13,8 @@ from datetime import timedelta
 from importlib.metadata import version
 
 from pgsched import log
-from pgsched.db.session import Connection, Mishaps
+from pgsched.db.mishaps import Mishaps
+from pgsched.db.session import Connection
 from pgsched.expression.zone_files import package_release, source_of
 from pgsched.rules.agenda import Outlook
 from pgsched.worker.kit import Kit
@@ -60,7 +61,7 @@ class Presence:
 
     async def register(self, connection: Connection) -> None:
         """Writes the row."""
-        await self._kit.store.insert_worker(
+        await self._kit.store.upkeep.insert_worker(
             connection,
             worker=self._kit.worker,
             app=self._kit.scheduler.app_name,
@@ -88,4 +89,4 @@ class Presence:
         lease = self._kit.settings.stall_timeout if not self._ends else _ENDING
         with contextlib.suppress(*Mishaps):  # else others forget us within a day
             async with self._kit.control.use() as connection:
-                await self._kit.store.delete_worker(connection, self._kit.worker, hanging, lease)
+                await self._kit.store.upkeep.delete_worker(connection, self._kit.worker, hanging, lease)

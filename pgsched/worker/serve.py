@@ -12,7 +12,9 @@ import structlog
 from pgsched import config, log
 from pgsched.config import Settings
 from pgsched.db import migrate
-from pgsched.db.session import Failures, Session, conninfo_for, unreachable
+from pgsched.db.failures import unreachable
+from pgsched.db.mishaps import Failures
+from pgsched.db.session import Session, conninfo_for
 from pgsched.errors import PgschedError
 from pgsched.scheduler import Scheduler
 from pgsched.worker.worker import Worker

@@ -36,7 +36,8 @@ from typing import Any
 from pgsched import log
 from pgsched.config import Settings
 from pgsched.db import migrate
-from pgsched.db.session import Failures, unreachable
+from pgsched.db.failures import unreachable
+from pgsched.db.mishaps import Failures
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, PgschedError, SchemaError
 from pgsched.executors.capture import capturing
 from pgsched.executors.threads import DaemonThreads
@@ -171,7 +172,7 @@ class Worker:
                 await migrate.check(connection, self.kit.settings.schema)
                 # Registered first: an older version that starts at the same time must find us alive.
                 await self.presence.register(connection)
-                await self.kit.store.forget_workers(connection)
+                await self.kit.store.upkeep.forget_workers(connection)
                 await self.reconciler.start(connection)
                 await self.dispatcher.zones.look(connection)
         except SchemaError:

@@ -17,7 +17,7 @@ from support.workers import working
 from pgsched.cli.check import look
 from pgsched.cli.run import find
 from pgsched.db import session as sessions
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 APP = """
 from datetime import timedelta
@@ -295,11 +295,11 @@ async def test_nobody_who_writes_waits_for_it(settings, db, store, dsn):
     async with working(before, settings), await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await sessions.prepare(connection)
         async with sessions.snapshot(connection):
-            await look(connection, store, after)
+            await look(connection, store.declarations, after)
             held = "select distinct mode from pg_locks where pid = %s and locktype <> 'virtualxid'"
             assert await db.all(held, connection.info.backend_pid) == [("AccessShareLock",)]
             # Claims go on beside it.
             await db.all("select pgsched.trigger('same')")
             await db.until("select count(*) = 1 from pgsched.runs where status = 'succeeded'")
             with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-                await store.retire_schedules(connection, "code:shop", [])
+                await store.declarations.retire_schedules(connection, "code:shop", [])

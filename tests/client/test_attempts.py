@@ -173,9 +173,9 @@ async def test_a_worker_that_was_lost(settings, db, client):
     )  # fmt: skip
     try:
         connection = await kit.control.connect()
-        _, _, _, silent = await kit.store.find_silent_runs(connection, kit.worker, timedelta(0))
+        _, _, _, silent = await kit.store.upkeep.find_silent_runs(connection, kit.worker, timedelta(0))
         verdict = (silent[0], RunStatus.QUEUED, timedelta(0), "its worker is gone")
-        assert await kit.store.reap_runs(connection, [verdict]) == [run_id]
+        assert await kit.store.upkeep.reap_runs(connection, [verdict]) == [run_id]
     finally:
         await kit.control.discard()
     [attempt] = (await client.get_run(run_id))["attempts"]

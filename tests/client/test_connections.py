@@ -9,6 +9,7 @@ from psycopg.pq import TransactionStatus
 from pgsched.client.client import Client, connect
 from pgsched.client.connections import Pooled, conninfo_of
 from pgsched.db.session import SET
+from pgsched.db.statements.queries import Queries
 from pgsched.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -56,7 +57,7 @@ async def test_a_transaction_of_the_clients_own_is_all_or_nothing(client, db):
 async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applications(dsn, schema):
     """Its search path above all: an unqualified table of the application has to be found."""
     connections = Pooled(conninfo_of(dsn, schema, "test"))
-    client = Client(connections, schema)
+    client = Client(connections, Queries(schema))
     names = sorted(SET)
     show = "select string_agg(name || '=' || setting, ', ' order by name) from pg_settings where name = any(%s)"
     with psycopg.connect(dsn) as plain:

@@ -17,7 +17,7 @@ from pgsched import Retry, Run, Scheduler, connect
 from pgsched.client.client import Client
 from pgsched.client.connections import Pooled, Statements
 from pgsched.client.runs import Runs
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import InvalidArguments, NotFound
 
 
@@ -63,7 +63,7 @@ async def test_it_looks_ever_less_often_until_the_run_has_ended(dsn, store, clie
 
     looks = Looks(dsn, then)
     async with looks.pool:
-        run = await Runs(Statements(looks, store)).wait(run_id)
+        run = await Runs(Statements(looks, store.claims)).wait(run_id)
     assert (run["id"], run["status"], run["result"]) == (run_id, "succeeded", [1])
     assert len(looks.pauses) == 15 and looks.pauses == sorted(looks.pauses)
     assert (looks.pauses[0], looks.pauses[-1]) == (0.02, 0.5)
@@ -139,7 +139,7 @@ async def test_a_run_that_is_not_there_is_told_at_once_and_one_that_goes_too(dsn
     looks = Looks(dsn, lambda n: db.all("delete from pgsched.runs"))
     async with looks.pool:
         with pytest.raises(NotFound):
-            await Runs(Statements(looks, store)).wait(run_id)
+            await Runs(Statements(looks, store.claims)).wait(run_id)
 
 
 # --- retry_many -------------------------------------------------------------------------------------------

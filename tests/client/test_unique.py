@@ -11,7 +11,7 @@ import pytest
 from support.workers import working
 
 from pgsched import PgschedError, Retry, Run, Scheduler, connect, connect_sync
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.model import Claim, Outcome, RunError, RunStatus
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.finisher import Finisher, Landing
@@ -162,7 +162,7 @@ async def test_an_enqueue_that_is_not_committed_decides_and_nobody_waits_for_it(
             held.run_id: Landing.LOCKED, other.run_id: Landing.LANDED,
         }  # fmt: skip
         async with kit.writes.use() as connection:
-            beaten = await kit.store.beat(connection, kit.worker, [(held.run_id, held.token, NOW)])
+            beaten = await kit.store.runs.beat(connection, kit.worker, [(held.run_id, held.token, NOW)])
         assert len(beaten) == 1
         assert await db.value("select heartbeat_at > claimed_at from pgsched.runs where id = %s", held.run_id)
         await (client.commit() if commits else client.rollback())
@@ -219,7 +219,7 @@ async def reaped(db, kit, *claims: Claim) -> set[int]:
     seen = [SimpleNamespace(id=c.run_id, token=c.token, heartbeat_at=beats[c.run_id]) for c in claims]
     verdicts = [(each, RunStatus.QUEUED, timedelta(0), "gone") for each in seen]
     async with kit.control.use() as connection:
-        return set(await kit.store.reap_runs(connection, verdicts))
+        return set(await kit.store.upkeep.reap_runs(connection, verdicts))
 
 
 async def test_an_enqueue_that_commits_between_the_look_and_the_lock_is_seen(db, dsn, schema, kit):
@@ -308,7 +308,7 @@ async def test_a_reaped_run_ends_if_another_one_waits_and_its_worker_is_named(db
 
     async def reap() -> set[int]:
         async with kit.control.use() as connection:
-            return set(await kit.store.reap_runs(connection, verdicts))
+            return set(await kit.store.upkeep.reap_runs(connection, verdicts))
 
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         await client.execute(in_schema(WAITING.encode(), schema, parametrised=False))

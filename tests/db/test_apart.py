@@ -5,7 +5,8 @@ import pytest
 from support.refusals import STATES
 
 from pgsched.db.apart import Apart
-from pgsched.db.session import answered, conninfo_for, passing, refused
+from pgsched.db.mishaps import answered, passing, refused
+from pgsched.db.session import conninfo_for
 
 
 def error(state):

@@ -5,7 +5,7 @@ import re
 import psycopg
 from support import diagram
 
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 
 PAGE = diagram.PAGE.read_text("utf-8")
 WRITES = re.compile(
@@ -71,7 +71,7 @@ def test_the_table_of_moves_has_the_arrows_of_the_picture():
 
 
 async def test_the_table_of_moves_names_each_statement_that_writes_a_state(db):
-    known = {name: bare(text.decode()) for name, text in Store.texts().items()} | await functions(db)
+    known = {name: bare(text.decode()) for name, text in Queries.texts().items()} | await functions(db)
     taken_back = {"try_claim", "waiting_instead()"}
     writers = {name for name, text in known.items() if WRITES.search(text)} - taken_back
     movers = {name for _, _, statements, _ in moves() for name in words(statements)}
@@ -81,7 +81,7 @@ async def test_the_table_of_moves_names_each_statement_that_writes_a_state(db):
 
 async def test_a_state_that_a_row_of_the_table_names_is_in_its_statements(db):
     """But for ends, whose states are values that the worker sends."""
-    known = {name: bare(text.decode()) for name, text in Store.texts().items()} | await functions(db)
+    known = {name: bare(text.decode()) for name, text in Queries.texts().items()} | await functions(db)
     for start, end, statements, _ in moves():
         for name in words(statements):
             text = known[name]

@@ -13,11 +13,12 @@ from psycopg import sql
 from support.explain import Watch
 
 from pgsched.client import client as clients
+from pgsched.client import looks
 from pgsched.client.client import Client
 from pgsched.client.connections import Pooled
 from pgsched.client.runs import REACH
 from pgsched.db import migrate
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import Queries, in_schema
 from pgsched.db.statements.store import Store
 
 MANY = 100_000
@@ -89,12 +90,12 @@ def full(root) -> Iterator[str]:
 @pytest.fixture
 async def looking(dsn, full, monkeypatch):
     """A client over a plain session, what it sent, and the session."""
-    monkeypatch.setattr(clients, "REACH", 1000)
+    monkeypatch.setattr(looks, "REACH", 1000)
     store = Store(full)
-    watch = Watch({store.query(name): name for name in Store.texts()}, generic=False)
+    watch = Watch({store.claims.query(name): name for name in Queries.texts()}, generic=False)
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         connection.cursor_factory = watch.cursor()
-        yield Client(Pooled(dsn), full), watch, connection, store
+        yield Client(Pooled(dsn), Queries(full)), watch, connection, store
 
 
 def checked(watch: Watch, *names: str, pages: int = PAGES) -> None:
@@ -123,8 +124,8 @@ async def test_lists_and_looks_read_the_newest_end_of_history(looking):
     await client.get_run(last, connection=on)
     await client.list_workers(connection=on)
     await client.runs.list_dead(since=now - timedelta(minutes=1), connection=on)
-    await store.rows(on, "read_health", {})
-    await store.rows(on, "read_waits", {})
+    await store.claims.rows(on, "read_health", {})
+    await store.claims.rows(on, "read_waits", {})
     checked(watch, "list_runs", "list_runs_between", "read_situation", "list_schedules", "get_run", "list_workers",
             "list_dead_runs", "read_health", "read_waits")  # fmt: skip
 
@@ -149,7 +150,7 @@ async def test_the_lists_find_what_the_filters_ask_for(looking):
 async def test_no_pair_of_filters_fetches_history_row_by_row(looking, monkeypatch):
     """With the real reach, which is all of this history. Its rows lie side by side in 2,500 pages; fetched one by one
     from the schedule's index or by when they ended they are 100,000."""
-    monkeypatch.setattr(clients, "REACH", REACH)
+    monkeypatch.setattr(looks, "REACH", REACH)
     client, watch, on, _ = looking
     future = datetime.now(UTC) + timedelta(days=1)
     for wanted in (
@@ -165,7 +166,7 @@ async def test_no_pair_of_filters_fetches_history_row_by_row(looking, monkeypatc
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
 async def test_filters_that_have_an_index_search_no_history(looking, monkeypatch, plans):
     """With the real reach, and with a plan for these filters or for all of them."""
-    monkeypatch.setattr(clients, "REACH", REACH)
+    monkeypatch.setattr(looks, "REACH", REACH)
     client, watch, on, _ = looking
     await on.execute(f"set plan_cache_mode = {plans}")
     future = datetime.now(UTC) + timedelta(days=1)
@@ -212,9 +213,9 @@ async def test_health_reads_no_job_that_is_not_due(db, schema, store):
     await db.all("delete from pgsched.runs")
     await db.all("vacuum pgsched.runs")
     await db.connection.execute(in_schema(QUEUED.encode(), schema, parametrised=False))
-    watch = Watch({store.query("read_health"): "read_health"}, generic=False)
+    watch = Watch({store.claims.query("read_health"): "read_health"}, generic=False)
     db.connection.cursor_factory = watch.cursor()
-    [row] = await store.rows(db.connection, "read_health", {})
+    [row] = await store.claims.rows(db.connection, "read_health", {})
     checked(watch, "read_health")
     assert row["unserved_names"] == ["first", "second of other", "third"]
 
@@ -236,8 +237,8 @@ async def test_a_change_of_what_waits_reads_no_runs_of_others(dsn, db, schema, s
         " from generate_series(1, 30000) n"
     )
     await db.all("analyze pgsched.runs")
-    watch = Watch({store.query("alter_schedule"): "alter_schedule"}, generic=False)
-    client = Client(Pooled(dsn), schema)
+    watch = Watch({store.claims.query("alter_schedule"): "alter_schedule"}, generic=False)
+    client = Client(Pooled(dsn), Queries(schema))
     for _ in range(3):
         await client.trigger("busy", connection=db.connection)
     await client.alter("busy", overlap=2, entrypoint="first", connection=db.connection)  # reads the catalogue, too
@@ -255,21 +256,21 @@ async def test_a_pause_of_a_finished_schedule_and_an_adoption_read_no_history(lo
         b" where origin is null and status <> 'skipped')"
     )
     async with on.transaction(force_rollback=True):
-        await on.execute(in_schema(last, store.schema))
-        await on.execute(in_schema(job, store.schema))
+        await on.execute(in_schema(last, store.claims.schema))
+        await on.execute(in_schema(job, store.claims.schema))
         # Its last fire time is live and still to come: only then is the pause allowed, and can be explained.
         live = (
             b"update pgsched.runs r set status = 'queued', attempt = 0, started_at = null, claimed_at = null,"
             b" finished_at = null, result = null, due_at = now() + interval '1 hour'"
             b" from pgsched.schedules s where s.name = 'busy' and r.schedule_id = s.id and r.fire_time = s.last_run"
         )
-        await on.execute(in_schema(live, store.schema))
-        await store.rows(on, "adopt_runs", {"old": "nobody", "new": "new"})  # the catalogue is read, too
+        await on.execute(in_schema(live, store.claims.schema))
+        await store.claims.rows(on, "adopt_runs", {"old": "nobody", "new": "new"})  # the catalogue is read, too
         async with on.transaction(force_rollback=True):
             await client.pause("busy", connection=on)
         watch.seen.clear()
         await client.pause("busy", connection=on)
-        await store.rows(on, "adopt_runs", {"old": "old", "new": "new"})
+        await store.claims.rows(on, "adopt_runs", {"old": "old", "new": "new"})
     checked(watch, "pause_schedule", "adopt_runs")
 
 

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from pgsched.db import migrate
 from pgsched.db.migrate import Migration
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, SchemaError
 
 NAME = f"upgraded {os.getpid()}"

@@ -17,8 +17,8 @@ from pgsched import Scheduler
 from pgsched.config import Settings
 from pgsched.db import migrate
 from pgsched.db import session as connections
-from pgsched.db.statements import statements as stores
-from pgsched.db.statements.statements import Numbered, in_schema
+from pgsched.db.statements import queries as stores
+from pgsched.db.statements.queries import Numbered, Queries, in_schema
 from pgsched.db.statements.store import Store
 from pgsched.db.statements.values import Due, Share, Withheld
 from pgsched.journal import Line, Said
@@ -92,10 +92,10 @@ async def test_what_runs_is_found_by_its_id_though_nothing_ran_when_the_table_wa
         if prepared:
             await connections.prepare(connection)
         for call in (
-            lambda c: store.finish_runs(c, worker, ends),
-            lambda c: store.look_after_ends(c, worker, ends),
-            lambda c: store.beat(c, worker, [(run, 1, now) for run in ids]),
-            lambda c: store.write_journals(c, worker, [(Claim(run, 1, worker), said) for run in ids]),
+            lambda c: store.runs.finish_runs(c, worker, ends),
+            lambda c: store.runs.look_after_ends(c, worker, ends),
+            lambda c: store.runs.beat(c, worker, [(run, 1, now) for run in ids]),
+            lambda c: store.runs.write_journals(c, worker, [(Claim(run, 1, worker), said) for run in ids]),
         ):
             assert await waste(connection, call, whole=prepared) <= GIVEN, "each once at most, not each against each"
 
@@ -121,8 +121,8 @@ async def test_a_herd_is_looked_at_without_reading_all_that_runs_for_each_schedu
     async with await psycopg.AsyncConnection.connect(settings.dsn, autocommit=True) as connection:
         await connections.prepare(connection)
         for call in (
-            lambda c: store.lock_due_schedules(c, [share], timedelta(seconds=1)),
-            lambda c: store.read_candidates(
+            lambda c: store.claims.lock_due_schedules(c, [share], timedelta(seconds=1)),
+            lambda c: store.claims.read_candidates(
                 c, [share], lookahead=timedelta(seconds=1), limit=GIVEN, due=due, leave=Withheld()
             ),
         ):
@@ -131,11 +131,11 @@ async def test_a_herd_is_looked_at_without_reading_all_that_runs_for_each_schedu
 
 async def test_the_overlap_rule_is_a_part_of_each_plan_and_no_call(db, store):
     """A function that is called for each row would cost a herd more than all else that a claim asks of a schedule."""
-    named = {name: text for name, text in Store.texts().items() if b"overlap_limit(" in text}
+    named = {name: text for name, text in Queries.texts().items() if b"overlap_limit(" in text}
     assert len(named) == 5
     await db.all("set plan_cache_mode = force_generic_plan")
     for name in named:
-        statement = Numbered.of(store.query(name))
+        statement = Numbered.of(store.claims.query(name))
         cursor = psycopg.AsyncCursor(db.connection)
         await cursor.execute(b"prepare watched as " + statement.text)
         await cursor.execute(
@@ -246,14 +246,14 @@ def test_no_statement_of_a_running_worker_grows_with_the_tables(dsn, full, monke
     schema = full(statistics)
     store = Store(schema)
     # What is no query cannot be explained.
-    watch = Watch({store.query(name): name for name in Store.texts() if name != "settle_constraints"}, generic)
+    watch = Watch({store.claims.query(name): name for name in Queries.texts() if name != "settle_constraints"}, generic)
     monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
     monkeypatch.setattr(stores, "AsyncRawCursor", watch.raw_cursor())
     asyncio.run(all_of_a_worker(Settings(dsn=dsn, schema=schema), watch))
     touched = {(one.name, one.pages) for one in watch.seen if one.pages > PAGES}
     assert not touched
     assert not {(one.name, table) for one in watch.seen for table in one.scans("Seq Scan") & {"runs", "schedules"}}
-    assert set(Store.texts()) - set(NOT_A_WORKERS.split()) <= {one.name for one in watch.seen}
+    assert set(Queries.texts()) - set(NOT_A_WORKERS.split()) <= {one.name for one in watch.seen}
 
 
 BACKLOG = """
@@ -283,7 +283,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
     settings, db, monkeypatch, generic
 ):
     store = Store(settings.schema)
-    watch = Watch({store.query(name): name for name in Store.texts()}, generic)
+    watch = Watch({store.claims.query(name): name for name in Queries.texts()}, generic)
     monkeypatch.setattr(connections, "prepare", watch.over(connections.prepare))
     monkeypatch.setattr(stores, "AsyncRawCursor", watch.raw_cursor())
     sc = Scheduler(app="app")
@@ -295,7 +295,7 @@ async def test_a_claim_reads_little_more_than_it_claims_though_a_backlog_was_ana
             await db.connection.execute(in_schema(text.encode(), settings.schema, parametrised=False))
             assert await parts.dispatcher.claim_pass() == claimed
         async with parts.kit.control.use() as connection:
-            assert (await store.prune_runs(connection, "succeeded", timedelta(days=1), 20, None)).gone == 20
+            assert (await store.upkeep.prune_runs(connection, "succeeded", timedelta(days=1), 20, None)).gone == 20
     assert {"claim_due_runs", "claim_runs", "lock_gated_runs", "prune_runs"} <= {one.name for one in watch.seen}
     assert not {(one.name, one.pages) for one in watch.seen if one.pages > 4 * PAGES}
 
@@ -325,12 +325,12 @@ async def all_of_a_worker(settings: Settings, watch: Watch) -> None:
         now = datetime.now(UTC)
         ends = [Outcome(claim, RunStatus.SUCCEEDED, now, now) for claim in claims]
         async with kit.control.use() as connection:
-            await store.beat(connection, kit.worker, [(c.run_id, c.token, now) for c in claims])
+            await store.runs.beat(connection, kit.worker, [(c.run_id, c.token, now) for c in claims])
             said = Said(1, [Line(now, "info", "a line")], (1.0, 2.0))
-            await store.write_journals(connection, kit.worker, [(claim, said) for claim in claims])
-            await store.finish_runs(connection, kit.worker, ends)
-            await store.look_after_ends(connection, kit.worker, ends)
-            await store.give_back_runs(connection, kit.worker, unbegun)
+            await store.runs.write_journals(connection, kit.worker, [(claim, said) for claim in claims])
+            await store.runs.finish_runs(connection, kit.worker, ends)
+            await store.runs.look_after_ends(connection, kit.worker, ends)
+            await store.runs.give_back_runs(connection, kit.worker, unbegun)
             await kit.aside.put(connection, Kind.SCHEDULE, [(1, ValueError("odd"))])
             await kit.aside.put(connection, Kind.RUN, [(c.run_id, ValueError("odd")) for c in claims])
             await kit.aside.review(connection)

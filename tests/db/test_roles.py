@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from support.workers import working
 
 from pgsched import Limits, Scheduler, connect
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 PAGE = (Path(__file__).parents[2] / "docs" / "roles.md").read_text()
 GRANTS = re.findall(r"^grant .*;$", PAGE, re.M)

@@ -13,7 +13,7 @@ from psycopg import sql
 from support.workers import Parts
 
 from pgsched import connect, connect_sync
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 STYLES = [
     {"DateStyle": dates, "TimeZone": zone, "IntervalStyle": intervals}

@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from pgsched import Scheduler
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.testing import Harness
 
 LONG = "x" * 201

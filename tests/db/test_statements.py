@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 
 CLAIMS = ("claim_due_runs", "claim_runs")
 UPDATE = re.compile(
@@ -20,7 +20,7 @@ UNLIMITED = " and not exists ( select from pgsched.limit_members m"
 
 def texts() -> dict[str, str]:
     """The queries as one line each, without comments."""
-    bare = {name: re.sub(r"--.*", "", text.decode()) for name, text in Store.texts().items()}
+    bare = {name: re.sub(r"--.*", "", text.decode()) for name, text in Queries.texts().items()}
     return {name: " ".join(text.split()) for name, text in bare.items()}
 
 
@@ -66,3 +66,12 @@ def test_the_parts_are_all_that_a_claim_is_made_of():
         "cancel_requested_at", "max_attempts", "backoff", "max_backoff", "timeout",
     ]  # fmt: skip
     assert found["returning"].split(", ")[:2] == ["r.id", "r.schedule_id"]
+
+
+@pytest.mark.parametrize("part", ["back", "opened", "unremoved"])
+def test_a_claim_gives_its_fire_time_back_in_two_statements(part):
+    """Its worker gives it back, or the reaper takes it away: its schedule must come by that fire time again alike."""
+    found = [
+        re.search(rf"\b{part} as \( (.*?) \)(?:,| select)", texts()[name]) for name in ("give_back_runs", "reap_runs")
+    ]
+    assert found[0] and found[1] and found[0][1] == found[1][1]

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from support.workers import working
 
 from pgsched import Retry, Scheduler, log
-from pgsched.db.session import describe
+from pgsched.db.mishaps import describe
 
 CANARY = "canary-7f3a"
 

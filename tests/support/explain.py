@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from pgsched.db.statements.statements import Numbered
+from pgsched.db.statements.queries import Numbered
 
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")

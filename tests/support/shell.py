@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from pgsched.cli import cli
 from pgsched.config import Settings
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 _OURS = ("PGSCHED_", "PGHOST", "PGSERVICE", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "NO_COLOR", "COLUMNS")
 

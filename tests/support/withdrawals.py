@@ -51,7 +51,7 @@ async def begun(anna):
     """Anna has begun the run, and her next beat says so. Returns what it hears."""
     [run] = anna.taken
     async with anna.kit.writes.use() as connection:
-        return await anna.kit.store.beat(connection, anna.kit.worker, [(run.id, run.token, run.due_at)])
+        return await anna.kit.store.runs.beat(connection, anna.kit.worker, [(run.id, run.token, run.due_at)])
 
 
 async def ended(anna):
@@ -60,7 +60,7 @@ async def ended(anna):
     [run] = anna.taken
     end = Outcome(Claim(run.id, run.token, anna.kit.worker), RunStatus.SUCCEEDED)
     async with anna.kit.writes.use() as connection:
-        assert len(await anna.kit.store.finish_runs(connection, anna.kit.worker, [end], None)) == 1
+        assert len(await anna.kit.store.runs.finish_runs(connection, anna.kit.worker, [end], None)) == 1
 
 
 async def looks(worker, times=2):

@@ -154,9 +154,9 @@ class Parts:
         kit = self.kit
         claims = {(run.id, run.token): claim_of(run, kit.worker) for run in self.taken}
         async with kit.writes.use() as connection:
-            held = await kit.store.beat(connection, kit.worker, [(*key, None) for key in claims])
+            held = await kit.store.runs.beat(connection, kit.worker, [(*key, None) for key in claims])
             withdrawn = [claims[key] for key, hold in held.items() if hold is Hold.WITHDRAWN]
-            landed = await kit.store.give_back_runs(connection, kit.worker, withdrawn)
+            landed = await kit.store.runs.give_back_runs(connection, kit.worker, withdrawn)
         assert len(landed) == len(withdrawn)
         return len(landed)
 

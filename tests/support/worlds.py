@@ -12,7 +12,7 @@ import psycopg
 from psycopg import sql
 
 from pgsched.db import migrate
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.worker.clocks import Clocks
 
 HOUR = 3600.0

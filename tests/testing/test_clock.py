@@ -3,7 +3,7 @@
 import re
 
 from pgsched.db.migrate import migrations
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 from pgsched.testing.clock import rewritten
 
 
@@ -13,7 +13,7 @@ def test_no_statement_knows_another_clock():
         rb"(?i)\b(current_timestamp|current_date|current_time|localtime|localtimestamp|transaction_timestamp"
         rb"|statement_timestamp|timeofday)\b|'(now|today|tomorrow|yesterday)'|\b(now|clock_timestamp)\s*\(\s*\)"
     )
-    texts = {**Store.texts(), **{f"{m.version:04}": m.text for m in migrations()}}
+    texts = {**Queries.texts(), **{f"{m.version:04}": m.text for m in migrations()}}
     for name, text in texts.items():
         left = re.sub(rb"pg_catalog\.clock_timestamp\(\)", b"", rewritten(text))
         assert (name, other.search(re.sub(rb"--.*", b"", left))) == (name, None)

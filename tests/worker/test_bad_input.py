@@ -14,7 +14,7 @@ from psycopg import sql
 from support.shell import isolate
 
 from pgsched.db import migrate
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 APP = """
 import asyncio, contextlib

@@ -8,7 +8,7 @@ from support.moves import active, declares, retired, stored
 from support.workers import until, working
 
 from pgsched import connect
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.upkeep import UpkeepStatements
 
 
 @pytest.mark.parametrize("how", ["delete from pgsched.workers", "truncate pgsched.workers"])
@@ -22,7 +22,7 @@ async def test_an_idle_worker_without_a_resync_whose_row_is_deleted_writes_it_ag
 
 async def test_a_goodbye_is_the_last_word_though_the_row_is_being_written_again(settings, db, monkeypatch):
     writing, going_on = asyncio.Event(), asyncio.Event()
-    real = Store.insert_worker
+    real = UpkeepStatements.insert_worker
 
     async def held(self, connection, **values):
         writing.set()
@@ -30,7 +30,7 @@ async def test_a_goodbye_is_the_last_word_though_the_row_is_being_written_again(
         await real(self, connection, **values)
 
     async with working(declares("kept", app="svc"), settings) as worker:
-        monkeypatch.setattr(Store, "insert_worker", held)
+        monkeypatch.setattr(UpkeepStatements, "insert_worker", held)
         await db.all("delete from pgsched.workers")
         await writing.wait()
         worker.stop()

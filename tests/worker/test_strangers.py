@@ -10,8 +10,7 @@ from support.workers import working
 from pgsched import Run, Scheduler
 from pgsched.db import migrate
 from pgsched.db.fence.fence import session_name
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries, in_schema
 from pgsched.model import Claim
 
 KEYS = ("pgsched {}", "pgsched {} retention", "pgsched {} declarations shop")
@@ -65,5 +64,5 @@ async def test_a_role_without_rights_blocks_no_start_no_transaction_no_retention
 
 
 def test_no_statement_takes_an_advisory_lock():
-    assert not [name for name, text in Store.texts().items() if b"advisory_" in text]
+    assert not [name for name, text in Queries.texts().items() if b"advisory_" in text]
     assert "advisory_" not in migrate.script("pgsched")

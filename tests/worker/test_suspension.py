@@ -12,7 +12,7 @@ from support.workers import QUICK, Elapsed, reap, until, working
 from support.worlds import HOUR, World, make_skewed, skewed
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.statements import Statements
+from pgsched.db.statements.queries import Queries
 from pgsched.worker.clocks import TURN, Watch
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
@@ -37,8 +37,8 @@ SOON = skewed(
 def schema(dsn, monkeypatch):
     """A schema and statements that read a clock which the test can move."""
     name = f"skewed {uuid.uuid4().hex[:8]}"
-    texts = {query: skewed(text.decode()).encode() for query, text in Statements.texts().items()}
-    monkeypatch.setattr(Statements, "texts", staticmethod(lambda: texts))
+    texts = {query: skewed(text.decode()).encode() for query, text in Queries.texts().items()}
+    monkeypatch.setattr(Queries, "texts", staticmethod(lambda: texts))
     make_skewed(dsn, name)
     yield name
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -27,8 +27,9 @@ from psycopg.pq import TransactionStatus
 from pgsched.db import session
 from pgsched.db.fence.pools import Blocking, Pools
 from pgsched.db.fence.waits import Coroutines, Source, Statement, Threads, Way, finished
-from pgsched.db.session import Backoff, Connection, Failures
-from pgsched.db.statements.store import Store
+from pgsched.db.mishaps import Failures
+from pgsched.db.session import Backoff, Connection
+from pgsched.db.statements.queries import Queries
 from pgsched.errors import ClaimLost, PgschedError
 from pgsched.model import Claim
 
@@ -46,12 +47,12 @@ class Fence:
 
     dsn: as for connect(); None for libpq's environment.
     started_at: when the attempt began, if that is known.
-    store: its statements; read from the query files by default.
+    queries: its statements; read from the query files by default.
     pools: the connections to use; without them each transaction makes a new one.
     committed: called once the commit is certain, in the thread of the transaction.
     """
 
-    __slots__ = ("_entered", "claim", "committed", "dsn", "pools", "schema", "started_at", "store")
+    __slots__ = ("_entered", "claim", "committed", "dsn", "pools", "queries", "schema", "started_at")
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class Fence:
         claim: Claim,
         started_at: datetime | None = None,
         *,
-        store: Store | None = None,
+        queries: Queries | None = None,
         pools: Pools | None = None,
         committed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -68,7 +69,7 @@ class Fence:
         self.schema = schema
         self.claim = claim
         self.started_at = started_at
-        self.store = store
+        self.queries = queries
         self.pools = pools
         self.committed = committed
         self._entered = threading.Lock()
@@ -94,8 +95,8 @@ class Fence:
         """A statement about this claim, and its parameters."""
         claim = self.claim
         params = {"id": claim.run_id, "token": claim.token, "worker": claim.worker, "started_at": self.started_at}
-        store = self.store or Store(self.schema)
-        return store.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
+        queries = self.queries or Queries(self.schema)
+        return queries.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
 
     def lost(self) -> ClaimLost:
         """The error for a block whose claim is gone."""
@@ -219,15 +220,16 @@ _ASKING = ("end_transactions", "wait_for_transaction", "forget_transaction", "lo
 class Transactions:
     """A worker's connections for run.transaction(). most: the limit for coroutines, and again for threads."""
 
-    def __init__(self, dsn: str | None, store: Store, worker: uuid.UUID, most: int) -> None:
+    def __init__(self, dsn: str | None, queries: Queries, worker: uuid.UUID, most: int) -> None:
         self._dsn = dsn
-        self._store = store
+        self._queries = queries
         self._pools = Pools(session.conninfo_for(dsn, f"pgsched-run {worker}"), most)
 
     def fence(self, claim: Claim, started_at: datetime | None, committed: Callable[[], None]) -> Fence:
         """The fence of one attempt."""
+        queries = self._queries
         return Fence(
-            self._dsn, self._store.schema, claim, started_at, store=self._store, pools=self._pools, committed=committed
+            self._dsn, queries.schema, claim, started_at, queries=queries, pools=self._pools, committed=committed
         )
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from psycopg.rows import class_row, scalar_row, tuple_row
 
 from pgsched.db.session import Connection
 from pgsched.db.statements.parameters import array, name_array, seconds, text_array
-from pgsched.db.statements.statements import Statements
+from pgsched.db.statements.queries import Queries
 from pgsched.db.statements.values import Due, EntrypointDefaults, Planned, Share, Withheld
 from pgsched.model import ClaimedRun, Schedule
 from pgsched.rules import limits
@@ -26,7 +26,7 @@ from pgsched.rules.plan import Occupancy
 CLAIM_BYTES = 16 * 2**20
 
 
-class ClaimStatements(Statements):
+class ClaimStatements(Queries):
     """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def lock_due_schedules(

@@ -11,13 +11,13 @@ from psycopg.rows import class_row, dict_row, scalar_row
 from psycopg.types.json import Jsonb
 
 from pgsched.db.session import Connection, application_name
-from pgsched.db.statements.statements import Statements
+from pgsched.db.statements.queries import Queries
 from pgsched.model import Schedule
 from pgsched.rules import options as definition
 from pgsched.rules.deploy import Compared, Holder, Other, Standing
 
 
-class DeclarationStatements(Statements):
+class DeclarationStatements(Queries):
     """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def lock_declarations(self, connection: Connection, app: str) -> None:
@@ -28,10 +28,6 @@ class DeclarationStatements(Statements):
             if cursor.rowcount:
                 return
             await connection.execute(self.query("add_declarations"), {"app": app})
-
-    async def set_patience(self, connection: Connection, limit: timedelta) -> None:
-        """Limits this transaction: the time of each statement, of its wait for a lock, and of idling."""
-        await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
 
     async def find_lock(
         self, connection: Connection, worker: uuid.UUID, owner: str, names: Sequence[str]

@@ -10,12 +10,12 @@ from psycopg.rows import tuple_row
 
 from pgsched.db.session import Connection
 from pgsched.db.statements.parameters import array, text_array
-from pgsched.db.statements.statements import Statements
+from pgsched.db.statements.queries import Queries
 from pgsched.journal import Said, clean
 from pgsched.model import Claim, Hold, Outcome
 
 
-class RunStatements(Statements):
+class RunStatements(Queries):
     """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def beat(

@@ -1,16 +1,21 @@
-"""All statements of a worker, in classes by the parts that use them."""
+"""All statements of a worker, by the parts that use them."""
 
 from __future__ import annotations
 
 from pgsched.db.statements.claims import ClaimStatements
 from pgsched.db.statements.declarations import DeclarationStatements
+from pgsched.db.statements.queries import Rewrite
 from pgsched.db.statements.runs import RunStatements
 from pgsched.db.statements.trials import TrialStatements
 from pgsched.db.statements.upkeep import UpkeepStatements
 
 
-class Store(ClaimStatements, TrialStatements, RunStatements, UpkeepStatements, DeclarationStatements):
-    """The statements, for one schema. Methods take the connection, so that they can share a transaction.
+class Store:
+    """Each part takes the statements that it uses. The parameters are those of Queries."""
 
-    app: the application whose worker sends them. Without one, claims see only work that names no application.
-    """
+    def __init__(self, schema: str = "pgsched", app: str = "", rewrite: Rewrite | None = None) -> None:
+        self.claims = ClaimStatements(schema, app, rewrite)
+        self.trials = TrialStatements(schema, app, rewrite)
+        self.runs = RunStatements(schema, app, rewrite)
+        self.upkeep = UpkeepStatements(schema, app, rewrite)
+        self.declarations = DeclarationStatements(schema, app, rewrite)

@@ -9,11 +9,11 @@ from datetime import timedelta
 from psycopg.rows import scalar_row
 
 from pgsched.db.session import Connection
-from pgsched.db.statements.statements import Statements
+from pgsched.db.statements.queries import Queries
 from pgsched.journal import clean
 
 
-class TrialStatements(Statements):
+class TrialStatements(Queries):
     """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def find_due_runs(
@@ -49,15 +49,6 @@ class TrialStatements(Statements):
     async def try_resume(self, connection: Connection, ids: Sequence[int]) -> None:
         """Resumes schedules. The caller rolls this back."""
         await connection.execute(self.query("try_resume"), {"ids": list(ids)})
-
-    async def settle_constraints(self, connection: Connection) -> None:
-        """Checks the deferred constraints of this transaction now."""
-        await connection.execute(self.query("settle_constraints"), {})
-
-    async def wait_briefly(self, connection: Connection, limit: timedelta) -> None:
-        """Limits how long each statement of this transaction waits for a lock, and its total time to ten times that."""
-        wait = limit // timedelta(milliseconds=1)
-        await connection.execute(self.query("wait_briefly"), {"limit": f"{wait}ms", "most": f"{10 * wait}ms"})
 
     async def set_aside(self, connection: Connection, kind: str, rows: Sequence[tuple[int, str, bool]]) -> set[int]:
         """Sets rows aside, given as (id, reason, whether the error passes by itself). Returns the ids of rows

@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.rows import class_row, dict_row, scalar_row
 
 from pgsched.db.session import Connection
-from pgsched.db.statements.statements import Statements
+from pgsched.db.statements.queries import Queries
 from pgsched.db.statements.values import Pruned
 from pgsched.model import RunStatus
 from pgsched.rules.retry import Silent
@@ -19,7 +19,7 @@ from pgsched.rules.retry import Silent
 SILENT_PAGE = 1000  # silent runs that the reaper looks at in one statement
 
 
-class UpkeepStatements(Statements):
+class UpkeepStatements(Queries):
     """One typed method per query file. Methods decide nothing; every write returns whether it landed."""
 
     async def find_silent_runs(

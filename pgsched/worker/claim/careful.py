@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import TypeVar
 
 from pgsched.db.apart import Apart
-from pgsched.db.session import Connection, Mishaps, answered, passing
+from pgsched.db.mishaps import Mishaps, answered, passing
+from pgsched.db.session import Connection
 from pgsched.db.statements.values import Planned
 from pgsched.model import ClaimedRun
 from pgsched.worker.aside import Kind
@@ -27,7 +28,7 @@ class Careful:
 
     def __init__(self, kit: Kit, limit: int = _FIRST) -> None:
         self.on = False
-        self._store = kit.store
+        self._statements = kit.store.trials
         self._worker = kit.worker
         self._entrypoints = list(kit.scheduler.entrypoints)
         self._aside = kit.aside
@@ -48,28 +49,28 @@ class Careful:
 
     async def find(self, connection: Connection, lookahead: timedelta) -> None:
         """Sets aside rows that the database refuses to change: runs to claim, schedules to resume, and limits."""
-        store, worker = self._store, self._worker
+        statements, worker = self._statements, self._worker
         async with connection.transaction():
-            paused = await store.find_ended_pauses(connection, self._limit)
-            await self._try(connection, Kind.SCHEDULE, paused, lambda ids: store.try_resume(connection, ids))
+            paused = await statements.find_ended_pauses(connection, self._limit)
+            await self._try(connection, Kind.SCHEDULE, paused, lambda ids: statements.try_resume(connection, ids))
         # In a transaction of its own: the entries stay even if the pass fails. The rows stay locked until its commit,
         # so that each is noted in the version that was tried.
         async with connection.transaction():
-            due = await store.find_due_runs(connection, self._entrypoints, lookahead, self._limit)
-            await self._try(connection, Kind.RUN, due, lambda ids: store.try_claim(connection, worker, ids))
+            due = await statements.find_due_runs(connection, self._entrypoints, lookahead, self._limit)
+            await self._try(connection, Kind.RUN, due, lambda ids: statements.try_claim(connection, worker, ids))
         # Limits that another worker claims from are locked, and are passed over.
         async with connection.transaction():
-            limits = await store.find_limits(connection, self._entrypoints, self._limit)
-            await self._try(connection, Kind.LIMITS, limits, lambda ids: store.try_limits(connection, ids))
+            limits = await statements.find_limits(connection, self._entrypoints, self._limit)
+            await self._try(connection, Kind.LIMITS, limits, lambda ids: statements.try_limits(connection, ids))
 
     async def _try(
         self, connection: Connection, kind: Kind, ids: Sequence[int], change: Callable[[Sequence[int]], Awaitable[None]]
     ) -> None:
         async def send(part: Sequence[int]) -> tuple[()]:
             async with connection.transaction(force_rollback=True):
-                await self._store.wait_briefly(connection, _LOCK)
+                await self._statements.wait_briefly(connection, _LOCK)
                 await change(part)
-                await self._store.settle_constraints(connection)
+                await self._statements.settle_constraints(connection)
             return ()
 
         await self._apart(connection, kind, ids, send)
@@ -139,9 +140,9 @@ class Careful:
     ) -> Sequence[Result]:
         """Makes a change in a savepoint. Constraints and triggers that are deferred to the commit run there too."""
         async with connection.transaction():
-            await self._store.wait_briefly(connection, _LOCK)
+            await self._statements.wait_briefly(connection, _LOCK)
             result = await change()
-            await self._store.settle_constraints(connection)
+            await self._statements.settle_constraints(connection)
         return result
 
     async def _apart(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from pgsched.db.session import STATEMENT_LIMIT, Connection
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.claims import ClaimStatements
 from pgsched.db.statements.values import Due, Share
 from pgsched.model import ClaimedRun, Schedule
 from pgsched.rules.fairness import SLOT, Candidate, Kind, Need, choose, overlap, take
@@ -65,7 +65,7 @@ class ClaimPass:
         most: int,
     ) -> None:
         self._tools = tools
-        self._store = tools.kit.store
+        self._statements = tools.kit.store.claims
         self._connection = connection
         self._lanes = lanes
         self._rooms = rooms
@@ -81,7 +81,7 @@ class ClaimPass:
         # If lanes cross (runs of both need threads, runs of one also processes), only choose() keeps the order.
         crossing = len(self._lanes) > 1 and any(len(lane.shared) > 2 for lane in self._lanes)
         asked_at = time.monotonic()  # before anything is claimed
-        runs, due = await self._store.claim_due_runs(
+        runs, due = await self._statements.claim_due_runs(
             self._connection, self._tools.kit.worker, list(self._tools.lanes.defaults.values()),
             shares(self._lanes, self._rooms), lookahead=self._lookahead, limit=self._rooms[SLOT],
             known=list(self._tools.kit.scheduler.entrypoints), alone=True, crossing=crossing,
@@ -115,7 +115,7 @@ class ClaimPass:
                 yield
         else:
             async with self._connection.transaction():
-                await self._store.set_patience(self._connection, STATEMENT_LIMIT)
+                await self._statements.set_patience(self._connection, STATEMENT_LIMIT)
                 yield
 
     async def _claim_all(self, lane: Lane, due: Due) -> list[ClaimedRun]:
@@ -123,7 +123,7 @@ class ClaimPass:
         claimed: list[ClaimedRun] = []
         names, free = lane.entrypoints, lane.free
         if due.fire_times or due.unplanned:
-            schedules = await self._store.lock_due_schedules(
+            schedules = await self._statements.lock_due_schedules(
                 self._connection, [Share(names, free), self._fresh()], self._lookahead, self._tools.zones.withheld
             )
             spare = {SLOT: free - due.fire_times - due.waiting - due.queued}
@@ -142,7 +142,7 @@ class ClaimPass:
         At most as many schedules as a lane has room for are locked needlessly.
         """
         wanted = [Share(lane.entrypoints, lane.free) for lane in self._lanes]
-        schedules = await self._store.lock_due_schedules(
+        schedules = await self._statements.lock_due_schedules(
             self._connection, [*wanted, self._fresh()], self._lookahead, self._tools.zones.withheld
         )
         started = await self._planner.plan(schedules, self._rooms, self._rooms[SLOT], room_taken=None)
@@ -167,7 +167,7 @@ class ClaimPass:
         )
         if due.unplanned or lined:
             # They need no room: their runs go and stand in line, or they are planned for later.
-            schedules = await self._store.lock_due_schedules(
+            schedules = await self._statements.lock_due_schedules(
                 self._connection, [self._fresh(), Share(lined, self._most)], self._lookahead, self._tools.zones.withheld
             )
             await self._planner.plan(schedules, {SLOT: 0}, self._most, room_taken=False)
@@ -179,7 +179,7 @@ class ClaimPass:
             if not idle:
                 break
             # They stand before others, and are done as soon as they are planned.
-            schedules = await self._store.lock_due_schedules(
+            schedules = await self._statements.lock_due_schedules(
                 self._connection, counted(self._lanes, idle, idle=True), self._lookahead, self._tools.zones.withheld
             )
             await self._planner.plan(schedules, {SLOT: 0}, self._most, room_taken=False)
@@ -206,7 +206,7 @@ class ClaimPass:
             in_line, limits = await self._limiter.look(self._connection, names, self._rooms[SLOT])
             found += [replace(each, needs=(*self._tools.lanes.needs[each.entrypoint], *each.needs)) for each in in_line]
             left |= limits
-        for candidate, room in await self._store.read_candidates(
+        for candidate, room in await self._statements.read_candidates(
             self._connection,
             shares(self._lanes, self._rooms),
             lookahead=self._lookahead,
@@ -239,7 +239,7 @@ class ClaimPass:
         left = advanced = False
         after = _behind_waiting(chosen)
         if fire_times := of[Kind.FIRE_TIME]:
-            schedules = await self._store.lock_due_schedules(
+            schedules = await self._statements.lock_due_schedules(
                 self._connection,
                 counted(self._lanes, fire_times, idle=False),
                 self._lookahead,
@@ -270,7 +270,7 @@ class ClaimPass:
 
     async def _claim_queued(self, wanted: Sequence[Share], limit: int) -> list[ClaimedRun]:
         async def claim() -> list[ClaimedRun]:
-            runs, _ = await self._store.claim_due_runs(
+            runs, _ = await self._statements.claim_due_runs(
                 self._connection, self._tools.kit.worker, list(self._tools.lanes.defaults.values()), wanted,
                 lookahead=self._lookahead, limit=limit,
             )  # fmt: skip
@@ -283,7 +283,7 @@ class ClaimPass:
     ) -> list[ClaimedRun]:
         return await self._tools.careful.step(
             self._connection,
-            lambda: self._store.claim_gated_runs(
+            lambda: self._statements.claim_gated_runs(
                 self._connection,
                 self._tools.kit.worker,
                 [self._tools.lanes.defaults[name] for name in names],
@@ -298,15 +298,17 @@ class ClaimPass:
         return Share(list(self._tools.kit.scheduler.entrypoints), self._most, fresh=True)
 
     async def _with_schedules(self, runs: list[ClaimedRun]) -> list[ClaimedRun]:
-        return await with_schedules(self._store, self._connection, runs)
+        return await with_schedules(self._statements, self._connection, runs)
 
 
-async def with_schedules(store: Store, connection: Connection, runs: list[ClaimedRun]) -> list[ClaimedRun]:
+async def with_schedules(
+    statements: ClaimStatements, connection: Connection, runs: list[ClaimedRun]
+) -> list[ClaimedRun]:
     """Adds their schedules to retried, triggered and given-back runs of schedules."""
     ids = sorted({run.schedule_id for run in runs if run.schedule_id is not None and run.schedule is None})
     if not ids:
         return runs
-    known = {s.id: s for s in await store.get_schedules(connection, ids)}
+    known = {s.id: s for s in await statements.get_schedules(connection, ids)}
     return [run.of(known[run.schedule_id]) if run.schedule_id in known else run for run in runs]
 
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from pgsched import log
-from pgsched.db.session import Backoff, Connection, Mishaps, stood_still
+from pgsched.db.mishaps import Mishaps, stood_still
+from pgsched.db.session import Backoff, Connection
 from pgsched.model import Schedule
 from pgsched.rules.agenda import NextLook, Outlook, next_look
 from pgsched.rules.fairness import SLOT, take
@@ -55,7 +56,7 @@ class Dispatcher:
         on_skip: Callable[[Schedule, Skip], None] = lambda schedule, skip: None,
     ) -> None:
         self.passed = asyncio.Event()
-        self.zones = ZoneRules(kit.store, kit.worker, kit.scheduler.app_name, kit.aside)
+        self.zones = ZoneRules(kit.store.claims, kit.worker, kit.scheduler.app_name, kit.aside)
         self.next = NextLook()
         self.opens: datetime | None = None  # when the first used-up rate that the last passes saw lets a run start
         self._kit = kit
@@ -220,14 +221,14 @@ class Dispatcher:
         if self._careful.on:
             await self._careful.find(connection, self._lookahead)
         if afresh or time.monotonic() >= self.next.resume_at:
-            await self._kit.store.resume_paused(connection)
+            await self._kit.store.claims.resume_paused(connection)
         if self.zones.due:
             await self.zones.look(connection)
         if self.next.gated and not self._claimed:
-            await self._kit.store.settle_orphans(connection)
+            await self._kit.store.claims.settle_orphans(connection)
         if not self._kit.clock.known:  # nothing could start without it
             before = time.monotonic()
-            self._kit.clock.observe(await self._kit.store.read_clock(connection), before, time.monotonic())
+            self._kit.clock.observe(await self._kit.store.runs.read_clock(connection), before, time.monotonic())
 
     def _hand_on(self, claimed: Claimed) -> None:
         self._runner.take(claimed.runs, claimed.asked_at)
@@ -252,6 +253,6 @@ class Dispatcher:
         self._looked = self._kit.elapsed()
         before = time.monotonic()
         names = list(self._kit.scheduler.entrypoints)
-        outlook = await self._kit.store.read_outlook(connection, self._kit.worker, names, self._lookahead)
+        outlook = await self._kit.store.claims.read_outlook(connection, self._kit.worker, names, self._lookahead)
         self._kit.clock.observe(outlook.now, before, time.monotonic())
         self._arrange(outlook, claimed, cut=cut)

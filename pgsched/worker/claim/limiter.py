@@ -25,7 +25,7 @@ class Limiter:
     """The part of a claim pass that claims runs from lines."""
 
     def __init__(self, kit: Kit) -> None:
-        self._store = kit.store
+        self._statements = kit.store.claims
         self._worker = kit.worker
         self.opens: datetime | None = None  # when the first of the used-up rates seen by this pass lets a run start
         self._gates: list[Gate] = []  # those that the last look locked and found open
@@ -36,14 +36,14 @@ class Limiter:
     ) -> tuple[list[fairness.Candidate], dict[Need, int]]:
         """Locks the limits. Returns the due runs in line that could be claimed, at most `limit`, and the room that the
         limits leave for them."""
-        gates = await self._store.lock_limits(connection, entrypoints)
+        gates = await self._statements.lock_limits(connection, entrypoints)
         opening = [opens for gate in gates if (opens := opens_at(gate)) is not None]
         self.opens = min([*opening, *([self.opens] if self.opens else [])], default=None)
         rooms = {gate.gate: limit if (room := rate_room(gate)) is None else room for gate in gates}
         self._gates = [gate for gate in gates if rooms[gate.gate] > 0]
         if not self._gates:
             return [], {}
-        candidates = within(await self._store.read_lines(connection, entrypoints, rooms, limit), CLAIM_BYTES)
+        candidates = within(await self._statements.read_lines(connection, entrypoints, rooms, limit), CLAIM_BYTES)
         self._at = {each.id: each.gate for each in candidates}
         return contest(candidates, self._gates, await self._schedule_rooms(connection, candidates))
 
@@ -52,7 +52,7 @@ class Limiter:
     ) -> list[ClaimedRun]:
         """Claims runs that the last look in this transaction returned."""
         notes = self._notes(self._gates, chosen)
-        return await self._store.claim_runs(connection, self._worker, defaults, [c.id for c in chosen], notes)
+        return await self._statements.claim_runs(connection, self._worker, defaults, [c.id for c in chosen], notes)
 
     async def _schedule_rooms(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[int, int]:
         """How many more runs each schedule's overlap allows. Lock first and then count, in a statement of its own, as
@@ -60,8 +60,8 @@ class Limiter:
         wanted = sorted({c.schedule_id for c in candidates if c.schedule_id is not None})
         if not wanted:
             return {}
-        locked = await self._store.lock_schedules(connection, wanted)
-        rooms = await self._store.read_rooms(connection, wanted)
+        locked = await self._statements.lock_schedules(connection, wanted)
+        rooms = await self._statements.read_rooms(connection, wanted)
         return {schedule: room if schedule in locked else 0 for schedule, room in rooms.items()}
 
     def _notes(

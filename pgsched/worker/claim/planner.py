@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pgsched import log
-from pgsched.db.session import Connection, describe
+from pgsched.db.mishaps import describe
+from pgsched.db.session import Connection
 from pgsched.db.statements.values import Planned
 from pgsched.errors import InvalidExpression
 from pgsched.executors.executor import Executor, OverriddenTimes
@@ -44,7 +45,7 @@ class Planner:
 
     def __init__(self, tools: ClaimTools, connection: Connection, lookahead: timedelta) -> None:
         self._tools = tools
-        self._store = tools.kit.store
+        self._statements = tools.kit.store.claims
         self._connection = connection
         self._lookahead = lookahead
         self.left = self.advanced = self.cut = False
@@ -74,7 +75,7 @@ class Planner:
         schedules = [s for s in schedules if self._tools.zones.may_plan(s)]
         if not schedules:
             return []
-        now, live = await self._store.count_live_runs(self._connection, schedules)
+        now, live = await self._statements.count_live_runs(self._connection, schedules)
         if astray := [schedule for schedule, found in live.items() if found.astray]:
             refused = await self._redirect(astray)
             schedules = [s for s in schedules if s.id not in refused]
@@ -116,11 +117,11 @@ class Planner:
     async def _redirect(self, schedules: Sequence[int]) -> set[int]:
         """Has queued runs follow their schedules. Returns the schedules whose runs the database refused to change."""
         if not self._tools.careful.on:
-            await self._store.redirect_runs(self._connection, schedules)
+            await self._statements.redirect_runs(self._connection, schedules)
             return set()
 
         async def redirect_runs(part: Sequence[int]) -> list[int]:
-            return [await self._store.redirect_runs(self._connection, part)]
+            return [await self._statements.redirect_runs(self._connection, part)]
 
         _, refused = await self._tools.careful.change(self._connection, schedules, redirect_runs)
         return refused
@@ -128,10 +129,10 @@ class Planner:
     async def _replace(self, schedules: Sequence[int]) -> set[int]:
         """Cancels runs that others replace. Returns the schedules whose runs it could not cancel."""
         if not self._tools.careful.on:
-            return await self._store.replace_runs(self._connection, schedules)
+            return await self._statements.replace_runs(self._connection, schedules)
 
         async def replace_runs(part: Sequence[int]) -> list[int]:
-            return list(await self._store.replace_runs(self._connection, part))
+            return list(await self._statements.replace_runs(self._connection, part))
 
         blocked, refused = await self._tools.careful.change(self._connection, schedules, replace_runs)
         return refused.union(blocked)
@@ -184,7 +185,7 @@ class Planner:
         one invalid, and stops no other."""
 
         async def write(part: Sequence[Planned]) -> list[tuple[int, int, datetime, int]]:
-            return await self._store.write_plans(self._connection, self._tools.kit.worker, part, horizon)
+            return await self._statements.write_plans(self._connection, self._tools.kit.worker, part, horizon)
 
         left_out = set[int]()
         if self._tools.careful.on:

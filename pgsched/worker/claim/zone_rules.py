@@ -23,7 +23,7 @@ from psycopg import sql
 from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.session import Connection
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries
 from pgsched.db.statements.values import Withheld, Zoned
 from pgsched.errors import InvalidExpression
 from pgsched.expression.zone_files import REMEDY, rules, source_of
@@ -64,9 +64,9 @@ def in_force(noted: Rules | None, planned: Iterable[Rules]) -> Rules | None:
 class ZoneRules:
     """Compares one worker's rules with those of the fleet."""
 
-    def __init__(self, store: Store, worker: Any, app: str, aside: Aside) -> None:
+    def __init__(self, queries: Queries, worker: Any, app: str, aside: Aside) -> None:
         self.withheld = Withheld()
-        self._store, self._worker, self._app, self._aside = store, worker, app, aside
+        self._queries, self._worker, self._app, self._aside = queries, worker, app, aside
         self.due_at = float("inf")  # the next look, by time.monotonic(); the worker's start makes the first
         self._log = log.get()
 
@@ -107,7 +107,7 @@ class ZoneRules:
 
         A zone's rules and its schedules are written in one transaction: a crash in between changes nothing.
         """
-        zones = await self._store.rows(connection, "read_zones", {})
+        zones = await self._queries.rows(connection, "read_zones", {})
         self.due_at = float("inf")
         differing: list[tuple[str, Rules, Rules]] = []
         for zone in zones:
@@ -137,7 +137,7 @@ class ZoneRules:
     async def _withhold(self, connection: Connection, differing: list[tuple[str, Rules, Rules]]) -> None:
         keepers = []
         if differing:
-            keepers = [Keeper(**row) for row in await self._store.rows(
+            keepers = [Keeper(**row) for row in await self._queries.rows(
                 connection, "read_keepers", {"worker": self._worker})]  # fmt: skip
         held: list[str] = []
         for name, ours, noted in differing:
@@ -162,13 +162,13 @@ class ZoneRules:
             self.due_at = min(self.due_at, time.monotonic() + AGAIN)
         if held or self.withheld.zones:
             await connection.execute(
-                self._store.query("withhold_zones"), {"worker": self._worker, "zones": sorted(held)}
+                self._queries.query("withhold_zones"), {"worker": self._worker, "zones": sorted(held)}
             )
         self.withheld = Withheld(tuple(held), tuple(sorted(covered)))
 
     async def _note(self, connection: Connection, name: str, ours: Rules, noted: Rules | None) -> bool:
         params = {"name": name, "digest": ours.digest, "release": ours.release, "seen": noted and noted.digest}
-        return bool(await self._store.rows(connection, "note_zone", params))
+        return bool(await self._queries.rows(connection, "note_zone", params))
 
     async def _take(self, connection: Connection, name: str, ours: Rules, noted: Rules | None) -> None:
         """Notes our rules, and has the zone's schedules planned by them."""
@@ -181,7 +181,7 @@ class ZoneRules:
                 return
             count = await self._replan(connection, name, ours)
             if count:
-                await connection.execute(sql.SQL("notify {}").format(self._store.channel))
+                await connection.execute(sql.SQL("notify {}").format(self._queries.channel))
         if not count and noted == ours:  # all that is left is locked
             return
         before = None if noted is None else noted.release
@@ -196,9 +196,9 @@ class ZoneRules:
 
         async def send(part: Sequence[int]) -> Sequence[int]:
             async with connection.transaction():
-                await self._store.wait_briefly(connection, _LOCK)
-                rows = await self._store.rows(connection, "replan_zone", {"ids": list(part), "rules": str(ours)})
-                await self._store.settle_constraints(connection)
+                await self._queries.wait_briefly(connection, _LOCK)
+                rows = await self._queries.rows(connection, "replan_zone", {"ids": list(part), "rules": str(ours)})
+                await self._queries.settle_constraints(connection)
             return [row["id"] for row in rows]
 
         async def refuse(id: int, error: BaseException) -> None:
@@ -207,7 +207,7 @@ class ZoneRules:
         after = count = 0
         while True:
             params = {"name": name, "after": after, "limit": _BATCH, "rules": str(ours)}
-            ids = [row["id"] for row in await self._store.rows(connection, "find_replans", params)]
+            ids = [row["id"] for row in await self._queries.rows(connection, "find_replans", params)]
             count += len(await Apart(send, refuse, patience=0).all(ids))
             if len(ids) < _BATCH:
                 await self._aside.put(connection, Kind.REPLAN, refusals)

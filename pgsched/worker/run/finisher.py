@@ -17,7 +17,8 @@ import psycopg
 
 from pgsched import log
 from pgsched.db.apart import Apart
-from pgsched.db.session import Backoff, Connection, Mishaps, describe, passing
+from pgsched.db.mishaps import Mishaps, describe, passing
+from pgsched.db.session import Backoff, Connection
 from pgsched.model import Outcome, RunError, RunStatus
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
@@ -46,7 +47,7 @@ class Finisher:
     and a thousand go out together."""
 
     def __init__(self, kit: Kit) -> None:
-        self._store = kit.store
+        self._statements = kit.store.runs
         self._session = kit.writes
         self._worker = kit.worker
         self._lease = kit.settings.stall_timeout  # how long a thread that is left behind counts as running at first
@@ -165,15 +166,15 @@ class Finisher:
         ends = [o for o in ready if not o.unbegun]
         backs = [[o.claim for o in ready if o.unbegun and o.stays is stays] for stays in (False, True)]
         async with self._session.use() as connection:
-            landed = await self._store.finish_runs(connection, self._worker, ends, self._lease) if ends else {}
+            landed = await self._statements.finish_runs(connection, self._worker, ends, self._lease) if ends else {}
             answers = {key: Landing.COMMITTED if early else Landing.LANDED for key, early in landed.items()}
             for stay, claims in enumerate(backs):
                 if claims:
-                    given = await self._store.give_back_runs(connection, self._worker, claims, stay=bool(stay))
+                    given = await self._statements.give_back_runs(connection, self._worker, claims, stay=bool(stay))
                     answers |= dict.fromkeys(given, Landing.LANDED)
             if len(answers) < len(outcomes):
                 missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in answers]
-                seen = await self._store.look_after_ends(connection, self._worker, missing)
+                seen = await self._statements.look_after_ends(connection, self._worker, missing)
                 answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
         return answers
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from pgsched import log
 from pgsched.db.apart import Apart
-from pgsched.db.session import LOCKED_FOR, Mishaps, Session, describe
+from pgsched.db.mishaps import Mishaps, describe
+from pgsched.db.session import LOCKED_FOR, Session
 from pgsched.worker.kit import WRITES_WAIT, Kit
 from pgsched.worker.run.roster import Roster
 
@@ -29,7 +30,7 @@ class Guard:
     """The thread, with a connection of its own. It sleeps while there are no claims."""
 
     def __init__(self, kit: Kit, roster: Roster) -> None:
-        self._store = kit.store
+        self._statements = kit.store.runs
         self._kit = kit
         self._worker = kit.worker
         self._interval = kit.settings.heartbeat_interval.total_seconds()
@@ -107,7 +108,7 @@ class Guard:
     async def _beats(self, session: Session, claims: Sequence[Beat]) -> list[tuple[int, int]]:
         threads, lease = self._roster.in_threads(), self._kit.settings.stall_timeout
         async with session.use() as connection:
-            return list(await self._store.beat(connection, self._worker, claims, threads, lease))
+            return list(await self._statements.beat(connection, self._worker, claims, threads, lease))
 
     def _culprit(self) -> dict[str, Any]:
         """The log fields that name the code on the event loop's thread: the run's own function if it is on the stack,

@@ -10,7 +10,8 @@ import time
 from collections.abc import Sequence
 
 from pgsched.db.apart import Apart
-from pgsched.db.session import Backoff, Mishaps
+from pgsched.db.mishaps import Mishaps
+from pgsched.db.session import Backoff
 from pgsched.model import Hold
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
@@ -32,7 +33,7 @@ class Heartbeat:
     def __init__(self, kit: Kit, roster: Roster, runner: Runner, group: asyncio.TaskGroup) -> None:
         """group: the runs' task group, also for the tasks that wait for answers."""
         self._kit = kit
-        self._store = kit.store
+        self._statements = kit.store.runs
         self._session = kit.writes
         self._interval = kit.settings.heartbeat_interval.total_seconds()
         self._lease = kit.settings.stall_timeout
@@ -100,7 +101,7 @@ class Heartbeat:
         if not self._kit.clock.known:  # without it no held run can start
             async with self._session.use() as connection:
                 before = time.monotonic()
-                self._kit.clock.observe(await self._store.read_clock(connection), before, time.monotonic())
+                self._kit.clock.observe(await self._statements.read_clock(connection), before, time.monotonic())
         sent_at = time.monotonic()
         held, unsent = await self._send(claims)
         self._sent_at = sent_at
@@ -133,7 +134,7 @@ class Heartbeat:
             ids = {beat[0] for beat in part}
             threads = [claim for claim in self._roster.in_threads() if claim[0] in ids]
             async with self._session.use() as connection:
-                held.update(await self._store.beat(connection, self._kit.worker, part, threads, self._lease))
+                held.update(await self._statements.beat(connection, self._kit.worker, part, threads, self._lease))
             for beat in part:
                 self._refused.pop((beat[0], beat[1]), None)
             return ()

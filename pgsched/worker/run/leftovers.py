@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from pgsched.db.session import Backoff, Mishaps
+from pgsched.db.mishaps import Mishaps
+from pgsched.db.session import Backoff
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 
@@ -43,4 +44,4 @@ class Leftovers:
         async with self._kit.writes.use() as connection:
             # Read only now: a beat that had the connection before us may have found claims lost.
             claims, busy = self._roster.outliving(), [token for _, token in self._roster.in_threads()]
-            await self._kit.store.keep_left_behind(connection, self._kit.worker, claims, busy, lease)
+            await self._kit.store.runs.keep_left_behind(connection, self._kit.worker, claims, busy, lease)

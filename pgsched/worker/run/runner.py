@@ -52,7 +52,7 @@ class Runner:
         self._roster = roster
         self._finisher = finisher
         self._interval = kit.settings.heartbeat_interval.total_seconds()
-        self.transactions = Transactions(kit.settings.dsn, kit.store, kit.worker, kit.settings.max_transactions)
+        self.transactions = Transactions(kit.settings.dsn, kit.store.runs, kit.worker, kit.settings.max_transactions)
         self.caller = Caller(kit.settings.hook_timeout)
         self.held = Held(kit.clock, kit.watch, roster, kit.wakeups.beat, self._interval)
         self._surroundings = Surroundings(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pgsched import log
 from pgsched.db.apart import Apart
-from pgsched.db.session import describe
+from pgsched.db.mishaps import describe
 from pgsched.journal import Journal, Said
 from pgsched.model import Claim
 from pgsched.worker.kit import Kit
@@ -25,7 +25,7 @@ class Scribe:
     """A worker's writer of journals."""
 
     def __init__(self, kit: Kit) -> None:
-        self._store = kit.store
+        self._statements = kit.store.runs
         self._session = kit.writes
         self._worker = kit.worker
         self._log = log.get()
@@ -53,7 +53,9 @@ class Scribe:
             async with self._session.use() as connection:
                 batch = _batch(part)
                 read.update({id(journal): said for _, journal, said in batch})
-                held = await self._store.write_journals(connection, self._worker, [(c, said) for c, _, said in batch])
+                held = await self._statements.write_journals(
+                    connection, self._worker, [(c, said) for c, _, said in batch]
+                )
             for claim, journal, said in batch:
                 key = (claim.run_id, claim.token)
                 if key in held:

@@ -11,7 +11,8 @@ import psycopg
 from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.fence.fence import session_name
-from pgsched.db.session import Backoff, Connection, Mishaps, refused
+from pgsched.db.mishaps import Mishaps, refused
+from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.upkeep import SILENT_PAGE
 from pgsched.model import Claim, Process, RunStatus
 from pgsched.rules.retry import Silent, after_loss, is_stalled
@@ -31,7 +32,7 @@ class Reaper:
     """
 
     def __init__(self, kit: Kit, roster: Roster) -> None:
-        self._store = kit.store
+        self._statements = kit.store.upkeep
         self._session = kit.control
         self._worker = kit.worker
         self._settings = kit.settings
@@ -87,7 +88,7 @@ class Reaper:
         after, wait, reaped = 0, self._interval, list[tuple[Silent, RunStatus, timedelta, datetime]]()
         async with self._session.use() as connection:
             while True:
-                now, server_up, elsewhere, silent = await self._store.find_silent_runs(
+                now, server_up, elsewhere, silent = await self._statements.find_silent_runs(
                     connection, self._worker, self._settings.heartbeat_interval,
                     stall_timeout=self._settings.stall_timeout, machine=self._whereabouts.machine, after=after,
                 )  # fmt: skip
@@ -137,7 +138,7 @@ class Reaper:
         reaped = set(await self._reap(connection, verdicts))
         if names := [_transaction(run) for run, *_ in verdicts if run.id in reaped and run.worker is not None]:
             with contextlib.suppress(psycopg.Error):  # then they end by themselves; they are fenced anyway
-                await self._store.end_transactions(connection, names)
+                await self._statements.end_transactions(connection, names)
         return [(run, status, delay, now) for run, status, delay, _ in verdicts if run.id in reaped]
 
     async def _reap(self, connection: Connection, verdicts: Sequence[Verdict]) -> list[int]:
@@ -149,8 +150,8 @@ class Reaper:
 
         async def reap(part: Sequence[Verdict]) -> list[int]:
             async with connection.transaction():
-                await self._store.wait_briefly(connection, _LOCK)
-                return await self._store.reap_runs(connection, part)
+                await self._statements.wait_briefly(connection, _LOCK)
+                return await self._statements.reap_runs(connection, part)
 
         reaped = await Apart(reap, refuse, patience=0).all(verdicts)
         await self._aside.put(connection, Kind.REAP, refusals)

@@ -14,7 +14,8 @@ import psycopg
 from psycopg import sql
 
 from pgsched import log
-from pgsched.db.session import STATEMENT_LIMIT, Connection, Mishaps
+from pgsched.db.mishaps import Mishaps
+from pgsched.db.session import STATEMENT_LIMIT, Connection
 from pgsched.db.statements.values import Planned
 from pgsched.errors import ConfigurationError, InvalidExpression
 from pgsched.expression.duration import format_duration
@@ -48,7 +49,8 @@ class Reconciler:
         self._limits = scheduler.limit_rows()
         self.patience = STATEMENT_LIMIT + _EACH * len(self._rows)
         self._worker = kit.worker
-        self._store = kit.store
+        self._statements = kit.store.declarations
+        self._plans = kit.store.claims
         self._session = kit.control
         self._outage = kit.outage
         self._elapsed = kit.elapsed
@@ -86,7 +88,7 @@ class Reconciler:
         names = [row["name"] for row in self._rows]
         try:
             async with self._session.use(_LOOK) as connection:
-                found = await self._store.find_lock(connection, self._worker, self._owner, names)
+                found = await self._statements.find_lock(connection, self._worker, self._owner, names)
         except Mishaps:
             return None
         if found is None:
@@ -135,21 +137,21 @@ class Reconciler:
         """Waits for our turn. Returns the standing of our declarations, and the applications that are ours under
         earlier names."""
         # Long enough to wait for a start that has as much to declare as this one.
-        await self._store.set_patience(connection, self.patience)
+        await self._statements.set_patience(connection, self.patience)
         # All starts lock in the same order, so two that take over from each other wait and never deadlock.
         earlier = {other.app for other in await self._earlier(connection)}
         for app in sorted({self._app, *earlier}):
-            await self._store.lock_declarations(connection, app)
+            await self._statements.lock_declarations(connection, app)
         # Lock first and then a look, in a statement of its own: it must see the commits of the start before us. An
         # application that turned up in between is not locked, and left to the next look.
-        standing = await self._store.read_declarations(connection, self._app, self.fingerprint)
+        standing = await self._statements.read_declarations(connection, self._app, self.fingerprint)
         found = [other for other in await self._earlier(connection) if other.app in earlier] if earlier else []
         self.awaited = [other.app for other in found if other.alive]
         return standing, found
 
     async def _earlier(self, connection: Connection) -> list[Other]:
         names = [row["name"] for row in self._rows]
-        others = await self._store.read_owners(connection, self._owner, names)
+        others = await self._statements.read_owners(connection, self._owner, names)
         return [other for other in others if deploy.is_ours(other, self._home, self._former, is_gone)]
 
     async def _adopt(self, connection: Connection, earlier: Sequence[Other]) -> None:
@@ -167,13 +169,13 @@ class Reconciler:
                     f"are gone; `{command} --yes` does it at once",
                 )
             else:
-                names, runs = await self._store.adopt(connection, other.app, self._app)
-                await connection.execute(sql.SQL("notify {}").format(self._store.channel))
+                names, runs = await self._statements.adopt(connection, other.app, self._app)
+                await connection.execute(sql.SQL("notify {}").format(self._statements.channel))
                 self._log.warning("application_moved", app=self._app, old=other.app, schedules=len(names), runs=runs)
 
     async def _check(self, connection: Connection, compared: Sequence[Compared]) -> None:
         """Refuses to retire schedules that a live worker of another code base serves. Raises ConfigurationError."""
-        holders = await self._store.read_holders(connection, self._app, in_force=True)
+        holders = await self._statements.read_holders(connection, self._app, in_force=True)
         problem = deploy.refused(self._app, compared, holders, self._home.project)
         if problem is not None:
             raise ConfigurationError(problem)
@@ -187,7 +189,7 @@ class Reconciler:
                 with contextlib.suppress(InvalidExpression):  # then it had no fire times
                     plans.append(Planned.of(schedule, retire(schedule, fire_times(schedule), now)))
         if plans:
-            await self._store.write_plans(connection, self._worker, plans, now)
+            await self._plans.write_plans(connection, self._worker, plans, now)
 
     async def _apply(
         self, connection: Connection, found: Verdict, standing: Standing, earlier: Sequence[Other]
@@ -196,7 +198,7 @@ class Reconciler:
         await self._adopt(connection, earlier)
         kinds: dict[Kind, list[Compared]] = {each: [] for each in Kind}
         awaited = {f"code:{app}" for app in self.awaited}
-        stored = await self._store.compare_schedules(connection, [self._owner], self._rows)
+        stored = await self._statements.compare_schedules(connection, [self._owner], self._rows)
         if found is Verdict.NEW and standing.alive:
             await self._check(connection, stored)
         for compared in stored:
@@ -206,7 +208,7 @@ class Reconciler:
         if wanted:
             rows, written = [row for row in self._rows if row["name"] in wanted], list[str]()
             for first in range(0, len(rows), _BATCH):
-                written += await self._store.upsert_schedules(connection, rows[first : first + _BATCH])
+                written += await self._statements.upsert_schedules(connection, rows[first : first + _BATCH])
             # Another application may have taken a name since the comparison.
             foreign |= dict.fromkeys(wanted.difference(written))
         for compared in kinds[Kind.CHANGED]:
@@ -217,17 +219,17 @@ class Reconciler:
                 self._log.warning("schedule_not_ours", schedule=name, owner=owner, advice=advice)
         if kinds[Kind.RETIRED]:
             names = [row["name"] for row in self._rows]
-            gone = await self._store.retire_schedules(connection, self._owner, names)
+            gone = await self._statements.retire_schedules(connection, self._owner, names)
             await self._settle(connection, gone, standing.now)
             for retired in gone:
                 self._log.info("schedule_retired", schedule=retired.name)
-        changed, taken = await self._store.declare_limits(connection, self._owner, self._limits)
+        changed, taken = await self._statements.declare_limits(connection, self._owner, self._limits)
         for entrypoint in changed:
             self._log.info("limits_changed", entrypoint=entrypoint)
         for shared, owner in taken:
             advice = "declare the same limits under one shared name: the last start wins"
             self._log.warning("shared_limits_differ", shared=shared, declared_before_by=owner, advice=advice)
         if found is not Verdict.CURRENT:
-            await self._store.record_declarations(connection, self._app, self.fingerprint)
+            await self._statements.record_declarations(connection, self._app, self.fingerprint)
             counts = {each.name.lower(): len(rows) for each, rows in kinds.items() if rows}
             self._log.info("declarations_applied", app=self._app, version=str(found), **counts)

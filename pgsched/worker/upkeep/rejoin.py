@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from pgsched import log
 from pgsched.db import migrate
-from pgsched.db.session import Backoff, Mishaps
+from pgsched.db.mishaps import Mishaps
+from pgsched.db.session import Backoff
 from pgsched.errors import SchemaError
 from pgsched.worker.kit import Kit
 

@@ -16,7 +16,8 @@ from datetime import timedelta
 from psycopg.errors import QueryCanceled
 
 from pgsched import log
-from pgsched.db.session import Mishaps, Session, describe, refused
+from pgsched.db.mishaps import Mishaps, describe, refused
+from pgsched.db.session import Session
 from pgsched.db.statements.values import Pruned
 from pgsched.worker.kit import Kit
 
@@ -39,6 +40,7 @@ class Retention:
 
     def __init__(self, kit: Kit, ended: asyncio.Event, sizes: Sizes | None = None) -> None:
         self._kit = kit
+        self._statements = kit.store.upkeep
         self._ended = ended
         self._sizes = sizes or Sizes()
         self._log = log.get()
@@ -90,7 +92,7 @@ class Retention:
         for the rest: if it only refuses this, history is deleted all the same."""
         try:
             async with session.use() as connection:
-                await self._kit.store.forget_leftovers(connection)
+                await self._statements.forget_leftovers(connection)
                 await self._kit.aside.sweep(connection)
         except Mishaps as error:
             self._log.warning("retention_failed", status="leftovers", error=describe(error))
@@ -108,7 +110,7 @@ class Retention:
             began = time.monotonic()
             try:
                 async with session.use() as connection:
-                    batch: Pruned = await self._kit.store.prune_runs(connection, status, age, size, last, look=looking)
+                    batch: Pruned = await self._statements.prune_runs(connection, status, age, size, last, look=looking)
             except Mishaps as error:
                 if not (refused(error) or isinstance(error, (TimeoutError, QueryCanceled))) or (size == 1 and looking):
                     raise

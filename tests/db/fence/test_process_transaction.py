@@ -9,7 +9,7 @@ from support.workers import working
 
 from pgsched import ProcessExecutor, RemoteError, Retry, Run, Scheduler, connect
 from pgsched.db.fence.fence import Fence
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import PgschedError
 from pgsched.executors.remote import Package, pack
 from pgsched.model import Cancellation, Claim

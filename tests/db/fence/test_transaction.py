@@ -16,7 +16,7 @@ from pgsched import Retry, Run, Scheduler
 from pgsched.db.fence.fence import Fence, session_name
 from pgsched.db.fence.pools import Pools
 from pgsched.db.fence.waits import Coroutines, Source, Threads, finished
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import ClaimLost, PgschedError
 from pgsched.model import Claim
 from pgsched.testing import Harness

@@ -15,6 +15,7 @@ from psycopg import sql
 from model.world import World
 from pgsched import Client
 from pgsched.client.connections import Pooled
+from pgsched.db.statements.queries import Queries
 from pgsched.errors import PgschedError
 
 Connection = psycopg.AsyncConnection
@@ -30,7 +31,7 @@ def act(function: Act) -> Act:
 
 def client(world: World) -> Client:
     """A client whose calls all go over connections that they are given."""
-    return Client(Pooled(world.dsn), world.schema)
+    return Client(Pooled(world.dsn), Queries(world.schema))
 
 
 def options(world: World, values: dict[str, Any]) -> dict[str, Any]:

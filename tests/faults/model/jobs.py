@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 
 from pgsched import Discard, Limits, ProcessExecutor, RetryLater, Run, Scheduler
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.rules.retry import Retry
 
 RETRY = Retry(attempts=3, backoff=timedelta(milliseconds=50), max_backoff=timedelta(milliseconds=200))

@@ -4,7 +4,7 @@ Notes of a transaction that is rolled back go with it. A session is known by its
 worker's, "model client" one of ours.
 """
 
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 TABLES = """
 create table pgsched.model_calls (

@@ -17,7 +17,7 @@ import structlog
 
 from model import jobs, trail
 from model.workers import AnyWorker, Hosted, Process
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 
 class World:

@@ -13,7 +13,7 @@ from support.shell import Shell, isolate, spawn
 from support.workers import Parts, working
 
 from pgsched import InvalidArguments, NotFound, PgschedError, Run, Scheduler, connect
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 HOUR = timedelta(hours=1)
 NIGHT = datetime(2026, 3, 28, 23, tzinfo=UTC)  # before the clocks of Paris jump from 02:00 to 03:00

@@ -9,7 +9,7 @@ from support.withdrawals import AHEAD, ROWS, begun, change, claimed, ended, look
 from support.workers import Parts, reap
 
 from pgsched.db.statements.parameters import claim_of
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.worker.upkeep.reaper import Reaper
 
 
@@ -244,7 +244,7 @@ async def test_a_cancellation_that_was_accepted_holds_beside_a_change(settings, 
             [taken] = anna.taken
             async with anna.kit.writes.use() as connection:
                 claims = [claim_of(taken, anna.kit.worker)]
-                assert len(await anna.kit.store.give_back_runs(connection, anna.kit.worker, claims)) == 1
+                assert len(await anna.kit.store.runs.give_back_runs(connection, anna.kit.worker, claims)) == 1
         else:
             await db.all("update pgsched.runs set heartbeat_at = now() - interval '1 hour'")
             await reap(Reaper(ben.kit, ben.roster), ben.kit)

@@ -10,8 +10,9 @@ from support.workers import Parts
 
 from pgsched import Limits, Scheduler
 from pgsched.db.statements import claims as stores
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.claims import ClaimStatements
+from pgsched.db.statements.queries import in_schema
+from pgsched.db.statements.runs import RunStatements
 from pgsched.worker.claim import limiter
 
 DUE = (
@@ -42,7 +43,8 @@ async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(setti
         " (select array_agg((id, status, attempt)) from pgsched.runs)::text"
     )
     before = await db.one(state)
-    real = getattr(Store, statement)
+    of = RunStatements if statement == "read_clock" else ClaimStatements
+    real = getattr(of, statement)
 
     async def dies(self, connection, *args, **kwargs):
         if kwargs.get("alone"):
@@ -54,7 +56,7 @@ async def test_a_pass_that_dies_at_any_statement_neither_loses_nor_doubles(setti
 
     async with Parts(settings) as parts:
         with monkeypatch.context() as patch:
-            patch.setattr(Store, statement, dies)
+            patch.setattr(of, statement, dies)
             with pytest.raises(psycopg.OperationalError):
                 await parts.dispatcher.claim_pass()
         assert parts.taken == []
@@ -73,7 +75,7 @@ async def test_a_claim_in_one_statement_whose_answer_is_lost_starts_nothing_and_
     settings, db, monkeypatch, when
 ):
     await db.all("select pgsched.enqueue('job')")
-    real = Store.claim_due_runs
+    real = ClaimStatements.claim_due_runs
 
     async def dies(self, connection, *args, **kwargs):
         if when == "after":
@@ -83,7 +85,7 @@ async def test_a_claim_in_one_statement_whose_answer_is_lost_starts_nothing_and_
 
     async with Parts(settings) as parts:
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "claim_due_runs", dies)
+            patch.setattr(ClaimStatements, "claim_due_runs", dies)
             with pytest.raises(psycopg.OperationalError):
                 await parts.dispatcher.claim_pass()
         assert parts.taken == []
@@ -126,7 +128,7 @@ async def nothing() -> None: ...
 async def test_what_is_committed_is_started_though_the_look_at_what_is_next_dies(settings, db, monkeypatch, when):
     await db.all(DUE, 1)
     await db.all("select pgsched.enqueue('job')")
-    real = Store.read_outlook
+    real = ClaimStatements.read_outlook
 
     async def dies(self, connection, *args, **kwargs):
         assert len(parts.taken) == 2, "it need not wait for that look"
@@ -137,7 +139,7 @@ async def test_what_is_committed_is_started_though_the_look_at_what_is_next_dies
 
     async with Parts(settings) as parts:
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "read_outlook", dies)
+            patch.setattr(ClaimStatements, "read_outlook", dies)
             with pytest.raises(psycopg.OperationalError):
                 await parts.dispatcher.claim_pass()
         assert await parts.dispatcher.claim_pass() == 0
@@ -161,7 +163,7 @@ async def test_a_run_that_another_worker_committed_after_the_lock_statements_sna
     settings, db, monkeypatch
 ):
     await db.all(DUE, 1)
-    real = Store.lock_due_schedules
+    real = ClaimStatements.lock_due_schedules
 
     async def overtaken(self, connection, *args, **kwargs):
         locked = await real(self, connection, *args, **kwargs)
@@ -172,7 +174,7 @@ async def test_a_run_that_another_worker_committed_after_the_lock_statements_sna
         )
         return locked
 
-    monkeypatch.setattr(Store, "lock_due_schedules", overtaken)
+    monkeypatch.setattr(ClaimStatements, "lock_due_schedules", overtaken)
     async with Parts(settings) as parts:
         assert await parts.dispatcher.claim_pass() == 0
     assert await db.value("select reason from pgsched.runs where status = 'skipped'") == "overlap"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 from support.fair import END, LOOKAHEAD, NEEDS, OWN, Member, used
 
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.executors.executor import Place
 from pgsched.rules.fairness import SLOT, Candidate, Kind, choose
 from pgsched.worker.upkeep.reconciler import Reconciler

@@ -10,8 +10,8 @@ from support.limits import END, JOBS, claims
 from support.workers import Parts, working
 
 from pgsched import Limits, RegistrationError, Run, Scheduler, connect
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.claims import ClaimStatements
+from pgsched.db.statements.queries import in_schema
 from pgsched.worker.upkeep.reconciler import Reconciler
 
 STATES = "select status, count(*) from pgsched.runs group by 1 order by 1"
@@ -74,7 +74,7 @@ async def test_of_two_workers_one_holds_the_limits_and_the_other_passes_over_the
 
 async def test_a_run_claimed_after_the_look_and_before_the_lock_is_counted(settings, db, monkeypatch):
     """Another worker claims two runs and commits while this one is between its lock and its count."""
-    real = Store.lock_limits
+    real = ClaimStatements.lock_limits
 
     async def overtaken(self, connection, *args):
         gates = await real(self, connection, *args)
@@ -86,14 +86,14 @@ async def test_a_run_claimed_after_the_look_and_before_the_lock_is_counted(setti
 
     async with Pair(settings, limited(concurrency=3)) as (one, _):
         await db.all(JOBS, "a", 0, 5)
-        monkeypatch.setattr(Store, "lock_limits", overtaken)
+        monkeypatch.setattr(ClaimStatements, "lock_limits", overtaken)
         assert await claims(one) == 1
 
 
 async def test_two_workers_that_claim_at_once_stay_below_the_limit_together(settings, db, monkeypatch):
     """The first is held between its claim and its commit; the second comes then, and once more after the commit."""
     claimed, commit = asyncio.Event(), asyncio.Event()
-    real = Store.read_outlook
+    real = ClaimStatements.read_outlook
 
     async with Pair(settings, limited(concurrency=3)) as (one, two):
         await db.all(JOBS, "a", 0, 5)
@@ -104,7 +104,7 @@ async def test_two_workers_that_claim_at_once_stay_below_the_limit_together(sett
                 await commit.wait()
             return await real(self, connection, worker, *args, **kwargs)
 
-        monkeypatch.setattr(Store, "read_outlook", held)
+        monkeypatch.setattr(ClaimStatements, "read_outlook", held)
         first = asyncio.create_task(claims(one))
         await asyncio.wait_for(claimed.wait(), 10)
         assert await claims(two) == 0
@@ -145,7 +145,7 @@ async def test_ten_thousand_behind_a_busy_key_cost_no_more_than_a_thousand(setti
             await db.all(JOBS, "a", 0, jobs)
             await db.all("analyze pgsched.runs")
             await db.all(JOBS, "b", 0, 1)
-            seen.append(await pages(settings, one.kit.store.query("read_lines")))
+            seen.append(await pages(settings, one.kit.store.claims.query("read_lines")))
             await db.all("delete from pgsched.runs where args ->> 'tenant' = 'b'")
     assert [found for found, _ in seen] == [1, 1], "that of the other key"
     assert seen[1][1] < seen[0][1] + 40, seen
@@ -158,7 +158,7 @@ async def test_ten_thousand_keys_are_not_walked_to_fill_ten_places(settings, db)
             " + n * interval '1 s') from generate_series(1, 10000) n"
         )
         await db.all("analyze pgsched.runs")
-        found, touched = await pages(settings, one.kit.store.query("read_lines"))
+        found, touched = await pages(settings, one.kit.store.claims.query("read_lines"))
     assert (found, touched < 1000) == (10, True), touched
 
 

@@ -13,8 +13,8 @@ from pgsched import Retry, Run, Scheduler, connect
 from pgsched.client.why import Situation, fates
 from pgsched.config import Settings
 from pgsched.db.migrate import migrations
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.claims import ClaimStatements
+from pgsched.db.statements.queries import Queries, in_schema
 from pgsched.model import Schedule
 from pgsched.rules.plan import overlap_limit
 
@@ -57,7 +57,7 @@ async def test_the_rule_in_sql_and_the_rule_in_python_are_one(db):
 
 def test_the_rule_is_written_once_in_sql():
     """All that reads a number from an overlap: the function alone."""
-    texts = {**Store.texts(), **{migration.name: migration.text for migration in migrations()}}
+    texts = {**Queries.texts(), **{migration.name: migration.text for migration in migrations()}}
     readers = [name for name, text in texts.items() for _ in re.findall(rb"overlap::(?:int|bigint|smallint)", text)]
     assert readers == ["limits"]
     assert {name for name, text in texts.items() if b"overlap_limit(" in text} == {
@@ -93,7 +93,7 @@ async def test_of_two_workers_that_claim_waiting_runs_at_once_one_gets_one(setti
     await db.all("select pgsched.trigger('s'), pgsched.trigger('s') from pgsched.schedules")
     await db.all("update pgsched.schedules set next_run = now() + interval '1 hour', planned_at = clock_timestamp()")
     claimed, commit = asyncio.Event(), asyncio.Event()
-    real = Store.read_outlook
+    real = ClaimStatements.read_outlook
 
     async with Parts(settings) as one, Parts(settings) as two:
 
@@ -103,7 +103,7 @@ async def test_of_two_workers_that_claim_waiting_runs_at_once_one_gets_one(setti
                 await commit.wait()
             return await real(self, connection, worker, *args, **kwargs)
 
-        monkeypatch.setattr(Store, "read_outlook", held)
+        monkeypatch.setattr(ClaimStatements, "read_outlook", held)
         first = asyncio.create_task(one.dispatcher.claim_pass())
         await claimed.wait()
         # The second would choose another run than the one that is locked: only the schedule's lock keeps it from it.
@@ -120,7 +120,7 @@ async def test_a_run_claimed_elsewhere_after_the_locks_snapshot_is_counted(setti
     await db.all(MADE, "skip", "latest")
     await db.all("update pgsched.schedules set next_run = now() + interval '1 hour', planned_at = clock_timestamp()")
     await db.all("select pgsched.trigger('s')")
-    real = Store.query
+    real = Queries.query
     late = (
         "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, worker, claimed_at, heartbeat_at)"
         " select id, 'job', now() - interval '1 day', 'running', gen_random_uuid(), now(), now()"
@@ -133,7 +133,7 @@ async def test_a_run_claimed_elsewhere_after_the_locks_snapshot_is_counted(setti
                 other.execute(in_schema(late.encode(), settings.schema, parametrised=False))
         return real(self, name)
 
-    monkeypatch.setattr(Store, "query", overtaken)
+    monkeypatch.setattr(Queries, "query", overtaken)
     async with Parts(settings) as parts:
         assert await parts.dispatcher.claim_pass() == 0
     assert await states(db) == {"queued": 1, "running": 1}

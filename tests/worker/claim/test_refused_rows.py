@@ -12,8 +12,7 @@ from support.workers import Parts, passed, working
 
 from pgsched import Limits, Run, Scheduler
 from pgsched.db import migrate
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries, in_schema
 
 # --- claims -----------------------------------------------------------------------------------------------------
 
@@ -180,8 +179,8 @@ async def test_limits_that_refuse_to_be_written_hold_up_only_their_own_runs_and_
     async def rated():
         calls.append("rated")
 
-    real = Store.query
-    monkeypatch.setattr(Store, "query", lambda self, name: (sent.append(name), real(self, name))[1])
+    real = Queries.query
+    monkeypatch.setattr(Queries, "query", lambda self, name: (sent.append(name), real(self, name))[1])
     with capture_logs() as logs:
         async with working(sc, settings) as worker:
             await refuse(db, "new.entrypoint = 'rated'", table="limits")
@@ -200,7 +199,7 @@ async def test_limits_that_refuse_to_be_written_hold_up_only_their_own_runs_and_
             await db.until("select count(*) = 5 from pgsched.runs where status = 'succeeded'")
             assert "claim_due_runs" in sent and "find_due_runs" not in sent
             assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 3
-            [row] = await worker.kit.store.rows(db.connection, "read_health", {})
+            [row] = await worker.kit.store.claims.rows(db.connection, "read_health", {})
             assert row["refused_rows"] == ["the starts at the limits of rated: not this one (SQLSTATE P0001)"]
             await relent(db, "limits")
             await db.all("update pgsched.limits set updated_at = now() where entrypoint = 'rated'")

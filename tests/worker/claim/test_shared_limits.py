@@ -160,5 +160,5 @@ async def test_jobs_in_line_are_taken_over_with_their_application(settings, db):
     async with applications(settings, old={"concurrency": 1}, new={"concurrency": 2}) as (_, new):
         await db.all("select pgsched.enqueue('job', app => 'old') from generate_series(1, 3)")
         async with new.kit.control.use() as connection, connection.transaction():
-            assert await new.kit.store.adopt(connection, "old", "new") == ([], 3)
+            assert await new.kit.store.declarations.adopt(connection, "old", "new") == ([], 3)
         assert [await claims(new) for _ in range(3)] == [0, 2, 0], "first they go and stand in the new one's line"

@@ -8,7 +8,7 @@ from psycopg import sql
 from support.worlds import make_skewed
 
 from pgsched import PgschedError, connect
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 TRIES = 100
 

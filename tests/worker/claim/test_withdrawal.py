@@ -13,7 +13,7 @@ from support.withdrawals import AHEAD, CHANGES, ROWS, begun, change, claimed, lo
 from support.workers import Parts, reap, until, working
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.wakeups import Wakeup
@@ -59,7 +59,7 @@ async def test_a_run_that_has_begun_before_its_holder_hears_of_a_change_goes_on(
         [run] = anna.taken
         end = Outcome(Claim(run.id, run.token, anna.kit.worker), RunStatus.SUCCEEDED)
         async with anna.kit.writes.use() as connection:
-            assert len(await anna.kit.store.finish_runs(connection, anna.kit.worker, [end], None)) == 1
+            assert len(await anna.kit.store.runs.finish_runs(connection, anna.kit.worker, [end], None)) == 1
         assert await looks(ben) == 0
         if name == "pause":
             await db.all("select pgsched.resume('s')")
@@ -170,7 +170,7 @@ async def test_a_held_run_that_is_given_back_by_a_drain_does_not_outlive_a_pause
         [run] = anna.taken
         claim = Claim(run.id, run.token, anna.kit.worker)
         async with anna.kit.writes.use() as connection:
-            await anna.kit.store.give_back_runs(connection, anna.kit.worker, [claim])
+            await anna.kit.store.runs.give_back_runs(connection, anna.kit.worker, [claim])
         assert await looks(ben) == 0
         assert await db.all(ROWS) == []
 

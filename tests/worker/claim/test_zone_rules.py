@@ -26,8 +26,7 @@ from support.workers import Parts
 
 from pgsched import Scheduler
 from pgsched.cli.health import judged
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries, in_schema
 from pgsched.db.statements.values import Share
 from pgsched.expression import expression, zone_files
 from pgsched.expression.zones import Rules, digest_of, newer
@@ -291,7 +290,7 @@ async def test_of_rules_whose_release_nobody_knows_the_first_stay(db, node):
 
 
 async def db_rows(db, name: str) -> list[dict[str, Any]]:
-    return await Store(db.schema).rows(db.connection, name, {})
+    return await Queries(db.schema).rows(db.connection, name, {})
 
 
 async def test_what_only_a_worker_with_older_rules_can_run_does_not_starve(db, node):
@@ -381,7 +380,7 @@ async def test_rules_of_another_timing_say_nothing_of_the_new_one(db, node, paus
 async def locked(node: Node) -> Schedule:
     store = node.parts.kit.store
     async with node.parts.kit.control.use() as connection:
-        [found] = await store.lock_due_schedules(connection, [Share(["job"], 10, fresh=True)], timedelta(0))
+        [found] = await store.claims.lock_due_schedules(connection, [Share(["job"], 10, fresh=True)], timedelta(0))
     return found
 
 

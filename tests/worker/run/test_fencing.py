@@ -10,7 +10,7 @@ from support.claims import ROW, dead_worker, finish, old_enough, running
 from support.workers import reap
 
 from pgsched.db.fence.fence import session_name
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.upkeep.reaper import Reaper
@@ -39,9 +39,9 @@ async def test_beat_and_reap_pass_over_a_row_that_a_finish_has_locked(kit, db, d
     dead = await dead_worker(db)
     mine, theirs = (await running(db, kit.worker, silent=60))[0], (await running(db, dead, silent=60))[0]
     async with await psycopg.AsyncConnection.connect(dsn) as other:
-        await other.execute(in_schema(b"select from pgsched.runs for update", kit.store.schema, parametrised=False))
+        await other.execute(in_schema(b"select from pgsched.runs for update", kit.settings.schema, parametrised=False))
         async with asyncio.timeout(5), kit.writes.use() as connection:
-            held = await kit.store.beat(connection, kit.worker, [(mine, 1, None)])
+            held = await kit.store.runs.beat(connection, kit.worker, [(mine, 1, None)])
             assert held == {(mine, 1): False}, "a locked row is not a lost one"
         async with asyncio.timeout(5):
             await reap(Reaper(kit, Roster(kit.settings)), kit)
@@ -60,7 +60,7 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(kit, db):
     async def beats():
         for _ in range(20):
             async with kit.control.use() as connection:
-                await kit.store.beat(connection, kit.worker, claims[::-1])
+                await kit.store.runs.beat(connection, kit.worker, claims[::-1])
 
     async def finishes():
         for start in range(0, 300, 20):

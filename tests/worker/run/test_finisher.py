@@ -14,7 +14,7 @@ from support.workers import until, working
 
 from pgsched import Retry, Scheduler
 from pgsched.db.statements.parameters import claim_of
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.db.statements.values import EntrypointDefaults, Share
 from pgsched.model import Claim, Outcome, RunError, RunStatus
 from pgsched.worker.run.finisher import Finisher
@@ -53,7 +53,7 @@ async def test_a_give_back_that_is_sent_again_does_not_land_on_a_later_claim_of_
 
     async def claim():
         async with kit.control.use() as connection:
-            [run], _ = await kit.store.claim_due_runs(
+            [run], _ = await kit.store.claims.claim_due_runs(
                 connection, kit.worker, rules, [Share([rules[0].entrypoint], 1)], lookahead=timedelta(0), limit=1
             )
         return run
@@ -74,7 +74,7 @@ async def test_a_finish_does_not_wait_for_a_client_that_holds_the_schedule(kit, 
     run, = await running(db, kit.worker, schedule_id=schedule, fire_time=datetime.now(UTC))  # fmt: skip
     async with await psycopg.AsyncConnection.connect(dsn) as other:
         lock = b"update pgsched.schedules set args = '{\"a\": 1}'"
-        await other.execute(in_schema(lock, kit.store.schema, parametrised=False))
+        await other.execute(in_schema(lock, kit.settings.schema, parametrised=False))
         async with asyncio.timeout(5):
             assert await finish(kit, Outcome(Claim(run, 1, kit.worker), RunStatus.SUCCEEDED)) == {run}
         await other.rollback()
@@ -104,7 +104,7 @@ async def test_an_end_whose_row_a_client_holds_lands_later_and_holds_up_no_other
     async with await psycopg.AsyncConnection.connect(dsn) as other:
         # As `begin; select pgsched.cancel(...)`, left open.
         cancel = f"select pgsched.cancel({held})".encode()
-        await other.execute(in_schema(cancel, kit.store.schema, parametrised=False))
+        await other.execute(in_schema(cancel, kit.settings.schema, parametrised=False))
         for run in (held, free):
             outcome = Outcome(Claim(run, 1, kit.worker), RunStatus.SUCCEEDED)
             finisher.put(outcome, lambda o, landed: answers.update({o.claim.run_id: landed}))

@@ -9,9 +9,9 @@ import psycopg
 import pytest
 from support.workers import Parts
 
-from pgsched.db.session import Failures
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.mishaps import Failures
+from pgsched.db.statements.claims import ClaimStatements
+from pgsched.db.statements.queries import in_schema
 from pgsched.model import Claim
 from pgsched.worker import kit as kit_module
 from pgsched.worker.run import guard as guards
@@ -43,11 +43,11 @@ class Other(threading.Thread):
 @pytest.mark.parametrize("by", ["server", "guard"])
 async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings, db, monkeypatch, by):
     await db.all(DUE)
-    real, other = Store.count_live_runs, Other(settings)
+    real, other = ClaimStatements.count_live_runs, Other(settings)
 
     async def blocked(self, *args):
         # Between the lock and the plan. Nothing else of this process gets a turn.
-        monkeypatch.setattr(Store, "count_live_runs", real)
+        monkeypatch.setattr(ClaimStatements, "count_live_runs", real)
         other.start()
         if by == "guard":
             parts.roster.add(
@@ -64,7 +64,7 @@ async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings,
         other.done.wait(20)
         return await real(self, *args)
 
-    monkeypatch.setattr(Store, "count_live_runs", blocked)
+    monkeypatch.setattr(ClaimStatements, "count_live_runs", blocked)
     if by == "guard":  # as behind a pooler, where no session is set up
         monkeypatch.setattr(kit_module, "LOCKED_FOR", timedelta(minutes=1))
     async with Parts(settings, heartbeat_interval="100ms") as parts:

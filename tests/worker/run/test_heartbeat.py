@@ -12,7 +12,7 @@ from support.claims import dead_worker, old_enough, running
 from support.refusals import OWN_STATE, events, held, refuse, relent
 from support.workers import Parts, reap
 
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.journal import Journal
 from pgsched.model import Claim
 from pgsched.worker.run.heartbeat import Heartbeat
@@ -28,7 +28,7 @@ async def test_a_beat_tells_lost_cancelled_and_held_apart(kit, db):
     beats = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
     async with kit.writes.use() as connection:
         claims = [(run, 1, None) for run in (held, lost, asked, done)]
-        assert await kit.store.beat(connection, kit.worker, claims) == {(held, 1): False, (asked, 1): True}
+        assert await kit.store.runs.beat(connection, kit.worker, claims) == {(held, 1): False, (asked, 1): True}
     now = dict(await db.all("select id, heartbeat_at from pgsched.runs"))
     assert now[held] > beats[held] and now[lost] == beats[lost] and now[done] == beats[done]
 
@@ -38,9 +38,9 @@ async def test_a_beat_waits_for_nobody_though_the_workers_row_is_locked_as_well(
     run, = await running(db, owner)  # fmt: skip
     async with await psycopg.AsyncConnection.connect(dsn) as client:
         lock = b"select from pgsched.runs, pgsched.workers for update"
-        await client.execute(in_schema(lock, kit.store.schema, parametrised=False))
+        await client.execute(in_schema(lock, kit.settings.schema, parametrised=False))
         async with asyncio.timeout(5), kit.writes.use() as connection:
-            assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+            assert await kit.store.runs.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
 
 
 def hold(parts, ids):

@@ -7,7 +7,7 @@ import pytest
 from support.workers import until, working
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 
 
 async def test_held_claims_are_given_back_on_drain(settings, db):

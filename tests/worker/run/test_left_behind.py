@@ -12,8 +12,8 @@ from support.workers import Parts, until, working
 
 from pgsched import Limits, Run, Scheduler
 from pgsched.cli.health import judged
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries, in_schema
+from pgsched.db.statements.runs import RunStatements
 from pgsched.executors.threads import DaemonThreads
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker import worker as worker_module
@@ -174,11 +174,11 @@ async def test_a_thread_counts_for_a_limit_until_it_ends_and_health_names_it(set
         await db.until("select status = 'failed' from pgsched.runs")
         second = await db.value("select pgsched.enqueue('one')")
         quick = await db.value("select pgsched.enqueue('one')")
-        [row] = await store.rows(db.connection, "read_health", {})
+        [row] = await store.claims.rows(db.connection, "read_health", {})
         assert (row["left_behind"], row["left_behind_runs"]) == (1, [f"{first} (one)"])
         [check] = [check for check in judged(row) if check.name == "threads"]
         assert check.status == "failed" and f"{first} (one)" in check.message
-        [worker] = await store.rows(db.connection, "list_workers", {})
+        [worker] = await store.claims.rows(db.connection, "list_workers", {})
         assert worker["left_behind"] == 1
         # What is queued later runs, so somebody has looked at these.
         later = await db.value("select pgsched.enqueue('free')")
@@ -225,8 +225,8 @@ DUE = {
 async def test_a_pass_beside_a_hung_thread_sends_what_it_sends_beside_a_running_run(settings, db, monkeypatch, due):
     """All statements count the same: none locks a schedule whose overlap leaves no room, to find that out later."""
     sent: list[str] = []
-    real = Store.query
-    monkeypatch.setattr(Store, "query", lambda self, name: (sent.append(name), real(self, name))[1])
+    real = Queries.query
+    monkeypatch.setattr(Queries, "query", lambda self, name: (sent.append(name), real(self, name))[1])
     overlap, catch_up, comes = DUE[due]
     passes = {}
     for beside, insert in BESIDE.items():
@@ -309,7 +309,7 @@ async def test_the_beat_that_finds_a_claim_lost_says_that_its_thread_goes_on(set
     """As a reaper takes it from a worker that stood still. Until the thread is over its run waits, and so do others."""
     sc, seen = hanging(), []
     sc.entrypoints["hangs"].timeout = None
-    real = Store.beat
+    real = RunStatements.beat
 
     async def beat(self, connection, worker, claims, *rest):
         held = await real(self, connection, worker, claims, *rest)
@@ -317,7 +317,7 @@ async def test_the_beat_that_finds_a_claim_lost_says_that_its_thread_goes_on(set
             seen.append(await db.all("select run_id, worker from pgsched.left_behind"))
         return held
 
-    monkeypatch.setattr(Store, "beat", beat)
+    monkeypatch.setattr(RunStatements, "beat", beat)
     async with working(sc, settings, cancel_timeout="500ms", resync_interval=0) as worker:
         run = await db.value("select pgsched.enqueue('hangs')")
         await until(lambda: sc.calls)
@@ -362,14 +362,14 @@ async def test_an_end_that_finds_its_claim_lost_says_that_its_thread_goes_on(set
         await client.execute(
             in_schema(b"select from pgsched.runs where id = %s for update", settings.schema), (locked,)
         )
-        await store.finish_runs(db.connection, worker, ends, lease)
+        await store.runs.finish_runs(db.connection, worker, ends, lease)
         assert await db.all("select run_id, token from pgsched.left_behind order by 1") == [(mine, 1), (lost, 2)]
         # While its run is running it counts by itself, and once.
-        await store.keep_left_behind(db.connection, worker, [(locked, 3)], [1, 2, 3], lease)
+        await store.runs.keep_left_behind(db.connection, worker, [(locked, 3)], [1, 2, 3], lease)
         assert await db.value("select count(*) from pgsched.left_behind") == 2
-    await store.finish_runs(db.connection, worker, ends[2:], lease)
+    await store.runs.finish_runs(db.connection, worker, ends[2:], lease)
     assert await db.value("select count(*) from pgsched.left_behind") == 3
-    await store.keep_left_behind(db.connection, worker, [(lost, 2)], [2], lease)
+    await store.runs.keep_left_behind(db.connection, worker, [(lost, 2)], [2], lease)
     assert await db.all("select run_id from pgsched.left_behind") == [(lost,)]
 
 

@@ -6,7 +6,7 @@ import psycopg
 from support.workers import soon, until, working
 
 from pgsched import Executor, Run, Scheduler
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.claims import ClaimStatements
 from pgsched.worker.run import runner as runner_module
 
 
@@ -43,7 +43,7 @@ async def test_what_is_claimed_and_cannot_be_taken_is_given_back_and_costs_no_at
     @sc.entrypoint("job")
     async def job(): ...
 
-    real, lost = Store.get_schedules, []
+    real, lost = ClaimStatements.get_schedules, []
 
     async def dies(self, connection, ids):
         if not lost:
@@ -52,7 +52,7 @@ async def test_what_is_claimed_and_cannot_be_taken_is_given_back_and_costs_no_at
             raise psycopg.OperationalError("gone")
         return await real(self, connection, ids)
 
-    monkeypatch.setattr(Store, "get_schedules", dies)
+    monkeypatch.setattr(ClaimStatements, "get_schedules", dies)
     async with working(sc, settings):
         await db.all("select pgsched.create_schedule('s', 'job', '@yearly', options => '{\"overlap\": \"allow\"}')")
         await db.until("select next_run is not null from pgsched.schedules")  # then nothing else is due

@@ -8,8 +8,8 @@ from support.refusals import events, refuse
 from support.workers import until, working
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import in_schema
+from pgsched.db.statements.runs import RunStatements
 from pgsched.journal import Journal
 from pgsched.model import Claim, RunStatus
 from pgsched.rules.outcome import Outcome
@@ -33,7 +33,7 @@ def sent(monkeypatch):
     """The names of the statements that go out about runs, in order."""
     names = []
     for name in ("beat", "write_journals", "finish_runs"):
-        monkeypatch.setattr(Store, name, noting(getattr(Store, name), name, names))
+        monkeypatch.setattr(RunStatements, name, noting(getattr(RunStatements, name), name, names))
     return names
 
 
@@ -135,7 +135,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
     mine, other = await held.claim(), await held.claim()
     held.journal.add("last words", "info")
     ends = [Outcome(mine, RunStatus.SUCCEEDED, journal=held.journal), Outcome(other, RunStatus.SUCCEEDED)]
-    real = held.kit.store.finish_runs
+    real = held.kit.store.runs.finish_runs
 
     async with await psycopg.AsyncConnection.connect(dsn) as locker:
         await locker.execute(in_schema(b"select from pgsched.runs where id = %s for update", schema), [mine.run_id])
@@ -145,7 +145,7 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
                 await locker.rollback()  # the row is free again after the lines were refused, before the end is sent
             return await real(*args)
 
-        held.kit.store.finish_runs = freed_in_between
+        held.kit.store.runs.finish_runs = freed_in_between
         answers = await finisher.send(ends)
     assert answers == {(mine.run_id, 1): Landing.LOCKED, (other.run_id, 1): Landing.LANDED}
     assert await finisher.send(ends[:1]) == {(mine.run_id, 1): Landing.LANDED}
@@ -155,7 +155,9 @@ async def test_an_end_waits_for_its_lines_and_holds_up_no_other(held, dsn, schem
 async def test_a_write_whose_answer_was_lost_is_not_written_twice(held):
     claim = await held.claim()
     held.journal.add("a\nb", "info")
-    await held.kit.store.write_journals(await held.kit.writes.connect(), claim.worker, [(claim, held.journal.read())])
+    await held.kit.store.runs.write_journals(
+        await held.kit.writes.connect(), claim.worker, [(claim, held.journal.read())]
+    )
     held.journal.add("c", "info")
     await held.scribe.write_all([(claim, held.journal)])
     assert await held.texts() == ["a", "b", "c"]
@@ -181,7 +183,7 @@ async def test_an_attempt_that_was_given_back_and_the_next_of_its_number_keep_th
     again = Journal()
     again.add("of the second", "info")
     said = [(Claim(claim.run_id, 1, other), again.read())]
-    assert await held.kit.store.write_journals(await held.kit.writes.connect(), other, said)
+    assert await held.kit.store.runs.write_journals(await held.kit.writes.connect(), other, said)
     assert await held.texts() == ["of the first", "of the second"]
 
 

@@ -9,7 +9,7 @@ from support.declarations import EPOCH, V1, V2, as_of, declares, named, start, s
 from support.workers import working
 
 from pgsched import Retry, Scheduler
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable
 from pgsched.worker.worker import Worker
 
@@ -149,9 +149,9 @@ async def test_a_retired_one_loses_what_was_claimed_ahead(settings, db):
 async def test_a_retirement_tells_what_was_due(settings, db, store):
     await start(declares(V1), settings)
     await db.all("update pgsched.schedules set next_run = '2020-01-01Z', planned_at = now() where name = 'dropped'")
-    (retired,) = await store.retire_schedules(db.connection, "code:app", ["kept"])
+    (retired,) = await store.declarations.retire_schedules(db.connection, "code:app", ["kept"])
     assert (retired.name, retired.status, retired.next_run) == ("dropped", "active", datetime(2020, 1, 1, tzinfo=UTC))
-    assert await store.retire_schedules(db.connection, "code:app", ["kept"]) == []
+    assert await store.declarations.retire_schedules(db.connection, "code:app", ["kept"]) == []
 
 
 async def test_what_was_due_when_it_was_retired_is_recorded_and_what_it_missed_until_it_is_back(settings, db):
@@ -255,7 +255,7 @@ async def test_a_start_that_fails_halfway_leaves_everything_as_it_was(settings, 
         await connection.execute("select 1")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"pgsched.db.statements.store.Store.{step}", dies)
+        patch.setattr(f"pgsched.db.statements.declarations.DeclarationStatements.{step}", dies)
         with pytest.raises(DatabaseUnavailable):
             await worker.run()
     assert (await stored(db), await db.all("select * from pgsched.declarations")) == before

@@ -14,7 +14,7 @@ from support.workers import until, working
 
 from pgsched import Limits, Scheduler
 from pgsched.cli.run import built
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.declarations import DeclarationStatements
 from pgsched.errors import ConfigurationError
 from pgsched.rules.deploy import Other, is_ours
 from pgsched.rules.projects import Home
@@ -244,7 +244,7 @@ async def test_two_starts_that_take_over_from_each_other_wait_and_do_not_deadloc
             " values (%s, 'job', '@yearly', 'code:' || %s::text, %s)",
             name, home.name, home.name,
         )  # fmt: skip
-    real, held = Store.lock_declarations, set()
+    real, held = DeclarationStatements.lock_declarations, set()
     waiting = "select exists (select from pg_locks where not granted)"
 
     async def lock(self, connection, app):
@@ -253,7 +253,7 @@ async def test_two_starts_that_take_over_from_each_other_wait_and_do_not_deadloc
         while len(held) < 2 and not await db.value(waiting):
             await asyncio.sleep(0.005)
 
-    monkeypatch.setattr(Store, "lock_declarations", lock)
+    monkeypatch.setattr(DeclarationStatements, "lock_declarations", lock)
     both = [declares("a", "b", home=home) for home in (one, two)]
     machines = [Kit.build(sc, settings) for sc in both]
 

@@ -7,8 +7,7 @@ import pytest
 from support.workers import Parts, working
 
 from pgsched import Limits, Scheduler, connect
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import Queries, in_schema
 
 EVERY = "* * * * * *"
 
@@ -157,6 +156,6 @@ async def test_health_names_the_application_whose_work_nobody_alive_can_do(setti
         await db.until("select next_run > now() from pgsched.schedules where name = 'two'")
         async with connect(settings.dsn, schema=settings.schema) as client:
             served = {name: (await client.situation(name)).served for name in ("one", "two")}
-        (row,) = await Store(settings.schema).rows(db.connection, "read_health", {})
+        (row,) = await Queries(settings.schema).rows(db.connection, "read_health", {})
     assert served == {"one": False, "two": True}
     assert (row["unserved"], row["unserved_names"], row["overdue"]) == (1, ["job of one"], 0)

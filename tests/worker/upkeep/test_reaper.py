@@ -14,9 +14,8 @@ from support.refusals import OWN_STATE, held, refuse, relent
 from support.workers import Parts, reap, until, working
 
 from pgsched import Run, Scheduler
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
-from pgsched.db.statements.upkeep import SILENT_PAGE
+from pgsched.db.statements.queries import in_schema
+from pgsched.db.statements.upkeep import SILENT_PAGE, UpkeepStatements
 from pgsched.model import Process
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.upkeep.reaper import Reaper
@@ -111,7 +110,7 @@ async def status_after_pass(kit, db, reaper=None, *, rested=True):
 async def test_what_comes_between_the_reapers_look_and_its_write_wins(kit, db, monkeypatch, winner):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
-    real = Store.reap_runs
+    real = UpkeepStatements.reap_runs
     between = {
         "beat": "update pgsched.runs set heartbeat_at = clock_timestamp()",
         "finish": "update pgsched.runs set status = 'succeeded', finished_at = now()",
@@ -122,7 +121,7 @@ async def test_what_comes_between_the_reapers_look_and_its_write_wins(kit, db, m
         await db.all(between[winner])
         return await real(self, connection, verdicts)
 
-    monkeypatch.setattr(Store, "reap_runs", overtaken)
+    monkeypatch.setattr(UpkeepStatements, "reap_runs", overtaken)
     await old_enough(db)
     await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
@@ -231,14 +230,14 @@ async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(k
 
 async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_one(kit, db, dsn, monkeypatch):
     """Nor are they read: a page holds only what may be taken soon."""
-    pages, real = [], Store.find_silent_runs
+    pages, real = [], UpkeepStatements.find_silent_runs
 
     async def find_silent_runs(*args, **kwargs):
         found = await real(*args, **kwargs)
         pages.append([run.id for run in found[-1]])
         return found
 
-    monkeypatch.setattr(Store, "find_silent_runs", find_silent_runs)
+    monkeypatch.setattr(UpkeepStatements, "find_silent_runs", find_silent_runs)
     still = await dead_worker(db)
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {still}"):
         await running(db, still, SILENT_PAGE, silent=20)
@@ -265,11 +264,11 @@ async def test_a_beat_that_finds_the_row_locked_is_a_sign_of_life(kit, db, dsn):
     run, = await running(db, owner, silent=31)  # fmt: skip
     reaper = Reaper(kit, Roster(kit.settings))
     async with await psycopg.AsyncConnection.connect(dsn) as client, kit.writes.use() as connection:
-        assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        assert await kit.store.runs.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
         assert await db.value("select passed_at from pgsched.workers") is None, "nobody was in the way"
         await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '31 seconds'")
-        await client.execute(in_schema(b"select from pgsched.runs for update", kit.store.schema, parametrised=False))
-        assert await kit.store.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
+        await client.execute(in_schema(b"select from pgsched.runs for update", kit.settings.schema, parametrised=False))
+        assert await kit.store.runs.beat(connection, owner, [(run, 1, None)]) == {(run, 1): False}
         await client.rollback()
         # The reaper comes first, before the beat that can write again.
         assert await status_after_pass(kit, db, reaper) == "running"
@@ -293,7 +292,7 @@ async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(kit, db, m
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     reaper = Reaper(kit, Roster(kit.settings))
     with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
-        patch.setattr(Store, "find_silent_runs", lost)
+        patch.setattr(UpkeepStatements, "find_silent_runs", lost)
         await reaper.reap_pass()
     assert await status_after_pass(kit, db, reaper, rested=False) == "running"
     assert await status_after_pass(kit, db, reaper) == "queued"
@@ -314,7 +313,7 @@ async def test_a_look_that_the_server_refuses_is_no_outage(kit, db, monkeypatch)
             raise error
 
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(Store, "find_silent_runs", failing)
+            patch.setattr(UpkeepStatements, "find_silent_runs", failing)
             await reaper.reap_pass()
         assert await status_after_pass(kit, db, reaper, rested=False) == status
 
@@ -327,26 +326,26 @@ async def test_a_gap_between_looks_counts_as_an_outage(kit, db, monkeypatch):
     reaper = Reaper(kit, Roster(kit.settings))
     await running(db, await dead_worker(db, process=Process.UNKNOWN))
     assert await status_after_pass(kit, db, reaper) == "running"
-    real = Store.find_silent_runs
+    real = UpkeepStatements.find_silent_runs
 
     async def later(self, *args, **named):  # as if this machine, or the server, had stood still
         now, *found = await real(self, *args, **named)
         return now + timedelta(seconds=60), *found
 
-    monkeypatch.setattr(Store, "find_silent_runs", later)
+    monkeypatch.setattr(UpkeepStatements, "find_silent_runs", later)
     await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '60 seconds'")
     assert await status_after_pass(kit, db, reaper, rested=False) == "running"
 
 
 async def test_a_freshly_started_server_is_given_time(kit, db, monkeypatch):
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
-    real = Store.find_silent_runs
+    real = UpkeepStatements.find_silent_runs
 
     async def fresh(self, *args, **named):
         now, _, elsewhere, silent = await real(self, *args, **named)
         return now, timedelta(seconds=5), elsewhere, silent
 
-    monkeypatch.setattr(Store, "find_silent_runs", fresh)
+    monkeypatch.setattr(UpkeepStatements, "find_silent_runs", fresh)
     assert await status_after_pass(kit, db) == "running"
 
 

@@ -13,7 +13,7 @@ from support.workers import working
 
 from pgsched import Scheduler
 from pgsched.db.session import STATEMENT_LIMIT
-from pgsched.db.statements.statements import in_schema
+from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable
 from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep import reconciler as reconciler_module
@@ -183,8 +183,8 @@ async def test_a_worker_of_a_version_without_fingerprints_stands_in_nobodys_way(
 
 async def test_the_memory_of_versions_is_short(settings, db, store):
     for number in range(50):
-        await store.record_declarations(db.connection, "app", f"f{number}")
-    await store.record_declarations(db.connection, "app", "f40")
+        await store.declarations.record_declarations(db.connection, "app", f"f{number}")
+    await store.declarations.record_declarations(db.connection, "app", "f40")
     former = await db.value("select former from pgsched.declarations")
     assert former == [f"f{n}" for n in range(49, 28, -1) if n != 40]
     assert len(former) == 20
@@ -284,13 +284,13 @@ async def test_the_comparison_reads_arguments_whatever_they_are(store, db):
     args = {"deep": [[[{"ü": None}]]], "n": 1.0, "text": '"quoted"'}
     sc = declares({"n": "@yearly"})
     row = {**sc.rows()[0], "args": args}
-    (new,) = await store.compare_schedules(db.connection, "code:app", [row])
+    (new,) = await store.declarations.compare_schedules(db.connection, "code:app", [row])
     assert new.id is None and not new.changes
-    await store.upsert_schedules(db.connection, [{**row, "args": {}, "grace": "36:00:00"}])
-    (changed,) = await store.compare_schedules(db.connection, "code:app", [row])
+    await store.declarations.upsert_schedules(db.connection, [{**row, "args": {}, "grace": "36:00:00"}])
+    (changed,) = await store.declarations.compare_schedules(db.connection, "code:app", [row])
     assert changed.changes == {"args": ({}, args), "grace": (timedelta(hours=36), None)}
-    await store.upsert_schedules(db.connection, [row])
-    (same,) = await store.compare_schedules(db.connection, "code:app", [json.loads(json.dumps(row))])
+    await store.declarations.upsert_schedules(db.connection, [row])
+    (same,) = await store.declarations.compare_schedules(db.connection, "code:app", [json.loads(json.dumps(row))])
     assert not same.changes
 
 
@@ -308,7 +308,7 @@ async def test_a_start_may_take_longer_the_more_it_declares(settings, store, db)
     assert Reconciler(kit).patience > STATEMENT_LIMIT
     before = await db.one("select current_setting('statement_timeout'), current_setting('lock_timeout')")
     async with db.connection.transaction():
-        await store.set_patience(db.connection, timedelta(seconds=42))
+        await store.declarations.set_patience(db.connection, timedelta(seconds=42))
         limits = "select current_setting('statement_timeout'), current_setting('lock_timeout')"
         assert await db.one(limits) == ("42s", "42s")
     assert await db.one(limits) == before, "of its own transaction only"

@@ -108,7 +108,7 @@ async def test_a_schedule_that_refuses_its_new_plan_keeps_no_other_from_it_and_n
             assert len(looks) <= 2
             await db.all("select pgsched.enqueue('job')")
             await db.until("select status = 'succeeded' from pgsched.runs")
-            [row] = await worker.kit.store.rows(db.connection, "read_health", {})
+            [row] = await worker.kit.store.claims.rows(db.connection, "read_health", {})
     assert row["refused_rows"] == ["the new time zone rules of schedule d: not this one (SQLSTATE P0001)"]
     assert [(e["kind"], e["id"]) for e in events if e["event"] == "row_set_aside"] == [("replan", 4)]
     # It goes on by its old rules, and is tried again when it is due or has changed.

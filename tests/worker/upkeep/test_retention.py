@@ -11,8 +11,8 @@ from support.workers import working
 
 from pgsched import Scheduler, connect
 from pgsched.config import Settings, load
-from pgsched.db.statements.statements import in_schema
-from pgsched.db.statements.store import Store
+from pgsched.db.statements.queries import in_schema
+from pgsched.db.statements.upkeep import UpkeepStatements
 from pgsched.model import RunStatus
 from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep.retention import Retention, Sizes
@@ -33,7 +33,7 @@ async def keeper(settings):
 def batches(monkeypatch):
     """What each batch did, in order."""
     found = []
-    real = Store.prune_runs
+    real = UpkeepStatements.prune_runs
 
     async def noted(self, connection, *which, **options):
         batch = await real(self, connection, *which, **options)
@@ -41,7 +41,7 @@ def batches(monkeypatch):
         found.append((status, limit, batch.seen, batch.gone))
         return batch
 
-    monkeypatch.setattr(Store, "prune_runs", noted)
+    monkeypatch.setattr(UpkeepStatements, "prune_runs", noted)
     return found
 
 
@@ -110,7 +110,7 @@ async def test_batches_are_small_and_walk_on_from_where_the_last_one_stopped(db,
 async def test_a_batch_that_takes_too_long_is_made_smaller(db, keeper, monkeypatch):
     await ended(db, "succeeded", 8, 12)
     sizes = []
-    real = Store.prune_runs
+    real = UpkeepStatements.prune_runs
 
     async def slow(self, connection, *which, **options):
         limit = which[2]
@@ -119,7 +119,7 @@ async def test_a_batch_that_takes_too_long_is_made_smaller(db, keeper, monkeypat
             raise psycopg.errors.QueryCanceled("canceling statement due to statement timeout")
         return await real(self, connection, *which, **options)
 
-    monkeypatch.setattr(Store, "prune_runs", slow)
+    monkeypatch.setattr(UpkeepStatements, "prune_runs", slow)
     with capture_logs():
         await keeper.round()
     assert sizes[:2] == [10, 1]
@@ -273,7 +273,7 @@ async def test_a_batch_goes_by_the_index(db, dsn, store):
     await ended(db, "succeeded", 1, 2000)
     await ended(db, "failed", 20, 2000)
     await db.all("analyze pgsched.runs")
-    text = store.query("prune_runs").decode().replace("%%", "%")
+    text = store.claims.query("prune_runs").decode().replace("%%", "%")
     kinds = {
         "key": "text",
         "status": "text",

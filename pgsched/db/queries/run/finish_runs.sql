@@ -82,7 +82,7 @@ behind as (
     on conflict do nothing
 ),
 -- A schedule that somebody has locked is passed over: an end must never wait for a client's transaction.
-told as (
+last_ends as (
     select s.id, l.status
     from (
         select distinct on (schedule_id) schedule_id, status from landed
@@ -92,9 +92,9 @@ told as (
     where s.last_status is distinct from l.status
     for no key update of s skip locked
 ),
-tell as (
+note_last as (
     update pgsched.schedules s
-    set last_status = told.status, planned_at = coalesce(s.planned_at + interval '1 microsecond', clock_timestamp())
-    from told where s.id = told.id
+    set last_status = last_ends.status, planned_at = coalesce(s.planned_at + interval '1 microsecond', clock_timestamp())
+    from last_ends where s.id = last_ends.id
 )
 select id, token, committed from landed

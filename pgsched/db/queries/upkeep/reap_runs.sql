@@ -113,7 +113,7 @@ unremoved as (
     where d.schedule_id = j.schedule_id
 ),
 -- As in finish_runs: a schedule that somebody has locked is passed over.
-told as (
+last_ends as (
     select s.id, l.status
     from (
         select distinct on (schedule_id) schedule_id, status from reaped
@@ -124,9 +124,9 @@ told as (
     where s.last_status is distinct from l.status
     for no key update of s skip locked
 ),
-tell as (
+note_last as (
     update pgsched.schedules s
-    set last_status = told.status, planned_at = coalesce(s.planned_at + interval '1 microsecond', clock_timestamp())
-    from told where s.id = told.id
+    set last_status = last_ends.status, planned_at = coalesce(s.planned_at + interval '1 microsecond', clock_timestamp())
+    from last_ends where s.id = last_ends.id
 )
 select r.id, r.status, case when r.status <> 'queued' then pg_catalog.pg_notify(%(channel)s, '') end from reaped r

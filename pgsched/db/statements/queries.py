@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from importlib.resources import files
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from psycopg import AsyncRawCursor, sql
 from psycopg.pq import Format
@@ -15,6 +16,7 @@ from pgsched.db.session import Connection, Plain
 from pgsched.db.statements.parameters import in_any_format
 
 _Row = TypeVar("_Row")
+Rewrite: TypeAlias = Callable[[bytes], bytes]
 
 
 def _dense(text: bytes) -> bytes:
@@ -59,12 +61,19 @@ class Numbered(NamedTuple):
         return cls(_PLACEHOLDER.sub(number, statement), tuple(name.decode() for name in numbers))
 
 
-class Statements:
-    """Loads the statements, puts them into a schema, and sends them. Subclasses have one typed method for each."""
+class Queries:
+    """Sends the statements, for one schema. Methods take the connection, so that they can share a transaction.
 
-    def __init__(self, schema: str = "pgsched", app: str = "") -> None:
+    Subclasses have a typed method for each statement of one part.
+
+    app: the application of the worker that sends them. Without one, claims see only work that names no application.
+    rewrite: changes each statement before it is put into the schema; pgsched.testing has a clock of its own.
+    """
+
+    def __init__(self, schema: str = "pgsched", app: str = "", rewrite: Rewrite | None = None) -> None:
         self.schema, self.app = schema, app
-        self._queries = {name: in_schema(text, schema) for name, text in self.texts().items()}
+        self._rewrite = rewrite
+        self._queries: dict[str, bytes] = {}  # those that were asked for
         self._numbered: dict[bytes, Numbered] = {}
 
     @staticmethod
@@ -74,7 +83,11 @@ class Statements:
 
     def query(self, name: str) -> bytes:
         """The text of a query file, for this schema."""
-        return self._queries[name]
+        text = self._queries.get(name)
+        if text is None:
+            text = self.texts()[name]
+            text = self._queries[name] = in_schema(self._rewrite(text) if self._rewrite else text, self.schema)
+        return text
 
     async def _send(
         self, connection: Connection, name: str, params: Mapping[str, Any], rows: AsyncRowFactory[_Row]
@@ -109,3 +122,16 @@ class Statements:
         cursor = in_any_format(connection, scalar_row)
         await cursor.execute(self.query(name), params)
         return await cursor.fetchone()
+
+    async def set_patience(self, connection: Connection, limit: timedelta) -> None:
+        """Limits this transaction: the time of each statement, of its wait for a lock, and of idling."""
+        await connection.execute(self.query("set_patience"), {"limit": f"{limit // timedelta(milliseconds=1)}ms"})
+
+    async def settle_constraints(self, connection: Connection) -> None:
+        """Checks the deferred constraints of this transaction now."""
+        await connection.execute(self.query("settle_constraints"), {})
+
+    async def wait_briefly(self, connection: Connection, limit: timedelta) -> None:
+        """Limits how long each statement of this transaction waits for a lock, and its total time to ten times that."""
+        wait = limit // timedelta(milliseconds=1)
+        await connection.execute(self.query("wait_briefly"), {"limit": f"{wait}ms", "most": f"{10 * wait}ms"})
