@@ -11,7 +11,6 @@ import resource
 import statistics
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,9 +26,7 @@ from pgsched.db.statements.queries import Queries
 from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
-from pgsched.worker.run.finisher import Finisher
 from pgsched.worker.run.roster import Roster
-from pgsched.worker.run.runner import Runner
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.worker import Worker
 
@@ -39,16 +36,19 @@ MANY = "select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]
 DUE = 10  # fire times and as many jobs that a pass has to claim
 
 
-class Taker(Runner):
-    """A runner that starts nothing, and keeps what it is given."""
+class Taker:
+    """Starts nothing, and keeps what it is given."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, room: int) -> None:
+        self.room = room
         self.taken: list[Any] = []
 
     def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
         """Keeps them."""
         self.taken.extend(runs)
+
+    def give_back(self, runs: Iterable[ClaimedRun]) -> None:
+        """Nobody asks for it: every claim is taken."""
 
 
 class Part:
@@ -59,9 +59,7 @@ class Part:
         scheduler.entrypoint("nothing")(nothing)
         self.kit = Kit.build(scheduler, Settings(dsn=probe.DSN, max_running=most))
         self.roster = Roster(self.kit.settings)
-        self.runner = Taker(
-            self.kit, self.roster, Finisher(self.kit), threads=ThreadPoolExecutor(1), group=asyncio.TaskGroup()
-        )
+        self.runner = Taker(most)
         self.taken = self.runner.taken
         self.dispatcher = Dispatcher(self.kit, self.roster, self.runner)
         self.dispatcher.claim_ahead(True)

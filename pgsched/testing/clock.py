@@ -8,6 +8,7 @@ too, no matter which session calls them.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from psycopg import sql
@@ -17,7 +18,6 @@ from pgsched.db.session import Connection, Session
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import InvalidArguments
 from pgsched.rules import options
-from pgsched.worker.clocks import DatabaseClock
 
 _CALL = re.compile(rb"(?<![\w.])(?:now|clock_timestamp)\(\)")
 # Runs that are triggered at one instant must not share a fire time, neither with each other nor with the schedule's own
@@ -54,27 +54,40 @@ async def make_schema(connection: Connection, schema: str, now: datetime | None)
     return start
 
 
-class StandingClock(DatabaseClock):
-    """A worker's knowledge of the database's clock: its exact time."""
+class StandingClock:
+    """A worker's knowledge of the database's clock: its exact time, once it is known."""
 
-    def __init__(self, start: datetime) -> None:
-        super().__init__()
-        self.stands = start
+    def __init__(self) -> None:
+        self.stands: datetime | None = None
 
     @property
     def known(self) -> bool:
-        """Always True."""
-        return True
+        """Whether the clock has been started."""
+        return self.stands is not None
+
+    def move(self, instant: datetime) -> None:
+        """The clock stands at this instant now."""
+        self.stands = instant
+
+    def subscribe(self, stepped: Callable[[float], None]) -> None:
+        """Does nothing: whoever moves the clock says so."""
+
+    def forget(self) -> None:
+        """Does nothing: time does not go on here while a machine sleeps."""
 
     def observe(self, stamp: datetime, before: float, after: float) -> None:
         """Does nothing: each move sets the clock's time at once, so no stamps are needed."""
 
     def monotonic(self, instant: datetime) -> float:
         """Minus infinity if the instant has come; else infinity, because it never comes by itself."""
-        return float("-inf") if instant <= self.stands else float("inf")
+        return float("-inf") if self.stands is not None and instant <= self.stands else float("inf")
 
     def at(self, monotonic: float) -> datetime | None:
         """The clock's time, the same at any monotonic moment."""
+        return self.stands
+
+    def now(self) -> datetime | None:
+        """The clock's time."""
         return self.stands
 
 
@@ -82,13 +95,15 @@ class Clock:
     """The clock of a test. It stands still until it is moved, however long the test takes."""
 
     def __init__(self, session: Session, schema: str, standing: StandingClock) -> None:
-        self._session, self._standing = session, standing
+        self._session, self._standing = session, standing  # which has been started
         self._move = in_schema(b"update pgsched.test_time set at = %s", schema)
 
     @property
     def now(self) -> datetime:
         """The clock's time: aware, in UTC."""
-        return self._standing.stands
+        now = self._standing.now()
+        assert now is not None
+        return now
 
     async def move_to(self, instant: datetime, *, backward: bool = False) -> None:
         """Moves the clock to an aware instant, as if no worker had run meanwhile: run_due() finds missed fire times.
@@ -105,7 +120,7 @@ class Clock:
             )
         async with self._session.use() as connection:
             await connection.execute(self._move, (to,))
-        self._standing.stands = to
+        self._standing.move(to)
 
     async def advance(self, by: timedelta) -> None:
         """Moves the clock forward by a timedelta, like move_to()."""

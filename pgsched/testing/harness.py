@@ -12,7 +12,6 @@ import os
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
@@ -23,7 +22,6 @@ from pgsched.client.client import Client, Row, opened
 from pgsched.client.connections import conninfo_of
 from pgsched.config import Settings
 from pgsched.db.statements.queries import Queries
-from pgsched.db.statements.store import Store
 from pgsched.db.statements.values import EntrypointDefaults
 from pgsched.errors import InvalidArguments, PgschedError, RetryLater
 from pgsched.executors.capture import capturing
@@ -35,7 +33,6 @@ from pgsched.rules.outcome import Stop
 from pgsched.scheduler import Scheduler
 from pgsched.testing.clock import Clock, StandingClock, make_schema, rewritten
 from pgsched.testing.server import embedded_dsn
-from pgsched.worker.aside import Aside
 from pgsched.worker.claim.claim_pass import with_schedules
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.claim.planner import times_of
@@ -113,16 +110,18 @@ class Harness:
     async def _live(self, ready: asyncio.Future[None]) -> None:
         given = {**self._scheduler.settings, "dsn": self.dsn, "schema": self.schema}
         settings = Settings().merged(given, "Harness").check()
-        kit = Kit.build(self._scheduler, settings)
+        standing = StandingClock()
+        kit = self._kit = Kit.build(self._scheduler, settings, clock=standing, rewrite=rewritten)
         threads = ThreadPoolExecutor(settings.max_threads, thread_name_prefix="pgsched-run")
         try:
             connection = await kit.control.connect()
             try:
-                start = await make_schema(connection, self.schema, self._now)
+                standing.move(await make_schema(connection, self.schema, self._now))
+                self.clock = Clock(kit.control, self.schema, standing)
                 with capturing():
-                    await self._serve(kit, start, threads, ready)
+                    await self._serve(kit, threads, ready)
             finally:
-                await self._drop(kit)
+                await _drop(kit)
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
             if hasattr(self, "_runner"):
@@ -130,13 +129,7 @@ class Harness:
             for session in (kit.control, kit.writes):
                 await session.discard()
 
-    async def _serve(
-        self, built: Kit, start: datetime, threads: ThreadPoolExecutor, ready: asyncio.Future[None]
-    ) -> None:
-        standing = StandingClock(start)
-        store = Store(self.schema, self._scheduler.app_name, rewritten)
-        kit = self._kit = replace(built, store=store, aside=Aside(store.trials, built.elapsed), clock=standing)
-        self.clock = Clock(kit.control, self.schema, standing)
+    async def _serve(self, kit: Kit, threads: ThreadPoolExecutor, ready: asyncio.Future[None]) -> None:
         async with kit.control.use() as connection:
             await Reconciler(kit).start(connection)
         info, queries = conninfo_of(self.dsn, self.schema, "Harness"), Queries(self.schema, rewrite=rewritten)
@@ -168,10 +161,6 @@ class Harness:
         await self._roster.until_empty(self._roster.running, settings.cancel_timeout.total_seconds() + 0.5)
         await self._finisher.flush(10.0)
         await self._runner.caller.settle(settings.hook_timeout.total_seconds())
-
-    async def _drop(self, kit: Kit) -> None:
-        async with kit.control.use() as connection:
-            await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(self.schema)))
 
     # --- for tests --------------------------------------------------------------------------------------
 
@@ -330,3 +319,9 @@ class Harness:
         except TimeoutError:
             names = ", ".join(sorted({attempt.claimed.entrypoint for attempt in self._roster.running()})) or "nothing"
             raise TimeoutError(f"after {self._limit:g} s of real time this still runs: {names}") from None
+
+
+async def _drop(kit: Kit) -> None:
+    schema = sql.Identifier(kit.settings.schema)
+    async with kit.control.use() as connection:
+        await connection.execute(sql.SQL("drop schema if exists {} cascade").format(schema))

@@ -16,13 +16,39 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 TURN = 10.0  # seconds; the longest sleep before the clocks are compared
 JUMP = 0.05  # seconds; less is noise from reading two clocks, or a clock being slewed
 STEP = 0.1  # seconds; a larger gap between bounds, beyond drift, means that the database's clock was set
 _DRIFT = 500e-6  # seconds per second by which two disciplined clocks may drift apart
 _Bounds: TypeAlias = tuple[float, float]
+
+
+class ServerClock(Protocol):
+    """A worker's knowledge of the database's clock. pgsched.testing has one that stands still."""
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of it."""
+
+    def subscribe(self, stepped: Callable[[float], None]) -> None:
+        """Has `stepped` called with the seconds whenever the clock was set."""
+
+    def forget(self) -> None:
+        """Forgets what is known: this machine slept."""
+
+    def observe(self, stamp: datetime, before: float, after: float) -> None:
+        """Takes in an answer. before, after: the monotonic clock around the round trip."""
+
+    def monotonic(self, instant: datetime) -> float:
+        """When, on the monotonic clock, the instant has certainly come."""
+
+    def at(self, monotonic: float) -> datetime | None:
+        """Its time at a monotonic moment."""
+
+    def now(self) -> datetime | None:
+        """Its time now."""
 
 
 class DatabaseClock:

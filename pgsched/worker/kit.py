@@ -11,10 +11,11 @@ from datetime import timedelta
 from pgsched.config import Settings
 from pgsched.db.mishaps import Outage
 from pgsched.db.session import LOCKED_FOR, STATEMENT_LIMIT, Session, application_name, conninfo_for
+from pgsched.db.statements.queries import Rewrite
 from pgsched.db.statements.store import Store
 from pgsched.scheduler import Scheduler
 from pgsched.worker.aside import Aside
-from pgsched.worker.clocks import DatabaseClock, Watch
+from pgsched.worker.clocks import DatabaseClock, ServerClock, Watch
 from pgsched.worker.wakeups import Wakeups
 from pgsched.worker.whereabouts import Whereabouts
 
@@ -38,7 +39,7 @@ class Kit:
     control: Session
     writes: Session
     aside: Aside
-    clock: DatabaseClock = field(default_factory=DatabaseClock)
+    clock: ServerClock = field(default_factory=DatabaseClock)
     watch: Watch = field(default_factory=Watch)
     outage: Outage = field(default_factory=Outage)
     whereabouts: Whereabouts = field(default_factory=Whereabouts.own)
@@ -52,17 +53,26 @@ class Kit:
         settings: Settings,
         watch: Watch | None = None,
         elapsed: Callable[[], float] = time.monotonic,
+        *,
+        clock: ServerClock | None = None,
+        rewrite: Rewrite | None = None,
     ) -> Kit:
-        """The kit of a new worker, with a new id. Raises ConfigurationError if the DSN cannot be read."""
+        """The kit of a new worker, with a new id. Raises ConfigurationError if the DSN cannot be read.
+
+        clock, rewrite: the database's clock and a change of each statement, for tests that have a clock of their own.
+        """
         worker = uuid.uuid4()
         info = conninfo_for(settings.dsn, application_name(worker))
-        store = Store(settings.schema, scheduler.app_name)
+        store = Store(settings.schema, scheduler.app_name, rewrite)
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
         control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
         writes = Session(info, "writes", limit, lock=WRITES_WAIT)
         aside = Aside(store.trials, elapsed)
-        return cls(worker, scheduler, settings, store, control, writes, aside, watch=watch or Watch(), elapsed=elapsed)
+        return cls(
+            worker, scheduler, settings, store, control, writes, aside,
+            clock=clock or DatabaseClock(), watch=watch or Watch(), elapsed=elapsed,
+        )  # fmt: skip
 
     def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:
         """One more session, on a connection of its own.

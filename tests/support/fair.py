@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from pgsched import Limits, ProcessExecutor, Scheduler
 from pgsched.executors.executor import Place
-from support.workers import Parts
+from support.workers import Parts, Taker
 
 END = "update pgsched.runs set status = 'succeeded', finished_at = now() where id = any(%s)"
 LOOKAHEAD = timedelta(seconds=60)
@@ -54,6 +54,12 @@ def used(place: Place, counts: Counter[str]) -> int:
     return sum(counts[name] for name, needs in NEEDS.items() if place in needs)
 
 
+class Holder(Taker):
+    def take(self, runs, asked_at=None):
+        super().take(runs)
+        self.parts.count()
+
+
 class Member(Parts):
     """A worker whose claims take places, and nobody starts them."""
 
@@ -64,12 +70,10 @@ class Member(Parts):
             max_running=slots, max_threads=threads, max_processes=processes,
         )  # fmt: skip
         self.slots, self.places = slots, {Place.THREAD: threads, Place.PROCESS: processes}
-        self.runner.take = self.hold
         self.roster.count = lambda name: sum(run.entrypoint == name for run in self.taken)
 
-    def hold(self, runs, *_):
-        self.taken.extend(runs)
-        self.count()
+    def made_taker(self):
+        return Holder(self)
 
     def count(self):
         self.roster.slots_used = len(self.taken)

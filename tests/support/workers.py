@@ -105,22 +105,29 @@ def alive(pid: int) -> bool:
     return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
 
 
-class Taker(Runner):
-    """A runner that starts nothing, and keeps what it is given in `parts.taken`."""
+class Taker:
+    """Takes claims in for `parts`, keeps them in `parts.taken`, and starts none.
+
+    allowed: how many runs may be claimed, if a test says so.
+    """
 
     def __init__(self, parts):
-        super().__init__(
-            parts.kit, parts.roster, Finisher(parts.kit), threads=ThreadPoolExecutor(1), group=asyncio.TaskGroup()
-        )
         self.parts = parts
-        self.finisher = self._finisher
+        self.allowed = None
+
+    @property
+    def room(self):
+        return self.parts.runner.room if self.allowed is None else self.allowed
 
     def take(self, runs, asked_at=None):
         self.parts.taken.extend(runs)
         if self.parts.holds:
             for run in runs:
                 executor = self.parts.kit.scheduler.executor_for(run.entrypoint, None)
-                self.parts.roster.add(Attempt(self._surroundings, run, executor, asked_at=0.0))
+                self.parts.roster.add(Attempt(self.parts.runner.surroundings, run, executor, asked_at=0.0))
+
+    def give_back(self, runs):
+        self.parts.runner.give_back(runs)
 
 
 class Parts:
@@ -140,10 +147,18 @@ class Parts:
         self.roster = Roster(self.kit.settings)
         self.taken = []
         self.holds = False  # whether it has slots and places for them
-        self.runner = Taker(self)
+        self.finisher = Finisher(self.kit)
+        self.runner = Runner(
+            self.kit, self.roster, self.finisher, threads=ThreadPoolExecutor(1), group=asyncio.TaskGroup()
+        )
+        self.taker = self.made_taker()
         self.skips = []  # schedules and skips, as hooks get them
-        self.dispatcher = Dispatcher(self.kit, self.roster, self.runner, on_skip=lambda *skip: self.skips.append(skip))
+        self.dispatcher = Dispatcher(self.kit, self.roster, self.taker, on_skip=lambda *skip: self.skips.append(skip))
         self.dispatcher.claim_ahead(True)
+
+    def made_taker(self):
+        """Whoever takes in what it claims."""
+        return Taker(self)
 
     def gated(self, on: bool) -> None:
         """As if the last look had seen that a run waits for an overlap or a limit, or that none does."""

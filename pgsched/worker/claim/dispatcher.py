@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from pgsched import log
 from pgsched.db.mishaps import Mishaps, stood_still
 from pgsched.db.session import Backoff, Connection
-from pgsched.model import Schedule
+from pgsched.model import ClaimedRun, Schedule
 from pgsched.rules.agenda import NextLook, Outlook, next_look
 from pgsched.rules.fairness import SLOT, take
 from pgsched.rules.ledger import Skip
@@ -28,7 +29,6 @@ from pgsched.worker.claim.zone_rules import ZoneRules
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.roster import Roster
-from pgsched.worker.run.runner import Runner
 
 # How many schedules or runs one pass takes at most, even if more slots are free. It bounds the transaction. It is half
 # the default of max_running, so that the database claims one half while the other half runs.
@@ -37,6 +37,20 @@ _LOOK_EVERY = 1.0  # seconds; the longest time without a look ahead while there 
 _CLAIMS = 50  # claim passes without a look ahead, at most
 _IN_VAIN, _PACE = 3, 0.025  # after this many hints in a row for nothing: seconds between passes for further hints
 _DUE_BUT_TAKEN = (0.01, 1.0)  # seconds between looks at due work that another worker holds: first, longest
+
+
+class Intake(Protocol):
+    """Takes in claimed runs: the runner."""
+
+    @property
+    def room(self) -> int:
+        """How many runs may be claimed now."""
+
+    def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
+        """Takes committed claims in. asked_at: when the first statement that made them was sent."""
+
+    def give_back(self, runs: Iterable[ClaimedRun]) -> None:
+        """Gives claims back that nobody can take in."""
 
 
 class Dispatcher:
@@ -50,7 +64,7 @@ class Dispatcher:
         self,
         kit: Kit,
         roster: Roster,
-        runner: Runner,
+        runner: Intake,
         *,
         seen: Callable[[Outlook], None] = lambda outlook: None,
         on_skip: Callable[[Schedule, Skip], None] = lambda schedule, skip: None,

@@ -46,13 +46,13 @@ class Attempt:
 
     __slots__ = (
         "answer", "asked_at", "began", "cancellation", "claim", "claimed", "context", "deadline", "ended", "entered",
-        "error", "executor", "fence", "held_by", "hooked", "ignored", "instant", "interrupt", "journal", "keeper",
+        "error", "executor", "fence", "hooked", "ignored", "instant", "interrupt", "journal", "keeper",
         "key", "outcome", "place", "problem", "result", "run", "started", "started_at", "state", "stop",
-        "surroundings", "task", "threaded", "threads", "unsure",
+        "surroundings", "task", "threaded", "threads",
     )  # fmt: skip
 
     def __init__(
-        self, surroundings: Surroundings, claimed: ClaimedRun, executor: Executor | None, *, asked_at: float
+        self, surroundings: Surroundings[Attempt], claimed: ClaimedRun, executor: Executor | None, *, asked_at: float
     ) -> None:
         self.surroundings = surroundings
         self.claimed = claimed
@@ -64,7 +64,6 @@ class Attempt:
         self.threads = Threads(surroundings.threads)
         self.state = State.HELD
         self.entered = False
-        self.unsure = False  # whether a beat must confirm its claim before it starts
         self.asked_at = asked_at  # monotonic: when the last statement that made or renewed the claim was sent
         self.ignored = 0
         self.hooked = False
@@ -84,7 +83,6 @@ class Attempt:
         self.deadline: asyncio.TimerHandle | None = None  # the timer of its timeout
         self.interrupt: asyncio.TimerHandle | None = None  # the next cancellation
         self.instant: asyncio.Future[None] | None = None  # the task of a held run waits for it
-        self.held_by: asyncio.TimerHandle | None = None  # the timer of its instant, shared with other runs
         # Made at the claim, so that a thousand runs that start at one instant need not wait for it then.
         self.context: contextvars.Context
         self.run: Run
@@ -138,7 +136,6 @@ class Attempt:
         if self.instant is not None and self.instant.done():  # its task was cancelled, and _over() comes later
             self.end(Stop.DRAIN)
             return
-        self.held_by = None
         self.state = State.RUNNING
         self.started = time.monotonic()
         due_at = self.claimed.due_at
@@ -186,7 +183,7 @@ class Attempt:
             result, error = self.result, self.error
             took = timedelta(seconds=self.ended - self.began) if self.began else timedelta(0)
             self._over()
-            await self._report(run, result, error, took)
+            await _report(self, run, result, error, took)
 
     # --- its end ----------------------------------------------------------------------------------------
 
@@ -261,6 +258,10 @@ class Attempt:
         """Sets the task that acts on the answers to the run's beats, until it ends."""
         self.keeper = task
 
+    def renewed(self, asked_at: float) -> None:
+        """A beat that was sent then, on the monotonic clock, has renewed the claim."""
+        self.asked_at = max(self.asked_at, asked_at)
+
     def landed(self, outcome: Outcome, landed: bool) -> None:
         """Takes the database's answer. outcome: as it was recorded."""
         self.outcome = outcome
@@ -270,17 +271,6 @@ class Attempt:
     def let_go(self) -> None:
         """Drops the objects that refer back to this one, so that nothing waits for the garbage collector."""
         del self.run, self.fence
-
-    async def _report(self, run: Run, result: Any, error: BaseException | None, took: timedelta) -> None:
-        """Reports the end to the hooks once the database has answered: only a recorded end is reported as one. The run
-        itself is over, so it holds neither a slot nor a claim while the hooks run."""
-        caller, hooks = self.surroundings.caller, self.surroundings.scheduler.hooks
-        with caller.reporting():
-            landed = self.answer is not None and await self.answer
-            failure, end = hook_arguments(self.outcome if landed else None, self.stop, result, error, took)
-            if failure is not None:
-                await caller.call(hooks.on_failure, self.context, run, failure)
-            await caller.call(hooks.after_run, self.context, run, end)
 
     # --- stopping ---------------------------------------------------------------------------------------
 
@@ -331,7 +321,6 @@ class Attempt:
 
     def _drop(self) -> None:
         """Drops a run that has not started: gives it back, cancels it, or forgets it if its claim is lost."""
-        self.held_by = None
         if self.task is not None:
             self.task.cancel()
         if self.stop is Stop.LOST:
@@ -359,6 +348,18 @@ class Attempt:
             if timer is not None:
                 timer.cancel()
         self.deadline = self.interrupt = None
+
+
+async def _report(attempt: Attempt, run: Run, result: Any, error: BaseException | None, took: timedelta) -> None:
+    """Reports the end to the hooks once the database has answered: only a recorded end is reported as one. The run
+    itself is over, so it holds neither a slot nor a claim while the hooks run."""
+    caller, hooks = attempt.surroundings.caller, attempt.surroundings.scheduler.hooks
+    with caller.reporting():
+        landed = attempt.answer is not None and await attempt.answer
+        failure, end = hook_arguments(attempt.outcome if landed else None, attempt.stop, result, error, took)
+        if failure is not None:
+            await caller.call(hooks.on_failure, attempt.context, run, failure)
+        await caller.call(hooks.after_run, attempt.context, run, end)
 
 
 def function_fields(attempt: Attempt) -> dict[str, str]:

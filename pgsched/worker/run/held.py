@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from pgsched.worker.clocks import DatabaseClock, Watch
+from pgsched.worker.clocks import ServerClock, Watch
 from pgsched.worker.run.attempt import Attempt
 from pgsched.worker.run.roster import Roster
-from pgsched.worker.run.surroundings import State
+from pgsched.worker.run.surroundings import Key, State
 from pgsched.worker.wakeups import Wakeup
 
 # A claim is sure for this many heartbeat intervals after the statement that made or renewed it was sent: nobody takes
@@ -23,7 +23,7 @@ SURE = 2
 class Held:
     """The runs that wait for their instant."""
 
-    def __init__(self, clock: DatabaseClock, watch: Watch, roster: Roster, beat: Wakeup, interval: float) -> None:
+    def __init__(self, clock: ServerClock, watch: Watch, roster: Roster, beat: Wakeup, interval: float) -> None:
         """interval: seconds between heartbeats."""
         self._clock = clock
         self._watch = watch
@@ -32,6 +32,8 @@ class Held:
         self._sure_for = SURE * interval
         # By their instant on the monotonic clock.
         self.instants: dict[float, tuple[asyncio.TimerHandle, list[Attempt]]] = {}
+        self._waits_for: dict[Key, asyncio.TimerHandle] = {}  # the timer of each, which others share
+        self._unsure: set[Key] = set()  # a beat must confirm their claims before they start
 
     def arrange(self, attempt: Attempt) -> None:
         """Starts a run, or has it wait for its instant, together with all others of that instant. Has a beat ask first
@@ -47,7 +49,7 @@ class Held:
                 timer = asyncio.get_running_loop().call_at(instant, self.start, instant)
                 due = self.instants[instant] = (timer, [])
             due[1].append(attempt)
-            attempt.held_by = due[0]
+            self._waits_for[attempt.key] = due[0]
             attempt.hold()
         else:
             self.ask(attempt)
@@ -60,9 +62,11 @@ class Held:
         jumped = self._watch.look()
         now = time.monotonic()
         for attempt in held:
-            if attempt.state is not State.HELD or attempt.held_by is not timer:
-                continue  # it was dropped meanwhile, or a beat asks about it
-            attempt.held_by = None
+            if self._waits_for.get(attempt.key) is not timer:
+                continue  # a beat asks about it
+            del self._waits_for[attempt.key]
+            if attempt.state is not State.HELD:
+                continue  # it was dropped meanwhile
             if jumped or now - attempt.asked_at >= self._sure_for:
                 self.ask(attempt)
             elif self._clock.monotonic(attempt.claimed.due_at) <= now:
@@ -72,9 +76,22 @@ class Held:
 
     def ask(self, attempt: Attempt) -> None:
         """Has a beat ask about a claim before its run starts."""
-        attempt.unsure = True
-        attempt.held_by = None  # the timer serves other runs too
+        self._unsure.add(attempt.key)
+        self._waits_for.pop(attempt.key, None)  # the timer serves other runs too
         self._beat.ask()
+
+    def confirm(self, attempt: Attempt) -> bool | None:
+        """A beat has confirmed a held claim: arranges its run if it was asked about. Returns whether the claim is sure
+        now, or None if nobody had asked."""
+        if attempt.key not in self._unsure:
+            return None
+        self._unsure.discard(attempt.key)
+        self.arrange(attempt)
+        return attempt.key not in self._unsure
+
+    def forget(self, attempt: Attempt) -> None:
+        """The run has ended, or was dropped."""
+        self._unsure.discard(attempt.key)
 
     def ask_all(self) -> None:
         """Asks about all held claims because time went by unseen, or the database's clock was set. No held run starts

@@ -55,7 +55,7 @@ class Runner:
         self.transactions = Transactions(kit.settings.dsn, kit.store.runs, kit.worker, kit.settings.max_transactions)
         self.caller = Caller(kit.settings.hook_timeout)
         self.held = Held(kit.clock, kit.watch, roster, kit.wakeups.beat, self._interval)
-        self._surroundings = Surroundings(
+        self.surroundings = Surroundings(
             worker=kit.worker,
             scheduler=kit.scheduler,
             clock=kit.clock,
@@ -102,7 +102,7 @@ class Runner:
                 continue
             name = run.schedule.name if run.schedule is not None else None
             executor = self._kit.scheduler.executor_for(run.entrypoint, name)
-            attempt = Attempt(self._surroundings, run, executor, asked_at=asked_at)
+            attempt = Attempt(self.surroundings, run, executor, asked_at=asked_at)
             self._roster.add(attempt)
             if jumped:
                 self.held.ask(attempt)
@@ -140,7 +140,7 @@ class Runner:
                 self._log.warning("claim_lost", run=run_id, entrypoint=claimed.entrypoint, attempt=claimed.attempt)
             attempt.end(Stop.LOST)
             return
-        attempt.asked_at = max(attempt.asked_at, asked_at)
+        attempt.renewed(asked_at)
         if hold is Hold.CANCEL and attempt.stop is None:
             attempt.end(Stop.REQUESTED)
         elif hold is Hold.WITHDRAWN and attempt.state is State.HELD:
@@ -149,10 +149,8 @@ class Runner:
             # It goes on, because it has started. The first beat sent after that records the start.
             if attempt.started > asked_at:
                 self._kit.wakeups.beat.ask()
-        elif attempt.unsure and attempt.state is State.HELD:
-            attempt.unsure = False
-            self.held.arrange(attempt)
-            self._late_answers = self._late_answers + 1 if attempt.unsure else 0
+        elif attempt.state is State.HELD and (sure := self.held.confirm(attempt)) is not None:
+            self._late_answers = 0 if sure else self._late_answers + 1
             if self._late_answers > _LATE:
                 self._say_late(time.monotonic() - asked_at)
 
@@ -173,6 +171,7 @@ class Runner:
     def _ended(self, attempt: Attempt, outcome: Outcome | None) -> None:
         """A run is over here: frees its slot and has its outcome written. outcome: None if its claim is lost."""
         self._roster.free(attempt)
+        self.held.forget(attempt)
         if outcome is None:
             self._forget(attempt, landed=False)
             if attempt.threads.call is not None:

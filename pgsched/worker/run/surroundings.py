@@ -8,18 +8,16 @@ import uuid
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 from pgsched.db.fence.fence import Transactions
 from pgsched.model import Outcome
 from pgsched.scheduler import Scheduler
-from pgsched.worker.clocks import DatabaseClock, Watch
+from pgsched.worker.clocks import ServerClock, Watch
 from pgsched.worker.run.hook_calls import Caller
 
-if TYPE_CHECKING:
-    from pgsched.worker.run.attempt import Attempt
-
 Key: TypeAlias = tuple[int, int]  # run id, token
+A = TypeVar("A")  # the attempt, whose module stands above this one
 
 
 class State(enum.Enum):
@@ -31,7 +29,7 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Generic[A]):
     """Shared by the attempts of one worker.
 
     grace: seconds that a cancelled run has to end.
@@ -45,14 +43,14 @@ class Surroundings:
 
     worker: uuid.UUID
     scheduler: Scheduler
-    clock: DatabaseClock
+    clock: ServerClock
     watch: Watch
     grace: float
     group: asyncio.TaskGroup
     threads: futures.Executor
     caller: Caller
     transactions: Transactions
-    ended: Callable[[Attempt, Outcome | None], None]
-    committed: Callable[[Attempt], None]
+    ended: Callable[[A, Outcome | None], None]
+    committed: Callable[[A], None]
     outlives: Callable[[], None]
-    raised: Callable[[Attempt, Outcome, BaseException | None], None] = lambda attempt, outcome, error: None
+    raised: Callable[[A, Outcome, BaseException | None], None] = lambda attempt, outcome, error: None

@@ -212,9 +212,9 @@ async def test_at_most_the_free_slots_are_claimed(settings, db):
     await db.all(DUE, 10)
     await db.all("select pgsched.enqueue('job') from generate_series(1, 10)")
     async with Parts(settings, max_running=4) as parts:
-        parts.roster.slots_used = 1
+        parts.taker.allowed = 3
         assert await parts.dispatcher.claim_pass() == 3
-        parts.roster.slots_used = 4
+        parts.taker.allowed = 0
         assert await parts.dispatcher.claim_pass() == 0
         left = parts.dispatcher.next.at - asyncio.get_running_loop().time()
         assert left > 60, "with no slot free it waits for one, and does not look at what is due meanwhile"

@@ -10,7 +10,7 @@ from pgsched.worker.upkeep.reconciler import Reconciler
 async def take(member: Parts, number: int = 1) -> list:
     """What the next pass claims, with so many places."""
     had = len(member.taken)
-    member.roster.slots_used = member.kit.settings.max_running - number
+    member.taker.allowed = number
     await member.dispatcher.claim_pass()
     return member.taken[had:]
 

@@ -212,7 +212,7 @@ async def test_a_backlog_that_can_only_wait_takes_no_place(settings, db):
     async with Parts(settings, max_running=2) as parts:
         await db.all("update pgsched.schedules set expression = '* * * * *', next_run = now() - interval '9 minutes'")
         assert await parts.dispatcher.claim_pass() == 1
-        parts.roster.slots_used = 1
+        parts.taker.allowed = 1
         await db.all(
             "insert into pgsched.schedules (name, entrypoint, expression, next_run)"
             " values ('t', 'job', '@yearly', now() - interval '1 second')"

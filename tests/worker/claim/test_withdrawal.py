@@ -185,10 +185,10 @@ async def test_a_give_back_waits_for_no_client(settings, db, dsn):
         [run] = anna.taken
         back = Outcome(Claim(run.id, run.token, anna.kit.worker), RunStatus.QUEUED, refund=True, unbegun=True)
         async with asyncio.timeout(5):
-            answers = await anna.runner.finisher.send([back])
+            answers = await anna.finisher.send([back])
         assert [int(landing) for landing in answers.values()] == [0], "tried again once the lock is gone"
         await client.rollback()
-        assert [int(x) for x in (await anna.runner.finisher.send([back])).values()] == [1]
+        assert [int(x) for x in (await anna.finisher.send([back])).values()] == [1]
 
 
 async def test_a_pause_that_ends_before_the_holder_answers_is_recorded_as_one(settings, db):
