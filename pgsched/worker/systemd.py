@@ -38,11 +38,6 @@ def ready(status: str = "") -> bool:
     return notify(READY=1, STATUS=status) if status else notify(READY=1)
 
 
-def status(text: str) -> bool:
-    """Sets the line that `systemctl status` shows."""
-    return notify(STATUS=text)
-
-
 def stopping(status: str = "") -> bool:
     """Reports that the service is about to end. It must be the first step of a stop."""
     return notify(STOPPING=1, STATUS=status) if status else notify(STOPPING=1)
@@ -56,13 +51,8 @@ def extend_timeout(length: timedelta) -> bool:
     return notify(EXTEND_TIMEOUT_USEC=length // timedelta(microseconds=1))
 
 
-def watchdog() -> bool:
-    """Sends the sign of life that WatchdogSec= expects."""
-    return notify(WATCHDOG=1)
-
-
 def watchdog_interval() -> float | None:
-    """Seconds between calls of watchdog(): half of the time that the manager allows. None if it expects no calls."""
+    """Seconds between signs of life (WATCHDOG=1): half of what WatchdogSec= allows. None if nobody expects any."""
     given, meant = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     try:
         if meant and int(meant) != os.getpid():  # meant for a parent, and inherited by its children

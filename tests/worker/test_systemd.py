@@ -19,8 +19,7 @@ unix = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix soc
 EVERY = [
     systemd.ready,
     systemd.stopping,
-    systemd.watchdog,
-    lambda: systemd.status("fine"),
+    lambda: systemd.notify(WATCHDOG=1, STATUS="fine"),
     lambda: systemd.extend_timeout(timedelta(seconds=1)),
 ]
 
@@ -60,10 +59,8 @@ def test_stopping_is_told(manager: socket.socket) -> None:
 
 
 def test_the_other_messages(manager: socket.socket) -> None:
-    assert systemd.status("idle")
-    assert told(manager) == {"STATUS": "idle"}
-    assert systemd.watchdog()
-    assert told(manager) == {"WATCHDOG": "1"}
+    assert systemd.notify(WATCHDOG=1, STATUS="idle")
+    assert told(manager) == {"WATCHDOG": "1", "STATUS": "idle"}
     assert systemd.extend_timeout(timedelta(minutes=1, milliseconds=1))
     assert told(manager) == {"EXTEND_TIMEOUT_USEC": "60001000"}
     assert systemd.notify(MAINPID=7, ERRNO=2)
@@ -75,7 +72,7 @@ def test_the_other_messages(manager: socket.socket) -> None:
     [("a\nMAINPID=1", "a MAINPID=1"), ("a\x1b[2J\0b", "a [2J b"), ("lone \ud800", "lone  "), ("größer", "größer")],
 )
 def test_a_value_is_one_line_of_text(manager: socket.socket, text: str, arrives: str) -> None:
-    assert systemd.status(text)
+    assert systemd.notify(STATUS=text)
     assert told(manager) == {"STATUS": arrives}
 
 
@@ -97,13 +94,13 @@ def test_a_manager_that_does_not_read_costs_a_moment(manager: socket.socket, mon
     monkeypatch.setattr(systemd, "PATIENCE", 0.1)
     started = time.monotonic()
     for _ in range(100_000):
-        if not systemd.watchdog():
+        if not systemd.notify(WATCHDOG=1):
             break
     else:
         pytest.fail("the socket never filled up")
     assert time.monotonic() - started < 30
     assert told(manager) == {"WATCHDOG": "1"}
-    assert systemd.watchdog(), "it is heard again as soon as there is room"
+    assert systemd.notify(WATCHDOG=1), "it is heard again as soon as there is room"
 
 
 @unix
@@ -111,7 +108,7 @@ def test_leaves_no_descriptor_open(manager: socket.socket) -> None:
     with contextlib.suppress(FileNotFoundError):
         before = len(list(pathlib.Path("/proc/self/fd").iterdir()))
         for _ in range(5):
-            systemd.watchdog()
+            systemd.notify(WATCHDOG=1)
         assert len(list(pathlib.Path("/proc/self/fd").iterdir())) == before
 
 
