@@ -14,7 +14,8 @@ from pgsched.errors import InvalidExpression
 from pgsched.expression.daylight import mark
 from pgsched.expression.duration import format_duration
 from pgsched.expression.expression import Expression, parse
-from pgsched.rules.ledger import TICK, interruptions_of
+from pgsched.expression.instants import TICK
+from pgsched.rules.ledger import interruptions_of
 
 Row = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ from pgsched.errors import InvalidExpression, exact, quote
 from pgsched.expression.cron import Cron
 from pgsched.expression.duration import format_duration
 from pgsched.expression.grammar import Fields, is_rate, read
-from pgsched.expression.instants import END, EPOCH, FIRST_YEAR, LAST_YEAR, as_utc
+from pgsched.expression.instants import END, EPOCH, FIRST_YEAR, LAST_YEAR, TICK, as_utc
 from pgsched.expression.zones import check_timezone
 
 LONGEST = 256  # characters of an expression
@@ -50,7 +50,7 @@ class Every:
 
     def _passed(self, until: datetime) -> int:
         """The number of fire times at or before `until`."""
-        until = min(until, END - timedelta.resolution)
+        until = min(until, END - TICK)
         return max((until - self.anchor) // self.interval + 1, 0)
 
 

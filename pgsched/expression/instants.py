@@ -10,7 +10,9 @@ from pgsched.errors import InvalidExpression
 FIRST_YEAR, LAST_YEAR = 1970, 2099
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 END = datetime(LAST_YEAR + 1, 1, 1, tzinfo=UTC)
+BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)  # before every fire time, also of executors that compute their own
 SECOND = timedelta(seconds=1)
+TICK = timedelta(microseconds=1)  # between two neighbouring instants, in Python and in PostgreSQL
 DAY = 86_400
 NEVER = (END - EPOCH) // SECOND  # no fire time is this late on the wall clock
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pgsched.errors import InvalidArguments
 from pgsched.expression.expression import parse
-from pgsched.rules.ledger import TICK
+from pgsched.expression.instants import EPOCH, TICK
 
 MOST = 1_000_000
-_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def fire_times(
             "take a shorter range, or raise the limit."
         )
     found: list[tuple[datetime, datetime | None]] = []
-    before = times.latest(_BEGINNING, start - TICK)
+    before = times.latest(EPOCH, start - TICK)
     coming = times.next(start - TICK)
     while coming is not None and coming <= end:
         found.append((coming, before))

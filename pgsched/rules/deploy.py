@@ -10,17 +10,16 @@ import json
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
+from pgsched.expression.instants import BEGINNING, TICK
 from pgsched.model import ScheduleStatus
 from pgsched.rules.projects import Home
 
 # After a change of any of these, next_run is planned again.
 TIMING = frozenset({"expression", "timezone", "starts_at", "ends_at", "max_runs"})
-_TICK = timedelta(microseconds=1)
-_BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 
 
 # --- which version counts -------------------------------------------------------------------------------
@@ -335,8 +334,8 @@ def first_fire_time(times: Next, row: Mapping[str, Any], run_count: int, now: da
     if row["max_runs"] is not None and run_count >= row["max_runs"]:
         return None
     starts_at, ends_at = _instant(row["starts_at"]), _instant(row["ends_at"])
-    after = _BEGINNING if str(row["expression"]).lstrip()[:3].lower() == "@at" else now
-    coming = times.next(after if starts_at is None else max(after, starts_at - _TICK))
+    after = BEGINNING if str(row["expression"]).lstrip()[:3].lower() == "@at" else now
+    coming = times.next(after if starts_at is None else max(after, starts_at - TICK))
     return None if coming is None or (ends_at is not None and coming > ends_at) else coming
 
 

@@ -10,15 +10,13 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from pgsched.errors import InvalidExpression
 from pgsched.expression.expression import Expression, parse
+from pgsched.expression.instants import BEGINNING, TICK
 from pgsched.model import Schedule, SkipReason
-
-TICK = timedelta(microseconds=1)
-_BEGINNING = datetime(1900, 1, 1, tzinfo=UTC)
 
 
 class FireTimes(Protocol):
@@ -98,7 +96,7 @@ def _undecided_since(schedule: Schedule) -> datetime | None:
     with contextlib.suppress(Exception):
         first = interruptions_of(json.loads(schedule.interruptions_json))[0]
         found = first.accounted_through or first.since
-        if found >= _BEGINNING:
+        if found >= BEGINNING:
             return found
     return None
 
@@ -298,7 +296,7 @@ def _opening(expression: str, accounted_through: datetime | None, since: datetim
     """Fire times after this instant count. A single undecided fire time counts even if it is past."""
     if accounted_through is not None:
         return accounted_through
-    return _BEGINNING if _is_single(expression) else since
+    return BEGINNING if _is_single(expression) else since
 
 
 def _is_single(expression: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pgsched.errors import InvalidArguments, NotFound
 from pgsched.expression.expression import parse
+from pgsched.expression.instants import TICK
 from pgsched.expression.zones import check_timezone
 from pgsched.model import RunStatus, ScheduleStatus
 from pgsched.rules.retry import Retry
@@ -219,7 +220,7 @@ def _jitter(what: str, value: Any) -> dict[str, Any]:
 
 
 def _timeout(what: str, value: Any) -> dict[str, Any]:
-    return {what: None if value is None else _interval(what, value, timedelta(microseconds=1))}
+    return {what: None if value is None else _interval(what, value, TICK)}
 
 
 def _retry(what: str, value: Any) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 
 from pgsched.expression.duration import format_duration
 from pgsched.expression.expression import parse
+from pgsched.expression.instants import TICK
 from pgsched.model import Schedule, ScheduleStatus, SkipReason
-from pgsched.rules.ledger import TICK, Account, FireTimes, Interruption, Skip, open_account
+from pgsched.rules.ledger import Account, FireTimes, Interruption, Skip, open_account
 
 # How late a fire time may be with catch_up "none" and no grace: a busy machine's lateness, not a downtime. An older
 # backlog ("all") waits for its turn; lock_due_schedules.sql has the same number.

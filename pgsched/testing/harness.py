@@ -25,10 +25,10 @@ from pgsched.db.statements.queries import Queries
 from pgsched.db.statements.values import EntrypointDefaults
 from pgsched.errors import InvalidArguments, PgschedError, RetryLater
 from pgsched.executors.capture import capturing
+from pgsched.expression.instants import BEGINNING, TICK
 from pgsched.model import Outcome, Schedule
 from pgsched.rules import options
 from pgsched.rules.agenda import Outlook
-from pgsched.rules.ledger import TICK
 from pgsched.rules.outcome import Stop
 from pgsched.scheduler import Scheduler
 from pgsched.testing.clock import Clock, StandingClock, make_schema, rewritten
@@ -46,7 +46,6 @@ from pgsched.worker.run.runner import Runner
 from pgsched.worker.upkeep.reconciler import Reconciler
 
 _MOST = 10_000  # after this many runs, one call is taken for an endless loop
-_BEGINNING = datetime.fromisoformat("1900-01-01T00:00:00+00:00")
 
 
 class Harness:
@@ -256,11 +255,11 @@ class Harness:
         """Makes the run of a fire time, past or future. Returns its id."""
         times = times_of(self._scheduler, schedule)
         if times.next(at - TICK) != at:
-            before, after = times.latest(_BEGINNING, at), times.next(at)
+            before, after = times.latest(BEGINNING, at), times.next(at)
             raise InvalidArguments(f"{at} is no fire time of {schedule.name!r}: there are {before} and {after}.")
         params = {
             "name": schedule.name, "id": schedule.id, "timed_at": schedule.timed_at, "again": True, "priority": None,
-            "fire_times": [at], "previous": [times.latest(_BEGINNING, at - TICK)],
+            "fire_times": [at], "previous": [times.latest(BEGINNING, at - TICK)],
         }  # fmt: skip
         async with self._kit.control.use() as connection:
             made = await self._kit.store.claims.rows(connection, "backfill_runs", params)

@@ -20,10 +20,10 @@ from pgsched.client.client import Row
 from pgsched.client.why import Situation, expression_of
 from pgsched.errors import InvalidExpression
 from pgsched.expression.daylight import mark
+from pgsched.expression.instants import TICK
 
 _NEXT = 10
 LAST_LINES = 20  # of a run's log
-_TICK = timedelta(microseconds=1)
 
 
 def show_schedule(row: Row, runs: list[Row], situation: Situation, as_json: bool) -> None:
@@ -63,10 +63,10 @@ def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None
         expression = expression_of(row)
     except InvalidExpression as error:
         return [], str(error)
-    after = now if row["next_run"] is None else row["next_run"] - _TICK
+    after = now if row["next_run"] is None else row["next_run"] - TICK
     if row["status"] == "paused":  # fire times during the pause are skipped
-        after = max(after, now if row["paused_until"] is None else max(now, row["paused_until"] - _TICK))
-    after = max(after, row["starts_at"] - _TICK) if row["starts_at"] else after
+        after = max(after, now if row["paused_until"] is None else max(now, row["paused_until"] - TICK))
+    after = max(after, row["starts_at"] - TICK) if row["starts_at"] else after
     most = _NEXT if row["max_runs"] is None else min(_NEXT, max(0, row["max_runs"] - row["run_count"]))
     times: list[tuple[datetime, str | None]] = []
     while len(times) < most and (coming := expression.next(after)) is not None:

@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from pgsched.expression.daylight import at_local
-
-_TICK = timedelta(microseconds=1)
+from pgsched.expression.instants import TICK
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +26,8 @@ class Moment:
     def through(self, timezone: str) -> datetime:
         """Its last instant."""
         if self.written.tzinfo is None and self.whole_day:  # a day may have 23 hours, or 25
-            return _instant(self.written + _DAY, timezone) - _TICK
-        return self.start(timezone) + self.width - _TICK
+            return _instant(self.written + _DAY, timezone) - TICK
+        return self.start(timezone) + self.width - TICK
 
     @property
     def whole_day(self) -> bool:
