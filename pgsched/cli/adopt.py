@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 import click
 from psycopg import sql
 
-from pgsched.cli.options import database, database_options, json_option, run_async
+from pgsched.cli.options import database_options, json_option, run_async
 from pgsched.cli.show.output import print_json, say, visible, write
 from pgsched.config import Settings
 from pgsched.db import migrate, session
 from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import Connection
 from pgsched.db.statements.declarations import DeclarationStatements
+from pgsched.db.target import database
 from pgsched.errors import NotFound, PgschedError
 from pgsched.rules.deploy import Holder
 from pgsched.rules.options import name_of

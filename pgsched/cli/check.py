@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pgsched import config, log
-from pgsched.cli.options import bounded, database, json_option, run_async, setting_flags
+from pgsched.cli.options import bounded, json_option, run_async, setting_flags
 from pgsched.cli.run import built
 from pgsched.cli.show.output import heading, instant, local, plain, print_json, visible, warn, write
 from pgsched.config import Settings
@@ -18,6 +18,7 @@ from pgsched.db import migrate, session
 from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import Connection
 from pgsched.db.statements.declarations import DeclarationStatements
+from pgsched.db.target import database
 from pgsched.executors.executor import Executor
 from pgsched.expression.expression import parse
 from pgsched.expression.zone_files import outdated, source_of

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import click
 
-from pgsched.cli.options import database, json_option, run_async, setting_options
+from pgsched.cli.options import json_option, run_async, setting_options
 from pgsched.cli.show.output import print_json, visible, write
 from pgsched.config import Settings
 from pgsched.db import migrate
 from pgsched.db.failures import in_sentences, reach
 from pgsched.db.session import conninfo_for
 from pgsched.db.statements.queries import Queries
+from pgsched.db.target import database
 from pgsched.errors import ConfigurationError, DatabaseUnavailable, SchemaError, Unhealthy
 from pgsched.expression.duration import format_duration
 from pgsched.expression.zone_files import REMEDY

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from pgsched.cli.options import database, database_options, json_option, run_async
+from pgsched.cli.options import database_options, json_option, run_async
 from pgsched.cli.show.output import print_json, write
 from pgsched.config import Settings
 from pgsched.db import migrate as schema
 from pgsched.db.failures import reach
 from pgsched.db.session import conninfo_for
+from pgsched.db.target import database
 
 # Longer than a migration may take to build an index; each of its locks is bounded by itself.
 _LIMIT = 24 * 3600.0

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from dataclasses import fields
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import Field, fields
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
 from pgsched import config
 from pgsched.client.client import Client, Row, connect
 from pgsched.config import Settings
-from pgsched.errors import ConfigurationError, DatabaseUnavailable, InvalidExpression, NotFound
+from pgsched.db.target import database
+from pgsched.errors import DatabaseUnavailable, InvalidExpression, NotFound
 from pgsched.expression.duration import parse_duration
 
 T = TypeVar("T")
 Command = Callable[..., Any]
+Setting: TypeAlias = "Field[Any]"
 _LIMIT = 60.0  # seconds that a look at the database may take, a frozen network included
 
 
@@ -41,10 +42,15 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def setting_flags(*names: str) -> Callable[[Command], Command]:
+def setting_flags(
+    *names: str, note: Callable[[Setting], str] = lambda setting: f"[PGSCHED_{setting.name.upper()}]"
+) -> Callable[[Command], Command]:
     """The same flags, unchecked, for a command that also reads the factory's settings before it can check them.
 
-    The command gets the given values as `flags`, and --config as `file`.
+    The command gets the given values as `flags`, and --config as `file`. config checks the values, so that every
+    source of settings has the same error messages.
+
+    note: returns what follows a setting's help; by default its environment variable.
     """
     known = {field.name: field for field in fields(Settings)}
 
@@ -58,7 +64,7 @@ def setting_flags(*names: str) -> Callable[[Command], Command]:
                 f"--{name.replace('_', '-')}",
                 name,
                 metavar="TEXT",
-                help=f"{known[name].metadata['help']}  [PGSCHED_{name.upper()}]",
+                help=f"{known[name].metadata['help']}  {note(known[name])}".rstrip(),
             )
             for name in names
         ]
@@ -122,25 +128,6 @@ def a_json_object(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise click.BadParameter('it is not a JSON object such as {"format": "pdf"}.')
     return found
-
-
-@contextlib.contextmanager
-def database(settings: Settings) -> Iterator[str | None]:
-    """The DSN to use, None for libpq's environment. If no database is named, the embedded one runs meanwhile.
-
-    Raises ConfigurationError if that is not installed or does not start.
-    """
-    if settings.names_a_database:
-        yield settings.dsn
-        return
-    try:
-        from pgsched.db import embedded  # noqa: PLC0415 - it is optional, and most commands never need it
-    except ImportError:
-        raise ConfigurationError(
-            "No database is named. Name one with --dsn or PGSCHED_DSN, or install pgsched[embedded]."
-        ) from None
-    with embedded.start(settings.data_dir) as dsn:
-        yield dsn
 
 
 async def bounded(work: Awaitable[T], limit: float | None = _LIMIT) -> T:

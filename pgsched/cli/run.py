@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from pgsched import config, log
+from pgsched.cli.options import Setting, setting_flags
 from pgsched.config import Settings
 from pgsched.errors import ConfigurationError, PgschedError
 from pgsched.expression.duration import format_duration
@@ -28,25 +29,16 @@ from pgsched.worker.serve import serve
 from pgsched.worker.worker import GIVEN_BACK
 
 
-def _all_settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """One flag per setting. config checks the values, so every source gets the same error messages."""
-    for setting in reversed(fields(Settings)):
-        default = setting.default
-        shown = (
-            "" if default is None else f"  [{default if isinstance(default, (str, int)) else format_duration(default)}]"
-        )
-        command = click.option(
-            f"--{setting.name.replace('_', '-')}", metavar="TEXT", help=setting.metadata["help"] + shown
-        )(command)
-    return command
+def _default(setting: Setting) -> str:
+    value: Any = setting.default
+    return "" if value is None else f"[{value if isinstance(value, (str, int)) else format_duration(value)}]"
 
 
 @click.command()
 @click.argument("app")
-@click.option("--config", "file", metavar="FILE", help="Read settings from FILE instead of pgsched.toml.")
 @click.option("--migrate", "migrate_first", is_flag=True, help="Bring the schema to this version first.")
-@_all_settings
-def run(app: str, file: str | None, migrate_first: bool, **flags: str | None) -> None:
+@setting_flags(*(setting.name for setting in fields(Settings)), note=_default)
+def run(app: str, flags: dict[str, str | None], file: str | None, migrate_first: bool) -> None:
     """Run the scheduler that the factory APP builds, until SIGTERM or Ctrl-C.
 
     APP is the factory's import path, module.function or module:function; the current directory is importable.
@@ -55,13 +47,12 @@ def run(app: str, file: str | None, migrate_first: bool, **flags: str | None) ->
     Exit codes: 0 drained; 75 drained, but runs had to be given back; 69 no database; 78 wrong configuration;
     128 plus the signal's number after a second signal.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    early = config.load(given, file=file)
+    early = config.load(flags, file=file)
     log.configure(early.log_level, early.log_format)
     # A thousand runs at once are many objects, and none of them is garbage: with the usual threshold of 700 the
     # collector would run all the time. Cycles that a run leaves behind are still collected, a little later.
     gc.set_threshold(100_000)
-    given_back = _complete(_run(app, given, file, migrate_first))
+    given_back = _complete(_run(app, flags, file, migrate_first))
     if given_back:
         # A thread that does not stop would keep the interpreter from exiting.
         sys.stdout.flush()
@@ -89,7 +80,7 @@ def _complete(work: Coroutine[Any, Any, int]) -> int:
                     raise
 
 
-async def _run(app: str, flags: dict[str, str], file: str | None, migrate_first: bool) -> int:
+async def _run(app: str, flags: dict[str, str | None], file: str | None, migrate_first: bool) -> int:
     async with built(app) as scheduler:
         settings = config.load(flags, scheduler.settings, file=file)
         log.configure(settings.log_level, settings.log_format)

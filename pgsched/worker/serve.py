@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -15,6 +13,7 @@ from pgsched.db import migrate
 from pgsched.db.failures import unreachable
 from pgsched.db.mishaps import Failures
 from pgsched.db.session import Session, conninfo_for
+from pgsched.db.target import database_async
 from pgsched.errors import PgschedError
 from pgsched.scheduler import Scheduler
 from pgsched.worker.worker import Worker
@@ -39,29 +38,12 @@ async def serve(
     settings = config.load(flags, scheduler.settings, file=file)
     if not structlog.is_configured():
         log.configure(settings.log_level, settings.log_format)
-    async with database(settings) as (dsn, embedded):
+    async with database_async(settings) as (dsn, embedded):
         if dsn is not None:
             settings = settings.merged({"dsn": dsn}, "embedded server")
         if embedded or migrate_first:
             await _migrate(settings)
         return await Worker(scheduler, settings, hard_exit).run()
-
-
-@contextlib.asynccontextmanager
-async def database(settings: Settings) -> AsyncIterator[tuple[str | None, bool]]:
-    """The DSN, and whether it is that of the embedded server, which then runs for as long as the block."""
-    if settings.names_a_database:
-        yield settings.dsn, False
-        return
-    from pgsched.db import embedded  # noqa: PLC0415 - the extra may not be installed
-
-    context = embedded.start(settings.data_dir)
-    dsn = await asyncio.to_thread(context.__enter__)
-    try:
-        log.get().info("embedded_started", data_dir=str(settings.data_dir or embedded.default_data_dir()))
-        yield dsn, True
-    finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
 
 
 async def _migrate(settings: Settings) -> None:

