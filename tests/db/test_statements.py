@@ -1,10 +1,20 @@
-"""Parts that several statements write alike, since SQL has no way to share them and each is tuned by itself."""
+"""Parts that several statements write alike, since SQL has no way to share them and each is tuned by itself. And the
+columns that a method takes by place."""
 
 import re
+import uuid
+from dataclasses import fields
+from datetime import timedelta
 
 import pytest
+from psycopg import AsyncRawCursor
 
+from pgsched.db.statements import queries
 from pgsched.db.statements.queries import Queries
+from pgsched.db.statements.store import Store
+from pgsched.db.statements.values import Due, EntrypointDefaults, Share, Withheld
+from pgsched.model import ClaimedRun
+from pgsched.rules.fairness import Candidate
 
 CLAIMS = ("claim_due_runs", "claim_runs")
 UPDATE = re.compile(
@@ -75,3 +85,77 @@ def test_a_claim_gives_its_fire_time_back_in_two_statements(part):
         re.search(rf"\b{part} as \( (.*?) \)(?:,| select)", texts()[name]) for name in ("give_back_runs", "reap_runs")
     ]
     assert found[0] and found[1] and found[0][1] == found[1][1]
+
+
+# --- candidates, and the locks that check them again -----------------------------------------------------
+
+FULL = re.compile(
+    r"\( (\(select count\(\*\) from pgsched\.executing (?:(?!overlap_limit).)*) \) >= pgsched\.overlap_limit\("
+)
+
+
+def part(name: str, pattern: str) -> str:
+    """What the pattern's one group finds, which the statement must have exactly once."""
+    [found] = re.findall(pattern, texts()[name])
+    return found
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"where (s\.status = 'active' and s\.priority = t\.priority .*?) and \( s\.next_run (?:is null|<= now)",
+        r"and (not \( s\.catch_up = 'all' .*? >= pgsched\.overlap_limit\(s\.overlap\) \))",
+        r"and (\( select count\(\*\) from pgsched\.runs r where (?:(?! from ).)* and pgsched\.withdrawn\(.*?\) \) = 0)",
+        r"( order by coalesce\(s\.next_run, '-infinity'::timestamptz\), s\.id limit g\.room)",
+    ],
+    ids=["mine", "waits for its own runs", "withdrawn", "order"],
+)
+def test_a_fire_time_is_a_candidate_by_the_conditions_under_which_its_schedule_is_locked(pattern):
+    assert part("read_candidates", pattern) == part("lock_due_schedules", pattern)
+
+
+def test_the_live_runs_of_a_schedule_are_counted_in_the_same_words():
+    """Whether it is full, twice for the lock and once for a candidate, and how much room it has."""
+    full = FULL.findall(texts()["lock_due_schedules"]) + FULL.findall(texts()["read_candidates"])
+    assert len(full) == 3 and len(set(full)) == 1
+    room = part("read_candidates", r"pgsched\.overlap_limit\(f\.overlap\) - (.*?) end as room")
+    assert room.replace("f.id", "s.id").replace("::int", "").split(" - ") == full[0].split(" + ")
+
+
+def test_a_waiting_run_is_a_candidate_by_the_conditions_under_which_it_is_locked():
+    pattern = r"where (r\.status = 'queued' and r\.gated and r\.line is null .*?) limit greatest\("
+    locked = part("lock_gated_runs", pattern)
+    assert part("read_candidates", pattern) == locked.replace("g.id", "s.id").replace("g.status", "s.status")
+    counted = (
+        r"pgsched\.overlap_limit\(s\.overlap\) - (\(select count\(\*\) from pgsched\.executing .*?\))(?:::int)? as"
+    )
+    assert part("read_candidates", counted) == part("lock_gated_runs", counted)
+
+
+# --- columns by place ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["claim_due_runs", "read_candidates"])
+async def test_the_columns_that_are_taken_by_place_are_the_fields(settings, db, monkeypatch, name):
+    columns = []
+
+    class Noting(AsyncRawCursor):
+        async def execute(self, *args, **options):
+            await super().execute(*args, **options)
+            columns.extend(column.name for column in self.description)
+
+    monkeypatch.setattr(queries, "AsyncRawCursor", Noting)
+    claims, shares, soon = Store(settings.schema).claims, [Share(["job"], 1)], timedelta(0)
+    if name == "claim_due_runs":
+        rules = [EntrypointDefaults("job", 1, soon, soon, None)]
+        await claims.claim_due_runs(db.connection, uuid.uuid4(), rules, shares, lookahead=soon, limit=1)
+        meant = [*names(Due), *names(ClaimedRun, without="schedule")]
+    else:
+        due = Due(False, 1, 1, False, 1)
+        await claims.read_candidates(db.connection, shares, lookahead=soon, limit=1, due=due, leave=Withheld())
+        meant = [*names(Candidate, without="needs"), "room"]
+    assert columns == meant
+
+
+def names(of: type, without: str = "") -> list[str]:
+    return [field.name for field in fields(of) if field.name != without]

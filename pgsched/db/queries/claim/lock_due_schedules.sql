@@ -5,7 +5,7 @@
 -- Ahead of its fire time a schedule is taken only while nothing of it is live, because its overlap cannot be judged
 -- earlier. A schedule whose backlog (catch_up all) waits for its own runs could only wait, and would take the place of
 -- others; plan.plan() decides the same. Both checks are filters on this statement's snapshot; the plan counts again
--- under the lock.
+-- under the lock. read_candidates has the same conditions; a test compares them.
 with recursive ranks (priority) as (
     (select priority from pgsched.schedules where status = 'active' order by priority desc limit 1)
     union all

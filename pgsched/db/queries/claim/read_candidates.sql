@@ -1,8 +1,8 @@
 -- The candidates for a claim, the first ones by fairness.order().
 -- - fire times and queued runs: of each lane as many as it has room for
 -- - runs that wait for their schedule's overlap: as many as it leaves room for
--- Locks nothing: the chosen ones are checked again under a lock. Rows that another worker has locked are included, and
--- may be gone by then.
+-- Locks nothing: the chosen ones are checked again under a lock, by the same conditions; a test compares them.
+-- Rows that another worker has locked are included, and may be gone by then.
 with recursive levels (priority) as (
     (select priority from pgsched.runs where status = 'queued' and not gated order by priority desc limit 1)
     union all
