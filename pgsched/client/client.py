@@ -25,7 +25,7 @@ from pgsched.rules.retry import Retry
 
 __all__ = ["Client", "Enqueued", "Row", "connect"]
 
-_BATCH = 500  # fire times that a backfill writes in one statement
+BATCH = 500  # fire times that a backfill writes in one statement
 
 
 class Enqueued(int):
@@ -228,8 +228,8 @@ class Client(Looks):
         row = await self.get_schedule(name, connection=connection)
         times = backfill.fire_times(row, start, end, await self.now(connection=connection), limit)
         found = Backfill()
-        for first in range(0, len(times), _BATCH):
-            batch = times[first : first + _BATCH]
+        for first in range(0, len(times), BATCH):
+            batch = times[first : first + BATCH]
             params: Row = {"name": name, "fire_times": [time for time, _ in batch]}
             made: dict[datetime, int | None] = {}
             if not dry_run:

@@ -25,6 +25,9 @@ def touched(tree: ast.AST) -> list[tuple[int, str]]:
                 found.append((node.lineno, node.attr))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "pgsched":
             found += [(node.lineno, each.name) for each in node.names if private(each.name)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            texts = [each.value for each in node.args[:2] if isinstance(each, ast.Constant)][:1]
+            found += [(node.lineno, name) for text in texts if private(name := str(text).rpartition(".")[2])]
     return sorted(found)
 
 
@@ -48,6 +51,8 @@ def test_only_a_modules_own_tests_touch_its_private_names():
     [
         ("worker.reaper._watched = {}", ["_watched"]),
         ("from pgsched.config import _setting", ["_setting"]),
+        ("monkeypatch.setattr(reaper, '_look', None)", ["_look"]),
+        ("monkeypatch.setattr('pgsched.worker.reaper._look', '_x')", ["_look"]),
         ("self._a, cls._b, x.__doc__, os._exit(1), claim._replace(), x.a_b", []),
     ],
 )

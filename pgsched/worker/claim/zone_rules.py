@@ -31,11 +31,11 @@ from pgsched.expression.zones import Rules, check_timezone, newer
 from pgsched.model import Schedule
 from pgsched.worker.aside import Aside, Kind
 
-_BATCH = 1000
+BATCH = 1000  # schedules that one statement has planned anew, at most
 # Seconds between looks while a zone is withheld: the workers that have the noted rules may be gone.
 AGAIN = 5.0
 _LOCK = timedelta(milliseconds=100)  # how long a schedule's new plan waits for a client's lock
-_LOCKED = 3.0  # seconds between looks while schedules may be left that somebody had locked
+LOCKED = 3.0  # seconds between looks while schedules may be left that somebody had locked
 _FIXED = "UTC"  # it has no rules
 
 
@@ -174,7 +174,7 @@ class ZoneRules:
         """Notes our rules, and has the zone's schedules planned by them."""
         # Rows that somebody has locked are passed over until the next look: by a worker that is planning one by other
         # rules, or by a client.
-        self.due_at = time.monotonic() + _LOCKED
+        self.due_at = time.monotonic() + LOCKED
         async with connection.transaction():
             # Another worker may have been quicker, with rules that are even newer.
             if noted is not None and not await self._note(connection, name, ours, noted):
@@ -206,10 +206,10 @@ class ZoneRules:
 
         after = count = 0
         while True:
-            params = {"name": name, "after": after, "limit": _BATCH, "rules": str(ours)}
+            params = {"name": name, "after": after, "limit": BATCH, "rules": str(ours)}
             ids = [row["id"] for row in await self._queries.rows(connection, "find_replans", params)]
             count += len(await Apart(send, refuse, patience=0).all(ids))
-            if len(ids) < _BATCH:
+            if len(ids) < BATCH:
                 await self._aside.put(connection, Kind.REPLAN, refusals)
                 return count
             after = max(ids)

@@ -62,7 +62,7 @@ async def test_daylight_saving_is_that_of_the_schedule(client):
 async def test_a_schedule_that_changes_meanwhile_gets_no_run_of_a_fire_time_that_is_not_its_own(
     client, settings, db, monkeypatch, change
 ):
-    monkeypatch.setattr("pgsched.client.client._BATCH", 1)
+    monkeypatch.setattr("pgsched.client.client.BATCH", 1)
     await hourly(client)
 
     def changes(done: int, of: int) -> None:

@@ -58,7 +58,7 @@ async def test_a_zone_that_is_noted_first_leaves_its_schedules_alone(settings, d
 
 async def test_all_schedules_of_the_zone_are_planned_anew_and_other_workers_hear_of_it(settings, db, monkeypatch):
     """In batches of one; no worker of the entrypoint is there, so that what the look at the zones did can be seen."""
-    monkeypatch.setattr(zone_rules, "_BATCH", 1)
+    monkeypatch.setattr(zone_rules, "BATCH", 1)
     for name in ("a", "b", "c"):
         await db.all("select pgsched.create_schedule(%s, 'other', '0 9 1 1 *', timezone => 'Europe/Paris')", name)
     await db.all("update pgsched.schedules set next_run = '2030-01-01', planned_at = clock_timestamp()")
@@ -83,8 +83,8 @@ def test_a_digest_tells_rules_apart_and_not_names():
 async def test_a_schedule_that_refuses_its_new_plan_keeps_no_other_from_it_and_no_worker_from_its_start(
     settings, db, monkeypatch
 ):
-    monkeypatch.setattr(zone_rules, "_BATCH", 3)
-    monkeypatch.setattr(zone_rules, "_LOCKED", 0.2)
+    monkeypatch.setattr(zone_rules, "BATCH", 3)
+    monkeypatch.setattr(zone_rules, "LOCKED", 0.2)
     for name in "abcdefg":
         await db.all("select pgsched.create_schedule(%s, 'other', '0 9 1 1 *', timezone => 'Europe/Paris')", name)
     await db.all(
