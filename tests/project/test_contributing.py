@@ -20,6 +20,13 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 CODE = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
+WITHIN = re.compile(r"^- In `([\w/]+/)`:((?:\s+`\w+\.\w+`,?)+)$", re.MULTILINE)
+
+
+def in_full(found: re.Match[str]) -> str:
+    """The files of one folder, by their paths."""
+    return re.sub(r"`(\w+\.\w+)`", rf"`{found[1]}\1`", found[2])
+
 
 def section(title: str) -> str:
     return PAGE.split(f"# {title}\n", 1)[1].split("\n## ")[0].split("\n### ")[0]
@@ -49,7 +56,7 @@ def test_each_function_is_in_its_file(file, name):
 
 
 def test_each_file_exists():
-    named = re.findall(r"`([\w/]+\.(?:py|sql|md)|[\w/]+/)`", CODE.sub("", PAGE))
+    named = re.findall(r"`([\w/]+\.(?:py|sql|md)|[\w/]+/)`", WITHIN.sub(in_full, CODE.sub("", PAGE)))
     assert len(named) > 60
     assert [each for each in named if not ((ROOT / each).exists() or (ROOT / "pgsched" / each).exists())] == []
 
@@ -63,6 +70,14 @@ def test_each_name_exists():
     functions = [name for name in functions if not name.endswith(".md")]
     assert len(functions) > 40
     assert [each for each in functions if each not in known] == []
+
+
+def test_the_recipe_names_all_places_that_ask_if_a_schedule_is_gated():
+    recipe = WITHIN.sub(in_full, section("Add an overlap policy").split("A policy without a limit", 1)[1])
+    files = [*ROOT.glob("migrations/*.sql"), *ROOT.glob("pgsched/db/queries/**/*.sql")]
+    asking = {path for path in files if re.search(r"(<>|[^:]=) 'allow'", path.read_text())}
+    named = {ROOT / each for each in re.findall(r"`([\w/]+\.sql)`", recipe)}
+    assert named - {ROOT / "pgsched/db/queries/claim/replace_runs.sql"} == asking
 
 
 def test_the_map_has_all_packages():
