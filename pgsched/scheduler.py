@@ -16,11 +16,11 @@ from pgsched.errors import InvalidArguments, RegistrationError
 from pgsched.executors import executor as executors
 from pgsched.executors.command import ENTRYPOINT, Command, CommandExecutor, stored_command
 from pgsched.executors.executor import Executor, Function, Place, Signature
+from pgsched.executors.home import Home, home_of_program
 from pgsched.expression.expression import parse
 from pgsched.hooks import HookDecorators, Hooks
 from pgsched.rules import deploy, options
 from pgsched.rules.limits import Limits
-from pgsched.rules.projects import Home, home_of_program
 from pgsched.rules.retry import Retry
 
 F = TypeVar("F", bound=Callable[..., Any])

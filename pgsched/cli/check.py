@@ -20,13 +20,13 @@ from pgsched.db.session import Connection
 from pgsched.db.statements.declarations import DeclarationStatements
 from pgsched.db.target import database
 from pgsched.executors.executor import Executor
+from pgsched.executors.home import is_gone
 from pgsched.expression.expression import parse
 from pgsched.expression.zone_files import outdated, source_of
 from pgsched.expression.zones import Rules, newer
 from pgsched.model import ScheduleStatus
 from pgsched.rules import deploy
 from pgsched.rules.deploy import Difference, Kind, Next, Other, Standing, Verdict
-from pgsched.rules.projects import is_gone
 from pgsched.scheduler import Scheduler
 from pgsched.worker.claim.zone_rules import in_force, known
 
@@ -122,7 +122,7 @@ async def look(connection: Connection, statements: DeclarationStatements, schedu
     rows = {name: declared.row for name, declared in scheduler.declared.items()}
     standing = await statements.read_declarations(connection, scheduler.app_name, scheduler.fingerprint)
     others = await statements.read_owners(connection, scheduler.owner, list(rows))
-    earlier = [x for x in others if deploy.is_ours(x, scheduler.home, scheduler.former_names, is_gone)]
+    earlier = [x for x in others if deploy.is_ours(x, scheduler.home.project, scheduler.former_names, is_gone)]
     ours = [f"code:{other.app}" for other in earlier if not other.alive]
     awaited = [f"code:{other.app}" for other in earlier if other.alive]
     compared = await statements.compare_schedules(connection, [scheduler.owner, *ours], scheduler.rows())

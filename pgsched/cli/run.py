@@ -22,8 +22,8 @@ from pgsched import config, log
 from pgsched.cli.options import Setting, setting_flags
 from pgsched.config import Settings
 from pgsched.errors import ConfigurationError, PgschedError
+from pgsched.executors.home import home_of_factory
 from pgsched.expression.duration import format_duration
-from pgsched.rules.projects import home_of_factory
 from pgsched.scheduler import Scheduler
 from pgsched.worker.serve import serve
 from pgsched.worker.worker import GIVEN_BACK

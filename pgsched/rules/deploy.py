@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from pgsched.expression.instants import BEGINNING, TICK
 from pgsched.model import ScheduleStatus
-from pgsched.rules.projects import Home
 
 # After a change of any of these, next_run is planned again.
 TIMING = frozenset({"expression", "timezone", "starts_at", "ends_at", "max_runs"})
@@ -135,17 +134,21 @@ def refused(app: str, compared: Sequence[Compared], holders: Sequence[Holder], p
     )
 
 
-def is_ours(other: Other, home: Home, former: Collection[str], is_gone: Callable[[str], bool]) -> bool:
+def is_ours(other: Other, ours: str, former: Collection[str], is_gone: Callable[[str], bool]) -> bool:
     """Whether another application is ours under an earlier name.
 
     Either our factory had that name before, or the name belongs to a factory of our project that is no longer in this
     code. At least half of its schedules must be ours too: in a project with several services, another service's
     factory may not be importable here.
+
+    ours: the name of our project, or empty.
+    former: the names that our factory had before.
+    is_gone: whether an import path is no longer in this code.
     """
     if 2 * other.shared < other.schedules:
         return False
     project, _, path = other.app.rpartition("/")
-    return other.app in former or (bool(project) and project == home.project and is_gone(path))
+    return other.app in former or (bool(project) and project == ours and is_gone(path))
 
 
 def whose(owner: str | None, app: str) -> str:

@@ -6,7 +6,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pgsched.expression.expression import parse
-from pgsched.rules.deploy import Compared, Kind, Standing, Verdict, difference, fingerprint, kind, verdict
+from pgsched.rules.deploy import (
+    Compared,
+    Kind,
+    Other,
+    Standing,
+    Verdict,
+    difference,
+    fingerprint,
+    is_ours,
+    kind,
+    verdict,
+)
 
 NOW = datetime(2027, 1, 1, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -30,6 +41,29 @@ BERLIN_NINE = datetime(2027, 1, 2, 8, 0, tzinfo=UTC)
 )
 def test_whose_word_counts(in_force, known, alive, expected):
     assert verdict("ours", Standing(NOW, in_force, None, known, alive)) is expected
+
+
+@pytest.mark.parametrize(
+    ("app", "schedules", "shared", "gone", "ours"),
+    [
+        ("shop/a.b", 2, 2, True, True),
+        ("shop/a.b", 2, 1, True, True),
+        ("shop/a.b", 3, 1, True, False),  # another service of the project may not be importable here
+        ("shop/a.b", 0, 0, True, True),  # all retired
+        ("shop/a.b", 2, 2, False, False),
+        ("bank/a.b", 2, 2, True, False),
+        ("a.b", 2, 2, True, False),
+        ("core.app", 2, 2, False, True),
+        ("core.app", 3, 1, False, False),
+    ],
+)
+def test_whether_another_application_is_ours_under_an_earlier_name(app, schedules, shared, gone, ours):
+    other = Other(app, schedules, shared, 0)
+    assert is_ours(other, "shop", {"core.app"}, lambda path: gone and path == "a.b") is ours
+
+
+def test_code_of_no_project_owns_no_name_without_one():
+    assert not is_ours(Other("a.b", 2, 2, 0), "", (), lambda path: True)
 
 
 ROW = {

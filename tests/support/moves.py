@@ -1,7 +1,7 @@
 """Applications that may have another name now, and whose their schedules are."""
 
 from pgsched import Scheduler
-from pgsched.rules.projects import Home
+from pgsched.executors.home import Home
 
 HERE = Home("shop", "core.app.create_scheduler")
 

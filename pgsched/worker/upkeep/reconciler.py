@@ -18,12 +18,12 @@ from pgsched.db.mishaps import Mishaps
 from pgsched.db.session import STATEMENT_LIMIT, Connection
 from pgsched.db.statements.values import Planned
 from pgsched.errors import ConfigurationError, InvalidExpression
+from pgsched.executors.home import is_gone
 from pgsched.expression.duration import format_duration
 from pgsched.model import Schedule
 from pgsched.rules import deploy
 from pgsched.rules.deploy import Compared, Kind, Other, Standing, Verdict
 from pgsched.rules.plan import fire_times, retire
-from pgsched.rules.projects import is_gone
 from pgsched.worker.kit import Kit
 
 # Seconds without a live worker of the version in force, before a running worker applies its own declarations: a restart
@@ -152,7 +152,7 @@ class Reconciler:
     async def _earlier(self, connection: Connection) -> list[Other]:
         names = [row["name"] for row in self._rows]
         others = await self._statements.read_owners(connection, self._owner, names)
-        return [other for other in others if deploy.is_ours(other, self._home, self._former, is_gone)]
+        return [other for other in others if deploy.is_ours(other, self._home.project, self._former, is_gone)]
 
     async def _adopt(self, connection: Connection, earlier: Sequence[Other]) -> None:
         """Takes over the schedules and runs that our application owns under earlier names, except names with live

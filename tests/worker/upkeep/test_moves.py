@@ -16,8 +16,7 @@ from pgsched import Limits, Scheduler
 from pgsched.cli.run import built
 from pgsched.db.statements.declarations import DeclarationStatements
 from pgsched.errors import ConfigurationError
-from pgsched.rules.deploy import Other, is_ours
-from pgsched.rules.projects import Home
+from pgsched.executors.home import Home
 from pgsched.worker.kit import Kit
 from pgsched.worker.upkeep.reconciler import Reconciler
 
@@ -175,25 +174,6 @@ async def test_what_is_not_certainly_ours_is_left_alone_and_the_log_names_the_co
     (event,) = named(await start(declares("kept"), settings), "schedule_not_ours")
     assert await stored(db) == before
     assert f"pgsched schedules adopt {OTHERS[why]} {HERE.name}" in event["advice"]
-
-
-@pytest.mark.parametrize(
-    ("app", "schedules", "shared", "gone", "ours"),
-    [
-        ("shop/a.b", 2, 2, True, True),
-        ("shop/a.b", 2, 1, True, True),
-        ("shop/a.b", 3, 1, True, False),  # another service of the project may not be importable here
-        ("shop/a.b", 0, 0, True, True),  # all retired
-        ("shop/a.b", 2, 2, False, False),
-        ("bank/a.b", 2, 2, True, False),
-        ("a.b", 2, 2, True, False),
-        ("core.app", 2, 2, False, True),
-        ("core.app", 3, 1, False, False),
-    ],
-)
-def test_is_ours(app, schedules, shared, gone, ours):
-    other = Other(app, schedules, shared, 0)
-    assert is_ours(other, Home("shop", "core.app"), {"core.app"}, lambda path: gone and path == "a.b") is ours
 
 
 async def test_a_move_waits_for_the_workers_of_the_old_name(settings, db):

@@ -1,6 +1,7 @@
-"""Names applications: the project that a factory's code belongs to, and whether another factory is still in this code.
+"""Finds which project and factory a function's code comes from, and whether another factory is still in this code.
 
-Reads files and imports nothing. deploy decides which schedules an application owns.
+An application has its default name from them. Reads files and imports nothing; deploy decides which schedules an
+application owns.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pgsched.rules.projects import Home, home_of_factory, home_of_program, is_gone, project_of
+from pgsched.executors.home import Home, home_of_factory, home_of_program, is_gone, project_of
 
 NAMED = '[project]\nname = "{}"\n'
 
