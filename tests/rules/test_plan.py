@@ -3,30 +3,15 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
 
 import pytest
-from support.schedules import BASE, MINUTE, NINE
+from support.schedules import BASE, MINUTE, NINE, OTHER_TIMING, at, interrupted, paused
 
 from pgsched.expression.expression import parse
-from pgsched.model import Process, RunStatus, ScheduleStatus
+from pgsched.model import ScheduleStatus
 from pgsched.rules.plan import Occupancy, jitter, plan, retire
-from pgsched.rules.retry import Retry, Silent, after_loss, is_stalled, retry_delay
 
 SECOND = timedelta(seconds=1)
-
-
-def at(minute: float) -> datetime:
-    return NINE + minute * MINUTE
-
-
-def interrupted(kind: str, since: float, through: float, **rest) -> dict:
-    rest = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in rest.items()}
-    return {"kind": kind, "since": at(since).isoformat(), "through": at(through).isoformat(), **rest}
-
-
-def paused(since: float, through: float, note: str | None = None) -> dict:
-    return interrupted("paused", since, through, note=note)
 
 
 def decide(now: datetime, live: Occupancy | int = 0, ahead: timedelta = SECOND, past: tuple[dict, ...] = (), **changes):
@@ -45,10 +30,6 @@ def decide(now: datetime, live: Occupancy | int = 0, ahead: timedelta = SECOND, 
 
 ACTIVE, FINISHED = ScheduleStatus.ACTIVE, ScheduleStatus.FINISHED
 ALL = {"catch_up": "all"}
-OTHER_TIMING = {
-    "accounted_through": None, "next_run": NINE, "expression": "*/2 * * * *", "timezone": "UTC",
-    "starts_at": None, "ends_at": None,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -316,72 +297,6 @@ def test_jitter_is_the_same_everywhere_and_stays_before_the_next_fire_time():
     assert len(values) > 150 and all(timedelta(0) <= v < MINUTE for v in values)
     assert jitter(schedule, times, NINE) == jitter(schedule, times, NINE)
     assert jitter(BASE, times, NINE) == timedelta(0)
-
-
-@pytest.mark.parametrize(("attempt", "seconds"), [(0, 0), (1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (50, 10), (999, 10)])
-def test_retry_delay(attempt, seconds):
-    assert retry_delay(SECOND, 10 * SECOND, attempt) == seconds * SECOND
-
-
-def test_retry_delay_does_not_overflow():
-    assert retry_delay(timedelta(days=36500), timedelta(days=36500), 900) == timedelta(days=36500)
-
-
-@pytest.mark.parametrize("bad", [{"attempts": 0}, {"attempts": True}, {"attempts": 1.5}, {"backoff": -SECOND},
-                                 {"backoff": 3}, {"max_backoff": timedelta(days=99999)}])  # fmt: skip
-def test_retry_refuses(bad):
-    with pytest.raises(ValueError, match=r"Retry\("):
-        Retry(**bad)
-
-
-SILENT = Silent(
-    id=1, attempt=1, token=1, worker=uuid4(), entrypoint="e", heartbeat_at=NINE, alive_at=NINE, max_attempts=3,
-    backoff=SECOND, max_backoff=timedelta(hours=1), direct=True, connected=True, heartbeat_interval=None,
-    stall_timeout=None,
-)  # fmt: skip
-GONE = {"connected": False}
-POOLED = {"connected": False, "direct": False}
-ENDED, ALIVE = Process.ENDED, Process.ALIVE
-
-
-@pytest.mark.parametrize(
-    ("what", "silence", "changes", "seen", "stalled"),
-    [
-        ("connected and silent for a while", 29.9, {}, {}, False),
-        ("connected and silent for the stall timeout", 30, {}, {}, True),
-        ("no sessions, which proves nothing", 29.9, GONE, {}, False),
-        ("no sessions for the stall timeout", 30, GONE, {}, True),
-        ("its process has ended, two beats missed", 2.9, GONE, {"process": ENDED}, False),
-        ("its process has ended, three beats missed", 3, GONE, {"process": ENDED}, True),
-        ("its process has ended, right after an outage", 3, GONE, {"process": ENDED, "trusted": False}, True),
-        ("its process has ended, its sessions are still to go", 3, {}, {"process": ENDED}, False),
-        ("its process has ended, behind a pooler", 3, POOLED, {"process": ENDED}, True),
-        ("no sessions while others of its route are well", 3, {**GONE, "vouched": True}, {}, True),
-        ("the same, right after an outage", 3, {**GONE, "vouched": True}, {"trusted": False}, False),
-        ("the same, but its process is there", 29.9, {**GONE, "vouched": True}, {"process": ALIVE}, False),
-        ("its process is there and silent for the stall timeout", 30, GONE, {"process": ALIVE}, True),
-        ("behind a pooler nothing can be seen", 29.9, {**POOLED, "vouched": True}, {}, False),
-        ("behind a pooler the stall timeout decides", 30, POOLED, {}, True),
-        ("right after an outage nothing is", 3600, {}, {"trusted": False}, False),
-        ("silent for an hour, seen for a moment", 3600, GONE, {"process": ENDED, "watched": 1.9 * SECOND}, False),
-        ("it beats every ten seconds", 29, {**GONE, "heartbeat_interval": 10 * SECOND}, {"process": ENDED}, False),
-        ("its own stall timeout counts", 59, {"stall_timeout": MINUTE}, {}, False),
-        ("a beat that found the row locked", 3600, {"alive_at": NINE + 3599 * SECOND}, {}, False),
-    ],
-)
-def test_is_stalled(what, silence, changes, seen, stalled):
-    run = replace(SILENT, **changes)
-    seen = {"watched": MINUTE, **seen}
-    assert is_stalled(run, NINE + silence * SECOND, SECOND, 30 * SECOND, **seen) is stalled, what
-
-
-@pytest.mark.parametrize(
-    ("attempt", "expected"),
-    [(1, (RunStatus.QUEUED, 0)), (2, (RunStatus.QUEUED, 1)), (3, (RunStatus.FAILED, 0)), (9, (RunStatus.FAILED, 0))],
-)
-def test_after_loss(attempt, expected):
-    status, delay = after_loss(replace(SILENT, attempt=attempt))
-    assert (status, delay / SECOND) == expected
 
 
 @pytest.mark.parametrize(

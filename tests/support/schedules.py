@@ -1,4 +1,4 @@
-"""A schedule as tables of decisions vary it."""
+"""A schedule as tables of decisions vary it, and its interruptions. Minutes count from nine o'clock."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -14,3 +14,21 @@ BASE = Schedule(
     last_run=None, last_status=None, accounted_through=None, timed_at=NINE - MINUTE / 2, interruptions_json=None,
     created_at=NINE - timedelta(days=1), updated_at=NINE - MINUTE / 2,
 )  # fmt: skip
+# A timing that has ended, as the entry of a change describes it.
+OTHER_TIMING = {
+    "accounted_through": None, "next_run": NINE, "expression": "*/2 * * * *", "timezone": "UTC",
+    "starts_at": None, "ends_at": None,
+}  # fmt: skip
+
+
+def at(minute: float) -> datetime:
+    return NINE + minute * MINUTE
+
+
+def interrupted(kind: str, since: float, through: float, **rest) -> dict:
+    rest = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in rest.items()}
+    return {"kind": kind, "since": at(since).isoformat(), "through": at(through).isoformat(), **rest}
+
+
+def paused(since: float, through: float, note: str | None = None) -> dict:
+    return interrupted("paused", since, through, note=note)

@@ -7,10 +7,9 @@ what is due, priority, due time, kind and id. Whatever the claim does to find th
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import psycopg
-import pytest
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -19,46 +18,9 @@ from support.fair import END, LOOKAHEAD, NEEDS, OWN, Member, used
 
 from pgsched.db.statements.queries import in_schema
 from pgsched.executors.executor import Place
-from pgsched.rules.fairness import SLOT, Candidate, Kind, choose
 from pgsched.worker.upkeep.reconciler import Reconciler
 
-NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 KINDS = ["waiting", "line", "queued", "fire time"]
-
-
-# --- the choice ------------------------------------------------------------------------------------------
-
-
-def one(number: int, *needs: str, kind: Kind = Kind.QUEUED, priority: int = 0, due: int = 0, ahead: bool = False):
-    at = NOW + timedelta(seconds=due)
-    return Candidate(kind, number, None, "e", priority, at, ahead, (SLOT, *needs))
-
-
-@pytest.mark.parametrize(
-    ("candidates", "rooms", "expected"),
-    [
-        ([one(1), one(2, priority=1)], {SLOT: 1}, [2]),
-        ([one(1, due=-1), one(2, due=-2)], {SLOT: 1}, [2]),
-        ([one(2), one(1)], {SLOT: 1}, [1]),
-        ([one(1, ahead=True, priority=9, due=1), one(2)], {SLOT: 1}, [2]),
-        ([one(1, kind=Kind.FIRE_TIME), one(2)], {SLOT: 1}, [2]),
-        ([one(1, kind=Kind.FIRE_TIME, due=-1), one(2)], {SLOT: 1}, [1]),
-        ([one(1, "thread", priority=9), one(2)], {SLOT: 1, "thread": 0}, [2]),
-        ([one(1, "thread"), one(2, "thread"), one(3)], {SLOT: 2, "thread": 1}, [1, 3]),
-        ([one(1), one(2)], {}, [1, 2]),
-        ([one(1)], {SLOT: 0}, []),
-    ],
-    ids=[
-        "priority", "due time", "id", "what is due before what will be", "runs before fire times",
-        "due time before kind", "what lacks something holds up nobody", "until it is used up", "without limits all",
-        "without a slot none",
-    ],
-)  # fmt: skip
-def test_chooses(candidates, rooms, expected) -> None:
-    assert [each.id for each in choose(candidates, rooms)] == expected
-
-
-# --- the claim -------------------------------------------------------------------------------------------
 
 
 @dataclass
