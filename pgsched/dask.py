@@ -94,13 +94,13 @@ class DaskExecutor(Executor):
         package = pack(run, self.function)
         # Another attempt's task may still be there: no two of them have the same key.
         key = f"pgsched-{run.id}-{run.token}-{uuid.uuid4().hex[:8]}"
-        async with _linked(self._scheduler, self._connect_timeout) as (link, client):
-            link.runs[key] = run
+        async with _connected(self._scheduler, self._connect_timeout) as (shared, client):
+            shared.runs[key] = run
             future = client.submit(perform, package, _TOPIC, key=key, pure=False, **self._submit)
             try:
                 answer = await _outcome(future)
             finally:
-                del link.runs[key]
+                del shared.runs[key]
                 if not future.done():
                     # If the scheduler is away, nobody can be notified.
                     with contextlib.suppress(Exception):
@@ -127,7 +127,7 @@ async def _outcome(future: Any) -> Answer:
 # --- the connection -------------------------------------------------------------------------------------
 
 
-class _Link:
+class _SharedClient:
     """One connection to a scheduler, shared by all runs that are there at one time."""
 
     def __init__(self, scheduler: str | Factory, timeout: float) -> None:
@@ -177,25 +177,25 @@ class _Link:
                     await self.opening.result().close()
 
 
-_LINKS: dict[tuple[asyncio.AbstractEventLoop, str | Factory], _Link] = {}
+_SHARED: dict[tuple[asyncio.AbstractEventLoop, str | Factory], _SharedClient] = {}
 
 
 @contextlib.asynccontextmanager
-async def _linked(scheduler: str | Factory, timeout: float) -> AsyncIterator[tuple[_Link, Any]]:
-    """A link to a scheduler and its client, closed after its last user. Raises DaskFailed."""
+async def _connected(scheduler: str | Factory, timeout: float) -> AsyncIterator[tuple[_SharedClient, Any]]:
+    """The shared connection to a scheduler, and its open client; closed after its last user. Raises DaskFailed."""
     place = (asyncio.get_running_loop(), scheduler)
-    link = _LINKS.get(place)
-    if link is None or not link.usable:
-        link = _LINKS[place] = _Link(scheduler, timeout)
-    link.users += 1
+    shared = _SHARED.get(place)
+    if shared is None or not shared.usable:
+        shared = _SHARED[place] = _SharedClient(scheduler, timeout)
+    shared.users += 1
     try:
-        yield link, await asyncio.shield(link.opening)
+        yield shared, await asyncio.shield(shared.opening)
     finally:
-        link.users -= 1
-        if not link.users:
-            if _LINKS.get(place) is link:
-                del _LINKS[place]
-            closing = asyncio.create_task(link.close())
+        shared.users -= 1
+        if not shared.users:
+            if _SHARED.get(place) is shared:
+                del _SHARED[place]
+            closing = asyncio.create_task(shared.close())
             while not closing.done():
                 with contextlib.suppress(asyncio.CancelledError):  # it has a limit of its own
                     await asyncio.shield(closing)

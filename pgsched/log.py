@@ -124,7 +124,7 @@ class _Stream:
         return self._stream.isatty()
 
 
-class _Lines:
+class _EventLogger:
     """Takes structlog's rendered events."""
 
     def __init__(self, out: _Stream) -> None:
@@ -161,7 +161,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         )
     else:
         renderer = structlog.processors.JSONRenderer(serializer=_json)
-    _factory = lambda *_: _Lines(out)  # noqa: E731
+    _factory = lambda *_: _EventLogger(out)  # noqa: E731
     _plain = [*shared, renderer] if isinstance(renderer, structlog.processors.JSONRenderer) else None
     structlog.configure(
         processors=[*shared, renderer],

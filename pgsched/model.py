@@ -108,7 +108,7 @@ class Cancellation:
         self.noticed = False
 
 
-class Transaction(Protocol):
+class RunTransaction(Protocol):
     """A block for `async with` in coroutines and `with` in threads; its value is a psycopg connection of that kind."""
 
     async def __aenter__(self) -> Any: ...
@@ -117,10 +117,10 @@ class Transaction(Protocol):
     def __exit__(self, *error: Any) -> bool: ...
 
 
-class Fence(Protocol):
+class SupportsTransaction(Protocol):
     """The implementation of run.transaction()."""
 
-    def transaction(self) -> Transaction:
+    def transaction(self) -> RunTransaction:
         """The attempt's one transaction."""
 
 
@@ -155,9 +155,9 @@ class Run:
     token: int = 0
     cancellation: Cancellation = field(default_factory=Cancellation, repr=False, compare=False)
     journal: Journal = field(default_factory=Journal, repr=False, compare=False)
-    fence: Fence | None = field(default=None, repr=False, compare=False)
+    fence: SupportsTransaction | None = field(default=None, repr=False, compare=False)
 
-    def transaction(self) -> Transaction:
+    def transaction(self) -> RunTransaction:
         """A transaction that commits the application's writes and this run's success together, or neither.
 
         `async with run.transaction() as connection:` in coroutines, `with run.transaction() as connection:` in sync

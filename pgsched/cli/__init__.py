@@ -19,7 +19,7 @@ import click
 import psycopg
 
 from pgsched.cli.show.output import OutputLostError, complain
-from pgsched.db.mishaps import describe
+from pgsched.db.mishaps import one_line
 from pgsched.errors import PgschedError
 
 _COMMANDS = {
@@ -92,7 +92,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(error, PgschedError):
         return error.exit_code, str(error)
     if isinstance(error, psycopg.Error):
-        return 1, f"The database refused: {describe(error)}."
+        return 1, f"The database refused: {one_line(error)}."
     return 2, "An argument holds bytes that are not text in this locale: pass it in the locale's encoding."
 
 

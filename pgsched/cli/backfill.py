@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pgsched.cli.options import found, with_client
+from pgsched.cli.options import find_schedule, with_client
 from pgsched.cli.show.moments import Moment
 from pgsched.cli.show.output import instant, local, print_json, print_table, say, write
 from pgsched.client.client import Client, Row
@@ -28,7 +28,7 @@ def run_backfill(
     """Backfills, and returns the exit code: 1 if it waited and a run did not succeed."""
 
     async def queue(client: Client) -> tuple[Row, Backfill]:
-        row = await found(client, name)
+        row = await find_schedule(client, name)
         zone = row["timezone"]
         for moment in (start, end):
             if remark := moment.remark(zone):

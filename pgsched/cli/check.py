@@ -143,7 +143,7 @@ async def look(connection: Connection, statements: DeclarationStatements, schedu
     limits = await statements.compare_limits(connection, scheduler.owner, scheduler.limit_rows())
     refusal = None
     if standing.alive and deploy.verdict(scheduler.fingerprint, standing) is Verdict.NEW:
-        refusal = deploy.refused(scheduler.app_name, compared, holders, scheduler.home.project)
+        refusal = deploy.why_refused(scheduler.app_name, compared, holders, scheduler.home.project)
     return Look(standing, differences, limits, earlier, refusal, await _zones(connection, statements, scheduler))
 
 

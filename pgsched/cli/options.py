@@ -162,7 +162,7 @@ def with_client(settings: Settings, work: Callable[[Client], Awaitable[T]], limi
         return run_async(go(dsn), limit)
 
 
-async def found(client: Client, name: str) -> Row:
+async def find_schedule(client: Client, name: str) -> Row:
     """The schedule with that name, or the only schedule of the entrypoint with that name. Raises NotFound."""
     try:
         return await client.get_schedule(name)

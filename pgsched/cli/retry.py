@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pgsched.cli.backfill import bar
-from pgsched.cli.options import found, in_past, with_client
+from pgsched.cli.options import find_schedule, in_past, with_client
 from pgsched.cli.show.details import why
 from pgsched.cli.show.output import instant, print_json, print_table, say, write
 from pgsched.client.client import Client, Row
@@ -55,7 +55,7 @@ async def _look(
     return await client.runs.list_dead(
         status=None if len(statuses) == 2 else min(statuses),
         entrypoint=entrypoint,
-        schedule=None if schedule is None else (await found(client, schedule))["name"],
+        schedule=None if schedule is None else (await find_schedule(client, schedule))["name"],
         since=await in_past(client, since),
         until=await in_past(client, until),
     )

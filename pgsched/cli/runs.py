@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgsched.cli.options import a_past, database_options, found, in_past, json_option, with_client
+from pgsched.cli.options import a_past, database_options, find_schedule, in_past, json_option, with_client
 from pgsched.cli.retry import retry_many
 from pgsched.cli.show.details import LAST_LINES, print_line, print_runs, show_run
 from pgsched.cli.show.output import complain, print_json, print_json_line, say, warn, write
@@ -52,7 +52,7 @@ def list_(
     """List the newest runs, including skipped fire times."""
 
     async def read(client: Client) -> tuple[list[Row], bool]:
-        name = schedule and (await found(client, schedule))["name"]
+        name = schedule and (await find_schedule(client, schedule))["name"]
         rows = await client.list_runs(name, status, entrypoint, limit, since=await in_past(client, since))
         searched = _searches(schedule, status, entrypoint, since)
         return rows, searched and len(rows) < limit and await client.runs.beyond_reach()

@@ -15,7 +15,7 @@ from pgsched.cli.options import (
     a_json_object,
     an_instant,
     database_options,
-    found,
+    find_schedule,
     json_option,
     with_client,
 )
@@ -96,11 +96,11 @@ def show(settings: Settings, name: str, moment: Moment | None, as_json: bool) ->
     """
 
     async def read(client: Client) -> tuple[Row, list[Row], Situation]:
-        row = await found(client, name)
+        row = await find_schedule(client, name)
         return row, await client.list_runs(row["name"], limit=10), await client.situation(row["name"])
 
     async def look(client: Client) -> Answer:
-        row = await found(client, name)
+        row = await find_schedule(client, name)
         assert moment is not None
         start, through = moment.start(row["timezone"]), moment.through(row["timezone"])
         records = await client.list_runs_between(row["name"], start, through)
@@ -210,7 +210,7 @@ def pause(settings: Settings, name: str, note: str | None, until: datetime | Non
     """Pause a schedule, until an instant or until you resume it. Fire times during the pause are skipped."""
 
     async def work(client: Client) -> str:
-        title = str((await found(client, name))["name"])
+        title = str((await find_schedule(client, name))["name"])
         await client.pause(title, note, until, backlog=backlog)
         return title
 
@@ -230,7 +230,7 @@ def resume(settings: Settings, name: str, backlog: bool | None) -> None:
     """Resume a paused schedule. Fire times during the pause are recorded as skipped, unless --backlog is set."""
 
     async def work(client: Client) -> str:
-        title = str((await found(client, name))["name"])
+        title = str((await find_schedule(client, name))["name"])
         await client.resume(title, backlog=backlog)
         return title
 
@@ -252,7 +252,7 @@ def trigger(settings: Settings, name: str, wait: bool, timeout: timedelta | None
         raise click.UsageError("--timeout needs --wait.")
 
     async def work(client: Client) -> int:
-        return await client.trigger((await found(client, name))["name"])
+        return await client.trigger((await find_schedule(client, name))["name"])
 
     run_id = with_client(settings, work)
     if wait:
@@ -317,7 +317,7 @@ def remove(settings: Settings, name: str, yes: bool) -> None:
         raise click.UsageError("There is no terminal to ask on: add --yes to remove it without being asked.")
 
     async def look(client: Client) -> Row:
-        return await found(client, name)
+        return await find_schedule(client, name)
 
     row = with_client(settings, look)
     title = row["name"]

@@ -226,7 +226,7 @@ class Client(Looks):
         if priority is not None:
             options.whole("priority", priority, -100, 100)
         row = await self.get_schedule(name, connection=connection)
-        times = backfill.fire_times(row, start, end, await self.now(connection=connection), limit)
+        times = backfill.past_fire_times(row, start, end, await self.now(connection=connection), limit)
         found = Backfill()
         for first in range(0, len(times), BATCH):
             batch = times[first : first + BATCH]

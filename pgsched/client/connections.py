@@ -68,7 +68,7 @@ class Pooled:
         """The caller's connection. Raises InvalidArguments unless it is an AsyncConnection."""
         if isinstance(connection, psycopg.AsyncConnection):
             return connection
-        raise refused(connection, "AsyncConnection", "connect()", "Connection", "connect_sync()")
+        raise wrong_connection(connection, "AsyncConnection", "connect()", "Connection", "connect_sync()")
 
     async def sleep(self, seconds: float) -> None:
         """Gives the event loop to others."""
@@ -79,7 +79,7 @@ async def _configure(connection: Connection) -> None:
     await session.prepare(connection)
 
 
-def refused(connection: Any, kind: str, client: str, other: str, there: str) -> InvalidArguments:
+def wrong_connection(connection: Any, kind: str, client: str, other: str, there: str) -> InvalidArguments:
     """The error for a caller's connection of another kind than the client's."""
     found = f"{type(connection).__module__.partition('.')[0]}'s {type(connection).__name__}"
     return InvalidArguments(

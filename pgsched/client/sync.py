@@ -20,7 +20,7 @@ from psycopg.pq import Format
 from psycopg_pool import ConnectionPool
 
 from pgsched.client.client import Client
-from pgsched.client.connections import POOL, conninfo_of, refused
+from pgsched.client.connections import POOL, conninfo_of, wrong_connection
 from pgsched.client.runs import Runs
 from pgsched.db import session
 from pgsched.db.failures import reaching
@@ -44,7 +44,7 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
         psycopg.Connection.connect(info, autocommit=True).close()
     check = ConnectionPool.check_connection
     with ConnectionPool(info, configure=_configure, check=check, **POOL) as pool:
-        yield SyncClient(Client(_Blocking(pool), Queries(schema)))
+        yield SyncClient(Client(_SyncConnections(pool), Queries(schema)))
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +131,7 @@ class SyncClient:
         def __getattr__(self, name: str) -> Any: ...
 
 
-class _Blocking:
+class _SyncConnections:
     """The connections of a synchronous client."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
@@ -147,7 +147,7 @@ class _Blocking:
         """The caller's connection, adapted. Raises InvalidArguments unless it is a synchronous one of psycopg 3."""
         if isinstance(connection, psycopg.Connection):
             return _adapted(connection)
-        raise refused(connection, "Connection", "connect_sync()", "AsyncConnection", "connect()")
+        raise wrong_connection(connection, "Connection", "connect_sync()", "AsyncConnection", "connect()")
 
     async def sleep(self, seconds: float) -> None:
         """Blocks the thread."""

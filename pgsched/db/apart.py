@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import psycopg
 
-from pgsched.db.mishaps import Mishaps, answered, of_prepared, refused
+from pgsched.db.mishaps import Mishaps, answered, is_refusal, of_prepared
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ class Apart(Generic[Item, Result]):
                 if not again and len(items) == 1 and of_prepared(error):
                     # The prepared statement may be the cause. It is gone with its connection, or with the rollback.
                     again = True
-                elif refused(error):
+                elif is_refusal(error):
                     return await self._apart(items, error)
                 elif self.patience is not None and tries > self.patience and self._of_rows(error, items):
                     return await replace(self, patience=0)._apart(items, error)

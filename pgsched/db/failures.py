@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 from psycopg_pool import PoolClosed
 
-from pgsched.db.mishaps import describe
+from pgsched.db.mishaps import one_line
 from pgsched.db.session import Connection
 from pgsched.errors import (
     ConfigurationError,
@@ -41,7 +41,7 @@ def reaching() -> Iterator[None]:
     try:
         yield
     except psycopg.ProgrammingError as error:
-        raise ConfigurationError(f"The DSN cannot be used: {describe(error)}.") from None
+        raise ConfigurationError(f"The DSN cannot be used: {one_line(error)}.") from None
     except (psycopg.OperationalError, OSError) as error:
         raise unreachable(error) from None
 
@@ -49,7 +49,7 @@ def reaching() -> Iterator[None]:
 def unreachable(error: BaseException) -> DatabaseUnavailable:
     """The error to raise if the database cannot be reached and the caller does not wait for it."""
     return DatabaseUnavailable(
-        f"The database cannot be reached: {describe(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
+        f"The database cannot be reached: {one_line(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
         "or libpq's environment leads to it."
     )
 

@@ -26,7 +26,7 @@ _PREPARED = ("0A000", "26000", "42P05")
 _UNDEFINED = ("42P01", "42703", "42883", "42704", "3F000")
 
 
-def describe(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """One line about a database error, without row data (DETAIL) and without the statement."""
     if isinstance(error, psycopg.Error) and error.sqlstate:
         return f"{error.diag.message_primary or type(error).__name__} (SQLSTATE {error.sqlstate})"
@@ -44,7 +44,7 @@ def passing(error: BaseException) -> bool:
     return not isinstance(error, (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError))
 
 
-def refused(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
     """Whether a statement failed because of its content and would fail again. Then its rows must be sent separately."""
     return isinstance(error, Mishaps) and not passing(error)
 
@@ -52,7 +52,7 @@ def refused(error: BaseException) -> bool:
 def answered(error: BaseException) -> bool:
     """Whether the server answered a statement with an error and went on, so that other rows may succeed."""
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
-        return refused(error)
+        return is_refusal(error)
     # An error that ends the session is FATAL. Its code proves nothing: a trigger may raise any, even a connection's.
     return error.diag.severity_nonlocalized not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
 
@@ -94,16 +94,16 @@ class Outage:
         """Records that a statement failed. If the server answered, the database is not lost: it refused the statement,
         or another session's lock was in the way."""
         if answered(error):
-            refusal = (purpose, describe(error))
+            refusal = (purpose, one_line(error))
             if refusal not in self._refusals:
                 self._refusals.add(refusal)
-                event = "statement_refused" if refused(error) else "statement_failed"
+                event = "statement_refused" if is_refusal(error) else "statement_failed"
                 self._log.error(event, purpose=purpose, error=refusal[1])
         elif self.since is None:
             self.since = time.monotonic()
-            self._log.error("database_lost", purpose=purpose, error=describe(error))
+            self._log.error("database_lost", purpose=purpose, error=one_line(error))
         else:
-            self._log.debug("database_still_lost", purpose=purpose, error=describe(error))
+            self._log.debug("database_still_lost", purpose=purpose, error=one_line(error))
 
     def answered(self) -> None:
         """Records that a statement was answered."""

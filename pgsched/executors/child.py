@@ -206,7 +206,7 @@ class Child:
     async def _connect(self, output: Output) -> None:
         output.streams += [stream for stream in (self.process.stdout, self.process.stderr) if stream is not None]
         for stream, level in zip(output.streams, ("info", "warning"), strict=True):
-            lines = _Lines(output, level)
+            lines = _LineCutter(output, level)
             await self._loop.connect_read_pipe(lambda lines=lines: lines, stream)  # type: ignore[misc]
             output.open.append(lines)
 
@@ -221,7 +221,7 @@ class Output:
 
     def __init__(self, put: Callable[[str, str], None], dropped: Callable[[int], None], limit: int) -> None:
         self.streams: list[IO[bytes]] = []
-        self.open: list[_Lines] = []
+        self.open: list[_LineCutter] = []
         self._put, self._dropped, self._left = put, dropped, limit
         self._tail = bytearray()
 
@@ -267,7 +267,7 @@ class Output:
                 stream.close()
 
 
-class _Lines(asyncio.Protocol):
+class _LineCutter(asyncio.Protocol):
     """Cuts one stream into lines."""
 
     def __init__(self, output: Output, level: str) -> None:

@@ -25,22 +25,22 @@ from pgsched.rules.plan import fire_times
 Function = Callable[..., Any]
 
 
-class Threads:
+class ThreadCall:
     """The worker's threads, as one run sees them: the pool, and the run's call in it."""
 
-    __slots__ = ("call", "pool")
+    __slots__ = ("future", "pool")
 
     def __init__(self, pool: futures.Executor) -> None:
         self.pool = pool
-        self.call: asyncio.Future[tuple[bool, Any]] | None = None
+        self.future: asyncio.Future[tuple[bool, Any]] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a function of this run is in a thread, even if the run has ended."""
-        return self.call is not None and not self.call.done()
+        return self.future is not None and not self.future.done()
 
 
-THREADS: contextvars.ContextVar[Threads] = contextvars.ContextVar("pgsched_threads")
+THREAD_CALL: contextvars.ContextVar[ThreadCall] = contextvars.ContextVar("pgsched_threads")
 
 
 class Place(enum.StrEnum):
@@ -283,10 +283,10 @@ def make(executor: Any, function: Function) -> Executor:
 async def _in_thread(function: Callable[[], Any]) -> Any:
     """Calls the function in one of the worker's threads, with this task's context variables."""
     context = contextvars.copy_context()
-    threads = THREADS.get()
+    thread_call = THREAD_CALL.get()
     loop = asyncio.get_running_loop()
-    threads.call = loop.run_in_executor(threads.pool, context.run, _captured, function)
-    ok, value = await asyncio.shield(threads.call)
+    thread_call.future = loop.run_in_executor(thread_call.pool, context.run, _captured, function)
+    ok, value = await asyncio.shield(thread_call.future)
     if not ok:
         raise value
     if inspect.isawaitable(value):

@@ -65,31 +65,31 @@ class ProcessExecutor(Executor):
         assert self.function is not None
         package = f"{json.dumps([str(path) for path in sys.path])}\n{pack(run, self.function, fenced=True)}\n".encode()
         output = Output(run.log, run.journal.drop, Journal.LIMIT)
-        link = _Link(run)
-        child = link.start()
+        pipes = _Pipes(run)
+        child = pipes.start()
         try:
             await child.listen(output)
-            await link.open(package)
+            await pipes.open(package)
             code = await child.ended()
         except asyncio.CancelledError:
-            await child.end(run.cancellation.grace, lambda: link.ask(child))
-            await link.heard()
-            if link.done:  # its work was done before the request to stop arrived
-                return received(link.answer or {})
+            await child.end(run.cancellation.grace, lambda: pipes.ask(child))
+            await pipes.heard()
+            if pipes.done:  # its work was done before the request to stop arrived
+                return received(pipes.answer or {})
             raise
         finally:
             await child.end(0)
             try:
-                await link.heard()
+                await pipes.heard()
             finally:
-                link.close()
+                pipes.close()
                 await output.closed()
-        if link.answer is None:
+        if pipes.answer is None:
             raise ProcessDied(f"its process {exit_text(code)} before the function had ended{last_words(output.tail)}")
-        return received(link.answer)
+        return received(pipes.answer)
 
 
-class _Link(asyncio.Protocol):
+class _Pipes(asyncio.Protocol):
     """The two pipes between us and a process."""
 
     def __init__(self, run: Run) -> None:

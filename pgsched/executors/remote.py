@@ -23,7 +23,7 @@ from pgsched.errors import Discard, InvalidArguments, RegistrationError, RetryLa
 from pgsched.executors.executor import Function, Signature, is_async
 from pgsched.journal import Journal
 from pgsched.model import Cancellation, Claim, Run, RunError, Schedule
-from pgsched.rules.outcome import RemoteError, Unstored, describe, encode, leaves, only
+from pgsched.rules.outcome import RemoteError, Unstored, encode, leaves, only, storable
 
 Answer = dict[str, Any]
 _MAIN = "__pgsched_main__"  # the module name of the program's file in a process with another main program
@@ -219,7 +219,7 @@ def _failure(error: BaseException) -> Answer:
         return {"later": longest.delay.total_seconds(), "reason": str(longest), "counts": counts}
     if discarded := only(error, Discard):
         return {"discard": str(discarded[0])}
-    described = describe(error)
+    described = storable(error)
     if isinstance(error, InvalidArguments):
         return {"invalid": described.message}
     real = [leaf for leaf in leaves(error) if not isinstance(leaf, RetryLater | Discard)]

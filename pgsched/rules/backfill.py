@@ -29,7 +29,7 @@ class Backfill:
     left_alone: dict[datetime, int] = field(default_factory=dict)
 
 
-def fire_times(
+def past_fire_times(
     row: Mapping[str, Any], start: datetime, end: datetime, now: datetime, limit: int
 ) -> list[tuple[datetime, datetime | None]]:
     """The fire times of a schedule's row from `start` through `end`, each with the one before it.

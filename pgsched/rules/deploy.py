@@ -115,7 +115,7 @@ def stranger(holders: Sequence[Holder], project: str, *, shares: bool) -> Holder
     return None
 
 
-def refused(app: str, compared: Sequence[Compared], holders: Sequence[Holder], project: str) -> str | None:
+def why_refused(app: str, compared: Sequence[Compared], holders: Sequence[Holder], project: str) -> str | None:
     """Why the start of a new version is refused: it would retire schedules that a stranger serves. Else None.
 
     holders: the live workers of the version in force.

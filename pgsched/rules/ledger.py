@@ -1,4 +1,4 @@
-"""Keeps the account of one schedule's fire times: how far they are decided, and which were skipped on the way.
+"""Keeps the ledger of one schedule's fire times: how far they are decided, and which were skipped on the way.
 
 It settles the fire times before the last start, pause, retirement or change; plan decides those that are due later.
 Pure: nothing here knows a clock or a database.
@@ -141,8 +141,8 @@ class _After:
         return self.times.count(after, until) if after < until else 0
 
 
-class Account:
-    """One schedule's account, on its way from the last decided fire time to the next undecided one.
+class Ledger:
+    """One schedule's ledger, on its way from the last decided fire time to the next undecided one.
 
     times: the fire times that count from here on.
     reached: this instant and all before it are decided.
@@ -230,10 +230,10 @@ class Account:
                 self.skip(SkipReason.PAUSED, stretch.through, stretch.note)
 
 
-def open_account(
+def open_ledger(
     schedule: Schedule, times: FireTimes, now: datetime, taken: Sequence[datetime] = (), *, shifted: bool = False
-) -> Account:
-    """The account, with everything settled before the current timing and before the end of the last pause.
+) -> Ledger:
+    """The ledger, with everything settled before the current timing and before the end of the last pause.
 
     now: the database's clock, or the end of the fire times to consider.
     taken: fire times that have a run.
@@ -242,7 +242,7 @@ def open_account(
     """
     if shifted:
         times = _not_again(schedule, times)
-    account = Account(taken)
+    ledger = Ledger(taken)
     entries = interruptions_of(json.loads(schedule.interruptions_json or "[]"))
     pending: list[Interruption] = []
     timings = [(e.expression, e.timezone) for e in entries if e.kind == "changed"]
@@ -254,10 +254,10 @@ def open_account(
             continue
         timing, following = timings.pop(0), timings[0]
         same = _is_single(entry.expression) and timing == following
-        recorded = account.skips[-1:]
+        recorded = ledger.skips[-1:]
         # An expression that cannot be read had no fire times to account for.
         with contextlib.suppress(InvalidExpression):
-            account.follow(
+            ledger.follow(
                 parse(
                     entry.expression, entry.timezone, name=schedule.name,
                     anchor=entry.starts_at or schedule.created_at,
@@ -265,24 +265,24 @@ def open_account(
                 decided or _opening(entry.expression, entry.accounted_through, entry.since), entry.through,
                 starts_at=entry.starts_at, ends_at=entry.ends_at, next_run=entry.next_run,
             )  # fmt: skip
-            account.pass_over(pending)
+            ledger.pass_over(pending)
             if not same:
-                account.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
+                ledger.skip(SkipReason.MISSED, entry.through, "its timing was changed before a worker claimed it")
             if not same:
                 decided = None
-            elif account.skips[-1:] != recorded:  # otherwise it is only out of bounds, and may count again
-                decided = account.reached
+            elif ledger.skips[-1:] != recorded:  # otherwise it is only out of bounds, and may count again
+                decided = ledger.reached
         pending = []
-    account.follow(
+    ledger.follow(
         times, decided or _opening(schedule.expression, schedule.accounted_through, schedule.timed_at), now,
         starts_at=schedule.starts_at, ends_at=schedule.ends_at, next_run=schedule.next_run,
     )  # fmt: skip
-    account.pass_over(pending)
+    ledger.pass_over(pending)
     inherited = schedule.inherited_through
     # The fire times of a schedule that was made later count from then on, except an instant that both name.
-    if inherited is not None and (inherited > schedule.created_at or account.next() == inherited):
-        account.skip(SkipReason.OVERLAP, inherited, "a removed schedule of this name had begun it")
-    return account
+    if inherited is not None and (inherited > schedule.created_at or ledger.next() == inherited):
+        ledger.skip(SkipReason.OVERLAP, inherited, "a removed schedule of this name had begun it")
+    return ledger
 
 
 def _not_again(schedule: Schedule, times: FireTimes) -> FireTimes:

@@ -103,7 +103,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class LockedLimits:
     """Limits, as the claim has locked them, with their recent starts.
 
     gate: their key.
@@ -143,43 +143,43 @@ class Candidate:
     size: int = 0
 
 
-def rate_room(gate: Gate) -> int | None:
+def rate_room(limits: LockedLimits) -> int | None:
     """How many starts the rate leaves now; None if there is no rate."""
-    return None if gate.starts is None else max(0, gate.starts - sum(count for _, count in _recent(gate)))
+    return None if limits.starts is None else max(0, limits.starts - sum(count for _, count in _recent(limits)))
 
 
-def opens_at(gate: Gate) -> datetime | None:
+def opens_at(limits: LockedLimits) -> datetime | None:
     """When a used-up rate lets the next run start; None if it is not used up."""
-    room = rate_room(gate)
-    if gate.period is None or gate.starts is None or room is None or room > 0:
+    room = rate_room(limits)
+    if limits.period is None or limits.starts is None or room is None or room > 0:
         return None
-    used = sum(count for _, count in _recent(gate))
-    for at, count in _recent(gate):
+    used = sum(count for _, count in _recent(limits))
+    for at, count in _recent(limits):
         used -= count
-        if used < gate.starts:
-            return at + gate.period
+        if used < limits.starts:
+            return at + limits.period
     return None
 
 
-def noted(gate: Gate, count: int) -> list[tuple[datetime, int]]:
+def noted(limits: LockedLimits, count: int) -> list[tuple[datetime, int]]:
     """The notes of starts, with `count` starts added now."""
-    notes = _recent(gate)
-    if gate.period is None or count == 0:
+    notes = _recent(limits)
+    if limits.period is None or count == 0:
         return notes
-    part = -(-gate.period // NOTES)  # rounded up
+    part = -(-limits.period // NOTES)  # rounded up
     merged: dict[int, tuple[datetime, int]] = {}
-    for at, number in [*notes, (gate.now, count)]:
+    for at, number in [*notes, (limits.now, count)]:
         which = (at - _EPOCH) // part
         merged[which] = (at, number + merged.get(which, (at, 0))[1])
     return list(merged.values())
 
 
-def _recent(gate: Gate) -> list[tuple[datetime, int]]:
+def _recent(limits: LockedLimits) -> list[tuple[datetime, int]]:
     """The notes within the last period. After a clock was set back, the rate must not block for as long as the step."""
-    if gate.period is None:
+    if limits.period is None:
         return []
-    pairs = sorted(zip(gate.started_at, gate.started, strict=True))
-    return [(min(at, gate.now), count) for at, count in pairs if min(at, gate.now) > gate.now - gate.period]
+    pairs = sorted(zip(limits.started_at, limits.started, strict=True))
+    return [(min(at, limits.now), count) for at, count in pairs if min(at, limits.now) > limits.now - limits.period]
 
 
 def within(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
@@ -189,7 +189,7 @@ def within(candidates: Sequence[Candidate], most: int) -> list[Candidate]:
 
 
 def contest(
-    candidates: Iterable[Candidate], gates: Sequence[Gate], schedule_rooms: Mapping[int, int]
+    candidates: Iterable[Candidate], locked: Sequence[LockedLimits], schedule_rooms: Mapping[int, int]
 ) -> tuple[list[fairness.Candidate], dict[Need, int]]:
     """The candidates for fairness.choose(), and the rooms that the limits and overlaps leave.
 
@@ -197,18 +197,18 @@ def contest(
         be locked.
     """
     rooms: dict[Need, int] = {fairness.overlap(schedule): room for schedule, room in schedule_rooms.items()}
-    by_key = {gate.gate: gate for gate in gates}
-    for gate in gates:
-        if (room := rate_room(gate)) is not None:
-            rooms["rate", gate.gate] = room
+    by_key = {limits.gate: limits for limits in locked}
+    for limits in locked:
+        if (room := rate_room(limits)) is not None:
+            rooms["rate", limits.gate] = room
     contesting = []
     for each in candidates:
-        gate = by_key[each.gate]
-        rate, whole, key = ("rate", gate.gate), ("limit", gate.gate), ("key", gate.gate, each.key)
-        if gate.concurrency is not None:
-            rooms[whole] = gate.concurrency - each.running
-        if gate.per_key is not None:
-            rooms[key] = gate.per_key - each.key_running
+        limits = by_key[each.gate]
+        rate, whole, key = ("rate", limits.gate), ("limit", limits.gate), ("key", limits.gate, each.key)
+        if limits.concurrency is not None:
+            rooms[whole] = limits.concurrency - each.running
+        if limits.per_key is not None:
+            rooms[key] = limits.per_key - each.key_running
         needs: list[Need] = [rate, whole, key]
         if each.schedule_id is not None:
             needs.append(fairness.overlap(each.schedule_id))

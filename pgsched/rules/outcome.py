@@ -168,7 +168,7 @@ def _failure(run: ClaimedRun, end: End) -> tuple[RunError, bool]:
         return RunError("Timeout", f"{message}{_swallowed(end)}"), False
     assert end.error is not None
     # The same arguments will not fit next time either.
-    return describe(end.error), isinstance(end.error, InvalidArguments)
+    return storable(end.error), isinstance(end.error, InvalidArguments)
 
 
 def encode(result: Any) -> tuple[str | None, str | None]:
@@ -192,7 +192,7 @@ def encode(result: Any) -> tuple[str | None, str | None]:
     return text, None
 
 
-def describe(error: BaseException) -> RunError:
+def storable(error: BaseException) -> RunError:
     """An error, fit to be stored: without local variables and characters that PostgreSQL cannot hold, cut to size."""
     if isinstance(error, asyncio.CancelledError):
         return RunError("CancelledError", "the function cancelled itself")

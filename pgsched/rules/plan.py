@@ -13,7 +13,7 @@ from pgsched.expression.duration import format_duration
 from pgsched.expression.expression import parse
 from pgsched.expression.instants import TICK
 from pgsched.model import Schedule, ScheduleStatus, SkipReason
-from pgsched.rules.ledger import Account, FireTimes, Interruption, Skip, open_account
+from pgsched.rules.ledger import FireTimes, Interruption, Ledger, Skip, open_ledger
 
 # How late a fire time may be with catch_up "none" and no grace: a busy machine's lateness, not a downtime. An older
 # backlog ("all") waits for its turn; lock_due_schedules.sql has the same number.
@@ -102,19 +102,19 @@ def plan(
 
     next_run advances from fire time to fire time; `now` only decides which of them have come.
     """
-    account = open_account(schedule, times, horizon, live.fire_times, shifted=shifted)
-    first = account.next()
+    ledger = open_ledger(schedule, times, horizon, live.fire_times, shifted=shifted)
+    first = ledger.next()
     if first is not None and shifted and _put_back(schedule, first, now):
         schedule = replace(schedule, next_run=schedule.moved_from)
-        account = open_account(schedule, times, horizon, live.fire_times, shifted=True)
-        first = account.next()
+        ledger = open_ledger(schedule, times, horizon, live.fire_times, shifted=True)
+        first = ledger.next()
     if first is None:
-        return _settle(schedule, account, [])
+        return _settle(schedule, ledger, [])
     if first > now:
         # A live run may end before the fire time, so the overlap is checked then, not now.
         ahead = first <= horizon and meet(schedule, live) is Meeting.RUN
-        return _settle(schedule, account, [first] if ahead else [])
-    return _due(schedule, account, live, now)
+        return _settle(schedule, ledger, [first] if ahead else [])
+    return _due(schedule, ledger, live, now)
 
 
 def _put_back(schedule: Schedule, first: datetime, now: datetime) -> bool:
@@ -131,13 +131,13 @@ def retire(schedule: Schedule, times: FireTimes, now: datetime) -> Plan:
 
     schedule: as it was before it was retired.
     """
-    account = open_account(schedule, times, now)
+    ledger = open_ledger(schedule, times, now)
     if schedule.status == ScheduleStatus.PAUSED and schedule.paused_at is not None:
-        account.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
-    account.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
+        ledger.pass_over([Interruption("paused", schedule.paused_at, now, schedule.note)])
+    ledger.skip(SkipReason.MISSED, now, "no worker claimed it before the schedule was retired")
     # It may have claimed ahead of now: fire times that are accounted for stay so.
     through = now if schedule.accounted_through is None else max(now, schedule.accounted_through)
-    return Plan(None, skips=tuple(account.skips), status=ScheduleStatus.FINISHED, accounted_through=through)
+    return Plan(None, skips=tuple(ledger.skips), status=ScheduleStatus.FINISHED, accounted_through=through)
 
 
 def meet(schedule: Schedule, live: Occupancy) -> Meeting:
@@ -153,46 +153,46 @@ def meet(schedule: Schedule, live: Occupancy) -> Meeting:
     return Meeting.REPLACE if schedule.overlap == "cancel" else Meeting.SKIP
 
 
-def _due(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
+def _due(schedule: Schedule, ledger: Ledger, live: Occupancy, now: datetime) -> Plan:
     """At least one fire time has come."""
     if schedule.grace is not None:
-        account.skip(
+        ledger.skip(
             SkipReason.MISSED, now - schedule.grace - TICK, f"older than its grace of {format_duration(schedule.grace)}"
         )
     if schedule.catch_up == "all":
-        return _all(schedule, account, live, now)
+        return _all(schedule, ledger, live, now)
     if schedule.catch_up == "none" and schedule.grace is None:
-        account.skip(SkipReason.MISSED, now - LATENESS - TICK, "no worker claimed it in time; catch_up is none")
-    last = account.times.latest(account.reached, now if schedule.ends_at is None else min(now, schedule.ends_at))
+        ledger.skip(SkipReason.MISSED, now - LATENESS - TICK, "no worker claimed it in time; catch_up is none")
+    last = ledger.times.latest(ledger.reached, now if schedule.ends_at is None else min(now, schedule.ends_at))
     if last is None:
-        return _settle(schedule, account, [])
-    account.skip(SkipReason.MISSED, last - TICK, f"no worker claimed it in time; catch_up is {schedule.catch_up}")
-    return _meet(schedule, account, live, last)
+        return _settle(schedule, ledger, [])
+    ledger.skip(SkipReason.MISSED, last - TICK, f"no worker claimed it in time; catch_up is {schedule.catch_up}")
+    return _meet(schedule, ledger, live, last)
 
 
-def _all(schedule: Schedule, account: Account, live: Occupancy, now: datetime) -> Plan:
+def _all(schedule: Schedule, ledger: Ledger, live: Occupancy, now: datetime) -> Plan:
     """Each missed fire time runs, oldest first, as far as the overlap allows."""
     until = now if schedule.ends_at is None else min(now, schedule.ends_at)
-    pending = account.times.count(account.reached, until)
+    pending = ledger.times.count(ledger.reached, until)
     if pending > schedule.catch_up_limit:
         limit = schedule.catch_up_limit
-        through = _before_last(account.times, account.reached, until, limit)
-        account.skip(SkipReason.MISSED, through, f"more than its catch_up_limit of {limit} were missed")
+        through = _before_last(ledger.times, ledger.reached, until, limit)
+        ledger.skip(SkipReason.MISSED, through, f"more than its catch_up_limit of {limit} were missed")
     room = min(overlap_limit(schedule) - live.live - live.requested, ALL_AT_ONCE)
     runs: list[datetime] = []
-    reached = account.reached
-    while len(runs) < room and (coming := account.times.next(reached)) and coming <= until:
+    reached = ledger.reached
+    while len(runs) < room and (coming := ledger.times.next(reached)) and coming <= until:
         if not runs:
-            account.pass_taken(coming)
+            ledger.pass_taken(coming)
         if coming not in live.fire_times:
             runs.append(coming)
         reached = coming
-    if runs or (coming := account.next()) is None or coming > until:
-        return _settle(schedule, account, runs)
+    if runs or (coming := ledger.next()) is None or coming > until:
+        return _settle(schedule, ledger, runs)
     if pending > 1 or coming < now - LATENESS:
         # Missed fire times run one after the other: none is skipped because the run before it is live.
-        return _settle(schedule, account, [])
-    return _meet(schedule, account, live, coming)
+        return _settle(schedule, ledger, [])
+    return _meet(schedule, ledger, live, coming)
 
 
 def _before_last(times: FireTimes, after: datetime, until: datetime, keep: int) -> datetime:
@@ -207,15 +207,15 @@ def _before_last(times: FireTimes, after: datetime, until: datetime, keep: int) 
     return after + low * TICK
 
 
-def _meet(schedule: Schedule, account: Account, live: Occupancy, fire_time: datetime) -> Plan:
+def _meet(schedule: Schedule, ledger: Ledger, live: Occupancy, fire_time: datetime) -> Plan:
     """One fire time, under the overlap policy."""
-    if account.pass_taken(fire_time):
-        return _settle(schedule, account, [])
+    if ledger.pass_taken(fire_time):
+        return _settle(schedule, ledger, [])
     meeting = meet(schedule, live)
     if meeting is Meeting.SKIP:
-        account.skip(SkipReason.OVERLAP, fire_time, _blamed(live))
-        return _settle(schedule, account, [])
-    made = _settle(schedule, account, [fire_time], waits=meeting is not Meeting.RUN)
+        ledger.skip(SkipReason.OVERLAP, fire_time, _blamed(live))
+        return _settle(schedule, ledger, [])
+    made = _settle(schedule, ledger, [fire_time], waits=meeting is not Meeting.RUN)
     return replace(made, replaces=meeting is Meeting.REPLACE and bool(made.runs))
 
 
@@ -227,35 +227,35 @@ def _blamed(live: Occupancy) -> str:
     return f"runs {', '.join(map(str, live.ids))}{', …' if live.live > len(live.ids) else ''} were live"
 
 
-def _settle(schedule: Schedule, account: Account, runs: list[datetime], *, waits: bool = False) -> Plan:
+def _settle(schedule: Schedule, ledger: Ledger, runs: list[datetime], *, waits: bool = False) -> Plan:
     planned: list[PlannedRun] = []
     previous = schedule.last_run
     for fire_time in runs:
         before = previous if previous is not None and previous < fire_time else None  # next_run may be set back
-        due_at = fire_time + jitter(schedule, account.times, fire_time)
+        due_at = fire_time + jitter(schedule, ledger.times, fire_time)
         planned.append(PlannedRun(fire_time, due_at, before, waits))
-        previous = account.reached = fire_time
-    accounted = account.reached if runs or account.skips or account.passed else None
+        previous = ledger.reached = fire_time
+    accounted = ledger.reached if runs or ledger.skips or ledger.passed else None
     left = len(planned) if schedule.max_runs is None else max(0, schedule.max_runs - schedule.run_count)
     if left < len(planned):
         # The rest stays open: if max_runs is raised, these fire times run or are recorded.
         accounted = planned[left].fire_time - TICK
         planned = planned[:left]
-    upcoming = account.next()
+    upcoming = ledger.next()
     used_up = schedule.max_runs is not None and schedule.run_count + len(planned) >= schedule.max_runs
     if used_up or upcoming is None:
-        status, upcoming, note = ScheduleStatus.FINISHED, None, _why_finished(schedule, account, used_up)
+        status, upcoming, note = ScheduleStatus.FINISHED, None, _why_finished(schedule, ledger, used_up)
     else:
         status, note = ScheduleStatus.ACTIVE, None
-        if upcoming <= account.reached:
-            raise AssertionError(f"fire times must grow: {upcoming} after {account.reached}")
-    return Plan(upcoming, tuple(planned), tuple(account.skips), status, note, accounted)
+        if upcoming <= ledger.reached:
+            raise AssertionError(f"fire times must grow: {upcoming} after {ledger.reached}")
+    return Plan(upcoming, tuple(planned), tuple(ledger.skips), status, note, accounted)
 
 
-def _why_finished(schedule: Schedule, account: Account, used_up: bool) -> str:
+def _why_finished(schedule: Schedule, ledger: Ledger, used_up: bool) -> str:
     if used_up:
         return f"all of its {schedule.max_runs} runs are made"
-    if account.times.next(account.reached) is not None:
+    if ledger.times.next(ledger.reached) is not None:
         return "its ends_at has passed"
     return "its expression names no further fire time"
 

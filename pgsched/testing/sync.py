@@ -13,7 +13,7 @@ from pgsched.testing.clock import Clock
 from pgsched.testing.harness import Harness
 
 
-class _Blocking:
+class _SyncProxy:
     """An object whose coroutine methods block until they end."""
 
     def __init__(self, behind: Any, loop: asyncio.Runner) -> None:
@@ -28,7 +28,7 @@ class _Blocking:
                 return self._loop.run(value(*args, **kwargs))
 
             return blocking
-        return _Blocking(value, self._loop) if isinstance(value, Runs) else value
+        return _SyncProxy(value, self._loop) if isinstance(value, Runs) else value
 
 
 class SyncHarness:
@@ -56,5 +56,5 @@ class SyncHarness:
             self._loop.close()
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(_Blocking(self._harness, self._loop), name)
-        return _Blocking(value, self._loop) if name == "client" or isinstance(value, Clock) else value
+        value = getattr(_SyncProxy(self._harness, self._loop), name)
+        return _SyncProxy(value, self._loop) if name == "client" or isinstance(value, Clock) else value

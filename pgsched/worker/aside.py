@@ -9,7 +9,7 @@ import enum
 from collections.abc import Callable, Sequence
 
 from pgsched import log
-from pgsched.db.mishaps import Mishaps, describe, passing, refused
+from pgsched.db.mishaps import Mishaps, is_refusal, one_line, passing
 from pgsched.db.session import Connection
 from pgsched.db.statements.trials import TrialStatements
 
@@ -43,15 +43,15 @@ class Aside:
         if not rows:
             return
         self._any = True
-        entries = [(id, describe(error)[:1000], passing(error)) for id, error in rows]
+        entries = [(id, one_line(error)[:1000], passing(error)) for id, error in rows]
         try:
             async with connection.transaction():
                 new = await self._statements.set_aside(connection, kind, entries)
         except Mishaps as error:
-            if not refused(error):
+            if not is_refusal(error):
                 raise
             # Without an entry the row is refused again and again. That is slow, but stops no other row.
-            self._log.error("row_not_set_aside", kind=str(kind), id=rows[0][0], error=describe(error))
+            self._log.error("row_not_set_aside", kind=str(kind), id=rows[0][0], error=one_line(error))
             return
         for id, reason, _ in entries:
             if id in new:

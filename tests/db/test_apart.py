@@ -5,7 +5,7 @@ import pytest
 from support.refusals import STATES
 
 from pgsched.db.apart import Apart
-from pgsched.db.mishaps import answered, passing, refused
+from pgsched.db.mishaps import answered, is_refusal, passing
 from pgsched.db.session import conninfo_for
 
 
@@ -15,23 +15,23 @@ def error(state):
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_server_that_answers_refuses_what_was_sent(state):
-    assert refused(error(state)) and not passing(error(state)) and answered(error(state))
+    assert is_refusal(error(state)) and not passing(error(state)) and answered(error(state))
 
 
 @pytest.mark.parametrize(
     "state", ["08006", "40001", "40P01", "53100", "53300", "55P03", "57014", "57P01", "58030", "25006", "25P03", None]
 )
 def test_errors_that_are_known_to_pass(state):
-    assert passing(error(state)) and not refused(error(state))
+    assert passing(error(state)) and not is_refusal(error(state))
 
 
 def test_a_value_that_cannot_be_sent_is_refused_and_a_lost_connection_is_not():
     for odd in (UnicodeEncodeError("latin-1", "€", 0, 1, "no"), OverflowError(), TypeError(), psycopg.DataError("nul"),
                 psycopg.ProgrammingError("cannot adapt"), NotImplementedError()):  # fmt: skip
-        assert refused(odd) and not passing(odd)
+        assert is_refusal(odd) and not passing(odd)
     for gone in (psycopg.OperationalError("gone"), psycopg.InterfaceError("closed"), OSError(), TimeoutError()):
-        assert passing(gone) and not refused(gone)
-    assert not refused(KeyError()) and not passing(KeyError()), "a fault of ours is neither"
+        assert passing(gone) and not is_refusal(gone)
+    assert not is_refusal(KeyError()) and not passing(KeyError()), "a fault of ours is neither"
 
 
 def test_the_encoding_is_ours_whatever_the_environment_says(monkeypatch, settings):

@@ -23,7 +23,7 @@ from pgsched.model import Cancellation
 pytest.importorskip("distributed")
 from distributed import Client
 
-from pgsched.dask import _LINKS, DaskExecutor, DaskFailed
+from pgsched.dask import _SHARED, DaskExecutor, DaskFailed
 
 pytestmark = pytest.mark.slow
 FAR = {"heartbeat_interval": "30s", "stall_timeout": "1h"}
@@ -111,7 +111,7 @@ class Attempt:
 @pytest.fixture(autouse=True)
 def _no_link_stays():
     yield
-    assert not _LINKS
+    assert not _SHARED
 
 
 def pid_of(path: Path) -> int:
@@ -152,7 +152,7 @@ async def test_runs_one_after_another_leave_one_topic_with_the_scheduler(cluster
     async with Client(cluster.address, asynchronous=True, set_as_default=False) as client:
         for _ in range(2):  # the link between them is closed, and opened again
             await Attempt(cluster.address, work.chatter).execute()
-            assert not _LINKS
+            assert not _SHARED
         topics = [topic for topic in await client.get_events() if topic.startswith("pgsched")]
     assert len(topics) == 1
 

@@ -11,7 +11,7 @@ from psycopg.conninfo import make_conninfo
 from support.workers import working
 
 from pgsched import Retry, Scheduler, log
-from pgsched.db.mishaps import describe
+from pgsched.db.mishaps import one_line
 
 CANARY = "canary-7f3a"
 
@@ -80,7 +80,7 @@ async def test_row_data_in_a_database_error_is_left_out(db):
     with pytest.raises(Exception) as caught:
         await db.all(insert)
     assert "canary-name" in str(caught.value), "psycopg tells the row"
-    assert "canary-name" not in describe(caught.value) and "23505" in describe(caught.value)
+    assert "canary-name" not in one_line(caught.value) and "23505" in one_line(caught.value)
 
 
 def test_lines_that_are_written_together_keep_their_order_and_lose_none_when_it_fails(lines):

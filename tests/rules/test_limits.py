@@ -9,18 +9,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgsched.rules.fairness import SLOT, choose, overlap
-from pgsched.rules.limits import NOTES, Candidate, Gate, Limits, contest, noted, opens_at, rate_room, within
+from pgsched.rules.limits import NOTES, Candidate, LockedLimits, Limits, contest, noted, opens_at, rate_room, within
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-def gate(name: str = "e", **values: Any) -> Gate:
+def gate(name: str = "e", **values: Any) -> LockedLimits:
     empty: dict[str, Any] = {
         "concurrency": None, "concurrency_key": None, "per_key": None, "starts": None, "period": None,
         "started_at": [], "started": [], "now": NOW,
     }  # fmt: skip
-    return Gate(**{**empty, "gate": name, **values})
+    return LockedLimits(**{**empty, "gate": name, **values})
 
 
 def run(id: int, key: str = "", *, at: str = "e", priority: int = 0, running: int = 0, of_key: int = 0, schedule=None):

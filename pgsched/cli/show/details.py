@@ -28,7 +28,7 @@ LAST_LINES = 20  # of a run's log
 
 def show_schedule(row: Row, runs: list[Row], situation: Situation, as_json: bool) -> None:
     """A schedule, its next fire times with the effects of daylight saving, and its newest runs."""
-    times, why_none = fire_times(row, situation.now)
+    times, why_none = next_fire_times(row, situation.now)
     if as_json:
         marks = [{"fire_time": time, "local": local(time, row["timezone"]), "mark": mark} for time, mark in times]
         print_json({**row, "next_fire_times": marks, "runs": runs})
@@ -52,7 +52,7 @@ def print_fire_times(timezone: str, times: list[tuple[datetime, str | None]]) ->
     print_table(heads, rows)
 
 
-def fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None]], str | None]:
+def next_fire_times(row: Row, now: datetime) -> tuple[list[tuple[datetime, str | None]], str | None]:
     """The next fire times of a schedule with their marks, or why there are none.
 
     An executor that computes its own fire times is not asked.

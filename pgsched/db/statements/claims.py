@@ -18,7 +18,7 @@ from pgsched.rules import limits
 from pgsched.rules.agenda import Outlook
 from pgsched.rules.fairness import Candidate, Kind
 from pgsched.rules.ledger import undecided_since
-from pgsched.rules.limits import Gate
+from pgsched.rules.limits import LockedLimits
 from pgsched.rules.plan import Occupancy
 
 # The most bytes of arguments, as stored, that one statement claims. If an answer took longer than a statement may take,
@@ -243,13 +243,13 @@ class ClaimStatements(Queries):
         claimed = await self.claim_runs(connection, worker, defaults, [id_ for (id_,) in found], []) if found else []
         return [run.of(locked[run.schedule_id]) for run in claimed if run.schedule_id is not None]
 
-    async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[Gate]:
+    async def lock_limits(self, connection: Connection, entrypoints: Sequence[str]) -> list[LockedLimits]:
         """Locks the limits of these entrypoints with claimable runs; limits that others have locked are left out."""
-        cursor = connection.cursor(row_factory=class_row(Gate))
+        cursor = connection.cursor(row_factory=class_row(LockedLimits))
         await cursor.execute(self.query("lock_limits"), {"app": self.app, "entrypoints": list(entrypoints)})
         return await cursor.fetchall()
 
-    async def read_lines(
+    async def read_queues(
         self, connection: Connection, entrypoints: Sequence[str], rooms: Mapping[str, int], limit: int
     ) -> list[limits.Candidate]:
         """The runs of these entrypoints that stand first in the lines of locked limits.
@@ -258,7 +258,7 @@ class ClaimStatements(Queries):
         """
         cursor = await self._send(
             connection,
-            "read_lines",
+            "read_queues",
             {
                 "app": self.app,
                 "entrypoints": list(entrypoints),

@@ -17,7 +17,7 @@ from pgsched.db.statements.values import EntrypointDefaults
 from pgsched.model import ClaimedRun
 from pgsched.rules import fairness
 from pgsched.rules.fairness import Need
-from pgsched.rules.limits import Candidate, Gate, contest, noted, opens_at, rate_room, within
+from pgsched.rules.limits import Candidate, LockedLimits, contest, noted, opens_at, rate_room, within
 from pgsched.worker.kit import Kit
 
 
@@ -28,7 +28,7 @@ class Limiter:
         self._statements = kit.store.claims
         self._worker = kit.worker
         self.opens: datetime | None = None  # when the first of the used-up rates seen by this pass lets a run start
-        self._gates: list[Gate] = []  # those that the last look locked and found open
+        self._locked: list[LockedLimits] = []  # those that the last look locked and found open
         self._at: dict[int, str] = {}  # by run id, for the runs that it found: the key of the limits that count it
 
     async def look(
@@ -36,22 +36,22 @@ class Limiter:
     ) -> tuple[list[fairness.Candidate], dict[Need, int]]:
         """Locks the limits. Returns the due runs in line that could be claimed, at most `limit`, and the room that the
         limits leave for them."""
-        gates = await self._statements.lock_limits(connection, entrypoints)
-        opening = [opens for gate in gates if (opens := opens_at(gate)) is not None]
+        locked = await self._statements.lock_limits(connection, entrypoints)
+        opening = [opens for limits in locked if (opens := opens_at(limits)) is not None]
         self.opens = min([*opening, *([self.opens] if self.opens else [])], default=None)
-        rooms = {gate.gate: limit if (room := rate_room(gate)) is None else room for gate in gates}
-        self._gates = [gate for gate in gates if rooms[gate.gate] > 0]
-        if not self._gates:
+        rooms = {limits.gate: limit if (room := rate_room(limits)) is None else room for limits in locked}
+        self._locked = [limits for limits in locked if rooms[limits.gate] > 0]
+        if not self._locked:
             return [], {}
-        candidates = within(await self._statements.read_lines(connection, entrypoints, rooms, limit), CLAIM_BYTES)
+        candidates = within(await self._statements.read_queues(connection, entrypoints, rooms, limit), CLAIM_BYTES)
         self._at = {each.id: each.gate for each in candidates}
-        return contest(candidates, self._gates, await self._schedule_rooms(connection, candidates))
+        return contest(candidates, self._locked, await self._schedule_rooms(connection, candidates))
 
     async def claim(
         self, connection: Connection, defaults: Sequence[EntrypointDefaults], chosen: Sequence[fairness.Candidate]
     ) -> list[ClaimedRun]:
         """Claims runs that the last look in this transaction returned."""
-        notes = self._notes(self._gates, chosen)
+        notes = self._notes(self._locked, chosen)
         return await self._statements.claim_runs(connection, self._worker, defaults, [c.id for c in chosen], notes)
 
     async def _schedule_rooms(self, connection: Connection, candidates: Sequence[Candidate]) -> dict[int, int]:
@@ -65,7 +65,7 @@ class Limiter:
         return {schedule: room if schedule in locked else 0 for schedule, room in rooms.items()}
 
     def _notes(
-        self, gates: Sequence[Gate], chosen: Sequence[fairness.Candidate]
+        self, locked: Sequence[LockedLimits], chosen: Sequence[fairness.Candidate]
     ) -> list[tuple[str, datetime | None, int]]:
         """The starts to note at the limits: (key of the limits, time, count).
 
@@ -74,8 +74,8 @@ class Limiter:
         """
         counts = Counter(self._at[each.id] for each in chosen)
         return [
-            (gate.gate, at if at < gate.now else None, count)
-            for gate in gates
-            if gate.starts is not None and counts[gate.gate]
-            for at, count in noted(gate, counts[gate.gate])
+            (limits.gate, at if at < limits.now else None, count)
+            for limits in locked
+            if limits.starts is not None and counts[limits.gate]
+            for at, count in noted(limits, counts[limits.gate])
         ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from pgsched import log
-from pgsched.db.mishaps import describe
+from pgsched.db.mishaps import one_line
 from pgsched.db.session import Connection
 from pgsched.db.statements.values import Planned
 from pgsched.errors import InvalidExpression
@@ -196,7 +196,7 @@ class Planner:
         return made
 
     def _refused(self, planned: Planned, error: BaseException) -> Planned:
-        return replace(planned, plan=self._invalid(planned.schedule, f"its plan was refused: {describe(error)}"))
+        return replace(planned, plan=self._invalid(planned.schedule, f"its plan was refused: {one_line(error)}"))
 
     def _planned(self, schedule: Schedule, live: Occupancy, now: datetime, horizon: datetime) -> Planned:
         entrypoint = self._tools.kit.scheduler.entrypoints[schedule.entrypoint]

@@ -21,7 +21,7 @@ from pgsched import log
 from pgsched.db.fence.fence import Fence
 from pgsched.errors import InvalidArguments
 from pgsched.executors.capture import JOURNAL, keep_on
-from pgsched.executors.executor import THREADS, Executor, Place, Threads
+from pgsched.executors.executor import THREAD_CALL, Executor, Place, ThreadCall
 from pgsched.journal import Journal
 from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
 from pgsched.rules.outcome import End, Stop, decide
@@ -48,7 +48,7 @@ class Attempt:
         "answer", "asked_at", "began", "cancellation", "claim", "claimed", "context", "deadline", "ended", "entered",
         "error", "executor", "fence", "hooked", "ignored", "instant", "interrupt", "journal", "keeper",
         "key", "outcome", "place", "problem", "result", "run", "started", "started_at", "state", "stop",
-        "surroundings", "task", "threaded", "threads",
+        "surroundings", "task", "thread_call", "threaded",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +61,7 @@ class Attempt:
         self.executor = executor
         self.place = executor.place if executor is not None else None
         self.threaded = self.place is Place.THREAD
-        self.threads = Threads(surroundings.threads)
+        self.thread_call = ThreadCall(surroundings.threads)
         self.state = State.HELD
         self.entered = False
         self.asked_at = asked_at  # monotonic: when the last statement that made or renewed the claim was sent
@@ -227,7 +227,7 @@ class Attempt:
                 error=error,
                 stop=self.stop,
                 noticed=self.cancellation.noticed,
-                threaded=self.threads.busy,
+                threaded=self.thread_call.busy,
                 ignored=self.ignored,
             ),
             around.scheduler.retry_for(claimed.entrypoint, claimed.schedule.name if claimed.schedule else None),
@@ -245,7 +245,7 @@ class Attempt:
         self.journal.close()
         if outcome is not None and self.journal.unwritten:
             outcome = dataclasses.replace(outcome, journal=self.journal)
-        if outcome is not None and self.threads.busy and self.stop is not Stop.DRAIN:
+        if outcome is not None and self.thread_call.busy and self.stop is not Stop.DRAIN:
             outcome = dataclasses.replace(outcome, left_behind=True)
         self.outcome = outcome
         if self.hooked and outcome is not None:
@@ -279,7 +279,7 @@ class Attempt:
         if self.state is State.ENDED:
             return
         asked = self.stop is not None
-        if why is Stop.LOST and self.stop is not Stop.LOST and self.threads.busy:
+        if why is Stop.LOST and self.stop is not Stop.LOST and self.thread_call.busy:
             self.surroundings.outlives()
         if self.stop is None or why is Stop.LOST:
             self.stop = why
@@ -299,7 +299,7 @@ class Attempt:
     def _interrupt(self, again: bool) -> None:
         if self.state is State.ENDED or self.task is None:
             return
-        if self.stop is Stop.DRAIN and self.threads.busy:
+        if self.stop is Stop.DRAIN and self.thread_call.busy:
             return  # its code goes on here: abandon() gives the run back just before the process ends
         if not self.entered:
             # A task that is cancelled before its first step never enters its coroutine, so its hooks would miss its
@@ -340,7 +340,7 @@ class Attempt:
         self.stop = self.stop or Stop.DRAIN
         log.get().warning("run_left_behind", run=self.claimed.id, entrypoint=self.claimed.entrypoint)
         self._conclude(None, asyncio.CancelledError())
-        if self.threads.busy and self.task is not None:
+        if self.thread_call.busy and self.task is not None:
             self.task.cancel()  # it waits for the thread, and must not hold up a host program
 
     def _cancel_timers(self) -> None:
@@ -377,6 +377,6 @@ def _bind(attempt: Attempt) -> None:
     _RUN.set(attempt.claimed.id)
     _ENTRYPOINT.set(attempt.claimed.entrypoint)
     _ATTEMPT.set(attempt.claimed.attempt)
-    THREADS.set(attempt.threads)
+    THREAD_CALL.set(attempt.thread_call)
     keep_on()
     JOURNAL.set(attempt.journal)

@@ -17,7 +17,7 @@ import psycopg
 
 from pgsched import log
 from pgsched.db.apart import Apart
-from pgsched.db.mishaps import Mishaps, describe, passing
+from pgsched.db.mishaps import Mishaps, one_line, passing
 from pgsched.db.session import Backoff, Connection
 from pgsched.model import Outcome, RunError, RunStatus
 from pgsched.worker.aside import Kind
@@ -192,7 +192,7 @@ class Finisher:
             await Apart(self._send, refused, self._wait, _PATIENCE).all([(bare, _as(heard, answer))])
             if not refusals:
                 run, status = outcome.claim.run_id, str(bare.status)
-                self._log.error("outcome_reduced", run=run, status=status, error=describe(error))
+                self._log.error("outcome_reduced", run=run, status=status, error=one_line(error))
                 return
         # The application's own constraint or trigger refuses it.
         await self._keep(item, error)

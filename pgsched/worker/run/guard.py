@@ -16,7 +16,7 @@ from typing import Any
 
 from pgsched import log
 from pgsched.db.apart import Apart
-from pgsched.db.mishaps import Mishaps, describe
+from pgsched.db.mishaps import Mishaps, one_line
 from pgsched.db.session import LOCKED_FOR, Session
 from pgsched.worker.kit import WRITES_WAIT, Kit
 from pgsched.worker.run.roster import Roster
@@ -98,12 +98,12 @@ class Guard:
 
     async def _beat(self, session: Session) -> None:
         async def refuse(beat: Beat, error: BaseException) -> None:
-            self._log.error("guard_failed", run=beat[0], error=describe(error))
+            self._log.error("guard_failed", run=beat[0], error=one_line(error))
 
         try:
             await Apart(lambda part: self._beats(session, part), refuse, patience=0).all(self._roster.claims())
         except Mishaps as error:
-            self._log.error("guard_failed", error=describe(error))
+            self._log.error("guard_failed", error=one_line(error))
 
     async def _beats(self, session: Session, claims: Sequence[Beat]) -> list[tuple[int, int]]:
         threads, lease = self._roster.in_threads(), self._kit.settings.stall_timeout

@@ -30,7 +30,7 @@ from pgsched.executors.executor import is_async
 from pgsched.hooks import Hook, Hooks, RunEnd, RunFailure
 from pgsched.model import Outcome, RunStatus, Schedule
 from pgsched.rules.ledger import Skip
-from pgsched.rules.outcome import Stop, describe, where
+from pgsched.rules.outcome import Stop, storable, where
 
 _GRACE = 1.0  # seconds that a cancelled hook has to end
 _SKIPS = 1000  # skips that wait for their hooks, at most; then the oldest are dropped and counted
@@ -160,7 +160,7 @@ class Caller:
             call.add_done_callback(back)
 
     def _failed(self, hook: Hook, error: BaseException) -> None:
-        found = describe(error)
+        found = storable(error)
         fields = {"error": found.type, "message": found.message}
         if place := where(found):
             fields["at"] = place

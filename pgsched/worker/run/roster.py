@@ -86,7 +86,7 @@ class Roster:
     def free(self, attempt: Attempt) -> None:
         """Frees the slot of a run that has ended, and its place unless its thread goes on."""
         self.slots_used -= 1
-        if attempt.threads.call is not None and attempt.threads.busy:
+        if attempt.thread_call.future is not None and attempt.thread_call.busy:
             self._leave_behind(attempt)
         else:
             self._free_place(attempt)
@@ -100,7 +100,7 @@ class Roster:
     def forget(self, attempt: Attempt, *, landed: bool) -> None:
         """Removes a run: the database has answered about its end, or its claim is lost."""
         self.attempts.pop(attempt.key, None)
-        if self._in_thread.get(attempt.claimed.id) is attempt and not attempt.threads.busy:
+        if self._in_thread.get(attempt.claimed.id) is attempt and not attempt.thread_call.busy:
             del self._in_thread[attempt.claimed.id]
         if not landed and attempt.started_at is not None:
             self.unlanded[attempt.key] = None
@@ -108,9 +108,9 @@ class Roster:
                 del self.unlanded[next(iter(self.unlanded))]
 
     def _leave_behind(self, attempt: Attempt) -> None:
-        assert attempt.threads.call is not None
+        assert attempt.thread_call.future is not None
         self.left_behind[attempt.key] = attempt
-        attempt.threads.call.add_done_callback(lambda _: self._thread_ended(attempt))
+        attempt.thread_call.future.add_done_callback(lambda _: self._thread_ended(attempt))
         self.leftovers_changed.set()
         self._log.warning("thread_left_behind", run=attempt.claimed.id, **function_fields(attempt))
         if len(self.left_behind) == self._settings.max_threads:
@@ -166,7 +166,7 @@ class Roster:
     def busy_with(self, run_id: int) -> Attempt | None:
         """An earlier attempt of this run whose function still goes on in a thread here, or None."""
         earlier = self._in_thread.get(run_id)
-        return earlier if earlier is not None and earlier.threads.busy else None
+        return earlier if earlier is not None and earlier.thread_call.busy else None
 
     def outliving(self) -> list[Key]:
         """The attempts that have ended or lost their claim while their functions go on in threads. Attempts that a
@@ -179,7 +179,7 @@ class Roster:
         return list(dict.fromkeys([*list(self.left_behind), *(key for key, _ in self._busy())]))
 
     def _busy(self) -> list[tuple[Key, Attempt]]:
-        return [(key, each) for key, each in list(self.attempts.items()) if each.threads.busy]
+        return [(key, each) for key, each in list(self.attempts.items()) if each.thread_call.busy]
 
     async def until_empty(self, of: Callable[[], Iterable[Attempt]], seconds: float) -> bool:
         """Waits until `of` returns no attempts, at most this many seconds. Returns whether it does."""

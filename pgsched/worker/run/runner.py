@@ -174,7 +174,7 @@ class Runner:
         self.held.forget(attempt)
         if outcome is None:
             self._forget(attempt, landed=False)
-            if attempt.threads.call is not None:
+            if attempt.thread_call.future is not None:
                 self._roster.leftovers_changed.set()  # a beat may have reported that its thread goes on
         else:
             self._finisher.put(outcome, self._landed)
@@ -185,7 +185,7 @@ class Runner:
         if attempt is None:
             return
         self._forget(attempt, landed=landed)
-        if outcome.left_behind or (not landed and attempt.threads.call is not None):
+        if outcome.left_behind or (not landed and attempt.thread_call.future is not None):
             # Its thread may have ended before this landed, or since a beat found its claim lost.
             self._roster.leftovers_changed.set()
         decided = attempt.outcome

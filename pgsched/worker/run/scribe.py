@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pgsched import log
 from pgsched.db.apart import Apart
-from pgsched.db.mishaps import describe
+from pgsched.db.mishaps import one_line
 from pgsched.journal import Journal, Said
 from pgsched.model import Claim
 from pgsched.worker.kit import Kit
@@ -68,7 +68,7 @@ class Scribe:
             # Its lines must not keep a run from ending.
             claim, journal = one
             said = read[id(journal)]
-            self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=describe(error))
+            self._log.error("lines_not_kept", run=claim.run_id, lines=len(said.lines), error=one_line(error))
             journal.wrote(said)
 
         await Apart(write, refuse, patience=0).all(speaking)

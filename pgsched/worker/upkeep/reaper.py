@@ -11,7 +11,7 @@ import psycopg
 from pgsched import log
 from pgsched.db.apart import Apart
 from pgsched.db.fence.fence import session_name
-from pgsched.db.mishaps import Mishaps, refused
+from pgsched.db.mishaps import Mishaps, is_refusal
 from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.upkeep import SILENT_PAGE
 from pgsched.model import Claim, Process, RunStatus
@@ -78,7 +78,7 @@ class Reaper:
         try:
             return await self._look()
         except Mishaps as error:
-            if not refused(error):  # others' beats may have failed for the same reason
+            if not is_refusal(error):  # others' beats may have failed for the same reason
                 self.distrust()
             raise
 

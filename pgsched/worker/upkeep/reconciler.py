@@ -176,7 +176,7 @@ class Reconciler:
     async def _check(self, connection: Connection, compared: Sequence[Compared]) -> None:
         """Refuses to retire schedules that a live worker of another code base serves. Raises ConfigurationError."""
         holders = await self._statements.read_holders(connection, self._app, in_force=True)
-        problem = deploy.refused(self._app, compared, holders, self._home.project)
+        problem = deploy.why_refused(self._app, compared, holders, self._home.project)
         if problem is not None:
             raise ConfigurationError(problem)
 

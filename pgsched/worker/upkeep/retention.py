@@ -16,7 +16,7 @@ from datetime import timedelta
 from psycopg.errors import QueryCanceled
 
 from pgsched import log
-from pgsched.db.mishaps import Mishaps, describe, refused
+from pgsched.db.mishaps import Mishaps, is_refusal, one_line
 from pgsched.db.session import Session
 from pgsched.db.statements.values import Pruned
 from pgsched.worker.kit import Kit
@@ -78,8 +78,8 @@ class Retention:
                     if not await self._delete(session, status, age, deleted):
                         break
                 except Mishaps as error:
-                    self._log.warning("retention_failed", status=status, error=describe(error))
-                    if not refused(error):
+                    self._log.warning("retention_failed", status=status, error=one_line(error))
+                    if not is_refusal(error):
                         break
         finally:
             await session.discard()
@@ -95,8 +95,8 @@ class Retention:
                 await self._statements.forget_leftovers(connection)
                 await self._kit.aside.sweep(connection)
         except Mishaps as error:
-            self._log.warning("retention_failed", status="leftovers", error=describe(error))
-            return refused(error)
+            self._log.warning("retention_failed", status="leftovers", error=one_line(error))
+            return is_refusal(error)
         return True
 
     async def _delete(self, session: Session, status: str, age: timedelta, deleted: Callable[[int], None]) -> bool:
@@ -112,11 +112,13 @@ class Retention:
                 async with session.use() as connection:
                     batch: Pruned = await self._statements.prune_runs(connection, status, age, size, last, look=looking)
             except Mishaps as error:
-                if not (refused(error) or isinstance(error, (TimeoutError, QueryCanceled))) or (size == 1 and looking):
+                if not (is_refusal(error) or isinstance(error, (TimeoutError, QueryCanceled))) or (
+                    size == 1 and looking
+                ):
                     raise
                 # If the batch is a single run, only look at it, so as to go on behind it.
-                looking, why = size == 1, describe(error)
-                size = max(1, size // (2 if refused(error) else 10))
+                looking, why = size == 1, one_line(error)
+                size = max(1, size // (2 if is_refusal(error) else 10))
                 continue
             deleted(batch.gone)
             kept += looking and batch.seen

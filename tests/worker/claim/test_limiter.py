@@ -145,7 +145,7 @@ async def test_ten_thousand_behind_a_busy_key_cost_no_more_than_a_thousand(setti
             await db.all(JOBS, "a", 0, jobs)
             await db.all("analyze pgsched.runs")
             await db.all(JOBS, "b", 0, 1)
-            seen.append(await pages(settings, one.kit.store.claims.query("read_lines")))
+            seen.append(await pages(settings, one.kit.store.claims.query("read_queues")))
             await db.all("delete from pgsched.runs where args ->> 'tenant' = 'b'")
     assert [found for found, _ in seen] == [1, 1], "that of the other key"
     assert seen[1][1] < seen[0][1] + 40, seen
@@ -158,7 +158,7 @@ async def test_ten_thousand_keys_are_not_walked_to_fill_ten_places(settings, db)
             " + n * interval '1 s') from generate_series(1, 10000) n"
         )
         await db.all("analyze pgsched.runs")
-        found, touched = await pages(settings, one.kit.store.claims.query("read_lines"))
+        found, touched = await pages(settings, one.kit.store.claims.query("read_queues"))
     assert (found, touched < 1000) == (10, True), touched
 
 

@@ -1,5 +1,5 @@
 -- Locks the limits that have runs of this application in line, and fewer running runs than they allow.
--- That check is a filter on this statement's snapshot; read_lines counts again under the lock. Waits for nobody: limits
+-- That check is a filter on this statement's snapshot; read_queues counts again under the lock. Waits for nobody: limits
 -- that another worker has locked are passed over, because it is claiming from them. So are limits whose notes of starts
 -- the server refuses.
 with running as materialized (select gate, count(*) as count from pgsched.running_at_limits group by gate)
