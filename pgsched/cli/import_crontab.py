@@ -29,7 +29,12 @@ from pgsched.rules.retry import Retry
 @click.option("--prefix", default="", metavar="TEXT", help="Begin the schedules' names with this text.")
 @click.option("--tz", "timezone", metavar="ZONE", help="The time zone of lines without CRON_TZ.  [this machine's]")
 @click.option("--entrypoint", default=ENTRYPOINT, help=f"The entrypoint that runs commands.  [{ENTRYPOINT}]")
-@click.option("--overlap", default="skip", metavar="POLICY", help="skip, queue, cancel, allow (as cron), or N.  [skip]")
+@click.option(
+    "--overlap",
+    default="skip",
+    metavar="POLICY",
+    help="If an earlier run is live: skip, queue, cancel, allow (as cron), or how many may run at once.  [skip]",
+)
 @click.option(
     "--attempts", type=click.IntRange(1, 1000), default=1, help="How many times to try a failing command.  [1, as cron]"
 )

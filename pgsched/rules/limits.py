@@ -63,7 +63,7 @@ class Limits:
             raise ValueError("Limits(per_key=…) needs concurrency_key=…: the argument that distinguishes runs.")
         if (self.starts is None) != (self.period is None):
             raise ValueError(
-                "Limits(starts=…) and Limits(period=…) need each other: so many starts in any such period."
+                "Limits(starts=…) and Limits(period=…) need each other: at most `starts` runs start in any `period`."
             )
         if self.shared is not None:
             if not isinstance(self.shared, str) or not 1 <= len(self.shared) <= 200 or not self.shared.isprintable():

@@ -1,7 +1,7 @@
 -- The claimable runs that stand first in the lines of locked limits, most urgent first.
--- Of each limit no more than its concurrency and `rooms` allow (the rest of its rate, by its place in `gates`). Each
--- comes with the number of running runs of its limit and of its key. A statement of its own, after the lock, so that it
--- counts runs that another worker claimed meanwhile.
+-- For each limit, no more runs than its concurrency and `rooms` allow (the rest of its rate, by its place in `gates`).
+-- Each comes with the number of running runs of its limit and of its key. This is a statement of its own, after the
+-- lock, so that it counts runs that another worker claimed meanwhile.
 -- First it looks at the most urgent few of each entrypoint. Only if too many of these have to wait, and more stand
 -- behind them, it walks line by line and priority by priority: ten thousand runs behind a busy key cost no more than
 -- one, and ten thousand lines are not walked to fill a few places.
@@ -65,7 +65,7 @@ urgent as materialized (
         limit 100 + g.room
     ) u
 ),
--- Those that only one another can keep from being claimed: a key and a schedule have room for only so many.
+-- Runs that can be claimed, unless other runs of this list take the room of their key or schedule first.
 open as materialized (
     select u.id, u.schedule_id, u.entrypoint, u.gate, u.key, u.priority, u.due_at, o.room,
         g.per_key - coalesce(b.running, 0) as left_,
