@@ -3,9 +3,9 @@
     make bench                     all parts, less than twenty minutes
     make bench ONLY="herd drain"   some of them
     make bench ONLY=compare BASE=main~3   this build and that commit's in turn
-    make bench ARGS=--quick        small sizes, whose figures mean nothing: does it all work
+    make bench ARGS=--quick        small sizes, to see whether everything works; the figures mean nothing
 
-Only figures of one run can be compared; see README.md beside this file.
+Only figures of one run can be compared; see README.md in this folder.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def arguments() -> argparse.Namespace:
 
 
 def leave(*_: object) -> None:
-    """Ends the benchmark so that what it started is ended too; a second signal must not cut that short."""
+    """Ends the benchmark and all its processes. A second signal must not cut that short."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(143)
 
 
 def main() -> int:
-    """Measures the parts one after the other; one that fails is told, and the others go on."""
+    """Measures the parts one after the other. If one fails, that is reported, and the others go on."""
     given = arguments()
     signal.signal(signal.SIGTERM, leave)
     sizes = QUICK if given.quick else Sizes()

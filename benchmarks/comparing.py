@@ -1,10 +1,11 @@
-"""The part `compare`: this build and another commit's in turn, so that a change can be judged.
+"""The part `compare`: this build and another commit's in turn, to judge a change.
 
     make bench ONLY=compare BASE=main~3                      until the part's five minutes are over
     make bench ONLY=compare BASE=main~3 ARGS="--budget 900"  for a finer look
 
-Both builds run this commit's adapter, each in an environment of its own, on one server. Each round measures both, and
-who is first changes from round to round. A ratio is that of one round; its median and its spread are shown.
+Both builds run this commit's adapter, each in an environment of its own, on one server. Each round measures both
+builds, and the order changes from round to round. A ratio compares figures of one round; its median and its spread are
+shown.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PERCENTILES = {"p50": 0.5, "p99": 0.99}
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One measurement of one build, and the unit of the values that it gives by their names."""
+    """One measurement of one build, and the unit of its values. It returns them by name."""
 
     unit: str
     once: Callable[[Server, Contestant], Values]
@@ -42,7 +43,7 @@ def lag(sizes: Sizes, server: Server, who: Contestant) -> Values:
 
 
 def herd(kind: str, count: int, server: Server, who: Contestant) -> Values:
-    """The last start of so many at one instant."""
+    """When the last of `count` schedules or delayed jobs for one instant starts."""
     how = delayed if kind == "delayed jobs" else schedules
     return {f"herd of {count:,} {kind}": together(server, who, False, how, count)}
 
@@ -60,7 +61,7 @@ def start(how: str, count: int, server: Server, who: Contestant) -> Values:
 
 
 def measures(sizes: Sizes) -> tuple[Measure, ...]:
-    """All that is compared."""
+    """All measurements of a comparison."""
     most, jobs, calls = sizes.herds[-1], sizes.drains[0], sizes.calls // sizes.rounds * 2
     return (
         Measure("ms", partial(lag, sizes)),
@@ -74,7 +75,7 @@ def measures(sizes: Sizes) -> tuple[Measure, ...]:
 
 
 def compare(commit: str, server: Server, sizes: Sizes, figures: Figures) -> None:
-    """Whole rounds until the part's time is over, and one at the least."""
+    """Runs whole rounds, at least one, until the part's time is over."""
     base = replace(PGSCHED, name=f"pgsched at {commit}", environment=environments.make_base(commit))
     builds = [base, PGSCHED]
     end, longest = time.monotonic() + sizes.budget, 0.0
@@ -93,7 +94,7 @@ def compare(commit: str, server: Server, sizes: Sizes, figures: Figures) -> None
 
 
 def one(measure: Measure, server: Server, who: Contestant, figures: Figures) -> Values:
-    """One build's values. A measurement that fails is reported, and has none."""
+    """One build's values. If a measurement fails, that is reported, and there are none."""
     try:
         return measure.once(server, who)
     except (Fault, Error, OSError) as fault:

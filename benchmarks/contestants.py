@@ -1,4 +1,4 @@
-"""Who is measured: where each one's adapter is, what its table of jobs is called, how one sees that it is done."""
+"""The contestants: their adapters, their tables of jobs, and the queries that show that all jobs are done."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contestant:
-    """One project that is measured. What `tuned` means for it stands at the top of its adapter."""
+    """One project that is measured. The top of its adapter says which settings `tuned` has."""
 
     name: str
     environment: str
@@ -17,19 +17,19 @@ class Contestant:
     done: str  # a query that is true once no job is left
     gate: str = "exclusive"  # the lock that keeps it from claiming
     defaults: str = "defaults"  # its settings in a few words
-    tuned: str = ""  # its documented best, where there is one
+    tuned: str = ""  # its documented best settings, if there are any
     registers: float = 1.0  # seconds that a worker may need to be ready with 1,000 schedules
-    fills: float = 0.3  # and a client to put in 1,000 delayed jobs
+    fills: float = 0.3  # seconds that a client may need to enqueue 1,000 delayed jobs
     work: dict[str, Any] = field(default_factory=dict)  # parameters for each of its workers
 
     @property
     def key(self) -> str:
-        """Its name in the names of databases."""
+        """The part of its databases' names that identifies it."""
         return f"{self.environment}_{self.script.removesuffix('.py').removeprefix('with_')}".replace("-", "_")
 
 
 def none_left(table: str, where: str = "true") -> str:
-    """A query that is true once no row of a table is left."""
+    """A query that is true once a table has no rows."""
     return f"select not exists (select from {table} where {where})"
 
 
@@ -58,6 +58,6 @@ APSCHEDULER4 = Contestant(
     defaults="SQLAlchemy data store and broker on asyncpg, one job of a task at once",
     tuned="max_running_jobs None, max_concurrent_jobs 50", registers=4.0,
 )  # fmt: skip
-BARE_LIMIT = Contestant("the bare limit", "bench", "bare.py", "", "")  # needs a database, and nothing in it
+BARE_LIMIT = Contestant("the bare limit", "bench", "bare.py", "", "")  # needs an empty database
 
 CONTESTANTS = (PGSCHED, PGQUEUER, PROCRASTINATE, APSCHEDULER3, APSCHEDULER4)

@@ -1,4 +1,4 @@
-"""The part `cost`: what one run and one heartbeat cost pgsched, from which docs/scaling.md computes."""
+"""The part `cost`: the cost of one run and of one heartbeat of pgsched. docs/scaling.md computes with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def cost(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """Every case in a database of its own, right after a checkpoint."""
+    """Measures every case in a database of its own, right after a checkpoint."""
     for number in range(sizes.rounds):
         for who, params in CASES.items():
             if "seconds" in params and number:

@@ -1,4 +1,4 @@
-"""The part `drain`: how fast jobs that are already due are worked off."""
+"""The part `drain`: how fast due jobs are worked off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rounds import Case, Sizes, repeat
 
 LIMIT = 40.0  # seconds for one drain
 LIMITS = {1: f"{BARE}: pgbench, one at a time", 100: f"{BARE}: pgbench, batches of 100"}
-# What must be written at the least, into pgsched's own table: the claim, and the end, each in a transaction.
+# The least that must be written into pgsched's own table: the claim and the end, each in a transaction.
 PGBENCH = """
 with due as materialized (
     select id from pgsched.runs where status = 'queued' and due_at <= now()
@@ -32,7 +32,7 @@ where id = any(:ids::bigint[]) and status = 'running';
 
 
 def drain(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """Jobs a second, from the instant at which all workers may claim to the last one's end being written."""
+    """Jobs a second, from the instant at which all workers may claim until the end of the last job is written."""
     first = sizes.drains[0]
     cases = [
         Case(what(first, clients), LIMITS[batch], "jobs/s", partial(bare, server, figures, sizes, batch, clients))
@@ -56,7 +56,7 @@ def case(
     server: Server, figures: Figures, sizes: Sizes, who: Contestant, size: int, workers: int, tuned: bool,
     small: bool = False,
 ) -> Case:  # fmt: skip
-    """A drain by one contestant, of fewer jobs where it does fewer than a thousand a second."""
+    """One contestant's drain. It has fewer jobs if the contestant does fewer than a thousand a second."""
     total = min(size, sizes.small) if small else size
     if total < size:
         figures.add("drain", what(size, workers), named(who, tuned), "jobs/s", None, f"N = {total:,}")
@@ -64,22 +64,22 @@ def case(
 
 
 def what(size: int, workers: int) -> str:
-    """How a drain is called."""
+    """The name of a drain."""
     return f"{size:,} jobs, {workers} {plural(workers, 'worker')}"
 
 
 def plural(count: int, noun: str) -> str:
-    """A noun after a number."""
+    """A number with its noun."""
     return noun if count == 1 else f"{noun}s"
 
 
 def named(who: Contestant, tuned: bool) -> str:
-    """A contestant with the settings that it has."""
+    """A contestant's name, with its settings."""
     return f"{who.name}, tuned" if tuned else who.name
 
 
 def drained(server: Server, who: Contestant, total: int, workers: int, tuned: bool) -> float:
-    """Jobs a second of one drain. All workers claim at one instant: no interpreter's start counts."""
+    """Jobs a second of one drain. All workers claim at one instant, so the start of an interpreter does not count."""
     with server.database(who) as database, contextlib.ExitStack() as stack:
         database.call("enqueue", count=total, tuned=tuned)
         release = stack.enter_context(database.gate(workers))
@@ -95,7 +95,7 @@ def drained(server: Server, who: Contestant, total: int, workers: int, tuned: bo
 
 
 def bare(server: Server, figures: Figures, sizes: Sizes, batch: int, clients: int) -> float:
-    """Jobs a second that pgbench claims and finishes, two transactions each; where there is none, a loop of ours."""
+    """Jobs a second that pgbench claims and finishes, two transactions each. Without pgbench our own loop does it."""
     total = sizes.drains[0] if batch > 1 else sizes.drains[0] // 5
     with server.database(PGSCHED) as database:
         database.call("enqueue", count=total)
@@ -118,7 +118,7 @@ def bare(server: Server, figures: Figures, sizes: Sizes, batch: int, clients: in
 
 
 def looped(database: Database, total: int, batch: int, clients: int) -> float:
-    """The same by loops over psycopg."""
+    """Jobs a second that loops over psycopg claim and finish."""
     with contextlib.ExitStack() as stack:
         release = stack.enter_context(database.gate(clients))
         loops = [stack.enter_context(database.process("drain", by=BARE_LIMIT, batch=batch)) for _ in range(clients)]

@@ -1,8 +1,8 @@
-"""Makes the environments of the benchmark: one for the benchmark and pgsched, one for each peer, versions pinned.
+"""Makes the environments of the benchmark: one for it and pgsched, and one for each peer, with pinned versions.
 
     python benchmarks/environments.py
 
-Needs nothing but Python 3.11+ and pip. An environment is made anew where its requirements have changed.
+Needs nothing but Python 3.11+ and pip. An environment is made again if its requirements have changed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE / ".environments"
 
-# The drivers are those that each peer's own documentation starts with.
+# The first driver in each peer's documentation.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "bench": ("-e", f"{HERE.parent}[embedded]", "matplotlib==3.10.8", "psutil>=7"),
     "pgqueuer": ("pgqueuer[asyncpg]==1.6.0", "asyncpg==0.32.0", "uvloop==0.23.0"),
     "procrastinate": ("procrastinate==3.10.0", "psycopg[binary]==3.3.9", "psycopg-pool==3.3.3"),
     "apscheduler3": ("apscheduler==3.11.3", "sqlalchemy==2.1.9", "psycopg[binary]==3.3.9"),
-    # With the anyio of its own time: with later ones its event broker loses events, and it stands still.
+    # With an anyio of its time: with later ones its event broker loses events, and it stops working.
     "apscheduler4": ("apscheduler==4.0.0a6", "sqlalchemy[asyncio]==2.1.9", "asyncpg==0.32.0", "anyio==4.9.0"),
 }
 
@@ -35,10 +35,10 @@ def python(name: str) -> Path:
 
 
 def make(name: str) -> None:
-    """Makes an environment where it is missing or of other requirements; all of it or nothing is there at the end."""
+    """Makes an environment if it is missing or has other requirements. It is complete afterwards, or not there."""
     wanted = "\n".join(REQUIREMENTS[name])
     if name == "bench":
-        wanted += (HERE.parent / "pyproject.toml").read_text()  # what pgsched itself needs
+        wanted += (HERE.parent / "pyproject.toml").read_text()  # the requirements of pgsched itself
     stamp = FOLDER / name / "requirements"
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -73,12 +73,12 @@ def make_base(commit: str) -> str:
 
 
 def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of git's in a repository."""
+    """Runs a command of git in a repository."""
     return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
 
 
 def versions(name: str) -> dict[str, str]:
-    """What is installed in an environment: names and versions."""
+    """The names and versions of the packages in an environment."""
     told = subprocess.run(
         [
             python(name),

@@ -1,4 +1,4 @@
-"""The part `expressions`: how many next fire times a second an expression gives. Of pgsched alone; needs no server."""
+"""The part `expressions`: how many next fire times an expression gives in a second. pgsched alone; needs no server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXPRESSIONS = (
 
 
 def expressions(_: Server, sizes: Sizes, figures: Figures) -> None:
-    """Of an expression that is kept, and of one that is read anew each time: a second of processor time."""
+    """Measures an expression that is kept, and one that is read again each time, in a second of processor time."""
     for _ in range(sizes.rounds):
         kept, anew = [], []
         for text, zone in EXPRESSIONS:
@@ -38,7 +38,7 @@ def expressions(_: Server, sizes: Sizes, figures: Figures) -> None:
 
 
 def unread(text: str, zone: str) -> expression.Expression:
-    """An expression that was read just now, whatever was read before."""
+    """An expression, read without the cache."""
     expression._parse.cache_clear()
     return expression.parse(text, zone)
 
@@ -48,5 +48,5 @@ def rate(count: int, following: Callable[[datetime], datetime | None]) -> float:
     start = after = datetime(2027, 1, 1, tzinfo=UTC)
     began = time.thread_time()
     for _ in range(count):
-        after = following(after) or start  # the rarest come to an end in 2099
+        after = following(after) or start  # the rarest expressions have no fire time after 2099
     return count / (time.thread_time() - began)

@@ -1,4 +1,4 @@
-"""What is measured: samples of one thing of one contestant, and what is said of them."""
+"""Figures: the samples of one contestant's measurements, and how they are shown."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-BARE = "the bare limit"  # who is measured beside all contestants
+BARE = "the bare limit"  # measured next to all contestants
 
 
 class Fault(Exception):
-    """A measurement that cannot be had, in one sentence."""
+    """Why a measurement is not possible, in one sentence."""
 
 
 @dataclass(slots=True)
 class Figure:
-    """One thing (`what`) of one contestant (`who`): a value for each round that measured it."""
+    """The values of one contestant's measurement, one for each round."""
 
     part: str
     what: str
@@ -27,7 +27,7 @@ class Figure:
 
     @property
     def median(self) -> float | None:
-        """The middle of the rounds."""
+        """The median of the rounds."""
         return percentile(self.values, 0.5) if self.values else None
 
     def told(self) -> dict[str, Any]:
@@ -37,14 +37,14 @@ class Figure:
 
 
 class Figures:
-    """All figures of a run, in the order in which they came."""
+    """All figures of a run, in the order of the first measurement."""
 
     def __init__(self) -> None:
         self._all: dict[tuple[str, str, str], Figure] = {}
         self.faults: list[str] = []
 
     def add(self, part: str, what: str, who: str, unit: str, value: float | None, note: str = "") -> None:
-        """One more round's value of a figure, or why there is none."""
+        """Adds a round's value to a figure, or the reason that there is none."""
         figure = self._all.setdefault((part, what, who), Figure(part, what, who, unit))
         if value is not None:
             figure.values.append(value)
@@ -52,11 +52,11 @@ class Figures:
             figure.notes.append(note)
 
     def of(self, part: str, what: str | None = None, who: str | None = None) -> list[Figure]:
-        """Those of a part, of one thing in it, of one contestant."""
+        """The figures of a part; or only those of one measurement, or of one contestant."""
         return [f for f in self._all.values() if f.part == part and what in (None, f.what) and who in (None, f.who)]
 
     def median(self, part: str, what: str, who: str) -> float | None:
-        """One figure's median, where it was measured."""
+        """The median of a figure, or None if it was not measured."""
         found = self.of(part, what, who)
         return found[0].median if found else None
 
@@ -75,14 +75,14 @@ def percentile(samples: Sequence[float], share: float) -> float:
 
 
 def shown(value: float) -> str:
-    """A number with three digits that count."""
+    """A number with three significant digits."""
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
 
 def cell(figure: Figure | None, number: Callable[[float], str] = shown) -> str:
-    """A figure in a table: median, spread, notes."""
+    """A figure as a table shows it: median, spread, notes."""
     if figure is None:
         return ""
     notes = "; ".join(figure.notes)

@@ -1,4 +1,4 @@
-"""The goals that pgsched is to reach at its defaults, and what a run says of them: ratios within that run."""
+"""The goals that pgsched should reach at its defaults, and whether a run reached them: ratios within that run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from figures import BARE, Figures
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One goal: what is compared, its measured value, its bound, and whether it was reached."""
+    """One goal: its text, the measured value, the bound, and whether it was reached."""
 
     name: str
     value: float
@@ -24,7 +24,7 @@ class Goal:
 
 
 def goals(figures: Figures) -> list[Goal]:
-    """Those that the parts of this run can tell."""
+    """The goals that the parts of this run have measured."""
     found: list[Goal] = []
 
     def ratio(name: str, one: float | None, other: float | None, bound: float, at_least: bool = False) -> None:

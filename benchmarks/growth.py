@@ -1,4 +1,4 @@
-"""The part `growth`: what a claim, a start and a worker's memory cost as tables and fleets grow.
+"""The part `growth`: the cost of a claim, of a start and of a worker's memory as tables and fleets grow.
 
 With 10,000,000 finished runs as well: BENCH_GROWTH_MOST=10000000.
 """
@@ -39,7 +39,7 @@ select n % {schedules} + 1, 'nothing', i, 'succeeded', 1, i, i, i
 from generate_series({first}, {last}) n, lateral (select now() - n * interval '1 s' as i) _
 """
 
-# What a look has to step over, and how much of it.
+# The rows that a look has to step over, and how many.
 BESIDE = {
     "nothing": ("select {n}", 0),
     "schedules of an entrypoint that nobody has": (
@@ -59,7 +59,7 @@ BESIDE = {
 
 
 def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """Everything once: what is counted does not move, and what is timed is the median of many."""
+    """Measures everything once: counts do not vary, and each time is the median of many."""
     quick = sizes.million < QUICK_BELOW
     most = int(os.environ.get("BENCH_GROWTH_MOST", "0"))
     tables(server, figures, QUICK_STEPS if quick else STEPS, most)
@@ -72,7 +72,7 @@ def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 
 def tables(server: Server, figures: Figures, steps: tuple[int, ...], most: int) -> None:
-    """A pass and a worker beside more and more schedules and finished runs."""
+    """Measures a pass and a worker with more and more schedules and finished runs in the tables."""
     with server.database(PGSCHED) as database:
         schedules = runs = 0
         for step in steps + ((most,) if most > steps[-1] else ()):
@@ -97,7 +97,7 @@ def tables(server: Server, figures: Figures, steps: tuple[int, ...], most: int) 
 
 
 def fill(database: Database, statement: str, table: str, before: int, after: int, schedules: int = 0) -> None:
-    """Puts in what is missing, without triggers: as after years of work. Then what autovacuum would have done."""
+    """Inserts the missing rows without triggers, as after years of work. Then does the work of autovacuum."""
     run = database.connection.execute
     run(f"alter table pgsched.{table} disable trigger user")
     run(statement.format(first=before + 1, last=after, schedules=schedules))
@@ -107,12 +107,12 @@ def fill(database: Database, statement: str, table: str, before: int, after: int
 
 @contextmanager
 def roomy() -> Iterator[Server]:
-    """A server that lets more in than the hundred sessions of the default."""
+    """A server that allows more sessions than the default of a hundred."""
     with tempfile.TemporaryDirectory(prefix="pgsched-", ignore_cleanup_errors=True) as name:
         data = f"{name}/postgres"
         with embedded.start(data) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("alter system set max_connections = 300")
-        with embedded.start(data) as dsn:  # the last who left has stopped it
+        with embedded.start(data) as dsn:  # the last user has stopped it
             one = Server(dsn, Path(name), None)
             try:
                 yield one
@@ -121,7 +121,7 @@ def roomy() -> Iterator[Server]:
 
 
 def fleet(server: Server, figures: Figures, workers: int, jobs: int) -> None:
-    """Many workers' passes at one queue; the sessions are real, the processes are one."""
+    """Measures the passes of many workers at one queue. They have real sessions, but share one process."""
     who = f"pgsched: {workers} worker{'s' if workers > 1 else ''}"
     with server.database(PGSCHED) as database:
         database.call("enqueue", count=jobs)
@@ -129,7 +129,7 @@ def fleet(server: Server, figures: Figures, workers: int, jobs: int) -> None:
         before = pages(database)
         with database.process("contend", by=GROWING, workers=workers, jobs=jobs, most=AT_ONCE) as process:
             told = process.answer(120)
-        time.sleep(1)  # the sessions have told what they touched once they are gone
+        time.sleep(1)  # ended sessions have reported the pages that they touched
         for what, unit in (
             ("claims a second", "/s"), ("pass, p50", "ms"), ("pass, p99", "ms"), ("passes that found nothing", "%"),
             ("sessions that wait for a lock", ""),
@@ -146,7 +146,7 @@ def pages(database: Database) -> int:
 
 
 def left(server: Server, figures: Figures, jobs: int) -> None:
-    """What a drain leaves behind until the next vacuum."""
+    """Measures passes among the dead rows that a drain leaves behind until the next vacuum."""
     who = f"pgsched: after {jobs:,} jobs"
     with server.database(PGSCHED) as database, database.process("drained", by=GROWING, jobs=jobs) as process:
         told = process.answer(120)
@@ -156,7 +156,7 @@ def left(server: Server, figures: Figures, jobs: int) -> None:
 
 
 def beside(server: Server, figures: Figures, share: int) -> None:
-    """What makes a look longer that it can do nothing about."""
+    """Measures looks at runs and schedules that cannot be claimed, which make a look longer."""
     for what, (statement, count) in BESIDE.items():
         number = count // share
         with server.database(PGSCHED) as database:
@@ -172,7 +172,7 @@ def beside(server: Server, figures: Figures, share: int) -> None:
 
 
 def declared(server: Server, figures: Figures, count: int) -> None:
-    """A worker's start with so many schedules in its code."""
+    """Measures the start of a worker with many schedules in its code."""
     who = f"pgsched: {count:,} declared schedules"
     with server.database(PGSCHED) as database, database.process("register", by=GROWING, count=count) as process:
         told = process.answer(150)

@@ -1,8 +1,8 @@
 """The parts `latency` and `million`: from a trigger or an enqueue on another connection to the start of its job.
 
-Every second job is put in a transaction of the client's, where the contestant can join one: from the COMMIT being
-sent to the start. The others are put by one call: from just before it, with its insert and its commit in it. The bare
-limit is a NOTIFY to another process, in the same two ways.
+If the contestant can join a transaction of the client, every second job is enqueued in one: its latency counts from
+sending the COMMIT. The others are enqueued by one call, and their latency counts from just before it, with its insert
+and its commit. The bare limit is a NOTIFY to another process, in the same two ways.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rig import Database, Server
 from rounds import Sizes
 
 PAUSE = 0.012  # seconds between two calls
-SLOW = {PGQUEUER.name: 0.05, PROCRASTINATE.name: 0.1}  # for whom that is too short with a million: calls would queue up
+SLOW = {PGQUEUER.name: 0.05, PROCRASTINATE.name: 0.1}  # contestants that need more with a million: calls would queue up
 WARM = 10  # calls of a round that do not count
 CALL = "from the call, p50"
 WHO = ((PGSCHED, "trigger"), (PGSCHED, "enqueue"), (PGQUEUER, "enqueue"), (PROCRASTINATE, "enqueue"),
@@ -27,7 +27,7 @@ WHOM = (PGSCHED, PROCRASTINATE, PGQUEUER, APSCHEDULER4)
 
 
 def latency(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """On a database with nothing else in it."""
+    """Measures in a database that holds nothing else."""
     for _ in range(sizes.rounds):
         bare(server, sizes, figures, "latency")
         for who, how in WHO:
@@ -40,10 +40,10 @@ def latency(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 
 def million(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """Where a million far-future schedules (jobs, where it has no schedules) and a million finished runs lie."""
+    """Measures in a database with a million far-future schedules (jobs, if it has no schedules) and finished runs."""
     with ExitStack() as stack:
         databases = [stack.enter_context(server.database(who)) for who in WHOM]
-        with ThreadPoolExecutor(2) as two:  # one each for the processors
+        with ThreadPoolExecutor(2) as two:  # one for each processor
             fills = [two.submit(fill, database, sizes, figures) for database in databases]
         filled = {d.who.name: d for d, each in zip(databases, fills, strict=True) if each.result()}
         server.connection.execute("checkpoint")
@@ -59,7 +59,7 @@ def million(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 
 def fill(database: Database, sizes: Sizes, figures: Figures) -> bool:
-    """Puts the millions in."""
+    """Inserts the millions of rows."""
     try:
         database.call("far", count=sizes.million, finished=sizes.million, limit=150)
     except Fault as fault:
@@ -76,9 +76,9 @@ def measure(database: Database, sizes: Sizes, figures: Figures, part: str, how: 
 
 
 def late(database: Database, count: int, how: str, pause: float = PAUSE) -> list[tuple[float, bool]]:
-    """Milliseconds from each of so many calls to its start, and whether the call's COMMIT was sent at its begin.
+    """For each call the milliseconds to its start, and whether they count from sending its COMMIT.
 
-    A worker works meanwhile. The first calls, while it warms up, are left out.
+    A worker is running. The first calls, while it warms up, are left out.
     """
     with database.worker(expected=count) as worker:
         time.sleep(0.5)
@@ -93,7 +93,7 @@ def late(database: Database, count: int, how: str, pause: float = PAUSE) -> list
 
 
 def bare(server: Server, sizes: Sizes, figures: Figures, part: str) -> None:
-    """A NOTIFY, and when another process heard it."""
+    """Milliseconds from a NOTIFY until another process received it."""
     count = WARM + sizes.calls // sizes.rounds
     with server.database(BARE_LIMIT) as database, database.process("listen", count=count) as listener:
         listener.said("ready")
@@ -102,13 +102,13 @@ def bare(server: Server, sizes: Sizes, figures: Figures, part: str) -> None:
 
 
 def paired(calls: Sequence[tuple[float, bool]], starts: Sequence[float]) -> list[tuple[float, bool]]:
-    """How late each start was. Jobs are started in the order of the calls, as each had ended before the next."""
+    """How late each start was. Jobs start in the order of the calls, as each call waits for the job before it."""
     pairs = list(zip(sorted(starts), calls, strict=True))[WARM:]
     return [((start - at) * 1000, committing) for start, (at, committing) in pairs]
 
 
 def tell(figures: Figures, part: str, who: str, pairs: Sequence[tuple[float, bool]]) -> None:
-    """The figures of a round."""
+    """Adds the figures of a round."""
     for name, committing in (("COMMIT", True), ("the call", False)):
         found = [ms for ms, how in pairs if how == committing]
         if found:

@@ -1,4 +1,4 @@
-"""Draws the figures: bars side by side, on a logarithmic axis where they are far apart, with their spread."""
+"""Draws the figures: bars side by side with their spread, on a logarithmic axis if they are far apart."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PANELS = 3  # side by side
 
 
 def draw(folder: Path, part: str, figures: Figures) -> list[str]:
-    """One picture of a part, a panel for each thing that was measured. The names of the files."""
+    """Draws one picture of a part, with a panel for each measurement. Returns the names of the files."""
     panels: dict[tuple[str, str], list[Figure]] = {}
     for figure in figures.of(part):
         if figure.values:
@@ -42,7 +42,7 @@ def draw(folder: Path, part: str, figures: Figures) -> list[str]:
 
 
 def panel(axis: pyplot.Axes, title: str, found: list[Figure]) -> None:
-    """The bars of one thing, the best at the top."""
+    """Draws the bars of one measurement, the best at the top."""
     higher = any(unit in title for unit in ("/s", "%"))
     found = sorted(found, key=lambda f: f.median or 0.0, reverse=not higher)
     medians = [f.median or 0.0 for f in found]
@@ -63,6 +63,6 @@ def panel(axis: pyplot.Axes, title: str, found: list[Figure]) -> None:
 
 
 def colour(who: str) -> str:
-    """A contestant's, the same in all pictures; the longest name that fits decides."""
+    """A contestant's colour, the same in all pictures; the longest name that fits decides."""
     fits = [name for name in COLOURS if who.startswith(name)]
     return COLOURS[max(fits, key=len)] if fits else "#666666"

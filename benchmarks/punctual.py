@@ -1,6 +1,6 @@
-"""The parts `lag` and `herd`: how late jobs start whose instant is known beforehand.
+"""The parts `lag` and `herd`: how late jobs with a known instant start.
 
-All is told by the jobs' own clock: when the function was entered, against the nominal instant.
+The jobs themselves note when their function was entered; lateness counts from the nominal instant.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from rig import Server
 from rounds import Case, Sizes, repeat
 
 LIMIT = 30.0  # seconds after its instant within which a herd has to have started
-READY = 2.3  # seconds that a database and a worker need until they are ready for a herd, and one second more
+READY = 2.3  # seconds until a database and a worker are ready for a herd, and one second more
 
 
 def lag(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """How late a schedule of every second starts; beside each contestant one bare timer a second."""
+    """How late an every-second schedule starts; with each contestant, one bare timer a second runs."""
     cases = [Case("p50", who.name, "ms", partial(fired, server, sizes, figures, who)) for who in CONTESTANTS]
     repeat("lag", figures, cases, sizes)
 
 
 def fired(server: Server, sizes: Sizes, figures: Figures, who: Contestant) -> float:
-    """The median lag of a round, in milliseconds; the other figures go beside it."""
+    """The median lag of a round, in milliseconds; adds the other figures."""
     late, bare, seconds = lags(server, who, sizes.fires)
     figures.add("lag", "p99", who.name, "ms", percentile(late, 0.99))
     figures.add("lag", "fired", who.name, "%", min(100.0, 100 * len(late) / max(1, seconds)))
@@ -49,7 +49,7 @@ def fired(server: Server, sizes: Sizes, figures: Figures, who: Contestant) -> fl
 
 
 def lags(server: Server, who: Contestant, fires: int) -> tuple[list[float], list[float], int]:
-    """How late, in milliseconds, the starts and the bare timers beside them were; and the seconds that had to fire."""
+    """How late the starts and the bare timers were, in milliseconds, and how many seconds had to fire."""
     with server.database(who) as database, server.database(BARE_LIMIT) as bare_database, ExitStack() as stack:
         worker = stack.enter_context(database.worker(schedule={"kind": "every_second"}))
         with bare_database.process("every_second", count=fires) as timer:
@@ -57,7 +57,7 @@ def lags(server: Server, who: Contestant, fires: int) -> tuple[list[float], list
             bare = [late * 1000 for late in timer.answer()]
             end = time.time()
         every = worker.stop()
-    seconds = int(end) - int(begin)  # full seconds in between: so many had to fire
+    seconds = int(end) - int(begin)  # the full seconds in between, which had to fire
     starts = [start for start in every if begin <= start <= end]
     if not starts:
         raise Fault("nothing fired")
@@ -65,10 +65,11 @@ def lags(server: Server, who: Contestant, fires: int) -> tuple[list[float], list
 
 
 def lateness(start: float, starts: list[float]) -> float:
-    """Seconds after the nominal second: the last full one, or the one before it where starts come a second late.
+    """Seconds after the nominal second: the last full one, or the one before it if starts come a second late.
 
-    Who starts 1,003 ms late must not be taken for one who starts 3 ms late. One that fires every second fires in
-    each; one that takes two from start to start has skipped one, and the start belongs to the skipped one.
+    A start that is 1,003 ms late must not be taken for one that is 3 ms late. A contestant that fires every second
+    starts once in each second. If two seconds pass between starts, it has skipped one, and the start belongs to that
+    one.
     """
     late = start % 1
     earlier = [other for other in starts if other < start - 0.5]
@@ -77,7 +78,7 @@ def lateness(start: float, starts: list[float]) -> float:
 
 
 def herd(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """How long after an instant the last of so many starts is that are due at it, one worker."""
+    """How long after an instant the last of many jobs that are due then starts, with one worker."""
     cases: list[Case] = []
     left_out: list[tuple[str, str]] = []
     for count in sizes.herds:
@@ -100,7 +101,7 @@ def herd(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 
 def timers(server: Server, count: int) -> float:
-    """The bare limit: when the last of so many timers called, in milliseconds."""
+    """The bare limit: when the last of `count` timers called, in milliseconds after the instant."""
     with server.database(BARE_LIMIT) as database:
         return max(database.call("herd", count=count)) * 1000
 
@@ -109,12 +110,12 @@ Params = tuple[dict[str, object], dict[str, object]]  # for `enqueue`, and for t
 
 
 def schedules(at: float, count: int) -> Params:
-    """So many schedules that fire at one instant."""
+    """Parameters for `count` schedules that fire at one instant."""
     return {}, {"schedule": {"kind": "herd", "count": count, "at": at}}
 
 
 def delayed(at: float, count: int) -> Params:
-    """So many single jobs for one instant."""
+    """Parameters for `count` single jobs for one instant."""
     return {"count": count, "at": at}, {}
 
 
@@ -132,7 +133,7 @@ def together(server: Server, who: Contestant, tuned: bool, how: How, count: int)
         with database.worker(tuned=tuned, expected=count, **worker_params) as worker:
             if time.time() > at - 0.5:
                 raise Fault("the worker was not ready at the instant")
-            time.sleep(at + 0.5 - time.time())  # without a look meanwhile, which would be in the way
+            time.sleep(at + 0.5 - time.time())  # without looking, which would disturb the measurement
             while time.time() < at + LIMIT and f"all {count}" not in worker.lines():
                 time.sleep(0.1)
             starts = worker.stop()

@@ -1,4 +1,4 @@
-"""The part `enqueue`: how fast pgsched's clients put jobs into the queue, beside bare inserts of the same rows."""
+"""The part `enqueue`: how fast pgsched's clients enqueue jobs, compared with bare inserts of the same rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BARE = "bare inserts"
 
 
 def enqueue(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """Jobs a second, from one client after the other; no worker looks on."""
+    """Measures jobs a second, one client after the other, without a worker."""
     for _ in range(sizes.rounds):
         with server.database(PGSCHED) as database:
             bare(database, sizes.enqueued, sizes.batch, figures)
@@ -34,7 +34,7 @@ def enqueue(server: Server, sizes: Sizes, figures: Figures) -> None:
 
 
 def ours(database: Database, count: int, batch: int, figures: Figures) -> None:
-    """The clients'."""
+    """The rates of pgsched's clients."""
     jobs, keys = [ARGS] * batch, [f"key {n}" for n in range(batch)]
     with connect_sync(database.dsn) as client, psycopg.connect(database.dsn) as mine:
         client.enqueue("nothing")  # opens its connection
@@ -67,12 +67,12 @@ def bare(database: Database, count: int, batch: int, figures: Figures) -> None:
 
 
 def add(figures: Figures, what: str, value: float, who: str = "pgsched") -> None:
-    """One figure."""
+    """Adds one figure."""
     figures.add("enqueue", what, who, "jobs/s", value)
 
 
 async def awaited(dsn: str, count: int) -> float:
-    """The asynchronous client's, one awaited after the other."""
+    """The rate of the asynchronous client, with one call awaited after the other."""
     async with connect(dsn) as client:
         await client.enqueue("nothing")
         began = time.perf_counter()
@@ -82,13 +82,13 @@ async def awaited(dsn: str, count: int) -> float:
 
 
 def repeat(count: int, work: Callable[[], object]) -> None:
-    """Does it so often."""
+    """Does the work `count` times."""
     for _ in range(count):
         work()
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
-    """How many a second, where the work does so many."""
+    """How many a second, if the work does `count`."""
     began = time.perf_counter()
     work()
     return count / (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""What a run leaves behind in a folder: the numbers as JSON, the tables as Markdown, one plot a part."""
+"""Writes a run's results into a folder: the numbers as JSON, the tables as Markdown, one plot for each part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEASURED = (
 
 
 def surroundings(server: Server, sizes: str) -> dict[str, Any]:
-    """What the figures depend on and a reader may want to know; nothing that names the machine."""
+    """The hardware, versions and settings that the figures depend on, without the name of the machine."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processors": os.cpu_count(),
@@ -48,7 +48,7 @@ def surroundings(server: Server, sizes: str) -> dict[str, Any]:
 
 
 def write(folder: Path, around: dict[str, Any], figures: Figures) -> None:
-    """Writes all of it. Tables and numbers of an earlier run in this folder are replaced."""
+    """Writes all files. Tables and numbers of an earlier run in this folder are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     told = {**around, "figures": figures.told(), "goals": [goal_told(goal) for goal in goals(figures)]}
     (folder / "figures.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
@@ -74,7 +74,7 @@ def page(around: dict[str, Any], figures: Figures, drawn: dict[str, list[str]]) 
 
 
 def machine(around: dict[str, Any]) -> str:
-    """Where it was measured, in a sentence."""
+    """The machine of the measurement, in a sentence."""
     server = ", ".join(f"{name} {value}" for name, value in around["server"].items() if name != "server_version")
     return (
         f"{around['processors']} processors, {around['memory in GiB']} GiB, {around['system']},"
@@ -94,7 +94,7 @@ def contestants(around: dict[str, Any]) -> list[str]:
 
 
 def goals_table(reached: list[Goal]) -> list[str]:
-    """What was to be reached, and what was."""
+    """The table of the goals, with the measured values."""
     rows = [["goal of pgsched at its defaults", "measured", "bound", ""]]
     for goal in reached:
         unit = f" {goal.unit}".rstrip()
@@ -105,7 +105,7 @@ def goals_table(reached: list[Goal]) -> list[str]:
 
 
 def table(figures: Figures, part: str) -> list[str]:
-    """A part: a row for each contestant, a column for each thing."""
+    """A part's table: a row for each contestant, a column for each measurement."""
     found = figures.of(part)
     whats, whos = (list(dict.fromkeys(key(f) for f in found)) for key in (lambda f: f.what, lambda f: f.who))
     whos.sort(key=lambda who: 0 if who.startswith(("the bare", "bare")) else 1 if who.startswith("pgsched") else 2)
@@ -116,7 +116,7 @@ def table(figures: Figures, part: str) -> list[str]:
     rows = [head]
     for who in whos:
         rows.append([who, *(cell(next(iter(figures.of(part, what, who)), None)) for what in whats)])
-    if len(head) > 7:  # a wide table is read more easily on its side
+    if len(head) > 7:  # a wide table is easier to read on its side
         rows = [list(column) for column in zip(*rows, strict=True)]
     return markdown(rows)
 

@@ -1,4 +1,4 @@
-"""What every part stands on: servers, databases, the contestants' processes, which surely end. Measures nothing."""
+"""The base of every part: servers, databases, and the contestants' processes, which always end. Measures nothing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pgsched.db import embedded
 
 T = TypeVar("T")
 PEERS = HERE / "peers"
-LIMIT = 60.0  # seconds that anything may take which is not told otherwise
+LIMIT = 60.0  # seconds that anything may take by default
 STOP = 10.0  # seconds that a worker has to end when asked
 OURS = "benchmark"  # the name of our own sessions, whose statements do not count
 
 
 def wait_for(look: Callable[[], T | None], what: str, limit: float = LIMIT, pause: float = 0.01) -> T:
-    """Looks until there is something, and returns it."""
+    """Calls a function until it returns something true, and returns that."""
     deadline = time.monotonic() + limit
     while not (found := look()):
         if time.monotonic() > deadline:
@@ -41,7 +41,7 @@ def wait_for(look: Callable[[], T | None], what: str, limit: float = LIMIT, paus
 
 
 class Process:
-    """A process of ours; what it says goes to files."""
+    """A process of ours; its output goes to files."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], stem: Path) -> None:
         self._out, self._err = stem.with_suffix(".out"), stem.with_suffix(".err")
@@ -52,13 +52,13 @@ class Process:
         self.pid = self.popen.pid
 
     def alive(self) -> None:
-        """Raises Fault where it has ended badly."""
+        """Raises Fault if it has failed."""
         if self.popen.poll():
             tail = " | ".join(self._err.read_text(errors="replace").splitlines()[-3:])
             raise Fault(f"a process ended with {self.popen.returncode}: {tail[-400:]}")
 
     def lines(self) -> list[str]:
-        """What it has said so far, in whole lines."""
+        """Its output until now, in whole lines."""
         return self._out.read_text().split("\n")[:-1]
 
     def said(self, text: str, limit: float = LIMIT) -> None:
@@ -71,7 +71,7 @@ class Process:
         wait_for(look, f"{text!r} from a worker", limit)
 
     def answer(self, limit: float = LIMIT) -> Any:
-        """What it printed last, as JSON, once it has ended."""
+        """Its last line as JSON, once it has ended."""
         try:
             self.popen.wait(limit)
         except subprocess.TimeoutExpired:
@@ -89,13 +89,13 @@ class Process:
         return self.answer(STOP)
 
     def kill(self) -> None:
-        """SIGKILL, and the end of it."""
+        """Kills it with SIGKILL and waits for its end."""
         self.popen.kill()
         self.popen.wait()
 
 
 class Server:
-    """A PostgreSQL, and one plain connection to it that is in nobody's database."""
+    """A PostgreSQL server, and one plain connection to it, in a database that no contestant uses."""
 
     def __init__(self, dsn: str, folder: Path, log: Path | None) -> None:
         self.dsn, self.log, self.folder = dsn, log, folder
@@ -137,13 +137,13 @@ class Server:
         self.connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
 
     def others(self, count: int) -> list[Server]:
-        """So many embedded servers more, which live as long as this one is used."""
+        """Starts more embedded servers, which live as long as this one is used."""
         while len(self._others) < count:
             self._others.append(self._stack.enter_context(server()))
         return self._others[:count]
 
     def close(self) -> None:
-        """Drops what it made, and lets go of the server, whoever that belongs to."""
+        """Drops its databases and releases the server."""
         self._stack.close()
         for name in self._templates:
             self._drop(name)
@@ -164,7 +164,7 @@ class Server:
 
     @contextlib.contextmanager
     def logged(self) -> Iterator[Callable[[], tuple[int, int]]]:
-        """Logs every statement meanwhile; what it gives counts statements and transactions of others so far."""
+        """Logs every statement in the block. Yields a function: how many statements and transactions others sent."""
         if self.log is None:
             raise Fault("statements are counted in the log of a server of our own only")
         settings = {"log_statement": "'all'", "log_line_prefix": "'%a|%v|'"}
@@ -205,7 +205,7 @@ class Database:
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
-        """Opened when it is first used."""
+        """A plain connection, opened at its first use."""
         if self._connection is None:
             self._connection = psycopg.connect(self.dsn, autocommit=True, application_name=OURS)
         return self._connection
@@ -224,9 +224,10 @@ class Database:
     def worker(
         self, *, tuned: bool = False, ready: float | None = LIMIT, expected: int = 0, **params: Any
     ) -> Iterator[Process]:
-        """A worker, ready within so many seconds (None: not waited for); killed at the end if it still runs.
+        """A worker, killed at the end if it is still running.
 
-        expected: how many starts it tells of by a line "all N".
+        ready: the seconds within which it must be ready; None does not wait for that.
+        expected: after this many starts it prints a line "all N".
         """
         with self._process("work", {"tuned": tuned, **self.who.work, **params}, expected) as process:
             if ready:
@@ -235,7 +236,7 @@ class Database:
 
     @contextlib.contextmanager
     def process(self, verb: str, by: Contestant | None = None, **params: Any) -> Iterator[Process]:
-        """Any of the adapter's verbs, while it runs; or another's adapter's, in this database."""
+        """A process that runs one of the adapter's verbs, or a verb of another adapter, in this database."""
         with self._process(verb, params, by=by) as process:
             yield process
 
@@ -259,7 +260,8 @@ class Database:
 
     @contextlib.contextmanager
     def gate(self, count: int) -> Iterator[Callable[[], float]]:
-        """Keeps everybody from claiming. What it gives waits until `count` processes want to, lets them, says when."""
+        """Keeps all workers from claiming. Yields a function that waits until `count` processes want to, lets them
+        claim, and returns when."""
         with psycopg.connect(self.dsn, application_name=OURS) as holder:
             holder.execute(f"lock table {self.who.jobs} in {self.who.gate} mode")
 
@@ -279,8 +281,8 @@ class Database:
             yield release
 
     def until_done(self, limit: float, pause: float = 0.01) -> float | None:
-        """When nothing was left to do, seen by looking; None where that does not come within the limit."""
-        self.connection.execute("set enable_seqscan = off")  # this look is not to cost what it looks at
+        """When all jobs were done, found by polling; None if they are not done within the limit."""
+        self.connection.execute("set enable_seqscan = off")  # polling must not slow the drain
         deadline = time.monotonic() + limit
         while not self.value(self.who.done):
             if time.monotonic() > deadline:

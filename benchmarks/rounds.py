@@ -1,4 +1,4 @@
-"""Repeats measurements: all once, then all again, so that a change of the machine's mood meets everybody alike."""
+"""Repeats measurements: all once, then all again, so that a change of the machine's mood affects all alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from figures import Fault, Figures
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything, and how long anything may take."""
+    """The sizes of all measurements, and their time limits."""
 
     rounds: int = 3
     fires: int = 7  # of the every-second schedule, a round; 3 x 7 in all
@@ -53,17 +53,17 @@ QUICK = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One measurement of one contestant: what it is called in the table, and what measures it once."""
+    """One measurement of one contestant: its names in the table, and the function that measures once."""
 
     what: str
     who: str
     unit: str
     measure: Callable[[], float]
-    once: bool = False  # what takes so long that its spread is not worth the time
+    once: bool = False  # for measurements that are too long to repeat
 
 
 def repeat(part: str, figures: Figures, cases: Sequence[Case], sizes: Sizes) -> None:
-    """Measures every case `sizes.rounds` times, as far as the part's time allows. One that fails is told and left."""
+    """Measures each case `sizes.rounds` times, as the part's time allows. Failures are reported and not repeated."""
     end = time.monotonic() + sizes.budget
     for case in cases:
         figures.add(part, case.what, case.who, case.unit, None)  # the table's order

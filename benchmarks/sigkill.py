@@ -1,4 +1,4 @@
-"""The part `sigkill`: a worker is killed in the middle of a job, beside another; seconds until the job starts again."""
+"""The part `sigkill`: one of two workers is killed in the middle of a job; seconds until the job starts again."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ WHO = (PGSCHED, PGQUEUER, PROCRASTINATE, APSCHEDULER4)
 
 
 def sigkill(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """All defaults. pgsched alone first; then the others side by side, since they only wait."""
+    """Measures with all defaults. pgsched runs first, alone; then the others run side by side, since they only wait."""
     figures.add("sigkill", WHAT, "APScheduler 3", "s", None, "one process only")
     uptime = server.connection.execute(
         "select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8"
     ).fetchone()
-    # After an outage of the server every owner gets the stall timeout to beat again before anybody reaps.
+    # After an outage of the server, workers have the stall timeout to beat again before any run is reaped.
     time.sleep(max(0.0, 32.0 - (uptime[0] if uptime else 0.0)))
     for number in range(sizes.kills):
-        told(server, sizes, figures, PGSCHED, number)
+        record(server, sizes, figures, PGSCHED, number)
     for who in WHO[1:]:
         with server.database(who):
-            pass  # its template, which no two threads are to make
+            pass  # makes its template now: two threads must not make it at once
     with ThreadPoolExecutor(2 * len(WHO)) as pool:
         for who in WHO[1:]:
             for number in range(sizes.kills):
-                pool.submit(told, server, sizes, figures, who, number)
+                pool.submit(record, server, sizes, figures, who, number)
 
 
-def told(server: Server, sizes: Sizes, figures: Figures, who: Contestant, number: int) -> None:
-    """One kill, or why there is no figure."""
+def record(server: Server, sizes: Sizes, figures: Figures, who: Contestant, number: int) -> None:
+    """Adds the figure of one kill, or the reason that there is none."""
     try:
         value, note = killed(server, who, 2 + 0.37 * number, sizes.bounded), ""
         if value is None:
@@ -47,9 +47,9 @@ def told(server: Server, sizes: Sizes, figures: Figures, who: Contestant, number
 
 
 def killed(server: Server, who: Contestant, after: float, bounded: float) -> float | None:
-    """Seconds from the kill to the next start, or None where there is none within the bound.
+    """Seconds from the kill to the next start, or None if there is none within the bound.
 
-    after: seconds from the job's start to the kill, so that it comes somewhere between two beats.
+    after: seconds from the job's start to the kill, so that it comes at various points between two beats.
     """
     with ExitStack() as stack:
         database = stack.enter_context(server.database(who))
@@ -69,5 +69,5 @@ def killed(server: Server, who: Contestant, after: float, bounded: float) -> flo
 
 
 def starts(worker: Process) -> list[float]:
-    """When its jobs began, as they told."""
+    """When its jobs reported that they began."""
     return [float(line.split()[1]) for line in worker.lines() if line.startswith("started ")]

@@ -1,7 +1,7 @@
-"""The parts `idle` and `running`: what workers cost that stand still, and that have a thousand jobs running.
+"""The parts `idle` and `running`: the cost of idle workers, and of workers with a thousand running jobs.
 
-Every contestant has a PostgreSQL of its own, so that all stand side by side for the same minute and what a server
-logs and writes is one contestant's alone.
+Every contestant has a PostgreSQL of its own. So all can be measured in the same minute, and the log and the writes of a
+server belong to one contestant.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LIFTED = {PROCRASTINATE.name: "concurrency", APSCHEDULER4.name: "concurrent"}
 
 
 def idle(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """What a worker with 100 schedules, none due, asks of the database and of the processor: minute by minute."""
+    """The load of a worker with 100 schedules, none due, on the database and the processor, minute by minute."""
     window = 60.0 if sizes.minutes else 5.0
     side_by_side(server, figures, "idle", partial(stand_idle, figures, max(1, sizes.minutes), window))
 
 
 def stand_idle(figures: Figures, minutes: int, window: float, who: Contestant, one: Server) -> None:
-    """One contestant's."""
+    """Measures one idle contestant."""
     with one.database(who) as database, database.worker(schedule=FAR) as worker:
         time.sleep(SETTLE)
         with one.logged() as count:
@@ -52,13 +52,13 @@ def stand_idle(figures: Figures, minutes: int, window: float, who: Contestant, o
 
 
 def running(server: Server, sizes: Sizes, figures: Figures) -> None:
-    """The memory of a worker whose jobs run, and what it costs the server to keep them alive for a minute."""
+    """The memory of a worker with running jobs, and the server's cost of keeping them alive for a minute."""
     figures.add("running", FIRST["running"], APSCHEDULER3.name, "MB", None, "another process cannot wake it")
     side_by_side(server, figures, "running", partial(run_jobs, figures, sizes), RUNNING)
 
 
 def run_jobs(figures: Figures, sizes: Sizes, who: Contestant, one: Server) -> None:
-    """One contestant's: the memory a few times, and the beats once, for a minute."""
+    """Measures one contestant: the memory a few times, and the heartbeats once, for a minute."""
     for number in range(sizes.rounds):
         with one.database(who) as database, with_jobs(database, sizes.running) as (process, empty):
             used = process.memory_full_info().uss
@@ -70,7 +70,7 @@ def run_jobs(figures: Figures, sizes: Sizes, who: Contestant, one: Server) -> No
 
 @contextmanager
 def with_jobs(database: Database, count: int) -> Iterator[tuple[psutil.Process, int]]:
-    """A worker in which so many jobs run, and the bytes that it had before. Its process is killed in the end."""
+    """A worker with `count` running jobs, and its memory before them in bytes. Its process is killed in the end."""
     lifted = LIFTED.get(database.who.name)
     params = {lifted: count} if lifted else {}
     with database.worker(tuned=True, **params) as worker:
@@ -84,15 +84,17 @@ def with_jobs(database: Database, count: int) -> Iterator[tuple[psutil.Process, 
 
 
 def starts(worker: Process) -> int:
-    """How many jobs have told that they began."""
+    """How many jobs have reported that they began."""
     return sum(line.startswith("started ") for line in worker.lines())
 
 
 def beats(figures: Figures, database: Database, process: psutil.Process, seconds: int) -> None:
-    """Statements, WAL and updates of a minute with nothing but running jobs, full-page images not among them."""
+    """Statements, WAL and updates of a minute with nothing but running jobs, without full-page images."""
     one, who = database.server, database.who.name
     one.connection.execute("checkpoint")
-    time.sleep(min(16, seconds))  # every page that the beats touch has its full image now, PGQueuer's each 15 s too
+    time.sleep(
+        min(16, seconds)
+    )  # after this, every page that the beats touch has its full image, also with PGQueuer, which beats each 15 s
     with one.logged() as count:
         before, updates, wal = count(), updated(database), position(one)
         cpu = sum(process.cpu_times()[:2])
@@ -119,7 +121,7 @@ def position(one: Server) -> int:
 
 
 def updated(database: Database) -> Sequence[int]:
-    """Row updates so far, and those of them that touched no index."""
+    """The row updates until now, and how many of them touched no index."""
     row = database.connection.execute(
         "select coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_hot_upd), 0)::bigint from pg_stat_user_tables"
     ).fetchone()

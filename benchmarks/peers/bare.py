@@ -1,6 +1,6 @@
-"""The bare limits: what the loop, the server and the driver can do when nobody coordinates, keeps or promises anything.
+"""The bare limits of the loop, the server and the driver, if nothing is coordinated, kept or promised.
 
-It uses no part of pgsched. Its verbs are its own, but for `install` and `produce`.
+It uses no part of pgsched. Its verbs are its own, except `install` and `produce`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ where id = any(%s) and worker = %s and status = 'running'
 
 
 def install() -> None:
-    """Nothing: what is drained is drained in a database of pgsched's."""
+    """Does nothing: the drain uses a database of pgsched."""
 
 
 async def every_second(count: int) -> list[float]:
-    """One timer a second, at half past each, since what is measured beside it comes at the full second."""
+    """One timer a second, at half past, because the contestant measured meanwhile starts at the full second."""
     loop = asyncio.get_running_loop()
     late: list[float] = []
     aim = loop.time() + 1.5 - time.time() % 1
@@ -49,20 +49,20 @@ async def every_second(count: int) -> list[float]:
 
 
 async def herd(count: int) -> list[float]:
-    """So many timers at one instant: how late each was."""
+    """Sets `count` timers for one instant. Returns how late each was."""
     loop = asyncio.get_running_loop()
     late: list[float] = []
     aim = loop.time() + SETTLE + count / 20_000
     for _ in range(count):
         loop.call_at(aim, lambda: late.append(loop.time() - aim))
     done = asyncio.Event()
-    loop.call_at(aim + 1e-6, done.set)  # a timer of a later instant comes after them all
+    loop.call_at(aim + 1e-6, done.set)  # a timer of a later instant fires after all others
     await done.wait()
     return late
 
 
 def listen(count: int) -> list[float]:
-    """When each of so many notifications was heard."""
+    """When each of `count` notifications was received."""
     heard: list[float] = []
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
         connection.execute("listen bench")

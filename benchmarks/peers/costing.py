@@ -1,6 +1,6 @@
-"""What one run and one heartbeat cost pgsched: WAL, row versions, pages, statements, processor time of both sides.
+"""The cost of one run and one heartbeat of pgsched: WAL, row versions, pages, statements, CPU time of both sides.
 
-A whole worker at its defaults runs in this process. Verb: cost. The client that makes the work is in the figures too.
+A whole worker at its defaults runs in this process. Verb: cost. The figures include the client that makes the work.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sent:
 
 
 async def cost(kind: str, count: int, seconds: int = 0) -> dict[str, float]:
-    """Of one of `count` runs of a kind; of one beat of so many that are running, over some seconds."""
+    """The cost of one of `count` runs of a kind; or of one beat of `count` running runs, over some seconds."""
     sent = Sent()
     watch(sent)
     scheduler = Scheduler(app="cost")
@@ -67,7 +67,7 @@ async def cost(kind: str, count: int, seconds: int = 0) -> dict[str, float]:
 
 
 def watch(sent: Sent) -> None:
-    """Counts what the worker's sessions send."""
+    """Counts the statements of the worker's sessions."""
 
     class Counting(psycopg.AsyncCursor[Any]):
         async def execute(self, *args: Any, **options: Any) -> Any:
@@ -85,14 +85,14 @@ def watch(sent: Sent) -> None:
 
 
 async def stand(client: psycopg.AsyncConnection[Any], sent: Sent) -> tuple[float, ...]:
-    """Where all meters are. Full-page images after a checkpoint are not what a run costs."""
+    """Reads all meters. Full-page images after a checkpoint are left out, as they do not belong to a run."""
     wal, statements, ours, server = await value(client, WAL), sent.count, time.process_time(), await spent(client)
-    await asyncio.sleep(1.5)  # the sessions tell what they did once a second
+    await asyncio.sleep(1.5)  # sessions report their statistics once a second
     return wal, await value(client, WRITTEN), await value(client, TOUCHED), statements, server * 1e6, ours * 1e6
 
 
 async def spent(client: psycopg.AsyncConnection[Any]) -> float:
-    """Processor seconds of the server's processes that live."""
+    """Processor seconds of the server's live processes."""
     backend = psutil.Process(await value(client, "select pg_backend_pid()"))
     return sum(sum(process.cpu_times()[:2]) for process in (backend.parent() or backend).children())
 
@@ -134,7 +134,7 @@ async def scheduled(client: psycopg.AsyncConnection[Any], count: int) -> Callabl
 
 async def beats(client: psycopg.AsyncConnection[Any], count: int) -> Callable[[], Awaitable[Any]]:
     await client.execute(ENQUEUE, ("sleeper", count))
-    await asyncio.sleep(5)  # all of them run, and have beaten
+    await asyncio.sleep(5)  # all are running and have sent a heartbeat
     return lambda: asyncio.sleep(0)
 
 

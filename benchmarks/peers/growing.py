@@ -1,6 +1,6 @@
-"""What pgsched's workers do beside tables that grow: passes, many workers at one queue, starts that declare a lot.
+"""pgsched's workers as tables grow: claim passes, many workers at one queue, starts with many declarations.
 
-Runs pgsched's own parts in this process, as workers have them. Verbs: passes, contend, drained, look, register.
+Runs the parts of pgsched's workers in this process. Verbs: passes, contend, drained, look, register.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from pgsched.worker.worker import Worker
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")
 MANY = "select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]))"
-DUE = 10  # fire times and as many jobs that a pass has to claim
+DUE = 10  # how many fire times a pass has to claim, and how many jobs
 
 
 class Taker:
-    """Starts nothing, and keeps what it is given."""
+    """Starts nothing, and keeps its claims."""
 
     def __init__(self, room: int) -> None:
         self.room = room
         self.taken: list[Any] = []
 
     def take(self, runs: Iterable[ClaimedRun], asked_at: float | None = None) -> None:
-        """Keeps them."""
+        """Keeps the claims."""
         self.taken.extend(runs)
 
     def give_back(self, runs: Iterable[ClaimedRun]) -> None:
@@ -52,7 +52,7 @@ class Taker:
 
 
 class Part:
-    """A worker's claim pass; what it claims is finished at once and never run."""
+    """A worker's claim pass. Claimed runs are finished at once, without being executed."""
 
     def __init__(self, most: int = 1000) -> None:
         scheduler = Scheduler(app="growing")
@@ -65,7 +65,7 @@ class Part:
         self.dispatcher.claim_ahead(True)
 
     async def finish(self) -> None:
-        """Ends what was claimed."""
+        """Ends the claimed runs."""
         ends = [Outcome(Claim(r.id, r.token, self.kit.worker), RunStatus.SUCCEEDED) for r in self.taken]
         self.taken.clear()
         if ends:
@@ -83,14 +83,14 @@ async def nothing() -> None: ...
 
 
 async def passes(rounds: int) -> dict[str, Any]:
-    """Pages that each statement of a pass touches, and how long a whole pass takes, which claims as many each time."""
+    """The pages that each statement of a pass touches, and the time of a whole pass. All passes claim equally much."""
     part = Part()
     try:
         pages = await watched(part)
         times = []
         for _ in range(rounds + 3):
             await due()
-            part.dispatcher.next = replace(part.dispatcher.next, gated=False)  # as in a worker that has room
+            part.dispatcher.next = replace(part.dispatcher.next, gated=False)  # as in a worker with free places
             began = time.perf_counter()
             claimed = await part.dispatcher.claim_pass()
             times.append((time.perf_counter() - began) * 1000)
@@ -102,7 +102,7 @@ async def passes(rounds: int) -> dict[str, Any]:
 
 
 async def due() -> None:
-    """Something for a pass to claim: schedules of the fill whose time has come, and jobs."""
+    """Makes work for a pass: some of the filled-in schedules become due, and jobs are enqueued."""
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
         await connection.execute(
             "update pgsched.schedules set next_run = now(), planned_at = clock_timestamp() where id in"
@@ -113,7 +113,7 @@ async def due() -> None:
 
 
 async def watched(part: Part) -> dict[str, int]:
-    """Pages by statement, of one pass that looks at everything, and of the reaper's look."""
+    """The pages by statement, for one pass that looks at everything and for the reaper's look."""
     names = {part.kit.store.claims.query(name): name for name in Queries.texts()}
     pages: dict[str, int] = {}
 
@@ -135,7 +135,7 @@ async def watched(part: Part) -> dict[str, int]:
 
 
 async def touched(connection: psycopg.AsyncConnection[Any], query: str, params: dict[str, Any]) -> int:
-    """Pages that a statement touches, by the plan that a prepared one has; what it does is taken back."""
+    """The pages that a statement touches with the plan of a prepared one. Its changes are rolled back."""
     given = list(dict.fromkeys(PLACE.findall(query)))
     text = PLACE.sub(lambda place: f"${given.index(place[1]) + 1}", query).replace("%%", "%")
     types = ", ".join(TYPES.get(type(params[name]), "unknown") for name in given)
@@ -156,7 +156,7 @@ async def touched(connection: psycopg.AsyncConnection[Any], query: str, params: 
 
 
 async def contend(workers: int, jobs: int, most: int) -> dict[str, Any]:
-    """So many workers' claim passes at once, at one queue, until it is empty: each takes `most` at a time."""
+    """The claim passes of many workers at one queue until it is empty. Each pass takes at most `most` runs."""
     parts = [Part(most) for _ in range(workers)]
     try:
         for part in parts:
@@ -174,7 +174,7 @@ async def contend(workers: int, jobs: int, most: int) -> dict[str, Any]:
     passes = [one for each in told for one in each]
     assert sum(claimed for _, claimed in passes) == jobs, "claimed twice or not at all"
     useful = [ms for ms, claimed in passes if claimed]
-    # Each worker's last pass finds nothing left, and is none that came in vain.
+    # Each worker's last pass finds nothing, and does not count as one in vain.
     return {
         "claims a second": jobs / took,
         "pass, p50": statistics.median(useful),
@@ -184,11 +184,11 @@ async def contend(workers: int, jobs: int, most: int) -> dict[str, Any]:
     }
 
 
-waits_seen = [0, 0]  # looks, and sessions that stood in a lock's way at them
+waits_seen = [0, 0]  # looks, and the sessions that waited for a lock
 
 
 async def drain(part: Part) -> list[tuple[float, int]]:
-    """Passes of one worker until nothing is queued: milliseconds, and how many were claimed."""
+    """Passes of one worker until the queue is empty: for each its milliseconds and the number of claims."""
     told = []
     while True:
         began = time.perf_counter()
@@ -205,7 +205,7 @@ async def drain(part: Part) -> list[tuple[float, int]]:
 
 
 async def count_waits(connection: psycopg.AsyncConnection[Any]) -> None:
-    """Looks now and then how many sessions wait for a lock, be it of rows or inside the server."""
+    """Counts now and then the sessions that wait for a lock, of rows or inside the server."""
     while True:
         row = await (await connection.execute(
             "select count(*) from pg_stat_activity where datname = current_database()"
@@ -216,11 +216,11 @@ async def count_waits(connection: psycopg.AsyncConnection[Any]) -> None:
         await asyncio.sleep(0.02)
 
 
-# --- what a drain leaves behind ------------------------------------------------------------------------------
+# --- the dead rows of a drain ------------------------------------------------------------------------------
 
 
 async def drained(jobs: int) -> dict[str, float]:
-    """A pass that claims one job, after so many were worked off since the last vacuum; milliseconds."""
+    """Milliseconds of a pass that claims one job, after `jobs` jobs were worked off since the last vacuum."""
     told: dict[str, float] = {}
     part = Part()
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as client:
@@ -245,7 +245,7 @@ async def drained(jobs: int) -> dict[str, float]:
 
 
 async def look() -> float:
-    """A pass that claims one job and looks at everything, runs that wait for their overlap too."""
+    """A pass that claims one job and looks at everything, also at runs that wait for their overlap."""
     part = Part()
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as client:
         told = await alone(part, client, gated=True)
@@ -270,7 +270,7 @@ async def alone(part: Part, client: psycopg.AsyncConnection[Any], gated: bool = 
 
 
 async def register(count: int) -> dict[str, Any]:
-    """A worker that declares so many schedules: its first start, until all are planned, then one without a change."""
+    """A worker that declares `count` schedules: its first start, until all are planned, then one without a change."""
     told: dict[str, Any] = {}
     for name in ("first start", "next start"):
         scheduler = Scheduler(app="growing")

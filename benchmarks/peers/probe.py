@@ -1,15 +1,15 @@
-"""What the jobs of every contestant do, and how its processes tell the benchmark. Needs nothing but Python.
+"""The jobs of every contestant, and how its processes report to the benchmark. Needs nothing but Python.
 
 An adapter (with_*.py) is run by its own environment's interpreter as `with_x.py VERB PARAMETERS`, the parameters
-in JSON, the database in BENCH_DSN. Its verbs, the same for all:
+in JSON, the database in BENCH_DSN. All adapters have these verbs:
 
-    install    the tables, as the project's own documentation makes them
-    enqueue    so many jobs, for an instant or for now
-    far        far-future jobs or schedules and finished ones, in bulk
-    work       a worker until SIGTERM: prints `ready`, in the end when each job started
-    produce    one job after the other, printing when each was put
+    install    makes the tables as the project's own documentation does
+    enqueue    enqueues a number of jobs, for an instant or for now
+    far        inserts far-future jobs or schedules and finished ones, in bulk
+    work       runs a worker until SIGTERM: prints `ready`, and at the end the start times of its jobs
+    produce    enqueues one job after the other, and prints when
 
-An adapter that lacks something answers with a Lack, in a few words.
+If a project lacks a feature, its adapter answers with a Lack, in a few words.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ expected = int(os.environ.get("BENCH_EXPECTED", "0"))
 
 
 class Lack(Exception):
-    """Something that this contestant does not offer, in a few words."""
+    """A feature that this contestant does not have, in a few words."""
 
 
 def nothing() -> None:
-    """The no-op of all contestants: notes when it began, and tells where that was the last one expected."""
+    """The no-op of all contestants: records its start, and reports the last expected one."""
     started.append(time.time())
     if len(started) == expected:
         say(f"all {expected}")
 
 
 async def sleeper() -> None:
-    """A job that tells at once when it began, and does not end by itself."""
+    """A job that reports its start at once and does not end by itself."""
     say(f"started {time.time()!r}")
     await asyncio.sleep(3600)
 
 
 def say(text: str) -> None:
-    """A line that the benchmark reads at once."""
+    """Prints a line that the benchmark reads at once."""
     print(text, flush=True)
 
 
@@ -56,10 +56,10 @@ async def produced(
     put: Callable[[], Awaitable[Any]],
     put_in_transaction: Callable[[], Awaitable[Callable[[], Awaitable[Any]]]] | None = None,
 ) -> list[tuple[float, bool]]:
-    """Puts one job after the other: when, and whether that is when the COMMIT was sent, else when the call began.
+    """Enqueues one job after the other. Returns for each the time of its COMMIT (True) or of its call (False).
 
-    put_in_transaction: begins a transaction, puts a job in it and returns what commits it; then every second job is
-    put so.
+    put_in_transaction: begins a transaction, enqueues a job in it and returns a function that commits it. If it is
+        given, every second job is enqueued that way.
     """
     calls = []
     for number in range(count):
@@ -76,7 +76,7 @@ async def produced(
 
 
 def main(verbs: Mapping[str, Callable[..., Any]]) -> None:
-    """Does what the command line says and prints the answer as the last line, in JSON."""
+    """Runs the verb of the command line and prints the answer as the last line, in JSON."""
     verb, params = sys.argv[1], json.loads(sys.argv[2])
     try:
         answer = verbs[verb](**params)

@@ -1,7 +1,7 @@
 """APScheduler 3: AsyncIOScheduler with its SQLAlchemy job store. One process only; it does not coordinate with others.
 
-Tuned as its user guide says for jobs that must not be dropped when they start late: misfire_grace_time=None. What it
-keeps of a job that has run once is nothing.
+Tuned as its user guide says for jobs that must not be dropped if they start late: misfire_grace_time=None. It keeps
+nothing of a job that has run once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def enqueue(count: int, at: float | None = None, job: str = "nothing", tun
 
 
 async def far(count: int, finished: int) -> None:
-    """Jobs of a far future; finished ones leave nothing behind."""
+    """Inserts jobs of a far future. Finished jobs leave nothing behind."""
     await enqueue(1, at=datetime(2099, 1, 1, tzinfo=UTC).timestamp())
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
         connection.execute(

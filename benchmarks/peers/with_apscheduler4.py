@@ -62,7 +62,7 @@ async def enqueue(count: int, at: float | None = None, job: str = "nothing", tun
 
 
 async def far(count: int, finished: int) -> None:
-    """Schedules of a far future, and results that are kept."""
+    """Inserts schedules of a far future, and results that are kept."""
     await enqueue(1, at=datetime(2099, 1, 1, tzinfo=UTC).timestamp())
     connection = await asyncpg.connect(probe.DSN)
     columns = [
@@ -92,7 +92,7 @@ async def work(tuned: bool, schedule: dict[str, Any] | None = None, concurrent: 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with scheduler(tuned, concurrent) as made:
         if schedule:
-            full_second = datetime.now(UTC).replace(microsecond=0)  # it keeps the fraction of its start
+            full_second = datetime.now(UTC).replace(microsecond=0)  # an interval keeps the fraction of its start
             at = datetime.fromtimestamp(schedule.get("at", 0), UTC)
             for number in range(schedule.get("count", 1)):
                 trigger = {

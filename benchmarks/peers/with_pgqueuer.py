@@ -1,7 +1,7 @@
 """PGQueuer on asyncpg, under uvloop, as its own command line runs it.
 
 Tuned as its guide "Performance Tuning" says: a bigger batch_size for short jobs, `pgq autovac` after installation,
-one plain connection for the worker. Durability stays at its default, `durable`, as everybody's here.
+one plain connection for the worker. Durability stays at its default, `durable`, as with all contestants.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def enqueue(count: int, at: float | None = None, job: str = "nothing", tun
 
 
 async def far(count: int, finished: int) -> None:
-    """Jobs of a far future, and the log of finished ones."""
+    """Inserts jobs of a far future, and the log of finished ones."""
     connection = await asyncpg.connect(probe.DSN)
     await connection.execute(
         "insert into pgqueuer (priority, status, entrypoint, execute_after)"
@@ -60,7 +60,7 @@ async def far(count: int, finished: int) -> None:
 
 
 def add_schedules(pgq: PgQueuer, schedule: dict[str, Any]) -> None:
-    """The schedules that a measurement wants: PGQueuer declares them in code."""
+    """Declares the schedules of a measurement in code, as PGQueuer does."""
     kind, count = schedule["kind"], schedule.get("count", 1)
     at = datetime.fromtimestamp(schedule.get("at", 0), UTC)
     herd = f"{at.minute} {at.hour} {at.day} {at.month} * {at.second}"
@@ -97,7 +97,7 @@ async def worker(tuned: bool, schedule: dict[str, Any] | None, batch: int | None
 
 
 async def listens(mine: asyncpg.Connection) -> None:
-    """Says when the worker's connection listens."""
+    """Reports that the worker's connection listens."""
     while not mine._listeners:
         await asyncio.sleep(0.02)
     await asyncio.sleep(0.2)  # for the look that follows

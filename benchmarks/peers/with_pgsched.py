@@ -26,7 +26,7 @@ def install() -> None:
 
 
 def pgsched(*arguments: str) -> None:
-    """What `pgsched ARGUMENTS` does, in this process and with this database."""
+    """Runs `pgsched ARGUMENTS` in this process, with this database."""
     os.environ["PGSCHED_DSN"] = probe.DSN
     try:
         cli.main(arguments)
@@ -43,7 +43,7 @@ def enqueue(count: int, at: float | None = None, job: str = "nothing", tuned: bo
 
 
 def far(count: int, finished: int) -> None:
-    """Schedules that are planned for a far future, as a worker leaves them, and runs that ended."""
+    """Inserts schedules that are planned for a far future, as a worker leaves them, and ended runs."""
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
         connection.execute(
             "insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)"
@@ -60,7 +60,7 @@ def far(count: int, finished: int) -> None:
 
 
 def make_schedules(schedule: dict[str, Any]) -> None:
-    """The schedules that a measurement wants, through the SQL interface."""
+    """Makes the schedules of a measurement, through the SQL interface."""
     kind, count = schedule["kind"], schedule.get("count", 1)
     if kind == "every_second":
         expression = "* * * * * *"
@@ -77,7 +77,7 @@ def make_schedules(schedule: dict[str, Any]) -> None:
 
 
 async def create_scheduler() -> Scheduler:
-    """What `pgsched run` runs."""
+    """The factory for `pgsched run`."""
     scheduler = Scheduler(app="benchmark")
 
     @scheduler.entrypoint("nothing")
@@ -93,7 +93,7 @@ async def create_scheduler() -> Scheduler:
 
 
 async def tell(scheduler: Scheduler) -> None:
-    """Says when the worker is ready: it listens, has looked, and has planned what it found."""
+    """Reports that the worker is ready: it listens, has looked once, and has planned the schedules that it found."""
     await scheduler.ready.wait()
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
         while await (
@@ -128,5 +128,5 @@ async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[
 
 
 if __name__ == "__main__":
-    sys.modules["with_pgsched"] = sys.modules["__main__"]  # the factory's module is this one
+    sys.modules["with_pgsched"] = sys.modules["__main__"]  # the factory is in this module
     probe.main({"install": install, "enqueue": enqueue, "far": far, "work": work, "produce": produce})

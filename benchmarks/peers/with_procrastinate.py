@@ -1,7 +1,7 @@
 """procrastinate on psycopg.
 
 Tuned as its documentation says for asynchronous jobs: a higher `concurrency`, with a pool that has a connection for
-as many of them as the server can serve at once. Jobs stay in the table when they have ended (its default).
+as many jobs as the server can serve at once. Jobs stay in the table when they have ended (its default).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def enqueue(count: int, at: float | None = None, job: str = "nothing", tun
 
 
 def far(count: int, finished: int) -> None:
-    """Jobs of a far future and finished ones; its triggers, which would write events, sleep meanwhile."""
+    """Inserts jobs of a far future and finished ones, without its triggers, which would write events."""
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
         connection.execute("set session_replication_role = replica")
         rows = (
@@ -81,7 +81,7 @@ async def worker(tuned: bool, schedule: dict[str, Any] | None, concurrency: int 
 
 
 async def listens() -> None:
-    """Says when the worker listens, which it does on a connection of its pool."""
+    """Reports that the worker listens, on a connection of its pool."""
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
         while not await (
             await connection.execute(

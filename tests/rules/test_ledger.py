@@ -9,7 +9,7 @@ from support.schedules import BASE, MINUTE, NINE, OTHER_TIMING, at, interrupted,
 
 from pgsched.expression.expression import parse
 from pgsched.model import SkipReason
-from pgsched.rules.ledger import TICK, Account, Interruption, Skip, interruptions_of, open_account, undecided_since
+from pgsched.rules.ledger import Interruption, Ledger, Skip, interruptions_of, open_ledger, undecided_since
 
 MISSED, PAUSED, RETIRED, BOUNDS, OVERLAP = (
     SkipReason.MISSED, SkipReason.PAUSED, SkipReason.RETIRED, SkipReason.BOUNDS, SkipReason.OVERLAP,
@@ -99,7 +99,7 @@ def test_since_when_a_run_may_have_ended_that_the_plan_does_not_know(case):
     assert (found and round(minutes(found), 9)) == (expected and round(expected, 9))
 
 
-# --- one account ------------------------------------------------------------------------------------------
+# --- one ledger ------------------------------------------------------------------------------------------
 
 # The fire times with a run, the end, what is skipped -> the rows for it, and the next fire time.
 SKIPPED = {
@@ -126,29 +126,29 @@ SKIPPED = {
 @pytest.mark.parametrize("case", SKIPPED)
 def test_skips(case):
     taken, end, steps, skips, coming = SKIPPED[case]
-    account = Account([at(minute) for minute in taken])
-    account.follow(
+    ledger = Ledger([at(minute) for minute in taken])
+    ledger.follow(
         parse("* * * * *"), at(-0.5), at(9), starts_at=None, ends_at=None if end is None else at(end), next_run=None
     )
     for reason, through in steps:
-        account.skip(reason, at(through))
-    assert (short(account.skips), minutes(account.next())) == (skips, coming)
+        ledger.skip(reason, at(through))
+    assert (short(ledger.skips), minutes(ledger.next())) == (skips, coming)
 
 
 def test_the_same_reason_with_another_detail_is_another_row():
-    account = Account()
-    account.follow(parse("* * * * *"), at(-0.5), at(9), starts_at=None, ends_at=None, next_run=None)
-    account.skip(PAUSED, at(1), "audit")
-    account.skip(PAUSED, at(2), "holidays")
-    assert [(skip.detail, skip.count) for skip in account.skips] == [("audit", 2), ("holidays", 1)]
+    ledger = Ledger()
+    ledger.follow(parse("* * * * *"), at(-0.5), at(9), starts_at=None, ends_at=None, next_run=None)
+    ledger.skip(PAUSED, at(1), "audit")
+    ledger.skip(PAUSED, at(2), "holidays")
+    assert [(skip.detail, skip.count) for skip in ledger.skips] == [("audit", 2), ("holidays", 1)]
 
 
 @pytest.mark.parametrize(("minute", "has_run"), [(1, True), (2, False)], ids=["it has a run", "it has none"])
 def test_a_fire_time_with_a_run_is_decided_and_so_are_those_before_it(minute, has_run):
-    account = Account([at(1)])
-    account.follow(parse("* * * * *"), at(-0.5), at(9), starts_at=None, ends_at=None, next_run=None)
-    assert account.pass_taken(at(minute)) is account.passed is has_run
-    assert account.reached == (at(1) if has_run else at(-0.5))
+    ledger = Ledger([at(1)])
+    ledger.follow(parse("* * * * *"), at(-0.5), at(9), starts_at=None, ends_at=None, next_run=None)
+    assert ledger.pass_taken(at(minute)) is ledger.passed is has_run
+    assert ledger.reached == (at(1) if has_run else at(-0.5))
 
 
 # The timing: start, end, next_run -> rows, the next fire time, and the one after it.
@@ -168,13 +168,13 @@ FOLLOWED = {
 def test_follows_a_timing(case):
     start, end, next_run, skips, first, second = FOLLOWED[case]
     start, end, next_run = (None if value is None else at(value) for value in (start, end, next_run))
-    account = Account()
-    account.follow(parse("* * * * *"), at(-0.5), at(9), starts_at=start, ends_at=end, next_run=next_run)
-    coming = account.next()
-    assert (short(account.skips), minutes(coming)) == (skips, first)
+    ledger = Ledger()
+    ledger.follow(parse("* * * * *"), at(-0.5), at(9), starts_at=start, ends_at=end, next_run=next_run)
+    coming = ledger.next()
+    assert (short(ledger.skips), minutes(coming)) == (skips, first)
     if coming is not None:
-        account.reached = coming
-        assert minutes(account.next()) == second
+        ledger.reached = coming
+        assert minutes(ledger.next()) == second
 
 
 # --- opened, with everything settled ----------------------------------------------------------------------
@@ -213,7 +213,7 @@ OPENED = {
     # --- changes
     "changed: the old fire times were missed": (RETIMED, (changed(4.5),), [(MISSED, 0, 4, 3)], 5),
     "changed: the old timing was decided": (
-        RETIMED, (changed(4.5, next_run=None, accounted_through=at(2)),), [(MISSED, 4, 4, 1)], 5,
+        RETIMED, (changed(4.5, next_run=None, ledgered_through=at(2)),), [(MISSED, 4, 4, 1)], 5,
     ),
     "changed: the old timing had ended": (RETIMED, (changed(4.5, ends_at=at(1)),), [(MISSED, 0, 0, 1)], 5),
     "changed: the old timing had not begun": (RETIMED, (changed(4.5, next_run=None, starts_at=at(9)),), [], 5),
@@ -259,8 +259,8 @@ OPENED = {
 def test_opens(case):
     changes, past, skips, coming = OPENED[case]
     schedule = replace(BASE, **changes, interruptions_json=json.dumps(past) if past else None)
-    account = open_account(schedule, times_of(schedule), at(5.5))
-    assert (short(account.skips), minutes(account.next())) == (skips, coming)
+    ledger = open_ledger(schedule, times_of(schedule), at(5.5))
+    assert (short(ledger.skips), minutes(ledger.next())) == (skips, coming)
 
 
 def times_of(schedule):
@@ -270,16 +270,16 @@ def times_of(schedule):
 def test_fire_times_with_a_run_are_neither_skipped_nor_next():
     past = json.dumps([paused(-1, 2.5)])
     schedule = replace(BASE, interruptions_json=past)
-    account = open_account(schedule, times_of(schedule), at(5.5), [at(1), at(3)])
-    assert (short(account.skips), minutes(account.next())) == ([(PAUSED, 0, 2, 2)], 4)
-    assert account.passed
+    ledger = open_ledger(schedule, times_of(schedule), at(5.5), [at(1), at(3)])
+    assert (short(ledger.skips), minutes(ledger.next())) == ([(PAUSED, 0, 2, 2)], 4)
+    assert ledger.passed
 
 
 def test_each_skip_says_how_it_came():
     past = json.dumps([paused(0.5, 1.5, "audit"), interrupted("retired", 2.5, 3.5), changed(9)])
     schedule = replace(BASE, **NEVER_PLANNED, timed_at=at(9), interruptions_json=past)
-    account = open_account(schedule, times_of(schedule), at(9))
-    assert [skip.detail for skip in account.skips] == [
+    ledger = open_ledger(schedule, times_of(schedule), at(9))
+    assert [skip.detail for skip in ledger.skips] == [
         "no worker claimed it before the schedule was paused",
         "no worker claimed it before the schedule was retired",
         "its timing was changed before a worker claimed it",
@@ -299,6 +299,6 @@ SHIFTED = {
 @pytest.mark.parametrize("case", SHIFTED)
 def test_readings_that_the_clock_has_shown_come_once(case):
     changes, shifted, wall, coming = SHIFTED[case]
-    schedule = replace(BASE, **changes, accounted_wall=wall)
-    account = open_account(schedule, times_of(schedule), at(5.5), shifted=shifted)
-    assert minutes(account.next()) == coming
+    schedule = replace(BASE, **changes, ledgered_wall=wall)
+    ledger = open_ledger(schedule, times_of(schedule), at(5.5), shifted=shifted)
+    assert minutes(ledger.next()) == coming
