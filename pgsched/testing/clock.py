@@ -70,7 +70,7 @@ class StandingClock:
         self.stands = instant
 
     def subscribe(self, stepped: Callable[[float], None]) -> None:
-        """Does nothing: whoever moves the clock says so."""
+        """Does nothing: the harness looks again after each move."""
 
     def forget(self) -> None:
         """Does nothing: time does not go on here while a machine sleeps."""

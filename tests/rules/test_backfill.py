@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pgsched.errors import InvalidArguments, InvalidExpression
-from pgsched.rules.backfill import Backfill, fire_times
+from pgsched.rules.backfill import Backfill, past_fire_times
 
 HOUR = timedelta(hours=1)
 NIGHT = datetime(2026, 3, 28, 23, tzinfo=UTC)  # before the clocks of Paris jump from 02:00 to 03:00
@@ -36,7 +36,7 @@ FOUND = {
 @pytest.mark.parametrize("case", FOUND)
 def test_finds(case):
     changes, start, end, expected = FOUND[case]
-    found = fire_times({**HOURLY, **changes}, NIGHT + start * HOUR, NIGHT + end * HOUR, NOW, 100)
+    found = past_fire_times({**HOURLY, **changes}, NIGHT + start * HOUR, NIGHT + end * HOUR, NOW, 100)
     assert [tuple(each and (each - NIGHT) / HOUR for each in pair) for pair in found] == expected
 
 
@@ -58,12 +58,12 @@ REFUSED = {
 def test_refuses(case):
     changes, start, end, limit, error, sentence = REFUSED[case]
     with pytest.raises(error, match=sentence):
-        fire_times({**HOURLY, **changes}, NIGHT + start * HOUR, NIGHT + end * HOUR, NOW, limit)
+        past_fire_times({**HOURLY, **changes}, NIGHT + start * HOUR, NIGHT + end * HOUR, NOW, limit)
 
 
 @pytest.mark.parametrize(("end", "limit"), [(3, 4), (1000, 1001)], ids=["the limit itself", "up to now"])
 def test_accepts_a_range_up_to_its_bounds(end, limit):
-    assert len(fire_times(HOURLY, NIGHT, NIGHT + end * HOUR, NOW, limit)) == limit
+    assert len(past_fire_times(HOURLY, NIGHT, NIGHT + end * HOUR, NOW, limit)) == limit
 
 
 def test_results_share_nothing():

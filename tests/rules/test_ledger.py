@@ -8,6 +8,7 @@ import pytest
 from support.schedules import BASE, MINUTE, NINE, OTHER_TIMING, at, interrupted, paused
 
 from pgsched.expression.expression import parse
+from pgsched.expression.instants import TICK
 from pgsched.model import SkipReason
 from pgsched.rules.ledger import Interruption, Ledger, Skip, interruptions_of, open_ledger, undecided_since
 
@@ -213,7 +214,7 @@ OPENED = {
     # --- changes
     "changed: the old fire times were missed": (RETIMED, (changed(4.5),), [(MISSED, 0, 4, 3)], 5),
     "changed: the old timing was decided": (
-        RETIMED, (changed(4.5, next_run=None, ledgered_through=at(2)),), [(MISSED, 4, 4, 1)], 5,
+        RETIMED, (changed(4.5, next_run=None, accounted_through=at(2)),), [(MISSED, 4, 4, 1)], 5,
     ),
     "changed: the old timing had ended": (RETIMED, (changed(4.5, ends_at=at(1)),), [(MISSED, 0, 0, 1)], 5),
     "changed: the old timing had not begun": (RETIMED, (changed(4.5, next_run=None, starts_at=at(9)),), [], 5),
@@ -299,6 +300,6 @@ SHIFTED = {
 @pytest.mark.parametrize("case", SHIFTED)
 def test_readings_that_the_clock_has_shown_come_once(case):
     changes, shifted, wall, coming = SHIFTED[case]
-    schedule = replace(BASE, **changes, ledgered_wall=wall)
+    schedule = replace(BASE, **changes, accounted_wall=wall)
     ledger = open_ledger(schedule, times_of(schedule), at(5.5), shifted=shifted)
     assert minutes(ledger.next()) == coming

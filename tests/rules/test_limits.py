@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgsched.rules.fairness import SLOT, choose, overlap
-from pgsched.rules.limits import NOTES, Candidate, LockedLimits, Limits, contest, noted, opens_at, rate_room, within
+from pgsched.rules.limits import NOTES, Candidate, Limits, LockedLimits, contest, noted, opens_at, rate_room, within
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
