@@ -3,8 +3,8 @@
 #   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
 #   make soak    the random model of tests/faults/model: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
 #   make diagram the tables in docs/schema.md, drawn from the catalogue of an embedded PostgreSQL
-#   make bench   pgsched beside its peers, each in an environment of its own; ONLY=herd for a part of it;
-#                ONLY=compare BASE=COMMIT this build beside another commit's
+#   make bench   pgsched and its peers, each in an environment of its own; ONLY=herd for one part;
+#                ONLY=compare BASE=COMMIT for this build and another commit's
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -1,9 +1,11 @@
 """An asynchronous web application, written as for FastAPI: a request enqueues a job inside its own transaction.
 
-export PGSCHED_DSN=postgresql://user@host/database
-pgsched migrate
-pgsched run fastapi_style:create_scheduler &       # the worker, in this folder
-python fastapi_style.py                            # stands for some requests
+Run it in this folder:
+
+    export PGSCHED_DSN=postgresql://user@host/database
+    pgsched migrate
+    pgsched run fastapi_style:create_scheduler &       # the worker
+    python fastapi_style.py                            # stands for some requests
 """
 
 import asyncio
@@ -22,7 +24,7 @@ from pgsched import Client, Retry, Run, Scheduler
 
 
 def create_scheduler() -> Scheduler:
-    """The factory. This one has entrypoints only; schedules could stand beside them."""
+    """The factory. This one has entrypoints only; it could have schedules too."""
     sc = Scheduler()
 
     @sc.entrypoint("welcome", retry=Retry(attempts=5))
@@ -37,7 +39,7 @@ def create_scheduler() -> Scheduler:
 
 @dataclass
 class Application:
-    """What FastAPI keeps in `app.state`."""
+    """The objects that FastAPI keeps in `app.state`."""
 
     pool: AsyncConnectionPool
     pgsched: Client
@@ -52,7 +54,7 @@ async def lifespan() -> AsyncIterator[Application]:
 
 
 async def sign_up(app: Application, email: str) -> dict[str, int]:  # @app.post("/customers")
-    """The customer and the job are committed together, or neither is."""
+    """Commits the customer and the job together, or neither."""
     async with app.pool.connection() as connection:  # a transaction: the block's end commits, an error rolls back
         cursor = await connection.execute("insert into customers (email) values (%s) returning id", (email,))
         [customer] = await cursor.fetchone()
@@ -65,7 +67,7 @@ async def sign_up(app: Application, email: str) -> dict[str, int]:  # @app.post(
 
 
 async def progress(app: Application, run: int) -> dict[str, object]:  # @app.get("/runs/{run}")
-    """A page that waits a little for the end of a run, and tells where it is."""
+    """A page that waits a little for the end of a run, and shows its status."""
     with contextlib.suppress(TimeoutError):
         await app.pgsched.runs.wait(run, timeout=timedelta(seconds=20))
     row = await app.pgsched.get_run(run)

@@ -1,9 +1,9 @@
--- What any language can do with plain SQL, all of it in one transaction: if any of it fails, nothing has happened, and
--- no worker has woken up. `psql "$PGSCHED_DSN" -f plain.sql`, with a worker of sync_app.py: it has the entrypoints.
+-- pgsched from any language, with plain SQL. All of it is in one transaction: if any of it fails, nothing has happened,
+-- and no worker has woken up. Run `psql "$PGSCHED_DSN" -f plain.sql`, with a worker of sync_app.py for the entrypoints.
 
 begin;
 
--- A job for every order, whoever inserts it: the application, another one, somebody in psql.
+-- A job for every order, inserted by the application, by another one, or in psql.
 create table if not exists orders (id bigint generated always as identity primary key, email text not null);
 
 create or replace function order_placed() returns trigger language plpgsql as $$
@@ -17,15 +17,16 @@ create trigger order_placed after insert on orders for each row execute function
 
 insert into orders (email) values ('carla@example.org'), ('dan@example.org');
 
--- Later, and before others. Then a batch, in which nothing is queued for what is in the queue: these are the same runs.
+-- A job for later, with a higher priority than others. Then a batch: jobs whose key is in the queue are not queued
+-- again, and the ids are those of the queued runs.
 select pgsched.enqueue('remind', jsonb_build_object('order', max(id)), now() + interval '1 day', priority => 10)
 from orders;
 select pgsched.enqueue_many('invoice', array_agg(jsonb_build_object('order', id, 'email', email) order by id),
                             unique_keys => array_agg('order ' || id order by id))
 from orders;
 
--- A schedule. Refusals have an SQLSTATE: PS404 there is none, PS409 it is there already or not in that state, PS422 a
--- value that is refused.
+-- A schedule. Errors have an SQLSTATE: PS404 if it does not exist, PS409 if it exists already or is in the wrong state,
+-- PS422 for a value that is not allowed.
 do $$
 begin
     perform pgsched.create_schedule('nightly', 'report', '0 3 * * *', '{"format": "csv"}', 'Europe/Berlin',

@@ -1,6 +1,6 @@
 """Schedules of several kinds to watch: `make demo`, or `pgsched run quickstart:create_scheduler` in this folder.
 
-Stop it with Ctrl-C and start it again: it goes on where it stopped, and says what it missed.
+Stop it with Ctrl-C and start it again: it goes on from there, and records the fire times that it missed.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ def create_scheduler() -> Scheduler:
 
     @sc.schedule("heartbeat", every(timedelta(seconds=1)), name="every-second")
     async def heartbeat() -> None:
-        """The simplest job there is."""
+        """The simplest job."""
 
     @sc.schedule("poll", every(timedelta(seconds=5)), name="every-five-seconds", args={"source": "orders"})
     async def poll(run: Run, source: str) -> dict[str, object]:
-        """Gets its argument by name; what it returns is stored: `pgsched runs list` shows it."""
+        """Gets its argument by name. Its return value is stored: `pgsched runs list` shows it."""
         await asyncio.sleep(0.2)
         return {"source": source, "since": str(run.previous_fire_time)}
 
-    # Seconds stand last: every ten seconds, on the wall clock of Berlin.
+    # The sixth field is the seconds: every ten seconds, on the wall clock of Berlin.
     @sc.schedule("report", "* * * * * */10", name="berlin-report", timezone="Europe/Berlin")
     def report(schedule: Schedule) -> str:
         """A plain function runs in a thread, so it may block."""

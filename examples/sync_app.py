@@ -19,7 +19,7 @@ from pgsched import Run, Scheduler, connect_sync
 
 
 def create_scheduler() -> Scheduler:
-    """The factory: schedules and entrypoints for queued jobs, in one scheduler. plain.sql uses these, too."""
+    """The factory: schedules and entrypoints for queued jobs, in one scheduler. plain.sql uses the entrypoints too."""
     sc = Scheduler()
 
     @sc.schedule("report", "0 9 * * mon-fri", name="morning-report", timezone="Europe/Berlin", args={"format": "pdf"})
@@ -43,9 +43,9 @@ def create_scheduler() -> Scheduler:
 def main() -> None:
     """Some requests."""
     dsn = os.environ.get("PGSCHED_DSN", "")
-    # One client for the whole process, made after a server such as gunicorn has forked; threads share it.
+    # One client for the whole process, which threads share. Make it after a server such as gunicorn has forked.
     with connect_sync(dsn) as client, psycopg.connect(dsn) as connection:
-        # Together or not at all: what connection= is given happens when its transaction commits.
+        # Together or not at all: calls with connection= take effect when its transaction commits.
         with connection.transaction():
             connection.execute(
                 "create table if not exists bookings (id bigint generated always as identity, email text not null)"
@@ -58,7 +58,7 @@ def main() -> None:
         connection.commit()
         print(client.runs.wait(invoice, timeout=20)["result"])
 
-        # Many at once; what has the key of a live one is not queued twice.
+        # Many at once. A job with the key of a live one is not queued again.
         orders = [{"order": n, "email": "all@example.org"} for n in (1, 2, 2)]
         ids = client.enqueue_many("invoice", orders, unique_keys=[f"again {job['order']}" for job in orders])
         print([client.runs.wait(run, timeout=20)["status"] for run in dict.fromkeys(ids)])

@@ -26,7 +26,7 @@ def test_it_gets_through_at_the_third_attempt(pg):
     run = pg.fire("fails-twice")
     assert run["status"] == "queued"
     assert run["errors"][0]["message"] == "the other side is not there yet"
-    pg.run_until(NOON + timedelta(seconds=5))  # its waits are over by then, and no real second has passed
+    pg.run_until(NOON + timedelta(seconds=5))  # its waits are over then, and no real second has passed
     run = pg.client.get_run(run["id"])
     assert (run["status"], run["attempt"], run["result"]) == ("succeeded", 3, "third time lucky")
 
