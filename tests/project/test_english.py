@@ -1,4 +1,4 @@
-"""Our English stays plain: README, docs/, the help texts and the comments of each package keep the limits.
+"""Our English stays plain: all pages, the help texts, and the comments of code and deployment files keep the limits.
 
 english.py counts. Run `python tests/support/english.py` for the numbers.
 """
@@ -31,6 +31,17 @@ def test_it_counts_docstrings_and_comments_and_no_code():
     assert list(english.of_sql("-- What.\nselect 1; -- where\ncomment on table t is\n    'It''s told.';\n")) == [
         "What.", "where", "It''s told.",
     ]  # fmt: skip
+
+
+def test_it_counts_the_comments_of_a_dockerfile():
+    assert list(english.of_lines("# One.\n#\n#   two\nFROM three\n")) == ["One.", "", "two"]
+
+
+def test_it_counts_the_texts_outside_the_package():
+    packages, pages = english.packages(), english.pages()
+    assert {"benchmarks", "examples", "deployment"} <= packages.keys()
+    assert {"CHANGELOG.md", "benchmarks/README.md", "examples/quickstart.py"} <= pages.keys()
+    assert "site-packages" not in packages["benchmarks"]
 
 
 def test_it_finds_the_sentences_of_a_page():

@@ -2,8 +2,9 @@
 
 `python tests/support/english.py` prints the numbers.
 
-It counts docstrings and comments by package, and README, CONTRIBUTING, docs/ and the help texts as prose. In prose it
-also finds long sentences.
+It counts docstrings and comments by package, with benchmarks, examples and the files of the deployment, and as prose
+README, CONTRIBUTING, CHANGELOG, docs/, the benchmarks' page, the examples' texts and the help texts. In prose it also
+finds long sentences.
 """
 
 import ast
@@ -45,6 +46,12 @@ def rates(text: str) -> dict[str, float]:
     return {kind: 1000 * number / len(words(text)) for kind, number in counts(text).items()}
 
 
+def ours(folder: str, pattern: str) -> list[Path]:
+    """The files of a folder, without hidden folders such as the benchmarks' environments."""
+    paths = (ROOT / folder).rglob(pattern)
+    return sorted(path for path in paths if not any(part[0] == "." for part in path.relative_to(ROOT).parts))
+
+
 # --- docstrings and comments ------------------------------------------------------------------------------
 
 
@@ -63,6 +70,11 @@ def of_sql(source: str) -> Iterator[str]:
     yield from re.findall(r"^comment on [^;]*? is\s+'((?:[^']|'')*)';", source, re.MULTILINE)
 
 
+def of_lines(source: str) -> Iterator[str]:
+    """The lines of a Dockerfile, a unit or a Makefile that are comments."""
+    yield from re.findall(r"^# *(.*)", source, re.MULTILINE)
+
+
 def packages() -> dict[str, str]:
     """The docstrings and comments of each package: of its Python, and of its SQL."""
     found: dict[str, list[str]] = {}
@@ -71,6 +83,13 @@ def packages() -> dict[str, str]:
         found.setdefault(top[0] if len(top) > 1 else "pgsched", []).extend(of_python(path.read_text()))
     for path in sorted([*(ROOT / "pgsched").rglob("*.sql"), *(ROOT / "migrations").glob("*.sql")]):
         found.setdefault("queries" if "queries" in path.parts else "migrations", []).extend(of_sql(path.read_text()))
+    for name in ("benchmarks", "examples"):
+        for path in ours(name, "*.py"):
+            found.setdefault(name, []).extend(of_python(path.read_text()))
+        for path in ours(name, "*.sql"):
+            found.setdefault(name, []).append(" ".join(of_sql(path.read_text())))
+    for name in ("Dockerfile", "Makefile", "systemd/pgsched.service"):
+        found.setdefault("deployment", []).extend(of_lines((ROOT / name).read_text()))
     return {name: "\n".join(texts) for name, texts in found.items()}
 
 
@@ -78,8 +97,13 @@ def packages() -> dict[str, str]:
 
 
 def pages() -> dict[str, str]:
-    names = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-    return {name: (ROOT / name).read_text() for name in names if (ROOT / name).exists()}
+    names = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
+    names += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+    found = {name: (ROOT / name).read_text() for name in names if (ROOT / name).exists()}
+    for path in ours("examples", "*.py"):
+        text = "\n\n".join(of_python(path.read_text()))
+        found[f"examples/{path.name}"] = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)  # indented lines are code
+    return found
 
 
 def blocks(page: str) -> Iterator[str]:
