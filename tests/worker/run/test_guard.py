@@ -58,7 +58,7 @@ async def test_the_locks_of_a_claim_whose_loop_is_blocked_go_to_others(settings,
                     task=None,
                     started_at=None,
                     claim=Claim(1, 1, parts.kit.worker),
-                    threads=SimpleNamespace(busy=False),
+                    thread_call=SimpleNamespace(busy=False),
                 )
             )
         other.done.wait(20)

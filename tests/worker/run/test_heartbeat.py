@@ -48,7 +48,7 @@ def hold(parts, ids):
     for run in ids:
         parts.roster.attempts[run, 1] = SimpleNamespace(
             claim=Claim(run, 1, parts.kit.worker), started_at=None, state=State.RUNNING, keeper=object(),
-            threads=SimpleNamespace(busy=False), journal=Journal(),
+            thread_call=SimpleNamespace(busy=False), journal=Journal(),
         )  # fmt: skip
 
 
