@@ -10,8 +10,8 @@
 #   A function that is SECURITY DEFINER seems to lend its rights to all it causes; until 17 they are gone at the commit.
 #   Then the application's commit fails with "permission denied" for a table that its own code never names.
 # What pgsched does: it has no deferred triggers. Its triggers on schedules and runs do their work within the statement,
-#   as SECURITY DEFINER with a pinned search_path. tests/test_sessions.py calls each function of the SQL interface through a
-#   SECURITY DEFINER wrapper and under `set local role`.
+#   as SECURITY DEFINER with a pinned search_path. tests/db/test_sessions.py calls each function of the SQL interface
+#   through a SECURITY DEFINER wrapper and under `set local role`.
 #
 # Needs bash, python3 with venv and pip, and a user who may start a server (as root the packages use one of their own).
 # Exits with 0 if both versions behave as described, with 2 if a package could not be installed, else with 1.
