@@ -28,8 +28,8 @@ from pgsched.expression.zone_files import outdated, source_of
 def next(*, expression: str, timezone: str, after: datetime | None, count: int, name: str, as_json: bool) -> None:
     """Show EXPRESSION in words, its next fire times in UTC and in its time zone, and its traps.
 
-    EXPRESSION is a cron expression of five fields, six with seconds last or seven with the year; or "@every 30s",
-    "@at 2027-01-01T00:00:00Z", or a macro such as @daily. "@every" counts from --after.
+    EXPRESSION is a cron expression, "@every 30s", "@at 2027-01-01T00:00:00Z", or a macro such as @daily. A cron
+    expression has five fields; a sixth one holds seconds, and a seventh one the year. "@every" counts from --after.
 
     Fire times that daylight saving moves or repeats are marked. Warnings go to standard error: common misreadings,
     and the effects of daylight saving in the next two years.

@@ -1,4 +1,4 @@
-"""Makes connections, keeps them, limits their time and gives them up. The statements are in statements/"""
+"""Makes connections, keeps them, limits their time and gives them up. The statements are in `statements/`."""
 
 from __future__ import annotations
 
