@@ -12,3 +12,7 @@ from pgsched.testing.server import embedded_dsn
 from pgsched.testing.sync import SyncHarness
 
 __all__ = ["Clock", "Harness", "SyncHarness", "embedded_dsn"]
+
+# As in pgsched itself: public names say the module that applications import them from.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -5,9 +5,10 @@ import pickle
 import pytest
 
 import pgsched
+from pgsched import testing
 
 
-@pytest.mark.parametrize("name", pgsched.__all__)
-def test_public_names(name):
-    assert getattr(pgsched, name).__module__ == "pgsched"
-    assert pickle.loads(pickle.dumps(getattr(pgsched, name))) is getattr(pgsched, name)
+@pytest.mark.parametrize(("module", "name"), [(m, name) for m in (pgsched, testing) for name in m.__all__])
+def test_public_names(module, name):
+    assert getattr(module, name).__module__ == module.__name__
+    assert pickle.loads(pickle.dumps(getattr(module, name))) is getattr(module, name)
