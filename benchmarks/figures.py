@@ -30,7 +30,7 @@ class Figure:
         """The median of the rounds."""
         return percentile(self.values, 0.5) if self.values else None
 
-    def told(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For a file of JSON."""
         spread = {"median": self.median, "least": min(self.values), "most": max(self.values)} if self.values else {}
         return asdict(self) | spread
@@ -64,9 +64,9 @@ class Figures:
         """The parts that were measured."""
         return list(dict.fromkeys(f.part for f in self._all.values()))
 
-    def told(self) -> list[dict[str, Any]]:
+    def as_json(self) -> list[dict[str, Any]]:
         """For a file of JSON."""
-        return [figure.told() for figure in self._all.values()]
+        return [figure.as_json() for figure in self._all.values()]
 
 
 def percentile(samples: Sequence[float], share: float) -> float:

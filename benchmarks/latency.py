@@ -72,7 +72,7 @@ def measure(database: Database, sizes: Sizes, figures: Figures, part: str, how: 
     """One round: a worker, and one call after the other."""
     pause = SLOW.get(database.who.name, PAUSE) if part == "million" else PAUSE
     count = WARM + int(sizes.calls * min(1, 2 * PAUSE / pause)) // sizes.rounds
-    tell(figures, part, f"{database.who.name}: {how}", late(database, count, how, pause))
+    record(figures, part, f"{database.who.name}: {how}", late(database, count, how, pause))
 
 
 def late(database: Database, count: int, how: str, pause: float = PAUSE) -> list[tuple[float, bool]]:
@@ -98,7 +98,7 @@ def bare(server: Server, sizes: Sizes, figures: Figures, part: str) -> None:
     with server.database(BARE_LIMIT) as database, database.process("listen", count=count) as listener:
         listener.said("ready")
         calls = database.call("produce", count=count, pause=PAUSE)
-        tell(figures, part, BARE, paired(calls, listener.answer()))
+        record(figures, part, BARE, paired(calls, listener.answer()))
 
 
 def paired(calls: Sequence[tuple[float, bool]], starts: Sequence[float]) -> list[tuple[float, bool]]:
@@ -107,7 +107,7 @@ def paired(calls: Sequence[tuple[float, bool]], starts: Sequence[float]) -> list
     return [((start - at) * 1000, committing) for start, (at, committing) in pairs]
 
 
-def tell(figures: Figures, part: str, who: str, pairs: Sequence[tuple[float, bool]]) -> None:
+def record(figures: Figures, part: str, who: str, pairs: Sequence[tuple[float, bool]]) -> None:
     """Adds the figures of a round."""
     for name, committing in (("COMMIT", True), ("the call", False)):
         found = [ms for ms, how in pairs if how == committing]

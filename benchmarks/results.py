@@ -50,13 +50,13 @@ def surroundings(server: Server, sizes: str) -> dict[str, Any]:
 def write(folder: Path, around: dict[str, Any], figures: Figures) -> None:
     """Writes all files. Tables and numbers of an earlier run in this folder are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**around, "figures": figures.told(), "goals": [goal_told(goal) for goal in goals(figures)]}
+    told = {**around, "figures": figures.as_json(), "goals": [goal_json(goal) for goal in goals(figures)]}
     (folder / "figures.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     drawn = {part: plots.draw(folder, part, figures) for part in figures.parts()}
     (folder / "README.md").write_text(page(around, figures, drawn))
 
 
-def goal_told(goal: Goal) -> dict[str, Any]:
+def goal_json(goal: Goal) -> dict[str, Any]:
     """A goal for a file of JSON."""
     return {"goal": goal.name, "value": goal.value, "bound": goal.bound, "unit": goal.unit, "reached": goal.reached}
 

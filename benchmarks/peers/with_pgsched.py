@@ -88,11 +88,11 @@ async def create_scheduler() -> Scheduler:
     async def sleeper() -> None:
         await probe.sleeper()
 
-    keep.add(asyncio.create_task(tell(scheduler)))
+    keep.add(asyncio.create_task(announce(scheduler)))
     return scheduler
 
 
-async def tell(scheduler: Scheduler) -> None:
+async def announce(scheduler: Scheduler) -> None:
     """Reports that the worker is ready: it listens, has looked once, and has planned the schedules that it found."""
     await scheduler.ready.wait()
     async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:

@@ -62,10 +62,10 @@ class Cluster:
             try:
                 return json.loads(self.file.read_text())["address"]
             except (OSError, ValueError):
-                assert time.monotonic() < deadline and self.scheduler.poll() is None, self.told()
+                assert time.monotonic() < deadline and self.scheduler.poll() is None, self.output()
                 time.sleep(0.05)
 
-    def told(self) -> str:
+    def output(self) -> str:
         return (self.file.parent / "log").read_text(errors="replace")
 
     def close(self) -> None:
@@ -82,7 +82,7 @@ def cluster(tmp_path_factory):
     try:
         cluster.address  # noqa: B018 - waits for it
         yield cluster
-        print(cluster.told())
+        print(cluster.output())
     finally:
         cluster.close()
 

@@ -181,7 +181,7 @@ def test_plan(what, now, changes, expected):
     assert decide(at(now), live, **changes) == expected, what
 
 
-def told(now: float, live: Occupancy | int = 0, **changes) -> list[str | None]:
+def reasons_of(now: float, live: Occupancy | int = 0, **changes) -> list[str | None]:
     changes = {"past": (), **changes}
     past = changes.pop("past")
     schedule = replace(BASE, **changes, interruptions_json=json.dumps(past) if past else None)
@@ -190,18 +190,18 @@ def told(now: float, live: Occupancy | int = 0, **changes) -> list[str | None]:
 
 
 def test_each_skip_says_how_it_came():
-    assert told(0, Occupancy(1, ids=(17,))) == ["run 17 was live"]
-    assert told(0, Occupancy(5, ids=(17, 18, 19)), overlap="5") == ["runs 17, 18, 19, … were live"]
-    assert told(5.5) == ["no worker claimed it in time; catch_up is latest"]
-    assert told(5.5, catch_up="none") == ["no worker claimed it in time; catch_up is none"]
-    assert told(5.5, grace=timedelta(seconds=90)) == [
+    assert reasons_of(0, Occupancy(1, ids=(17,))) == ["run 17 was live"]
+    assert reasons_of(0, Occupancy(5, ids=(17, 18, 19)), overlap="5") == ["runs 17, 18, 19, … were live"]
+    assert reasons_of(5.5) == ["no worker claimed it in time; catch_up is latest"]
+    assert reasons_of(5.5, catch_up="none") == ["no worker claimed it in time; catch_up is none"]
+    assert reasons_of(5.5, grace=timedelta(seconds=90)) == [
         "older than its grace of 1m30s", "no worker claimed it in time; catch_up is latest",
     ]  # fmt: skip
-    assert told(5.5, catch_up="all", catch_up_limit=2) == ["more than its catch_up_limit of 2 were missed"]
-    assert told(5.5, past=(paused(1.5, 9, "until the audit is over"),)) == [
+    assert reasons_of(5.5, catch_up="all", catch_up_limit=2) == ["more than its catch_up_limit of 2 were missed"]
+    assert reasons_of(5.5, past=(paused(1.5, 9, "until the audit is over"),)) == [
         "no worker claimed it before the schedule was paused", "until the audit is over",
     ]  # fmt: skip
-    assert told(3, next_run=at(3), starts_at=at(3)) == ["before its starts_at"]
+    assert reasons_of(3, next_run=at(3), starts_at=at(3)) == ["before its starts_at"]
 
 
 @pytest.mark.parametrize("overlap", ["skip", "queue", "allow", "cancel", "2"])

@@ -39,32 +39,32 @@ def manager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield listening
 
 
-def told(manager: socket.socket) -> dict[str, str]:
+def sent_by(manager: socket.socket) -> dict[str, str]:
     lines = manager.recv(65536).decode().split("\n")
     return dict(line.split("=", 1) for line in lines)
 
 
 def test_ready_is_told_with_the_status_in_one_message(manager: socket.socket) -> None:
     assert systemd.ready("3 schedules, next in 12 s")
-    assert told(manager) == {"READY": "1", "STATUS": "3 schedules, next in 12 s"}
+    assert sent_by(manager) == {"READY": "1", "STATUS": "3 schedules, next in 12 s"}
     assert systemd.ready()
-    assert told(manager) == {"READY": "1"}
+    assert sent_by(manager) == {"READY": "1"}
 
 
 def test_stopping_is_told(manager: socket.socket) -> None:
     assert systemd.stopping("draining 2 runs")
-    assert told(manager) == {"STOPPING": "1", "STATUS": "draining 2 runs"}
+    assert sent_by(manager) == {"STOPPING": "1", "STATUS": "draining 2 runs"}
     assert systemd.stopping()
-    assert told(manager) == {"STOPPING": "1"}
+    assert sent_by(manager) == {"STOPPING": "1"}
 
 
 def test_the_other_messages(manager: socket.socket) -> None:
     assert systemd.notify(WATCHDOG=1, STATUS="idle")
-    assert told(manager) == {"WATCHDOG": "1", "STATUS": "idle"}
+    assert sent_by(manager) == {"WATCHDOG": "1", "STATUS": "idle"}
     assert systemd.extend_timeout(timedelta(minutes=1, milliseconds=1))
-    assert told(manager) == {"EXTEND_TIMEOUT_USEC": "60001000"}
+    assert sent_by(manager) == {"EXTEND_TIMEOUT_USEC": "60001000"}
     assert systemd.notify(MAINPID=7, ERRNO=2)
-    assert told(manager) == {"MAINPID": "7", "ERRNO": "2"}
+    assert sent_by(manager) == {"MAINPID": "7", "ERRNO": "2"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_other_messages(manager: socket.socket) -> None:
 )
 def test_a_value_is_one_line_of_text(manager: socket.socket, text: str, arrives: str) -> None:
     assert systemd.notify(STATUS=text)
-    assert told(manager) == {"STATUS": arrives}
+    assert sent_by(manager) == {"STATUS": arrives}
 
 
 def test_nothing_happens_without_a_manager(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_manager_that_does_not_read_costs_a_moment(manager: socket.socket, mon
     else:
         pytest.fail("the socket never filled up")
     assert time.monotonic() - started < 30
-    assert told(manager) == {"WATCHDOG": "1"}
+    assert sent_by(manager) == {"WATCHDOG": "1"}
     assert systemd.notify(WATCHDOG=1), "it is heard again as soon as there is room"
 
 

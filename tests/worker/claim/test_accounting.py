@@ -44,7 +44,7 @@ class Story:
         sets = ", ".join(f"{name} = %s" for name in columns)
         await self.db.all(f"update pgsched.schedules set {EARLIER}, {sets}", *columns.values())
 
-    async def told(self) -> tuple[list[float], list[tuple]]:
+    async def recorded(self) -> tuple[list[float], list[tuple]]:
         """The fire times that run and the skips, after passes until nothing is due; runs are ended at once."""
         async with Parts(self.settings) as parts:
             for _ in range(20):
@@ -72,15 +72,15 @@ CHANGED = "its timing was changed before a worker claimed it"
 
 
 async def test_a_downtime(story):
-    assert await story.told() == ([9], [("missed", 0, 8, 9, MISSED)])
+    assert await story.recorded() == ([9], [("missed", 0, 8, 9, MISSED)])
 
 
 async def test_a_pause(story):
     await story.does("select pgsched.pause('s', 'until the audit is over')")
     await story.earlier(paused_at=story.at(3.5))
-    assert await story.told() == ([], []), "a paused schedule is left alone"
+    assert await story.recorded() == ([], []), "a paused schedule is left alone"
     await story.does("select pgsched.resume('s')")
-    assert await story.told() == (
+    assert await story.recorded() == (
         [], [("missed", 0, 3, 4, BEFORE), ("paused", 4, 9, 6, "until the audit is over")],
     )  # fmt: skip
 
@@ -89,14 +89,14 @@ async def test_a_pause_whose_backlog_is_asked_for_at_its_end(story):
     await story.does("select pgsched.pause('s')")
     await story.earlier(paused_at=story.at(3.5))
     await story.does("select pgsched.resume('s', backlog => true)")
-    assert await story.told() == ([9], [("missed", 0, 8, 9, MISSED)])
+    assert await story.recorded() == ([9], [("missed", 0, 8, 9, MISSED)])
 
 
 async def test_a_pause_whose_backlog_is_asked_for_at_its_beginning(story):
     await story.does("select pgsched.pause('s', backlog => true)")
     await story.earlier(paused_at=story.at(3.5), catch_up="all")
     await story.does("select pgsched.resume('s')")
-    assert await story.told() == (list(range(10)), [])
+    assert await story.recorded() == (list(range(10)), [])
     assert await story.db.value("select backlog from pgsched.schedules") is False, "asked for once"
 
 
@@ -104,14 +104,14 @@ async def test_a_backlog_can_be_declined_at_the_end(story):
     await story.does("select pgsched.pause('s', backlog => true)")
     await story.earlier(paused_at=story.at(-0.5))
     await story.does("select pgsched.resume('s', false)")
-    assert await story.told() == ([], [("paused", 0, 9, 10, None)])
+    assert await story.recorded() == ([], [("paused", 0, 9, 10, None)])
 
 
 async def test_a_pause_that_ends_by_itself_ends_then_though_nobody_was_there(story):
     """Paused through number 4; the workers come back only now, five fire times later."""
     await story.does("select pgsched.pause('s', 'audit', now() + interval '1 hour')")
     await story.earlier(paused_at=story.at(1.5), paused_until=story.at(4.5))
-    runs, skips = await story.told()
+    runs, skips = await story.recorded()
     assert (runs, skips) == (
         [9], [("missed", 0, 1, 2, BEFORE), ("paused", 2, 4, 3, "audit"), ("missed", 5, 8, 4, MISSED)],
     )  # fmt: skip
@@ -123,7 +123,7 @@ async def test_a_pause_that_ends_by_itself_ends_then_though_nobody_was_there(sto
 async def test_a_fire_time_at_the_very_end_of_a_pause_runs(story):
     await story.does("select pgsched.pause('s', 'until nine', now() + interval '1 hour')")
     await story.earlier(paused_at=story.at(-1), paused_until=story.at(9))
-    assert await story.told() == ([9], [("paused", 0, 8, 9, "until nine")])
+    assert await story.recorded() == ([9], [("paused", 0, 8, 9, "until nine")])
 
 
 async def test_two_pauses_before_anybody_looked(story):
@@ -131,7 +131,7 @@ async def test_two_pauses_before_anybody_looked(story):
         await story.does("select pgsched.pause('s', %s)", f"from {since}")
         await story.earlier(paused_at=story.at(since), paused_until=story.at(through))
         await story.does("select pgsched.resume('s')")
-    assert await story.told() == (
+    assert await story.recorded() == (
         [9],
         [("missed", 0, 1, 2, BEFORE), ("paused", 2, 3, 2, "from 1.5"), ("missed", 4, 5, 2, BEFORE),
          ("paused", 6, 7, 2, "from 5.5"), ("missed", 8, 8, 1, MISSED)],
@@ -147,7 +147,7 @@ async def test_a_pause_that_touches_no_fire_time_leaves_no_trace(story):
 
 async def test_a_new_expression_counts_from_the_change_on(story):
     await story.does("update pgsched.schedules set expression = '@yearly'")
-    assert await story.told() == ([], [("missed", 0, 9, 10, CHANGED)])
+    assert await story.recorded() == ([], [("missed", 0, 9, 10, CHANGED)])
     assert await story.db.value("select next_run > now() and interruptions = '[]' from pgsched.schedules")
 
 
@@ -156,31 +156,31 @@ async def test_a_new_expression_during_a_pause(story):
     await story.earlier(paused_at=story.at(3.5))
     await story.does("update pgsched.schedules set expression = '@yearly'")
     await story.does("select pgsched.resume('s')")
-    assert await story.told() == ([], [("missed", 0, 3, 4, BEFORE), ("paused", 4, 9, 6, "audit")])
+    assert await story.recorded() == ([], [("missed", 0, 3, 4, BEFORE), ("paused", 4, 9, 6, "audit")])
 
 
 async def test_changed_and_resumed_in_one_statement(story):
     await story.does("select pgsched.pause('s', 'audit')")
     await story.earlier(paused_at=story.at(3.5))
     await story.does("update pgsched.schedules set expression = '@yearly', status = 'active'")
-    assert await story.told() == ([], [("missed", 0, 3, 4, BEFORE), ("paused", 4, 9, 6, "audit")])
+    assert await story.recorded() == ([], [("missed", 0, 3, 4, BEFORE), ("paused", 4, 9, 6, "audit")])
 
 
 async def test_changed_back_and_forth_nothing_is_told_twice(story):
     await story.does("update pgsched.schedules set timezone = 'Asia/Tokyo'")
     await story.does("update pgsched.schedules set timezone = 'UTC'")
-    runs, skips = await story.told()
+    runs, skips = await story.recorded()
     assert (runs, skips) == ([], [("missed", 0, 9, 10, CHANGED)])
 
 
 async def test_an_option_that_is_no_timing_changes_nothing_of_the_account(story):
     await story.does("update pgsched.schedules set args = '{}', priority = 3, catch_up = 'all'")
-    assert await story.told() == (list(range(10)), [])
+    assert await story.recorded() == (list(range(10)), [])
 
 
 async def test_what_lay_before_the_start_is_told_once_it_has_come(story):
     await story.earlier(next_run=None, starts_at=story.at(4.5), accounted_through=None, timed_at=story.at(-0.5))
-    assert await story.told() == (
+    assert await story.recorded() == (
         [9], [("bounds", 0, 4, 5, "before its starts_at"), ("missed", 5, 8, 4, MISSED)],
     )  # fmt: skip
 
@@ -189,14 +189,14 @@ async def test_a_start_that_has_not_come_tells_nothing_yet(story):
     await story.earlier(
         next_run=None, starts_at=datetime(2090, 1, 1, tzinfo=UTC), accounted_through=None, timed_at=story.at(-0.5)
     )
-    assert await story.told() == ([], [])
+    assert await story.recorded() == ([], [])
     assert await story.db.value("select accounted_through is null and next_run > '2089-12-31' from pgsched.schedules")
 
 
 async def test_an_invalid_schedule_that_is_put_right_goes_on_from_where_it_was(story):
     await story.earlier(status="invalid", next_run=None)
     await story.does("select pgsched.resume('s')")
-    assert await story.told() == ([9], [("missed", 0, 8, 9, MISSED)])
+    assert await story.recorded() == ([9], [("missed", 0, 8, 9, MISSED)])
 
 
 async def test_a_claim_ahead_that_is_taken_back_leaves_its_fire_time_open(db, settings):
@@ -222,9 +222,9 @@ async def test_a_claim_ahead_that_is_taken_back_leaves_its_fire_time_open(db, se
 
 
 async def test_next_run_set_back_by_hand_makes_no_second_run_and_tells_no_skip_twice(story):
-    before = await story.told()
+    before = await story.recorded()
     await story.earlier(next_run=story.at(0))
-    assert await story.told() == before
+    assert await story.recorded() == before
 
 
 async def test_next_run_set_back_to_a_live_fire_time_is_not_skipped_because_of_itself(story):
@@ -241,11 +241,11 @@ async def test_next_run_set_back_to_a_live_fire_time_is_not_skipped_because_of_i
 @pytest.mark.parametrize("catch_up", ["latest", "all", "none"])
 async def test_next_run_set_back_over_fire_times_that_have_run_records_none_of_them_as_missed(story, catch_up):
     await story.earlier(catch_up="all")
-    before = await story.told()
+    before = await story.recorded()
     assert before == (list(range(10)), [])
     await story.earlier(catch_up=catch_up)
     await story.does("update pgsched.schedules set next_run = %s", story.at(6))
-    assert await story.told() == before
+    assert await story.recorded() == before
 
 
 # --- the downtime matrix ------------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ async def test_a_fire_time_that_ran_between_two_changes_is_not_skipped_by_the_se
         " select id, 'job', %s, %s, 'succeeded', now() from pgsched.schedules", story.at(4), story.at(4),
     )  # fmt: skip
     await story.does("update pgsched.schedules set max_runs = 2000")
-    runs, skips = await story.told()
+    runs, skips = await story.recorded()
     assert runs == [4, *runs[1:]]
     assert [(reason, first, last, count) for reason, first, last, count, _ in skips] == [("missed", 5, 9, 5)]
 
@@ -353,6 +353,6 @@ async def test_a_claim_that_a_change_withdrew_and_that_ran_unheard_is_not_skippe
         "insert into pgsched.runs (schedule_id, entrypoint, fire_time, due_at, status, finished_at)"
         " select id, 'job', %s, %s, 'succeeded', now() from pgsched.schedules", story.at(4), story.at(4),
     )  # fmt: skip
-    runs, skips = await story.told()
+    runs, skips = await story.recorded()
     assert runs[0] == 4
     assert min(first for _, first, *_ in skips) == 5
