@@ -19,6 +19,7 @@ from psycopg.pq import Format, TransactionStatus
 from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 
 from pgsched.db.mishaps import misfits, of_prepared, read_only
+from pgsched.db.reaching import Bounded
 from pgsched.errors import ConfigurationError
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -27,7 +28,6 @@ STATEMENT_LIMIT = timedelta(seconds=15)
 # The longest time that a claim may lock schedules while the event loop is blocked or the process stands still.
 LOCKED_FOR = timedelta(seconds=2)
 _DEFAULTS = {
-    "connect_timeout": "10",
     "keepalives_idle": "15",
     "keepalives_interval": "5",
     "keepalives_count": "3",
@@ -56,6 +56,7 @@ _LIMITS = ("15s", "10s", "30s")
 # The server cancels a statement after this part of our limit, before we give up the connection. So we get its answer
 # and can send the rows separately.
 _SOONER = 0.8
+_LATER = 1.0  # seconds after a session's limit until its block is cancelled
 SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the settings that our sessions change
 
 
@@ -154,7 +155,7 @@ class Session:
         self._info = info
         self._limit = limit.total_seconds()
         self._lock = asyncio.Lock()
-        self._connection: Connection | None = None
+        self._connection: Bounded | None = None
 
     def subscribe(self, *, misfit: Callable[[], None]) -> None:
         """Calls `misfit` whenever a statement did not fit the schema, which may have been replaced."""
@@ -167,15 +168,21 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def use(self, limit: timedelta | None = None) -> AsyncIterator[Connection]:
-        """The connection, while the block runs, for at most `limit` (default: the session's).
+        """The connection, while the block runs, for at most `limit` (default: the session's) and a moment.
+
+        The limit counts from the connection being there: to connect has limits of its own, for each host.
 
         After an error, a timeout or a cancellation the connection is thrown away unless it is certainly idle:
         unfinished work must not leak into the next block.
         """
+        seconds = self._limit if limit is None else limit.total_seconds()
         async with self._lock:
             try:
-                async with asyncio.timeout(self._limit if limit is None else limit.total_seconds()):
-                    connection = await self.connect()
+                connection = await self.connect()
+                # A statement without an answer ends with its connection, which takes no further time. The limit around
+                # all of them comes later: to cancel one of them, psycopg would wait for the server again.
+                connection.limit = seconds
+                async with asyncio.timeout(seconds + _LATER):
                     yield connection
             except BaseException as error:
                 unusable = self._connection is not None and (
@@ -192,11 +199,12 @@ class Session:
                         callback()
                 raise
 
-    async def connect(self) -> Connection:
+    async def connect(self) -> Bounded:
         """The connection, made if there is none."""
         if self._connection is not None and not self._connection.closed:
             return self._connection
-        connection = await psycopg.AsyncConnection.connect(self._info, autocommit=True)
+        connection = await Bounded.connect(self._info, autocommit=True)
+        connection.limit = self._limit
         try:
             limits = (self._limit * _SOONER, self._wait.total_seconds(), self._idle.total_seconds())
             self.direct = await prepare(connection, [f"{int(1000 * seconds)}ms" for seconds in limits])
