@@ -91,6 +91,13 @@ def judged(row: dict[str, Any], waits: Sequence[dict[str, Any]] = ()) -> list[Ch
         Check("workers", "ok", f"{_many(workers, 'worker')} alive")
         if workers
         else Check("workers", "failed", "none is alive: start one with `pgsched run`"),
+        Check(
+            "connections",
+            "failed",
+            f"{_many(row['troubled'], 'worker')} that the database does not fully answer: {_some(row['troubles'])}",
+        )
+        if row["troubled"]
+        else Check("connections", "ok", "the database answers every worker fully"),
         Check("runs", "failed", f"{_many(silent, 'run')} without a heartbeat for 2 minutes: {_some(row['silent_ids'])}")
         if silent
         else Check("runs", "ok", "all running runs have a recent heartbeat"),

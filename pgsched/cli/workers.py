@@ -16,6 +16,7 @@ _FIELDS = (
     "version",
     "state",
     "running",
+    "trouble",
     "left_behind",
     "started_at",
     "seen_at",
@@ -32,6 +33,7 @@ def workers(settings: Settings, as_json: bool) -> None:
     """Show the workers, and whether the server sees a session of each.
 
     An idle worker is seen about once a minute. A worker that is neither seen nor connected is dead.
+    trouble is what the database does not answer it, such as "ends not written for 40 s".
     tzdata is the release of the time zone rules that a worker reads, and tzdata_from their source.
     """
     rows = with_client(settings, lambda client: client.list_workers())

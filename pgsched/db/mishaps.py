@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import psycopg
 
@@ -77,18 +78,38 @@ def misfits(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate in _UNDEFINED
 
 
-class Outage:
-    """Logs once when the database is lost and once when it is back, no matter how many services notice."""
+# The state of each purpose while the database does not answer it, for people.
+TROUBLE = {
+    "claim": "no claims",
+    "heartbeat": "no heartbeats",
+    "finish": "ends not written",
+    "listen": "not listening",
+    "reap": "other workers not watched",
+    "declare": "declarations not compared",
+    "register": "not registered",
+    "schema": "schema not checked",
+    "left behind": "threads not recorded",
+    "prune": "history not deleted",
+}
 
-    def __init__(self, log: Logger | None = None) -> None:
-        self.since: float | None = None
-        self._refusals: set[tuple[str, str]] = set()  # those logged since a statement was last answered
+
+class Outage:
+    """Knows for which purposes the database does not answer. Logs for each once that it is lost, and once that it is
+    back: one connection may be dead while another works.
+
+    changed: called whenever the database is lost or back for a purpose.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None, log: Logger | None = None) -> None:
+        self._since: dict[str, float] = {}  # by purpose, on the monotonic clock
+        self._refusals: set[tuple[str, str]] = set()  # those logged since a statement of their purpose was answered
+        self._changed = changed
         self._log = log or get()
 
     @property
     def up(self) -> bool:
-        """Whether the last statement of any service was answered."""
-        return self.since is None
+        """Whether the last statement of every purpose was answered."""
+        return not self._since
 
     def lost(self, error: BaseException, purpose: str) -> None:
         """Records that a statement failed. If the server answered, the database is not lost: it refused the statement,
@@ -99,16 +120,29 @@ class Outage:
                 self._refusals.add(refusal)
                 event = "statement_refused" if is_refusal(error) else "statement_failed"
                 self._log.error(event, purpose=purpose, error=refusal[1])
-        elif self.since is None:
-            self.since = time.monotonic()
+        elif purpose not in self._since:
+            self._since[purpose] = time.monotonic()
             self._log.error("database_lost", purpose=purpose, error=one_line(error))
+            self._changed()
         else:
             self._log.debug("database_still_lost", purpose=purpose, error=one_line(error))
 
-    def answered(self) -> None:
+    def answered(self, purpose: str) -> None:
         """Records that a statement was answered."""
-        if self.since is not None:
-            gone = time.monotonic() - self.since
-            self.since = None
-            self._log.info("database_back", lost_for_s=round(gone, 3))
-        self._refusals.clear()
+        if (since := self._since.pop(purpose, None)) is not None:
+            self._log.info("database_back", purpose=purpose, lost_for_s=round(time.monotonic() - since, 3))
+            self._changed()
+        if self._refusals:
+            self._refusals = {refusal for refusal in self._refusals if refusal[0] != purpose}
+
+    def ceased(self, purpose: str) -> None:
+        """Records that nothing of this purpose is left to be sent."""
+        if self._since.pop(purpose, None) is not None:
+            self._changed()
+
+    def trouble(self) -> str:
+        """What the database does not answer, such as "ends not written for 40 s"; empty if nothing is wrong."""
+        now = time.monotonic()
+        return ", ".join(
+            f"{TROUBLE.get(purpose, purpose)} for {now - since:.0f} s" for purpose, since in self._since.items()
+        )

@@ -30,6 +30,7 @@ FIRST = 4.0  # seconds for each of several; doubled, up to ALONE, while none of 
 RESOLVE = 5.0  # seconds for the addresses of a name
 # The options of psycopg's connect() that are none of libpq's parameters.
 _OPTIONS = frozenset({"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"})
+_LOOPBACK = ("127.0.0.1", "::1")
 _ENVIRONMENT = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "connect_timeout": "PGCONNECT_TIMEOUT"}
 
 
@@ -39,6 +40,7 @@ class _Known:
     def __init__(self) -> None:
         self.best: Params | None = None  # the host, port and address that answered last
         self.patience = FIRST
+        self.addresses: set[str] = set()  # that the names had last
 
 
 _known: dict[tuple[str, ...], _Known] = {}
@@ -80,6 +82,17 @@ def _with_addresses(host: Params, found: Sequence[Any]) -> list[Params]:
     return [{**host, "hostaddr": address} for address in addresses] or [host]
 
 
+def several(info: str) -> bool:
+    """Whether a connection string leads to several hosts, or its name to several addresses, as far as is known."""
+    params = conninfo.conninfo_to_dict(info)
+    known = _known.get(_key(params))
+    return len(hosts(params)) > 1 or (known is not None and len(known.addresses) > 1)
+
+
+def _key(params: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(_given(params, name) for name in ("host", "hostaddr", "port"))
+
+
 class Attempts:
     """The attempts at one connection: the addresses in the order in which they are tried, each with its time.
 
@@ -91,13 +104,14 @@ class Attempts:
         self.params = conninfo.conninfo_to_dict(info, **{k: v for k, v in options.items() if k not in _OPTIONS})
         self.hosts = hosts(self.params)
         self._errors: list[tuple[Params, Exception]] = []
-        key = tuple(_given(self.params, name) for name in ("host", "hostaddr", "port"))
-        self._known = _known.setdefault(key, _Known())
+        self._known = _known.setdefault(_key(self.params), _Known())
         self._given = _given(self.params, "connect_timeout")
 
     def each(self, addresses: Sequence[Params]) -> Iterator[tuple[Params, str]]:
         """Each address, and the connection string that leads to it alone."""
         best = self._known.best
+        # The two loopback addresses of one name are one server.
+        self._known.addresses = {a for one in addresses if (a := one.get("hostaddr")) and a not in _LOOPBACK}
         ordered = sorted(addresses, key=lambda one: one != best)
         limit = self._given or str(round(self._known.patience if len(ordered) > 1 else ALONE))
         for one in ordered:

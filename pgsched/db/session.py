@@ -18,6 +18,7 @@ from psycopg import conninfo
 from psycopg.pq import Format, TransactionStatus
 from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 
+from pgsched.db import reaching
 from pgsched.db.mishaps import misfits, of_prepared, read_only
 from pgsched.db.reaching import Bounded
 from pgsched.errors import ConfigurationError
@@ -152,14 +153,17 @@ class Session:
         self.direct = True
         self.generation = 0
         self._misfit: list[Callable[[], None]] = []
+        self._remade: list[Callable[[], None]] = []
         self._info = info
         self._limit = limit.total_seconds()
         self._lock = asyncio.Lock()
         self._connection: Bounded | None = None
 
-    def subscribe(self, *, misfit: Callable[[], None]) -> None:
-        """Calls `misfit` whenever a statement did not fit the schema, which may have been replaced."""
-        self._misfit.append(misfit)
+    def subscribe(self, *, misfit: Callable[[], None] | None = None, remade: Callable[[], None] | None = None) -> None:
+        """Calls `misfit` whenever a statement did not fit the schema, which may have been replaced, and `remade`
+        whenever a connection has replaced another."""
+        self._misfit += [misfit] if misfit is not None else []
+        self._remade += [remade] if remade is not None else []
 
     def was_severed(self) -> bool:
         """Whether sever() has cut the connection off since the last call."""
@@ -215,6 +219,8 @@ class Session:
             raise
         self._connection = connection
         self.generation += 1
+        for callback in self._remade if self.generation > 1 else ():
+            callback()
         return connection
 
     @contextlib.asynccontextmanager
@@ -241,6 +247,11 @@ class Session:
             own.shutdown(socket.SHUT_RDWR)
             self._severed = True
         return self._severed
+
+    @property
+    def several(self) -> bool:
+        """Whether its connection string leads to several hosts or addresses."""
+        return reaching.several(self._info)
 
     @property
     def target(self) -> tuple[int, str]:

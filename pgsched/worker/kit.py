@@ -69,9 +69,14 @@ class Kit:
         control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
         writes = Session(info, "writes", limit, lock=WRITES_WAIT)
         aside = Aside(store.trials, elapsed)
+        wakeups = Wakeups()
+        # A connection that was lost or made again is a hint that the one that listens may be deaf.
+        outage = Outage(changed=wakeups.resync.ask)
+        for session in (control, writes):
+            session.subscribe(remade=wakeups.resync.ask)
         return cls(
             worker, scheduler, settings, store, control, writes, aside,
-            clock=clock or DatabaseClock(), watch=watch or Watch(), elapsed=elapsed,
+            clock=clock or DatabaseClock(), watch=watch or Watch(), outage=outage, wakeups=wakeups, elapsed=elapsed,
         )  # fmt: skip
 
     def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:

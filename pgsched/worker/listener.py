@@ -16,14 +16,18 @@ from psycopg import sql
 
 from pgsched import log
 from pgsched.db.mishaps import Mishaps
-from pgsched.db.session import Backoff, Connection
+from pgsched.db.session import Backoff, Connection, Session
 from pgsched.rules.agenda import Outlook
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 
-# Behind a pooler, notifications may never arrive: then the database is asked this often.
-POOLED_RESYNC = timedelta(seconds=5)
+# Behind a pooler, notifications may never arrive, and without a connection none does: then the database is asked this
+# often.
+DEAF_RESYNC = timedelta(seconds=5)
+# After a switch-over between several hosts the old primary may live on, read-only and silent. Only a write tells.
+SEVERAL_RESYNC = timedelta(seconds=10)
+ANSWER = timedelta(seconds=5)  # for the resync: a connection that takes longer is replaced
 
 
 class Listener:
@@ -42,6 +46,8 @@ class Listener:
         awaited: returns the names of applications; a resync reports if none of their workers is alive.
         """
         self.listening = asyncio.Event()
+        self._deaf = asyncio.Event()
+        self._deaf.set()
         self._kit = kit
         self._session = kit.session("listen", kit.settings.listen_dsn)
         self._entrypoints = list(kit.scheduler.entrypoints)
@@ -59,6 +65,12 @@ class Listener:
         self._gone: psycopg.Error | None = None
 
     async def run(self) -> None:
+        """Listens until it is cancelled, and looks over another connection while it cannot."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._look_while_deaf())
+            await self._listen_again_and_again()
+
+    async def _listen_again_and_again(self) -> None:
         """Connects, listens and looks, and starts again whenever the connection is lost."""
         while True:
             try:
@@ -70,7 +82,7 @@ class Listener:
                     self._warned = True
                     self._log.warning(
                         "listener_behind_pooler", advice="set listen_dsn to the server itself",
-                        asks_every_s=POOLED_RESYNC.total_seconds(),
+                        asks_every_s=DEAF_RESYNC.total_seconds(),
                     )  # fmt: skip
                 # LISTEN first and then a look: a commit in between is seen by the look, or notified.
                 self._set_listening(True)
@@ -94,10 +106,11 @@ class Listener:
 
     def _set_listening(self, on: bool) -> None:
         self._dispatcher.claim_ahead(on and self._session.direct)
-        if on:
-            self.listening.set()
-        else:
-            self.listening.clear()
+        for event, is_so in ((self.listening, on), (self._deaf, not on)):
+            if is_so:
+                event.set()
+            else:
+                event.clear()
 
     def _call(self) -> None:
         self._kit.wakeups.due.ask()
@@ -106,8 +119,9 @@ class Listener:
     async def _listen(self, connection: Connection) -> None:
         """Waits for notifications on the socket, and sends the resync over it whenever it is due."""
         interval = self._kit.settings.resync_interval
-        if not self._session.direct:
-            interval = min(interval or POOLED_RESYNC, POOLED_RESYNC)
+        most = SEVERAL_RESYNC if self._session.several else None if self._session.direct else DEAF_RESYNC
+        if most is not None:
+            interval = min(interval or most, most)
         seconds = interval.total_seconds() or float("inf")
         self._gone = None
         self._hear(connection)  # notifications that came with the answers so far
@@ -157,21 +171,35 @@ class Listener:
     def _note(self, _: object) -> None:
         self._heard = True
 
+    async def _look_while_deaf(self) -> None:
+        """Work needs no notification: while none can come, from the start on, the claims' connection asks."""
+        while True:
+            await self._deaf.wait()
+            if await self._kit.watch.wait(self.listening, time.monotonic() + DEAF_RESYNC.total_seconds()):
+                continue
+            try:
+                await self._resync(self._kit.control)
+            except Mishaps as error:
+                self._kit.outage.lost(error, "claim")
+
     async def resync(self) -> None:
         """The one statement of an idle minute: it proves the connection, reads the clock and shows that we are here."""
-        async with self._session.use() as connection:
+        await self._resync(self._session)
+        self._kit.outage.answered("listen")
+        self.resyncs += 1
+
+    async def _resync(self, session: Session) -> None:
+        async with session.use(ANSWER) as connection:
             before = time.monotonic()
             outlook = await self._kit.store.claims.read_outlook(
                 connection,
                 self._kit.worker,
                 self._entrypoints,
                 self._kit.settings.lookahead,
-                seen=("draining" if self.draining else "running", self._roster.slots_used),
+                seen=("draining" if self.draining else "running", self._roster.slots_used, self._kit.outage.trouble()),
                 awaited=self._awaited(),
             )
             self._kit.clock.observe(outlook.now, before, time.monotonic())
-        self._kit.outage.answered()
-        self.resyncs += 1
         self._dispatcher.review(outlook)
         if not self.draining:
             self._seen(outlook)

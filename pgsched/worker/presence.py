@@ -56,6 +56,7 @@ class Presence:
                     if not self.leaving:
                         await self.register(connection)
                         self._log.warning("worker_row_rewritten", worker=str(self._kit.worker))
+                self._kit.outage.answered("register")
             except Mishaps as error:  # the next look sees it again
                 self._kit.outage.lost(error, "register")
 

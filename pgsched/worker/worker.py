@@ -48,7 +48,7 @@ from pgsched.worker import systemd
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.clocks import Jump, Watch
 from pgsched.worker.kit import Kit
-from pgsched.worker.listener import Listener
+from pgsched.worker.listener import DEAF_RESYNC, Listener
 from pgsched.worker.presence import Presence
 from pgsched.worker.run.attempt import Attempt, function_fields
 from pgsched.worker.run.finisher import Finisher
@@ -64,6 +64,7 @@ from pgsched.worker.upkeep.rejoin import Rejoin
 from pgsched.worker.upkeep.retention import Retention
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain exceeded its grace period, and runs were given back
+_LISTENS = 10.0  # seconds within which LISTEN should be there at the start
 _PULSE = 5.0  # seconds between touches of the health file
 
 
@@ -228,13 +229,19 @@ class Worker:
         }
 
     async def _announce(self) -> None:
-        """Reports that the daemon is ready, once it listens and has made a pass after that."""
-        await self.listener.listening.wait()
+        """Reports that the daemon is ready, once it listens and has made a pass after that. If it cannot listen for a
+        while it is ready too: it looks every few seconds."""
+        try:
+            async with asyncio.timeout(_LISTENS):
+                await self.listener.listening.wait()
+        except TimeoutError:
+            self._log.warning("not_listening", advice="check listen_dsn", asks_every_s=DEAF_RESYNC.total_seconds())
         self.dispatcher.passed.clear()
         self.kit.wakeups.due.ask()
         await self.dispatcher.passed.wait()
         self.kit.scheduler.ready.set()
-        systemd.ready(f"{len(self.kit.scheduler.entrypoints)} entrypoints")
+        entrypoints = f"{len(self.kit.scheduler.entrypoints)} entrypoints"
+        systemd.ready(", ".join(filter(None, [entrypoints, self.kit.outage.trouble()])))
         self._log.info(
             "worker_ready",
             worker=str(self.kit.worker),
@@ -260,8 +267,8 @@ class Worker:
             await asyncio.sleep(wait)
 
     def _status(self) -> str:
-        state = "database lost" if not self.kit.outage.up else "draining" if self._stop.is_set() else "running"
-        return f"{state}, {self.roster.slots_used} runs"
+        state = "draining" if self._stop.is_set() else "running"
+        return ", ".join(filter(None, [state, f"{self.roster.slots_used} runs", self.kit.outage.trouble()]))
 
     # --- the end ----------------------------------------------------------------------------------------
 

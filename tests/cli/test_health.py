@@ -44,6 +44,7 @@ ALL_OK = dict.fromkeys(
         "database",
         "schema",
         "workers",
+        "connections",
         "runs",
         "cancellation",
         "schedules",

@@ -318,15 +318,15 @@ class ClaimStatements(Queries):
         entrypoints: Sequence[str],
         lookahead: timedelta,
         *,
-        seen: tuple[str, int] | None = None,
+        seen: tuple[str, int, str] | None = None,
         awaited: Sequence[str] = (),
     ) -> Outlook:
         """When the next work is due, and whether other workers have anything running.
 
-        seen: the worker's state and its number of runs; if given, its row in workers is updated too.
+        seen: the worker's state, its number of runs and its trouble; if given, its row in workers is updated too.
         awaited: applications whose schedules this one takes over once none of their workers is alive.
         """
-        state, running = seen or ("running", 0)
+        state, running, trouble = seen or ("running", 0, "")
         cursor = await self._send(
             connection,
             "read_outlook",
@@ -339,6 +339,7 @@ class ClaimStatements(Queries):
                 "awaited": list(awaited),
                 "state": state,
                 "running": running,
+                "trouble": trouble or None,
             },
             class_row(Outlook),
         )

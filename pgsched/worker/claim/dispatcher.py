@@ -148,7 +148,7 @@ class Dispatcher:
                     self._hint.ask()
                     await asyncio.sleep(self._backoff.delay())
                 self._most = min(MOST, 2 * self._most)
-                self._kit.outage.answered()
+                self._kit.outage.answered("claim")
                 self.passed.set()
             finally:
                 self._passing = False

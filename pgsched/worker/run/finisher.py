@@ -123,7 +123,7 @@ class Finisher:
 
     async def _send(self, batch: Sequence[Item]) -> tuple[()]:
         answers = await self.send([outcome for outcome, _ in batch])
-        self._outage.answered()
+        self._outage.answered("finish")
         self.wrote.set()
         refused_before = len(self._waits)
         self._answer(batch, answers)

@@ -64,6 +64,7 @@ class Heartbeat:
         while True:
             if not self._roster.attempts:
                 self._idle = True
+                self._kit.outage.ceased("heartbeat")
                 self._busy.clear()
                 await self._busy.wait()
                 due = time.monotonic() + self._interval
@@ -78,7 +79,7 @@ class Heartbeat:
                 await asyncio.sleep(self._backoff.delay())
                 due = time.monotonic()
             else:
-                self._kit.outage.answered()
+                self._kit.outage.answered("heartbeat")
 
     async def _until(self, due: float) -> None:
         """Sleeps until the deadline, or until a hint asks for an earlier beat. One beat answers many hints that come

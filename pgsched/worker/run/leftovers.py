@@ -33,6 +33,7 @@ class Leftovers:
             self._changed.clear()
             try:
                 await self.send()
+                self._kit.outage.answered("left behind")
             except Mishaps as error:
                 self._kit.outage.lost(error, "left behind")
                 await asyncio.sleep(self._backoff.delay())

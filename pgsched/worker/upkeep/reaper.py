@@ -70,7 +70,7 @@ class Reaper:
                 self._outage.lost(error, "reap")
                 wait = self._backoff.delay()
             else:
-                self._outage.answered()
+                self._outage.answered("reap")
             await self._watch.sleep(wait)
 
     async def reap_pass(self) -> float:

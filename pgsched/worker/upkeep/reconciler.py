@@ -122,7 +122,7 @@ class Reconciler:
                 self._outage.lost(error, "declare")
             else:
                 self._orphaned_since = None
-                self._outage.answered()
+                self._outage.answered("declare")
 
     async def _take_over(self, connection: Connection) -> None:
         async with connection.transaction():

@@ -58,5 +58,6 @@ class Rejoin:
         except Mishaps as error:
             self._outage.lost(error, "schema")
             return False
+        self._outage.answered("schema")
         self._unfit = ""
         return True

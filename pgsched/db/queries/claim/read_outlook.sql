@@ -21,7 +21,8 @@ levels (priority) as (
     where l.priority is not null
 ),
 seen as (
-    update pgsched.workers set seen_at = clock_timestamp(), state = %(state)s, running = %(running)s
+    update pgsched.workers
+    set seen_at = clock_timestamp(), state = %(state)s, running = %(running)s, trouble = %(trouble)s
     where id = %(worker)s and %(touch)s
 ),
 bound as (select now() + %(lookahead)s as horizon),

@@ -91,6 +91,10 @@ refused as (
 )
 select
     (select count(*) from live) as workers,
+    (select count(*) from zoned where trouble is not null) as troubled,
+    array(
+        select host || ' (pid ' || pid || '): ' || trouble from zoned where trouble is not null order by 1 limit 5
+    ) as troubles,
     (select count(*) from silent) as silent,
     array(select id from silent order by id limit 5) as silent_ids,
     (select count(*) from stubborn) as stubborn,
