@@ -74,6 +74,31 @@ def start(data_dir: str | None = None) -> Iterator[str]:
                 _leave(server, path)
 
 
+def revive(data_dir: str | None = None) -> bool:
+    """Starts the server of a directory again if it has died. Returns whether it had.
+
+    For a process inside start(), on the same directory. The DSN stays the same. Blocks like start() while it starts the
+    server; else it only looks at the process. Raises ConfigurationError if the server does not start.
+    """
+    path = _resolved(data_dir)
+    if _is_alive(path):
+        return False
+    with _locked(path):
+        if _is_alive(path):  # another process was faster
+            return False
+        _tidy(path)
+        _boot(_load(), path)
+    return True
+
+
+def _is_alive(path: Path) -> bool:
+    try:
+        pid = (path / "postmaster.pid").read_text(errors="replace").partition("\n")[0]
+    except OSError:
+        return False
+    return (_name_of(pid) or "").startswith("postgres")
+
+
 def default_data_dir() -> Path:
     """The default data directory of the embedded PostgreSQL.
 
@@ -140,11 +165,15 @@ def _runtime_dir() -> Path:
     return path
 
 
+def _resolved(data_dir: str | None) -> Path:
+    """The path that the package uses."""
+    return (Path(data_dir).expanduser() if data_dir else default_data_dir()).resolve()
+
+
 def _prepare(data_dir: str | None, package: ModuleType) -> Path:
     """Resolves, creates and checks the directory, as far as is possible before a start."""
     try:
-        # Resolved, because the package uses the resolved path.
-        path = (Path(data_dir).expanduser() if data_dir else default_data_dir()).resolve()
+        path = _resolved(data_dir)
         _check_name(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):

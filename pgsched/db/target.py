@@ -10,6 +10,10 @@ from contextlib import AbstractContextManager
 from pgsched import log
 from pgsched.config import Settings
 from pgsched.db import embedded
+from pgsched.db.session import Backoff
+from pgsched.errors import ConfigurationError
+
+_LOOK = 1.0  # seconds between looks at the embedded server's process
 
 
 def database(settings: Settings) -> AbstractContextManager[str | None]:
@@ -30,9 +34,31 @@ async def database_async(settings: Settings) -> AsyncIterator[tuple[str | None, 
     dsn = await asyncio.to_thread(server.__enter__)
     try:
         log.get().info("embedded_started", data_dir=str(settings.data_dir or embedded.default_data_dir()))
-        yield dsn, True
+        watch = asyncio.create_task(_keep_alive(settings.data_dir))
+        try:
+            yield dsn, True
+        finally:
+            watch.cancel()
+            await asyncio.wait([watch])  # a start that is under way ends before the server is stopped
     finally:
         await asyncio.to_thread(server.__exit__, None, None, None)
+
+
+async def _keep_alive(data_dir: str | None) -> None:
+    """Starts the embedded server again whenever it dies: nobody else would."""
+    backoff = Backoff(_LOOK, 30.0, healthy=60.0)
+    while True:
+        await asyncio.sleep(_LOOK)
+        start = asyncio.ensure_future(asyncio.to_thread(embedded.revive, data_dir))
+        try:
+            if await asyncio.shield(start):
+                log.get().warning("embedded_restarted")
+        except ConfigurationError as error:
+            log.get().error("embedded_not_restarted", error=str(error))
+            await asyncio.sleep(backoff.delay())
+        except asyncio.CancelledError:
+            await asyncio.wait([start])
+            raise
 
 
 def _server(settings: Settings) -> AbstractContextManager[str] | None:

@@ -18,7 +18,6 @@ from pgsched.errors import PgschedError
 from pgsched.scheduler import Scheduler
 from pgsched.worker.worker import Worker
 
-
 async def serve(
     scheduler: Scheduler,
     flags: Mapping[str, Any],

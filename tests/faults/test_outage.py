@@ -130,7 +130,8 @@ async def test_terminated_sessions_again_and_again(daemons, db):
         await db.until("select max(id) > %s from pgsched.runs where entrypoint = 'tick'", seen)
     assert daemon.events("database_lost") and daemon.process.poll() is None
     # It listens again.
-    await db.until("select count(*) >= 1 from pg_stat_activity where (query ilike 'listen%%' or query like '-- The outlook%%') and " + mine, worker)
+    listens = "(query ilike 'listen%%' or query like '-- The outlook%%')"  # the resync comes after it
+    await db.until(f"select count(*) >= 1 from pg_stat_activity where {listens} and {mine}", worker)
     await db.all("update pgsched.schedules set status = 'paused'")
     await db.until("select count(*) = 1 from pgsched.runs where status = 'running'")
     run = await db.value("select pgsched.trigger('tick')")
