@@ -10,7 +10,7 @@ from typing import Any
 from psycopg.rows import class_row, scalar_row, tuple_row
 
 from pgsched.db.session import Connection
-from pgsched.db.statements.parameters import array, name_array, seconds, text_array
+from pgsched.db.statements.parameters import array, durations, instants, name_array, numbers, texts, walls
 from pgsched.db.statements.queries import Queries
 from pgsched.db.statements.values import Due, EntrypointDefaults, Planned, Share, Withheld
 from pgsched.model import ClaimedRun, Schedule
@@ -97,7 +97,7 @@ class ClaimStatements(Queries):
             {
                 "schedule_ids": array(s.id for s in schedules),
                 "open_ids": [id for id, _ in open_since],
-                "open_since": [since for _, since in open_since],
+                "open_since": instants(since for _, since in open_since),
             },
         )
         rows = await cursor.fetchall()
@@ -137,31 +137,31 @@ class ClaimStatements(Queries):
                 "worker": worker,
                 "app": self.app,
                 "schedule_ids": array(p.schedule.id for p in plans),
-                "next_runs": array(p.plan.next_run for p in plans),
-                "last_runs": array(p.plan.runs[-1].fire_time if p.plan.runs else None for p in plans),
+                "next_runs": instants(p.plan.next_run for p in plans),
+                "last_runs": instants(p.plan.runs[-1].fire_time if p.plan.runs else None for p in plans),
                 "run_counts": array(len(p.plan.runs) for p in plans),
                 "statuses": array(p.plan.status for p in plans),
-                "notes": text_array(p.plan.note for p in plans),
-                "accounted": array(p.plan.accounted_through for p in plans),
-                "rules": array(p.zoned.rules for p in plans),
-                "next_walls": array(p.zoned.next_wall for p in plans),
-                "walls": array(p.zoned.accounted_wall for p in plans),
+                "notes": texts(p.plan.note for p in plans),
+                "accounted": instants(p.plan.accounted_through for p in plans),
+                "rules": texts(p.zoned.rules for p in plans),
+                "next_walls": walls(p.zoned.next_wall for p in plans),
+                "walls": walls(p.zoned.accounted_wall for p in plans),
                 "run_schedule_ids": array(p.schedule.id for p, _ in runs),
-                "fire_times": array(r.fire_time for _, r in runs),
-                "due_ats": array(r.due_at for _, r in runs),
-                "previous": array(r.previous for _, r in runs),
+                "fire_times": instants(r.fire_time for _, r in runs),
+                "due_ats": instants(r.due_at for _, r in runs),
+                "previous": instants(r.previous for _, r in runs),
                 "waits": array(r.waits for _, r in runs),
                 "max_attempts": array(p.max_attempts for p, _ in runs),
-                "backoffs": array(seconds(p.backoff) for p, _ in runs),
-                "max_backoffs": array(seconds(p.max_backoff) for p, _ in runs),
-                "timeouts": array(seconds(p.timeout) for p, _ in runs),
+                "backoffs": durations(p.backoff for p, _ in runs),
+                "max_backoffs": durations(p.max_backoff for p, _ in runs),
+                "timeouts": durations(p.timeout for p, _ in runs),
                 "horizon": horizon,
                 "skip_schedule_ids": [p.schedule.id for p, _ in skips],
-                "skip_fire_times": [s.fire_time for _, s in skips],
-                "skip_throughs": [s.through for _, s in skips],
+                "skip_fire_times": instants(s.fire_time for _, s in skips),
+                "skip_throughs": instants(s.through for _, s in skips),
                 "skip_counts": [s.count for _, s in skips],
                 "skip_reasons": [str(s.reason) for _, s in skips],
-                "skip_details": [s.detail for _, s in skips],
+                "skip_details": texts(s.detail for _, s in skips),
             },
             tuple_row,
         )
@@ -198,8 +198,8 @@ class ClaimStatements(Queries):
             | {
                 "lanes": array(lane for lane, _ in mine),
                 "rooms": array(share.room for _, share in mine),
-                "pools": array(share.pool for _, share in mine),
-                "pool_rooms": array(share.pool_room for _, share in mine),
+                "pools": numbers(share.pool for _, share in mine),
+                "pool_rooms": numbers(share.pool_room for _, share in mine),
                 "app": self.app,
                 "lookahead": lookahead,
                 "limit": limit,
@@ -297,7 +297,7 @@ class ClaimStatements(Queries):
         params = _claim_params(worker, defaults) | {
             "ids": list(ids),
             "noted": [gate for gate, _, _ in notes],
-            "started_at": [at for _, at, _ in notes],
+            "started_at": instants(at for _, at, _ in notes),
             "started": [count for _, _, count in notes],
         }
         await cursor.execute(self.query("claim_runs"), params)
@@ -359,7 +359,7 @@ def _claim_params(worker: uuid.UUID, defaults: Sequence[EntrypointDefaults]) -> 
         "worker": worker,
         "entrypoints": name_array(d.entrypoint for d in defaults),
         "max_attempts": array(d.max_attempts for d in defaults),
-        "backoffs": array(seconds(d.backoff) for d in defaults),
-        "max_backoffs": array(seconds(d.max_backoff) for d in defaults),
-        "timeouts": array(seconds(d.timeout) for d in defaults),
+        "backoffs": durations(d.backoff for d in defaults),
+        "max_backoffs": durations(d.max_backoff for d in defaults),
+        "timeouts": durations(d.timeout for d in defaults),
     }

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from psycopg.rows import tuple_row
 
 from pgsched.db.session import Connection
-from pgsched.db.statements.parameters import array, text_array
+from pgsched.db.statements.parameters import array, floats, instants, texts
 from pgsched.db.statements.queries import Queries
 from pgsched.journal import Said, clean
 from pgsched.model import Claim, Hold, Outcome
@@ -38,7 +38,7 @@ class RunStatements(Queries):
                 "worker": worker,
                 "ids": array(c[0] for c in claims),
                 "tokens": array(c[1] for c in claims),
-                "started": array(c[2] for c in claims),
+                "started": instants(c[2] for c in claims),
                 "thread_ids": array(run_id for run_id, _ in threads),
                 "thread_tokens": array(token for _, token in threads),
                 "lease": lease,
@@ -66,14 +66,14 @@ class RunStatements(Queries):
                 "ids": array(o.claim.run_id for o in outcomes),
                 "tokens": array(o.claim.token for o in outcomes),
                 "statuses": array(o.status for o in outcomes),
-                "started": array(o.started_at for o in outcomes),
-                "finished": array(o.finished_at for o in outcomes),
-                "results": text_array(o.result_json for o in outcomes),
-                "error_types": text_array(o.error.type if o.error else None for o in outcomes),
-                "messages": text_array(o.error.message if o.error else None for o in outcomes),
-                "tracebacks": text_array(o.error.traceback if o.error else None for o in outcomes),
-                "reasons": text_array(o.reason for o in outcomes),
-                "delays": array(o.delay.total_seconds() for o in outcomes),
+                "started": instants(o.started_at for o in outcomes),
+                "finished": instants(o.finished_at for o in outcomes),
+                "results": texts(o.result_json for o in outcomes),
+                "error_types": texts(o.error.type if o.error else None for o in outcomes),
+                "messages": texts(o.error.message if o.error else None for o in outcomes),
+                "tracebacks": texts(o.error.traceback if o.error else None for o in outcomes),
+                "reasons": texts(o.reason for o in outcomes),
+                "delays": floats(o.delay.total_seconds() for o in outcomes),
                 "refunds": array(int(o.refund) for o in outcomes),
                 "left": [o.claim.run_id for o in outcomes if o.left_behind],
                 "left_tokens": [o.claim.token for o in outcomes if o.left_behind],
@@ -137,12 +137,12 @@ class RunStatements(Queries):
                 "worker": worker,
                 "ids": [c.run_id for c, _ in said],
                 "tokens": [c.token for c, _ in said],
-                "done": [s.progress[0] if s.progress else None for _, s in said],
-                "total": [s.progress[1] if s.progress else None for _, s in said],
+                "done": floats(s.progress[0] if s.progress else None for _, s in said),
+                "total": floats(s.progress[1] if s.progress else None for _, s in said),
                 "line_ids": [c.run_id for c, _, _ in lines],
                 "line_tokens": [c.token for c, _, _ in lines],
                 "numbers": [n for _, n, _ in lines],
-                "ats": [line.at for _, _, line in lines],
+                "ats": instants(line.at for _, _, line in lines),
                 "levels": [clean(line.level)[:20] for _, _, line in lines],
                 "texts": [clean(line.text) for _, _, line in lines],
             },
