@@ -13,14 +13,15 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import conninfo
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout  # documented at Connection.wait()
+from psycopg.pq import TransactionStatus
 
 Params: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -143,9 +144,25 @@ def _named(one: Params) -> str:
 
 
 class Bounded(psycopg.AsyncConnection[Any]):
-    """A connection for coroutines. limit: the longest wait for an answer, in seconds; None for any."""
+    """A connection for coroutines.
+
+    limit: the longest wait for an answer, in seconds; None for any.
+    opening: called at the start of each outermost transaction.
+    refused_writes: whether the server has refused a write because the session was read-only.
+    """
 
     limit: float | None = None
+    opening: Callable[[], Awaitable[None]] | None = None
+    refused_writes = False
+
+    @asynccontextmanager
+    async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """A transaction or, inside of one, a savepoint."""
+        outermost = self.info.transaction_status == TransactionStatus.IDLE
+        async with super().transaction(*args, **kwargs) as block:
+            if outermost and self.opening is not None:
+                await self.opening()
+            yield block
 
     @classmethod
     async def connect(cls, conninfo: str = "", **options: Any) -> Bounded:

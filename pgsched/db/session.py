@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import os
 import random
-import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, TypeAlias
+from typing import Any, LiteralString, Self, TypeAlias
 
 import psycopg
 from psycopg import conninfo
@@ -35,30 +34,48 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "target_session_attrs": "read-write",
 }
-_SESSION = """
-select set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
-    set_config('idle_in_transaction_session_timeout', %s, false), set_config('TimeZone', 'UTC', false),
-    set_config('search_path', 'pg_catalog, pg_temp', false), set_config('DateStyle', 'ISO', false),
-    set_config('IntervalStyle', 'postgres', false),  -- psycopg reads only this style
-    set_config('array_nulls', 'on', false),  -- otherwise NULL in an array is a text of four letters
-    -- After a pass has locked rows, it must read data that is newer than the lock.
-    set_config('default_transaction_isolation', 'read committed', false),
-    set_config('idle_session_timeout', '0', false),  -- a listener is idle by trade
-    -- Rows are found by an index, no matter how small or quiet a table was when it was last analysed.
-    set_config('enable_seqscan', 'off', false),
-    -- The parameters do not change the plans, and planning takes longer than execution.
-    set_config('plan_cache_mode', 'force_generic_plan', false),
-    -- And in the index's order: a bitmap scan collects all rows before it returns the first, but we want only a few.
-    set_config('enable_bitmapscan', 'off', false),
-    set_config('jit', 'off', false)  -- short statements, but overestimated before the first analyze
-"""
-# The parameters of _SESSION: the longest time of a statement, of a wait for a lock, and of an idle transaction.
+# The longest time of a statement, of a wait for a lock, and of an idle transaction.
+_LIMITED = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 _LIMITS = ("15s", "10s", "30s")
+_SETTINGS = {
+    "TimeZone": "UTC",
+    "search_path": "pg_catalog, pg_temp",
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",  # psycopg reads only this style
+    # Rows are found by an index, no matter how small or quiet a table was when it was last analysed.
+    "enable_seqscan": "off",
+    # The parameters do not change the plans, and planning takes longer than execution.
+    "plan_cache_mode": "force_generic_plan",
+    # And in the index's order: a bitmap scan collects all rows before it returns the first, but we want only a few.
+    "enable_bitmapscan": "off",
+    "jit": "off",  # short statements, but overestimated before the first analyze
+}
+_OF_SESSIONS = {
+    # After a pass has locked rows, it must read data that is newer than the lock.
+    "default_transaction_isolation": "read committed",
+    "idle_session_timeout": "0",  # a listener is idle by trade
+}
+SET = frozenset({*_LIMITED, *_SETTINGS, *_OF_SESSIONS})  # the settings that our sessions change
+
+
+def _setting(settings: Mapping[str, str], *, local: bool) -> str:
+    """A statement that makes settings, with the limits as its parameters; for the transaction, or for the session."""
+    values = [(name, "%s") for name in _LIMITED] + [(name, f"'{value}'") for name, value in settings.items()]
+    return "select " + ", ".join(f"set_config('{name}', {value}, {str(local).lower()})" for name, value in values)
+
+
+_SESSION = _setting(_SETTINGS | _OF_SESSIONS, local=False)
+# Behind a pooler a session is anybody's, so each transaction has the settings for itself. BEGIN has the isolation.
+_TRANSACTION = _setting(_SETTINGS, local=True)
+# A neighbour may have left such a session read-only. This goes back to the operator's setting.
+_WRITABLE = (
+    "select set_config('default_transaction_read_only', reset_val, false) from pg_catalog.pg_settings"
+    " where name = 'default_transaction_read_only'"
+)
 # The server cancels a statement after this part of our limit, before we give up the connection. So we get its answer
 # and can send the rows separately.
 _SOONER = 0.8
 _LATER = 1.0  # seconds after a session's limit until its block is cancelled
-SET = frozenset(re.findall(r"set_config\('(\w+)'", _SESSION))  # the settings that our sessions change
 
 
 def application_name(worker: object) -> str:
@@ -189,10 +206,12 @@ class Session:
                 async with asyncio.timeout(seconds + _LATER):
                     yield connection
             except BaseException as error:
+                if read_only(error) and self._connection is not None:
+                    self._connection.refused_writes = True
                 unusable = self._connection is not None and (
                     self._connection.closed
                     or self._connection.info.transaction_status != TransactionStatus.IDLE
-                    or read_only(error)
+                    or (read_only(error) and self.direct)
                     or of_prepared(error)
                     or not isinstance(error, Exception)
                 )
@@ -212,8 +231,6 @@ class Session:
         try:
             limits = (self._limit * _SOONER, self._wait.total_seconds(), self._idle.total_seconds())
             self.direct = await prepare(connection, [f"{int(1000 * seconds)}ms" for seconds in limits])
-            if not self.direct:
-                connection.cursor_factory = Plain
         except BaseException:
             await connection.close()
             raise
@@ -284,21 +301,38 @@ async def _patiently(
 async def prepare(connection: Connection, limits: Sequence[str] = _LIMITS) -> bool:
     """Sets up a new session. Returns whether it connects to the server directly, not to a pooler.
 
-    A pooler invents a process id. Behind one, session settings would stick to somebody else's session, and prepared
-    statements would not be found again, so neither is used.
+    Behind a pooler, session settings would stick to another client's session, and prepared
+    statements would not be found again. So neither is used, and each statement gets a transaction with the settings.
     """
-    row = await (await _patiently(connection, "select pg_backend_pid()")).fetchone()
-    direct = row is not None and row[0] == connection.info.backend_pid
+    direct = await is_direct(connection)
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if direct:
         await _patiently(connection, _SESSION, limits)
         connection.prepare_threshold = 2
     else:
         connection.prepare_threshold = None
-        # There the session's time zone is unknown, and a difference of two local times may be an hour off.
+        # Its time zone at the connect says nothing of the next statement's.
         connection.adapters.register_loader("timestamptz", InUtc)
         connection.adapters.register_loader("timestamptz", InUtcBinary)
+        if isinstance(connection, Bounded):
+            connection.cursor_factory = Shared
+            connection.opening = lambda: _open(connection, limits)
     return direct
+
+
+async def is_direct(connection: Connection) -> bool:
+    """Whether the server itself answers. A pooler invents the process id that it gives to its clients."""
+    row = await (await _patiently(connection, "select pg_backend_pid()")).fetchone()
+    return row is not None and row[0] == connection.info.backend_pid
+
+
+async def _open(connection: Bounded, limits: Sequence[str]) -> None:
+    """Begins a transaction behind a pooler, whose next statement is ours."""
+    cursor = psycopg.AsyncCursor(connection)
+    await cursor.execute(_TRANSACTION, limits)
+    if connection.refused_writes:
+        connection.refused_writes = False
+        await cursor.execute(_WRITABLE)
 
 
 @contextlib.asynccontextmanager
@@ -324,12 +358,34 @@ class InUtcBinary(TimestamptzBinaryLoader):
         return super().load(data).astimezone(UTC)
 
 
-class Plain(psycopg.AsyncCursor[Any]):
-    """Reads values in binary format, which does not depend on the session's IntervalStyle and DateStyle.
+class Shared(psycopg.AsyncCursor[Any]):
+    """A cursor behind a pooler: each statement outside of a transaction has one of its own, with our settings.
 
-    Behind a pooler these are unknown, and psycopg reads 'PT5M' as five seconds.
+    It reads values in binary format: psycopg reads texts by the settings that it saw at the connect.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.format = Format.BINARY
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Self:
+        """Executes a statement."""
+        if self.connection.info.transaction_status != TransactionStatus.IDLE:
+            return await super().execute(*args, **kwargs)
+        async with self.connection.transaction():
+            return await super().execute(*args, **kwargs)
+
+
+class SharedRaw(psycopg.AsyncRawCursor[Any]):
+    """The same for statements with numbered parameters."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.format = Format.BINARY
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Self:
+        """Executes a statement."""
+        if self.connection.info.transaction_status != TransactionStatus.IDLE:
+            return await super().execute(*args, **kwargs)
+        async with self.connection.transaction():
+            return await super().execute(*args, **kwargs)

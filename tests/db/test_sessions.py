@@ -204,11 +204,11 @@ async def test_what_a_client_reads_over_its_callers_connection_is_what_is_stored
 async def test_a_worker_behind_a_pooler_reads_what_is_stored(db, settings, monkeypatch, styles):
     """Behind a pooler nothing is set in a session, which is anybody's."""
 
-    async def pooled(connection, *_):
+    async def pooled(connection):
         await odd(connection, styles)
         return False
 
-    monkeypatch.setattr("pgsched.db.session.prepare", pooled)
+    monkeypatch.setattr("pgsched.db.session.is_direct", pooled)
     await db.all("select pgsched.create_schedule('s', 'job', '@every 1s', options => %s)", json.dumps(GIVEN))
     await db.all("update pgsched.schedules set created_at = now() - interval '1 minute'")
     async with Parts(settings) as parts:

@@ -9,6 +9,8 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import Format
 
 from pgsched.db.statements.queries import Numbered
 
@@ -86,7 +88,7 @@ class Watch:
         given = list(dict.fromkeys(PLACE.findall(query.decode())))
         text = PLACE.sub(lambda place: f"${given.index(place[1]) + 1}", query.decode()).replace("%%", "%")
         types = ", ".join(TYPES.get(type(params[name]), "unknown") for name in given)
-        values = sql.SQL(", ").join(sql.Literal(params[name]) for name in given)
+        values = sql.SQL(", ").join(sql.Literal(_readable(params[name])) for name in given)
         plain = psycopg.AsyncCursor(connection)
         async with connection.transaction(force_rollback=True):
             await plain.execute((f"prepare watched ({types}) as " if given else "prepare watched as ") + text)
@@ -98,6 +100,14 @@ class Watch:
             await plain.execute("deallocate watched")
         assert row is not None
         return Seen(self.names[query], row[0][0]["Plan"])
+
+
+def _readable(value: Any) -> Any:
+    """The list that an array in binary format was made of."""
+    if not isinstance(value, bytes) or type(value) is bytes:
+        return value
+    oid = psycopg.adapters.get_dumper(type(value), PyFormat.BINARY).oid
+    return Transformer().get_loader(oid, Format.BINARY).load(value)
 
 
 def nodes(node: dict[str, Any]) -> list[dict[str, Any]]:

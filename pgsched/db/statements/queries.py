@@ -9,10 +9,9 @@ from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from psycopg import AsyncRawCursor, sql
-from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory, dict_row, scalar_row
 
-from pgsched.db.session import Connection, Plain
+from pgsched.db.session import Connection, Shared, SharedRaw
 from pgsched.db.statements.parameters import in_any_format
 
 _Row = TypeVar("_Row")
@@ -100,9 +99,8 @@ class Queries:
         statement = self._numbered.get(text)
         if statement is None:
             statement = self._numbered[text] = Numbered.of(text)
-        cursor = AsyncRawCursor(connection, row_factory=rows)
-        if connection.cursor_factory is Plain:
-            cursor.format = Format.BINARY
+        kind = SharedRaw if connection.cursor_factory is Shared else AsyncRawCursor
+        cursor: AsyncRawCursor[_Row] = kind(connection, row_factory=rows)
         await cursor.execute(statement.text, [params[each] for each in statement.names])
         return cursor
 
