@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
-from psycopg import conninfo
+from support.proxies import Proxy
 
 PER_SECOND = """
     select count(distinct schedule_id) = 1,
@@ -144,80 +142,11 @@ async def test_terminated_sessions_again_and_again(daemons, db):
     await accounted(db, daemons)
 
 
-class Proxy:
-    """A TCP proxy before the server that can stop forwarding without closing anything."""
-
-    def __init__(self, dsn: str) -> None:
-        given = conninfo.conninfo_to_dict(dsn)
-        self._path = f"{given['host']}/.s.PGSQL.{given.get('port', 5432)}"
-        self._given = given
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._flowing: list[asyncio.Event] = []
-        self._frozen = False
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
-        """Yields the DSN that leads through it."""
-        listening = socket.create_server(("127.0.0.1", 0))
-        server = await asyncio.start_server(self._accept, sock=listening)
-        rest = {k: v for k, v in self._given.items() if k not in ("host", "hostaddr", "port")}
-        try:
-            yield conninfo.make_conninfo("", **rest, host="127.0.0.1", port=listening.getsockname()[1])
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def freeze(self) -> None:
-        """From now on the connections there are pass nothing on, for ever; new ones pass nothing on until thaw()."""
-        self._frozen = True
-        for flows in self._flowing:
-            flows.clear()
-        self._flowing.clear()
-
-    def thaw(self) -> None:
-        self._frozen = False
-        for flows in self._flowing:
-            flows.set()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        flows = asyncio.Event()
-        if not self._frozen:
-            flows.set()
-        self._flowing.append(flows)
-        there, back = await asyncio.open_unix_connection(self._path)
-        try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._forward(reader, back, flows))
-                both.create_task(self._forward(there, writer, flows))
-        except (ExceptionGroup, asyncio.CancelledError):
-            pass
-        finally:
-            for stream in (writer, back):
-                stream.close()
-                with contextlib.suppress(OSError):
-                    await stream.wait_closed()
-            self._tasks.discard(task)
-
-    async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flows: asyncio.Event) -> None:
-        while data := await source.read(65536):
-            await flows.wait()
-            target.write(data)
-            await target.drain()
-        await flows.wait()  # not even the end is passed on
-        raise EOFError  # ends its sister too
-
-
 @pytest.mark.slow
 async def test_frozen_connections_are_given_up_and_made_again(daemons, db, dsn):
     daemons.app(APP)
-    proxy = Proxy(dsn)
-    async with proxy.running() as through:
-        daemon = await daemons.ready(dsn=through, resync_interval="4s")
+    async with Proxy(dsn) as proxy:
+        daemon = await daemons.ready(dsn=proxy.dsn, resync_interval="4s")
         worker = await daemon.worker_id()
         await db.all("select pgsched.enqueue('long')")
         await noted(daemons, "began")
@@ -225,7 +154,7 @@ async def test_frozen_connections_are_given_up_and_made_again(daemons, db, dsn):
         proxy.freeze()
         frozen_at = await db.value("select clock_timestamp()")
         await daemon.event("database_lost", limit=60)
-        proxy.thaw()
+        proxy.thaw(old=False)
         daemons.open("gate")
         await db.until("select status = 'succeeded' from pgsched.runs where entrypoint = 'long'", limit=60)
         # All three connections are new ones: the one that listens too, which nothing but the resync can miss.
