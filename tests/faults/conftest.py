@@ -1,4 +1,4 @@
-"""Fixtures of the fault suite: daemons as processes, servers that a test may do violence to.
+"""Fixtures of the fault suite: daemons as processes, servers that a test may do violence to, odd roles.
 
 The proxy needs no fixture: `async with Proxy(dsn)`.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from daemons import Daemons
+from support.odd_roles import OddRoles
 from support.servers import Server, Servers, new_folder
 
 
@@ -51,6 +52,14 @@ def host_name(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     return add
+
+
+@pytest.fixture
+def odd_roles(dsn: str) -> Iterator[OddRoles]:
+    """Makes roles and databases with odd settings in the test's server."""
+    odd = OddRoles(dsn)
+    yield odd
+    odd.close()
 
 
 @pytest.fixture
