@@ -1,6 +1,7 @@
 # These commands need nothing but Python 3.11+ and make:
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
 #   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
+#   make pgbouncer  gets PgBouncer, the newest and 1.18, from Debian's archive for the tests; `make test` does so itself
 #   make soak    the random model of tests/faults/model: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
 #   make diagram the tables in docs/schema.md, drawn from the catalogue of an embedded PostgreSQL
 #   make bench   pgsched and its peers, each in an environment of its own; ONLY=herd for one part;
@@ -14,14 +15,17 @@ JOBS ?= 2
 SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
-.PHONY: demo test lint soak diagram bench clean
+.PHONY: demo test pgbouncer lint soak diagram bench clean
 
 demo: $(STAMPS)/demo
 	@mkdir -p .demo
 	@cd examples && exec ../$(BIN)/pgsched run quickstart:create_scheduler --data-dir ../$(DEMO_DATA)
 
-test: $(STAMPS)/dev
+test: $(STAMPS)/dev pgbouncer
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+pgbouncer: $(BIN)/python
+	@$(BIN)/python tests/support/pgbouncer_packages.py
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

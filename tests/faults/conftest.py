@@ -1,8 +1,9 @@
-"""Fixtures of the fault suite: daemons as processes, servers that a test may do violence to, odd roles.
+"""Fixtures of the fault suite: daemons as processes, servers that a test may do violence to, poolers, odd roles.
 
 The proxy needs no fixture: `async with Proxy(dsn)`.
 """
 
+import contextlib
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from daemons import Daemons
 from support.odd_roles import OddRoles
+from support.pgbouncer_packages import UnavailableError
+from support.poolers import PgBouncer
 from support.servers import Server, Servers, new_folder
 
 
@@ -52,6 +55,20 @@ def host_name(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
     return add
+
+
+@pytest.fixture
+def pgbouncer() -> Iterator[Callable[..., PgBouncer]]:
+    """Starts a PgBouncer, as PgBouncer(...) does. If its version is not here, the test is skipped with the reason."""
+    with contextlib.ExitStack() as stack:
+
+        def start(dsn: str, version: str = "newest", **settings: object) -> PgBouncer:
+            try:
+                return stack.enter_context(PgBouncer(dsn, version, **settings))
+            except UnavailableError as error:
+                pytest.skip(f"PgBouncer {version} is not here: {error}")
+
+        yield start
 
 
 @pytest.fixture
