@@ -1,6 +1,13 @@
 """Writes events to standard error, one line each: JSON, or text on a terminal.
 
 An event is a past-tense name with fields. The fields never hold arguments, local variables or passwords.
+
+The application's own configuration always wins:
+
+- `pgsched run` configures structlog before it imports the factory (begin()), and the rest after that (configure()), but
+  only the parts that the application has left alone.
+- In somebody else's process (be_guest()) nothing is configured. Events go to structlog if the host has configured it,
+  to the standard library's logger "pgsched" if that has handlers, and else to standard error.
 """
 
 from __future__ import annotations
@@ -28,6 +35,8 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 def get() -> Logger:
     """The logger of the daemon's own events, as logging is configured now."""
+    if _guest is not None and not structlog.is_configured():
+        return _guest
     logger: Logger = structlog.get_logger("pgsched").bind()
     return logger
 
@@ -73,10 +82,14 @@ class _Thread(threading.local):
 
 
 class _Stream:
-    """Standard error. If its reader goes away, there is nobody left to work for, and the daemon drains."""
+    """Standard error. If its reader goes away, there is nobody left to work for, and the daemon drains.
 
-    def __init__(self, stream: TextIO) -> None:
+    ours: whether this process is the daemon.
+    """
+
+    def __init__(self, stream: TextIO, *, ours: bool = True) -> None:
         self._stream = stream
+        self._ours = ours
         self._broken = False
         self._thread = _Thread()
 
@@ -104,8 +117,7 @@ class _Stream:
             try:
                 return self._stream.write(text)
             except BrokenPipeError:
-                self._broken = True
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._break()
             except (OSError, ValueError):  # a full disk, a closed stream: losing a line is the smaller harm
                 pass
         return len(text)
@@ -115,10 +127,14 @@ class _Stream:
             try:
                 self._stream.flush()
             except BrokenPipeError:
-                self._broken = True
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._break()
             except (OSError, ValueError):
                 pass
+
+    def _break(self) -> None:
+        self._broken = True
+        if self._ours:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def isatty(self) -> bool:
         return self._stream.isatty()
@@ -135,32 +151,22 @@ class _EventLogger:
 
 _out: _Stream | None = None
 _plain: list[Any] | None = None  # the processors of lines that are JSON
-_factory: Callable[..., Any] | None = None  # of the loggers that configure() has set up
+_factory: Callable[..., Any] | None = None  # of the loggers that we have set up
+_ours: dict[str, Any] = {}  # structlog's configuration as we have left it
+_guest: Logger | None = None  # the logger in somebody else's process
 
 
-def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
-    """Sends pgsched's events and the standard library's log records to `stream` (default: standard error).
+def begin(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Before the application is imported: sends structlog's events to `stream` (default: standard error).
+
+    The root logger gets no handler yet: logging.basicConfig() would do nothing then. Until somebody configures the
+    standard library, its warnings go through the handler of last resort.
 
     level: debug, info, warning or error. form: json, console, or auto (console on a terminal).
     """
-    global _out, _plain, _factory  # noqa: PLW0603 - as structlog's and logging's own configuration
+    global _out, _plain, _factory, _ours  # noqa: PLW0603 - as structlog's and logging's own configuration
     out = _out = _Stream(stream or sys.stderr)
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        _stamp,
-        _one_line,
-    ]
-    renderer: Any
-    if form == "console" or (form == "auto" and out.isatty()):
-        shared[2] = structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False)
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=out.isatty() and "NO_COLOR" not in os.environ,
-            exception_formatter=structlog.dev.plain_traceback,
-            pad_event_to=18,
-        )
-    else:
-        renderer = structlog.processors.JSONRenderer(serializer=_json)
+    shared, renderer = _rendering(out, form)
     _factory = lambda *_: _EventLogger(out)  # noqa: E731
     _plain = [*shared, renderer] if isinstance(renderer, structlog.processors.JSONRenderer) else None
     structlog.configure(
@@ -169,6 +175,7 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
         logger_factory=_factory,
         cache_logger_on_first_use=False,
     )
+    _ours = structlog.get_config()
     handler = logging.StreamHandler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -176,12 +183,71 @@ def configure(level: str = "info", form: str = "auto", stream: TextIO | None = N
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.basicConfig(level=max(_LEVELS[level], logging.INFO), handlers=[handler], force=True)
-    for name in (
-        "psycopg",
-        "psycopg.pool",
-    ):  # their warnings quote servers' messages; pgsched logs its own events instead
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.lastResort = handler
+
+
+def configure(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """Configures all logging that the application has not configured. The parameters are those of begin().
+
+    If the root logger has handlers, they stay its only ones.
+    """
+    if not structlog.is_configured() or all(_ours.get(key) is value for key, value in structlog.get_config().items()):
+        begin(level, form, stream)
+    root = logging.getLogger()
+    if not root.handlers and logging.lastResort is not None:
+        root.addHandler(logging.lastResort)
+        if root.level == logging.WARNING:  # the standard library's default
+            root.setLevel(max(_LEVELS[level], logging.INFO))
+    for name in ("psycopg", "psycopg.pool"):  # their warnings quote servers' messages; pgsched logs its own events
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def be_guest(level: str = "info", form: str = "auto", stream: TextIO | None = None) -> None:
+    """In somebody else's process: makes a logger of our own and configures nothing."""
+    global _guest  # noqa: PLW0603 - one process, one host
+    out = _Stream(stream or sys.stderr, ours=False)
+    shared, renderer = _rendering(out, form)
+
+    def hand_on(logger: Any, method: str, event: structlog.typing.EventDict) -> str:
+        """Gives the event to the host's handlers, if there are any."""
+        standard = logging.getLogger("pgsched")
+        if standard.hasHandlers():
+            standard.log(_LEVELS[event["level"]], "%s", _words(event))
+            raise structlog.DropEvent
+        line: str = renderer(logger, method, event)
+        return line
+
+    _guest = structlog.wrap_logger(
+        _EventLogger(out),
+        processors=[*shared, hand_on],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        context_class=dict,
+    ).bind()
+
+
+def _rendering(out: _Stream, form: str) -> tuple[list[Any], Any]:
+    """The processors of structlog and the renderer."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        _stamp,
+        _one_line,
+    ]
+    if form == "console" or (form == "auto" and out.isatty()):
+        shared[2] = structlog.processors.TimeStamper(fmt="%H:%M:%S.%f", utc=False)
+        return shared, structlog.dev.ConsoleRenderer(
+            colors=out.isatty() and "NO_COLOR" not in os.environ,
+            exception_formatter=structlog.dev.plain_traceback,
+            pad_event_to=18,
+        )
+    return shared, structlog.processors.JSONRenderer(serializer=_json)
+
+
+def _words(event: structlog.typing.EventDict) -> str:
+    """An event as one line for handlers that add the time and the level themselves."""
+    fields = [f"{name}={value!r}" for name, value in event.items() if name not in ("event", "level", "timestamp")]
+    return " ".join([str(event["event"]), *fields])
 
 
 _encode = json.JSONEncoder(default=repr).encode

@@ -83,7 +83,7 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     `pgsched migrate` has not brought to this version.
     """
     early = config.load(flags, file=file)
-    log.configure(early.log_level, early.log_format)
+    log.begin(early.log_level, early.log_format)
     scheduler, found = run_async(_check(app, flags, file), limit=None)
     verdict = deploy.verdict(scheduler.fingerprint, found.standing)
     different = (
@@ -104,6 +104,7 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
 async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Scheduler, Look]:
     async with built(app) as scheduler:  # may take long; only the database's time is bounded
         settings = config.load(flags, scheduler.settings, file=file)
+        log.configure(settings.log_level, settings.log_format)
         with database(settings) as dsn:
             return scheduler, await bounded(_look(scheduler, settings, dsn))
 

@@ -48,7 +48,7 @@ def run(app: str, flags: dict[str, str | None], file: str | None, migrate_first:
     128 plus the signal's number after a second signal.
     """
     early = config.load(flags, file=file)
-    log.configure(early.log_level, early.log_format)
+    log.begin(early.log_level, early.log_format)
     # A thousand runs at once are many objects, and none of them is garbage: with the usual threshold of 700 the
     # collector would run all the time. Cycles that a run leaves behind are still collected, a little later.
     gc.set_threshold(100_000)
@@ -84,7 +84,9 @@ async def _run(app: str, flags: dict[str, str | None], file: str | None, migrate
     async with built(app) as scheduler:
         settings = config.load(flags, scheduler.settings, file=file)
         log.configure(settings.log_level, settings.log_format)
-        return await serve(scheduler, flags, file=file, migrate_first=migrate_first, hard_exit=os._exit)
+        return await serve(
+            scheduler, flags, file=file, migrate_first=migrate_first, hard_exit=os._exit, owns_process=True
+        )
 
 
 @contextlib.asynccontextmanager

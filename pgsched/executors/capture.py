@@ -2,12 +2,17 @@
 
 A context variable says which run is logging. It is set in the run's tasks and in its function's thread, but not in
 threads that a function starts itself.
+
+The standard library's records are captured in Logger.callHandlers, not by a handler of the root logger. A handler would
+change the host's logging: logging.basicConfig() does nothing if the root logger has one, and the handler of last resort
+is silent. And basicConfig(force=True) or dictConfig in a job would remove it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import sys
 import traceback
@@ -24,7 +29,10 @@ _NOT_SHOWN = frozenset({"event", "exc_info", "exception", "stack", "stack_info",
 
 
 class Handler(logging.Handler):
-    """Captures records. journal: returns the journal of the logging run, or None if no run is logging."""
+    """Captures records. In a run's own process it is a plain handler.
+
+    journal: returns the journal of the logging run, or None if no run is logging.
+    """
 
     def __init__(self, journal: Callable[[], Journal | None]) -> None:
         super().__init__()
@@ -80,23 +88,37 @@ def _rendered(event: Mapping[str, Any]) -> str:
 
 
 class _Captures:
-    """The number of active workers in this process, and the handler for them."""
+    """The number of active workers in this process, the handler for them, and Logger.callHandlers with it."""
 
     workers = 0
     handler = Handler(JOURNAL.get)
+    wrapper: Any = None
+
+
+def _wrapped(call_handlers: Callable[[logging.Logger, logging.LogRecord], None]) -> Any:
+    """Logger.callHandlers with the capture before it. A logger's own filters have passed the record by then."""
+
+    @functools.wraps(call_handlers)
+    def capture_and_call(self: logging.Logger, record: logging.LogRecord) -> None:
+        if _Captures.workers and JOURNAL.get() is not None:
+            _Captures.handler.handle(record)
+        call_handlers(self, record)
+
+    return capture_and_call
 
 
 def keep_on() -> None:
-    """Called before each run: an earlier job may have reconfigured logging and removed our handlers."""
+    """Called when a run starts: an earlier job may have reconfigured structlog."""
     if _Captures.workers:
-        _take_in()
+        _join_structlog()
 
 
-def _take_in() -> list[Any]:
-    """Connects both kinds of logging to the handler. Returns structlog's processors."""
-    root = logging.getLogger()
-    if _Captures.handler not in root.handlers:
-        root.addHandler(_Captures.handler)
+def _join_structlog() -> list[Any]:
+    """Adds our processor to structlog's, and returns them.
+
+    The list is changed in place, so that this also applies to loggers that have been used already. If structlog logs to
+    the standard library, the standard library's records are enough.
+    """
     config = structlog.get_config()
     processors = config["processors"]
     if not isinstance(processors, list):  # structlog takes any iterable
@@ -108,19 +130,21 @@ def _take_in() -> list[Any]:
 
 @contextlib.contextmanager
 def capturing() -> Iterator[None]:
-    """Captures logs for as long as the block runs, with any logging configuration of the application.
-
-    It changes structlog's list of processors in place, so that it also applies to loggers that have been used already.
-    If structlog logs to the standard library, the standard library's records are enough.
-    """
+    """Captures logs for as long as the block runs, with any logging configuration of the application."""
+    if _Captures.wrapper is None:
+        _Captures.wrapper = _wrapped(logging.Logger.callHandlers)
+        logging.Logger.callHandlers = _Captures.wrapper  # type: ignore[method-assign]
     _Captures.workers += 1
-    processors = _take_in()
+    processors = _join_structlog()
     try:
         yield
     finally:
         _Captures.workers -= 1
         if not _Captures.workers:
-            logging.getLogger().removeHandler(_Captures.handler)
+            # If an error tracker has wrapped it in turn, it stays, does nothing, and serves the next worker.
+            if logging.Logger.callHandlers is _Captures.wrapper:
+                logging.Logger.callHandlers = _Captures.wrapper.__wrapped__  # type: ignore[method-assign,attr-defined]
+                _Captures.wrapper = None
             for each in (processors, structlog.get_config()["processors"]):
                 with contextlib.suppress(ValueError, AttributeError):  # the application has reconfigured it
                     each.remove(_take_event)

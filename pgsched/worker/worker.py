@@ -11,8 +11,8 @@
     retention   deletes old history, once an hour
     skip_hooks  calls the application's hooks for fire times that do not run; runner calls the other hooks
 
-There are two task groups: one for services, and the process ends when one of them dies; and one for runs, which lets
-nothing escape.
+Services are in one task group: when one of them dies, the process ends. The tasks of runs let nothing escape (tasks). A
+cancellation of run() drains, too (life).
 
 There are three connections: one listens, one claims and reaps, one writes beats and outcomes. Runs get none of these,
 but others of their own if they ask for a transaction (fence.py). There is one more while old history is deleted, and
@@ -25,10 +25,9 @@ import asyncio
 import contextlib
 import os
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from pgsched.worker import systemd
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.clocks import Jump, Watch
 from pgsched.worker.kit import Kit
+from pgsched.worker.life import Life
 from pgsched.worker.listener import DEAF_RESYNC, Listener
 from pgsched.worker.presence import Presence
 from pgsched.worker.run.attempt import Attempt, function_fields
@@ -58,6 +58,8 @@ from pgsched.worker.run.hook_calls import SkipHooks
 from pgsched.worker.run.leftovers import Leftovers
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
+from pgsched.worker.run.tasks import RunTasks
+from pgsched.worker.signals import SIGNALS
 from pgsched.worker.upkeep.reaper import Reaper
 from pgsched.worker.upkeep.reconciler import Reconciler
 from pgsched.worker.upkeep.rejoin import Rejoin
@@ -78,17 +80,24 @@ class Worker:
         hard_exit: Callable[[int], object] | None = None,
         watch: Watch | None = None,
         elapsed: Callable[[], float] = time.monotonic,
+        *,
+        owns_process: bool = False,
     ) -> None:
+        """owns_process: whether it takes the process's signals; a guest leaves them to their handlers (signals.py)."""
         kit = self.kit = Kit.build(scheduler, settings, watch, elapsed)
         self.given_back = 0
         self._hard_exit = hard_exit
+        self._owns_process = owns_process
+        self._life = Life(self._asked)
         self._stop = asyncio.Event()
         self._log = log.get()
         self._threads = DaemonThreads(settings.max_threads)
-        self._runs = asyncio.TaskGroup()
+        self._runs = RunTasks()
         self.roster = Roster(settings)
         self.finisher = Finisher(kit)
-        self.runner = Runner(kit, self.roster, self.finisher, threads=self._threads, group=self._runs)
+        self.runner = Runner(
+            kit, self.roster, self.finisher, threads=self._threads, group=self._runs, ends=lambda: self._life.loop_ends
+        )
         self.skip_hooks = SkipHooks(scheduler.hooks, self.runner.caller)
         self.reconciler = Reconciler(kit)
         self.presence = Presence(kit, self.roster, self.reconciler.fingerprint, ends=hard_exit is not None)
@@ -131,10 +140,29 @@ class Worker:
         """Asks for a drain."""
         self._stop.set()
 
+    def _asked(self) -> None:
+        """The program that we are a guest of asks for a drain."""
+        SIGNALS.forgive()
+        self.stop()
+
+    def _signalled(self, number: signal.Signals, again: bool) -> None:
+        if again:
+            self._log.warning("worker_ended_hard", signal=number.name, running=len(self.roster.running()))
+        else:
+            self._log.info("signal_received", signal=number.name)
+            self.stop()
+
     async def run(self) -> int:
-        """Starts, runs until stop() or a signal, and drains. Returns how many runs were given back unfinished."""
+        """Starts, runs until stop() or a signal, and drains. Returns how many runs were given back unfinished.
+
+        A cancellation drains, too, and is raised after that. A second one ends all runs and writes nothing more.
+        """
+        await self._life.lead(self._live())
+        return self.given_back
+
+    async def _live(self) -> None:
         try:
-            with self._signals(), capturing():
+            with SIGNALS.heard(self._signalled, owner=self._owns_process), capturing():
                 if await self._started():
                     self.guard.start()
                     await self._serve()
@@ -146,12 +174,11 @@ class Worker:
             await self.listener.close()
             for session in (self.kit.control, self.kit.writes):
                 await session.discard()
-        return self.given_back
 
     async def _started(self) -> bool:
         """Starts. Returns False if a stop was asked for before that was done: a start may have to wait for a lock."""
         start, stop = asyncio.create_task(self._start()), asyncio.create_task(self._stop.wait())
-        self.kit.scheduler.attach(self.stop)
+        self.kit.scheduler.attach(self._asked)
         try:
             await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
             if not start.done():
@@ -188,20 +215,37 @@ class Worker:
             raise (unreachable(error) if locked is None else DatabaseUnavailable(locked)) from None
 
     async def _serve(self) -> None:
-        async with self._runs:
-            try:
-                async with asyncio.TaskGroup() as services:
-                    tasks = {name: services.create_task(part, name=name) for name, part in self._services().items()}
-                    await self._stop.wait()
-                    await self._drain(tasks)
-                    for task in tasks.values():
-                        task.cancel()
-            except BaseException as error:
-                await self._abort(error)
-                raise
+        tasks: dict[str, asyncio.Task[None]] = {}
+        try:
+            async with asyncio.TaskGroup() as services:
+                tasks |= {name: services.create_task(part, name=name) for name, part in self._services().items()}
+                await self._stop.wait()
+                await self._drain(tasks, self.kit.settings.drain_timeout.total_seconds())
+                for task in tasks.values():
+                    task.cancel()
+        except BaseException as error:
+            await (self._drain_again(tasks) if self._life.loop_ends else self._abort(error))
+            raise
+        finally:
+            if left := await self._runs.ended(self.kit.settings.cancel_timeout.total_seconds() + 0.5):
+                self._log.warning("runs_go_on", count=left, advice="they ignore their cancellation")
+
+    async def _drain_again(self, tasks: dict[str, asyncio.Task[None]]) -> None:
+        """Drains without the services, which the end of the event loop has cancelled together with the runs.
+
+        A function in a thread still gets its grace period, unless the drain was under way.
+        """
+        grace = 0.0 if self.listener.draining else self.kit.settings.drain_timeout.total_seconds()
+        for name, part in (("finisher", self.finisher), ("heartbeat", self.heartbeat)):
+            tasks[name] = asyncio.create_task(part.run(), name=name)
+        try:
+            await self._drain(tasks, grace)
+        finally:
+            tasks["finisher"].cancel()
+            tasks["heartbeat"].cancel()
 
     async def _abort(self, error: BaseException) -> None:
-        """A service died, or we are cancelled: ends all attempts and writes nothing more."""
+        """A service died, or we are cancelled a second time: ends all attempts and writes nothing more."""
         self._log.error("worker_failed", error=type(error).__name__)
         for attempt in list(self.roster.attempts.values()):
             attempt.end(Stop.LOST)
@@ -272,7 +316,7 @@ class Worker:
 
     # --- the end ----------------------------------------------------------------------------------------
 
-    async def _drain(self, services: Mapping[str, asyncio.Task[None]]) -> None:
+    async def _drain(self, services: Mapping[str, asyncio.Task[None]], grace: float) -> None:
         """Stops claiming, lets runs finish while heartbeats continue, gives the rest back and says goodbye."""
         settings = self.kit.settings
         systemd.stopping()
@@ -281,7 +325,7 @@ class Worker:
         )
         self.listener.drain()
         running = len(self.roster.running())
-        grace, cancel = settings.drain_timeout.total_seconds(), settings.cancel_timeout.total_seconds()
+        cancel = settings.cancel_timeout.total_seconds()
         self._log.info("drain_started", running=running, grace_s=grace)
         # The pass that is under way may still claim: it ends first, then all its claims are given back.
         self.dispatcher.stop()
@@ -322,36 +366,6 @@ class Worker:
         """Writes all pending outcomes."""
         if not await self.finisher.flush(max(10.0, grace)):
             self._log.error("outcomes_not_written", count=self.finisher.pending)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGTERM, SIGINT or SIGHUP drains; the second ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-
-        def received(number: signal.Signals) -> None:
-            if self._stop.is_set():
-                self._log.warning("worker_ended_hard", signal=number.name, running=len(self.roster.running()))
-                os._exit(128 + number)
-            self._log.info("signal_received", signal=number.name)
-            self.stop()
-
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
-            numbers.append(hangup)
-        handled = []
-        for number in numbers:
-            with contextlib.suppress(NotImplementedError):  # an event loop without signals, as on Windows
-                loop.add_signal_handler(number, received, number)
-                handled.append(number)
-        try:
-            yield
-        finally:
-            for number in handled:
-                loop.remove_signal_handler(number)
 
 
 def _write_fresh(file: Path, text: str) -> None:

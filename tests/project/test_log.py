@@ -18,11 +18,13 @@ CANARY = "canary-7f3a"
 
 @pytest.fixture
 def lines():
-    stream = io.StringIO()
+    stream, root, last = io.StringIO(), logging.getLogger(), logging.lastResort
+    before, root.handlers = root.handlers, []  # those of pytest: an application's would be left alone
+    structlog.reset_defaults()
     log.configure("debug", "json", stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     structlog.reset_defaults()
-    logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+    root.handlers, logging.lastResort = before, last
 
 
 async def test_no_payload_local_or_password_is_logged(settings, db, lines):

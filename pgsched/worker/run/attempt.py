@@ -137,6 +137,7 @@ class Attempt:
             self.end(Stop.DRAIN)
             return
         self.state = State.RUNNING
+        keep_on()
         self.started = time.monotonic()
         due_at = self.claimed.due_at
         # clock.at() returns the middle of its bounds, which may be a little before due_at.
@@ -178,12 +179,22 @@ class Attempt:
             self.result = await self.executor.execute(run)
         except BaseException as raised:
             self.error = raised
+            if self.surroundings.ends():
+                await self._outlast_loop()
         self.ended = time.monotonic()
         if self.hooked:
             result, error = self.result, self.error
             took = timedelta(seconds=self.ended - self.began) if self.began else timedelta(0)
             self._over()
             await _report(self, run, result, error, took)
+
+    async def _outlast_loop(self) -> None:
+        """The event loop ends and has cancelled this task, not the run: a function in a thread may still finish."""
+        while self.thread_call.busy and self.state is State.RUNNING:
+            with contextlib.suppress(asyncio.CancelledError):  # the tasks of one loop may be cancelled several times
+                assert self.thread_call.future is not None
+                ok, value = await asyncio.shield(self.thread_call.future)
+                self.result, self.error = (value, None) if ok else (None, value)
 
     # --- its end ----------------------------------------------------------------------------------------
 
@@ -202,6 +213,8 @@ class Attempt:
         if self.state is State.ENDED:  # it was abandoned
             return
         self._cancel_timers()
+        if self.stop is None and isinstance(error, asyncio.CancelledError) and self.surroundings.ends():
+            self.stop = Stop.DRAIN
         if self.stop is Stop.LOST:
             self._finish(None)
             return
@@ -378,5 +391,4 @@ def _bind(attempt: Attempt) -> None:
     _ENTRYPOINT.set(attempt.claimed.entrypoint)
     _ATTEMPT.set(attempt.claimed.attempt)
     THREAD_CALL.set(attempt.thread_call)
-    keep_on()
     JOURNAL.set(attempt.journal)

@@ -107,8 +107,14 @@ class Finisher:
                 continue
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             self._writing = len(batch)
-            await self._write(batch)
-            self._writing = 0
+            try:
+                await self._write(batch)
+            except asyncio.CancelledError:
+                # The end of the event loop: these are written once more. Where they have landed, nothing changes.
+                self._waiting = batch + self._waiting
+                raise
+            finally:
+                self._writing = 0
 
     async def _write(self, batch: Sequence[Item]) -> None:
         """Writes a batch, no matter how long it takes. If the database refuses it, it is taken apart. Outcomes that

@@ -21,6 +21,7 @@ from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.runner import Runner
 from pgsched.worker.run.scribe import Scribe
 from pgsched.worker.run.surroundings import State
+from pgsched.worker.run.tasks import Group
 
 _ASK_EVERY = 0.05  # minimum seconds between beats that notifications ask for
 _REFUSED_AGAIN = 5.0  # seconds between beats of a run whose beat the database refuses
@@ -30,7 +31,7 @@ class Heartbeat:
     """Sends one statement per interval for all claims. Each run that lives to see a beat has its own task that waits
     for the answers and acts on them. A shorter run needs none: the claim is its first beat."""
 
-    def __init__(self, kit: Kit, roster: Roster, runner: Runner, group: asyncio.TaskGroup) -> None:
+    def __init__(self, kit: Kit, roster: Roster, runner: Runner, group: Group) -> None:
         """group: the runs' task group, also for the tasks that wait for answers."""
         self._kit = kit
         self._statements = kit.store.runs

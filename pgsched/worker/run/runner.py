@@ -6,7 +6,6 @@ outcomes. The roster lists everything that is here.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
@@ -24,6 +23,7 @@ from pgsched.worker.run.held import Held
 from pgsched.worker.run.hook_calls import Caller
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.run.surroundings import State, Surroundings
+from pgsched.worker.run.tasks import Group
 
 UNWRITTEN = 3 * BATCH  # with this many ends waiting to be written, no more runs are claimed
 _LATE = 5  # claims in a row that are not sure although the database has just confirmed them
@@ -35,6 +35,7 @@ class Runner:
 
     threads: the pool for synchronous functions.
     group: the task group of all runs.
+    ends: whether the event loop ends, and has cancelled all its tasks.
     raised: called with the exceptions of functions; for tests.
     """
 
@@ -45,7 +46,8 @@ class Runner:
         finisher: Finisher,
         *,
         threads: futures.Executor,
-        group: asyncio.TaskGroup,
+        group: Group,
+        ends: Callable[[], bool] = lambda: False,
         raised: Callable[[Attempt, Outcome, BaseException | None], None] = lambda attempt, outcome, error: None,
     ) -> None:
         self._kit = kit
@@ -68,6 +70,7 @@ class Runner:
             ended=self._ended,
             committed=roster.changed,
             outlives=roster.leftovers_changed.set,
+            ends=ends,
             raised=raised,
         )
         self._late_answers = 0

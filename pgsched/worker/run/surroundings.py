@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import uuid
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pgsched.model import Outcome
 from pgsched.scheduler import Scheduler
 from pgsched.worker.clocks import ServerClock, Watch
 from pgsched.worker.run.hook_calls import Caller
+from pgsched.worker.run.tasks import Group
 
 Key: TypeAlias = tuple[int, int]  # run id, token
 A = TypeVar("A")  # the attempt, whose module stands above this one
@@ -38,6 +38,7 @@ class Surroundings(Generic[A]):
     ended: called once for each attempt with its outcome, or with None if its claim is lost.
     committed: called in the event loop when a run's own transaction has committed its success.
     outlives: called when a claim is lost while its function goes on in its thread.
+    ends: whether the event loop ends, and has cancelled all its tasks: then runs are given back.
     raised: gets the exceptions of functions; for tests.
     """
 
@@ -46,11 +47,12 @@ class Surroundings(Generic[A]):
     clock: ServerClock
     watch: Watch
     grace: float
-    group: asyncio.TaskGroup
+    group: Group
     threads: futures.Executor
     caller: Caller
     transactions: Transactions
     ended: Callable[[A, Outcome | None], None]
     committed: Callable[[A], None]
     outlives: Callable[[], None]
+    ends: Callable[[], bool] = lambda: False
     raised: Callable[[A, Outcome, BaseException | None], None] = lambda attempt, outcome, error: None
