@@ -81,6 +81,7 @@ _TAKES: dict[str, tuple[type, ...]] = {
     "after_run": (Run, RunEnd),
     "on_failure": (Run, RunFailure),
     "on_skip": (Schedule, Skip),
+    "around_sync": (Run,),
 }
 
 
@@ -92,12 +93,15 @@ class Hooks:
         self.after_run: list[Hook] = []
         self.on_failure: list[Hook] = []
         self.on_skip: list[Hook] = []
+        self.around_sync: list[Hook] = []
 
     def add(self, kind: str, function: Any) -> None:
         """Registers a hook. Raises RegistrationError if it cannot be called with the arguments of its kind."""
         takes = [each.__name__ for each in _TAKES[kind]]
         if not callable(function) or inspect.isclass(function):
             raise RegistrationError(f"{kind}: {function!r} cannot be registered: a hook must be a function.")
+        if kind == "around_sync":
+            _check_manager(function)
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise RegistrationError(f"{kind}: {function.__name__}() is a generator: a hook must return, not yield.")
         try:
@@ -116,11 +120,27 @@ class Hooks:
         return bool(self.before_run or self.after_run or self.on_failure)
 
 
+def _check_manager(function: Any) -> None:
+    """Raises RegistrationError unless the function may return a context manager."""
+    name = getattr(function, "__name__", repr(function))
+    behind = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(function):
+        raise RegistrationError(
+            f"around_sync: {name}() is a generator, not yet a context manager: put @contextlib.contextmanager between "
+            "@around_sync and the function."
+        )
+    if inspect.iscoroutinefunction(behind) or inspect.isasyncgenfunction(behind):
+        raise RegistrationError(
+            f"around_sync: {name}() is asynchronous, but is called in the thread of a plain function: make it a plain "
+            "function under @contextlib.contextmanager."
+        )
+
+
 class HookDecorators:
     """The decorators of a scheduler that register hooks.
 
     Hooks are async def or plain functions, any number of each kind, called in the order in which they are registered.
-    See hook_calls.py for their effect on a run: none.
+    See hook_calls.py for their effect on a run: none. Only around_sync is a part of the run.
     """
 
     hooks: Hooks
@@ -156,4 +176,16 @@ class HookDecorators:
         `skip` is a Skip. Raises RegistrationError.
         """
         self.hooks.add("on_skip", function)
+        return function
+
+    def around_sync(self, function: F) -> F:
+        """Calls each plain function within the context manager that `function(run)` returns, in the same thread.
+
+        For everything that belongs to a thread, such as the database connections of Django. Threads are used for many
+        runs. The context manager is a part of the run: its time counts, its error fails the attempt, and it sees the
+        function's error. Several are entered in the order in which they are registered, and left in reverse order.
+
+        Functions that are async def, or that run in another process, are called without it. Raises RegistrationError.
+        """
+        self.hooks.add("around_sync", function)
         return function

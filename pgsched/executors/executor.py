@@ -6,6 +6,7 @@ Other ways to execute a run are in process, command and dask.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import enum
 import functools
@@ -13,12 +14,13 @@ import inspect
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from datetime import datetime
 from typing import Any
 
 from pgsched.errors import InvalidArguments, RegistrationError
+from pgsched.hooks import Hook
 from pgsched.model import Run, Schedule
 from pgsched.rules.plan import fire_times
 
@@ -26,12 +28,16 @@ Function = Callable[..., Any]
 
 
 class ThreadCall:
-    """The worker's threads, as one run sees them: the pool, and the run's call in it."""
+    """The worker's threads, as one run sees them: the pool, and the run's call in it.
 
-    __slots__ = ("future", "pool")
+    around: the application's around_sync functions.
+    """
 
-    def __init__(self, pool: futures.Executor) -> None:
+    __slots__ = ("around", "future", "pool")
+
+    def __init__(self, pool: futures.Executor, around: Sequence[Hook] = ()) -> None:
         self.pool = pool
+        self.around = around
         self.future: asyncio.Future[tuple[bool, Any]] | None = None
 
     @property
@@ -78,7 +84,7 @@ class Executor(ABC):
         arguments = signature.bind(run)
         if signature.is_async:
             return await function(**arguments)
-        return await _in_thread(functools.partial(function, **arguments))
+        return await _in_thread(functools.partial(function, **arguments), run)
 
     def next_fire_time(self, schedule: Schedule, after: datetime) -> datetime | None:
         """The schedule's first fire time strictly after an instant, or None if none is left.
@@ -280,10 +286,12 @@ def make(executor: Any, function: Function) -> Executor:
     return executor
 
 
-async def _in_thread(function: Callable[[], Any]) -> Any:
+async def _in_thread(function: Callable[[], Any], run: Run) -> Any:
     """Calls the function in one of the worker's threads, with this task's context variables."""
     context = contextvars.copy_context()
     thread_call = THREAD_CALL.get()
+    if thread_call.around:
+        function = functools.partial(_within, thread_call.around, run, function)
     loop = asyncio.get_running_loop()
     thread_call.future = loop.run_in_executor(thread_call.pool, context.run, _captured, function)
     ok, value = await asyncio.shield(thread_call.future)
@@ -294,6 +302,21 @@ async def _in_thread(function: Callable[[], Any]) -> Any:
             value.close()
         raise InvalidArguments("the function returned a coroutine without being `async def`: make it one.")
     return value
+
+
+def _within(around: Sequence[Hook], run: Run, function: Callable[[], Any]) -> Any:
+    """Calls the function within the application's context managers, as in nested `with` statements."""
+    with contextlib.ExitStack() as stack:
+        for hook in around:
+            manager = hook.function(run)
+            if not hasattr(manager, "__enter__"):
+                raise TypeError(
+                    f"{hook.name}(), which is registered as around_sync, returned a value of type "
+                    f"{type(manager).__name__}: return a context manager, as under @contextlib.contextmanager."
+                )
+            stack.enter_context(manager)
+        return function()
+    return None  # a context manager has swallowed the function's error
 
 
 def _captured(function: Callable[[], Any]) -> tuple[bool, Any]:

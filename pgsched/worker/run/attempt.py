@@ -61,7 +61,7 @@ class Attempt:
         self.executor = executor
         self.place = executor.place if executor is not None else None
         self.threaded = self.place is Place.THREAD
-        self.thread_call = ThreadCall(surroundings.threads)
+        self.thread_call = ThreadCall(surroundings.threads, surroundings.scheduler.hooks.around_sync)
         self.state = State.HELD
         self.entered = False
         self.asked_at = asked_at  # monotonic: when the last statement that made or renewed the claim was sent
