@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 from pgsched.config import Settings
 from pgsched.db import session
 from pgsched.db.failures import in_sentences
+from pgsched.db.forks import Birth, keep_from_children
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import InvalidArguments
@@ -35,6 +36,7 @@ POOL: dict[str, Any] = {
     "name": NAME,
     "kwargs": {"autocommit": True},
 }
+FORKED = "This client", "make one there, after the fork"
 _JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "stops"})
 
 
@@ -56,12 +58,14 @@ class Pooled:
     """The connections of an asynchronous client."""
 
     def __init__(self, info: str) -> None:
+        self.birth = Birth()
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             info, configure=_configure, check=AsyncConnectionPool.check_connection, **POOL
         )
 
     def own(self) -> AbstractAsyncContextManager[Connection]:
         """One of the pool's."""
+        self.birth.check(*FORKED)
         return self.pool.connection()
 
     def given(self, connection: Any) -> Connection:
@@ -76,6 +80,7 @@ class Pooled:
 
 
 async def _configure(connection: Connection) -> None:
+    keep_from_children(connection)
     await session.prepare(connection)
 
 

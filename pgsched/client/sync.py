@@ -20,11 +20,12 @@ from psycopg.pq import Format
 from psycopg_pool import ConnectionPool
 
 from pgsched.client.client import Client
-from pgsched.client.connections import POOL, conninfo_of, wrong_connection
+from pgsched.client.connections import FORKED, POOL, conninfo_of, wrong_connection
 from pgsched.client.runs import Runs
 from pgsched.db import session
 from pgsched.db.failures import reaching
 from pgsched.db.fence.waits import finished
+from pgsched.db.forks import Birth, keep_from_children
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
 
@@ -36,15 +37,21 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
     """A client of the database for synchronous code, for use in `with`.
 
     Its methods are those of connect()'s client, without await; connection= is a psycopg.Connection, such as Django's
-    `connection.connection`. Threads may share it; a process that forks should make it after the fork. Parameters and
+    `connection.connection`. Threads may share it. A fork of this process needs its own. Parameters and
     errors are those of connect().
     """
     info = conninfo_of(dsn, schema, "connect_sync()")
     with reaching():
         psycopg.Connection.connect(info, autocommit=True).close()
     check = ConnectionPool.check_connection
-    with ConnectionPool(info, configure=_configure, check=check, **POOL) as pool:
-        yield SyncClient(Client(_SyncConnections(pool), Queries(schema)))
+    pool = ConnectionPool(info, configure=_configure, check=check, **POOL)
+    pool.open()
+    connections = _SyncConnections(pool)
+    try:
+        yield SyncClient(Client(connections, Queries(schema)))
+    finally:
+        if connections.birth.here:  # the pool's threads and sessions are the parent's
+            pool.close()
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,11 +142,13 @@ class _SyncConnections:
     """The connections of a synchronous client."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
+        self.birth = Birth()
         self._pool = pool
 
     @contextlib.asynccontextmanager
     async def own(self) -> AsyncIterator[Connection]:
         """One of the pool's."""
+        self.birth.check(*FORKED)
         with self._pool.connection() as connection:
             yield _adapted(connection)
 
@@ -155,6 +164,7 @@ class _SyncConnections:
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:
+    keep_from_children(connection)
     finished(session.prepare(_adapted(connection)))
 
 

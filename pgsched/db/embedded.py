@@ -257,6 +257,8 @@ def _locked(path: Path) -> Iterator[None]:
             handle = os.open(path, os.O_RDONLY)
             stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX)
+            # Not by closing alone: a fork in another thread may have inherited the lock.
+            stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)
         yield
 
 

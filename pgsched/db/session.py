@@ -18,6 +18,7 @@ from psycopg.pq import Format, TransactionStatus
 from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 
 from pgsched.db import reaching
+from pgsched.db.forks import keep_from_children
 from pgsched.db.mishaps import misfits, of_prepared, read_only
 from pgsched.db.reaching import Bounded
 from pgsched.errors import ConfigurationError
@@ -228,6 +229,7 @@ class Session:
             return self._connection
         connection = await Bounded.connect(self._info, autocommit=True)
         connection.limit = self._limit
+        keep_from_children(connection)
         try:
             limits = (self._limit * _SOONER, self._wait.total_seconds(), self._idle.total_seconds())
             self.direct = await prepare(connection, [f"{int(1000 * seconds)}ms" for seconds in limits])

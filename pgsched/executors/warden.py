@@ -1,9 +1,8 @@
 """Ends the processes of runs when this process dies, no matter how.
 
 Nothing here can run after a SIGKILL, so a separate process (the warden) watches us: by pidfd if there is one, and by a
-pipe that only we and our forks hold (a multiprocessing pool may outlive us). When we are gone, it ends the process
-groups that we registered. It is started with the first group, and is this file, run as a program: only the standard
-library may be imported here.
+pipe that only we hold. When we are gone, it ends the process groups that we registered. It is started with the first
+group, and is this file, run as a program: only the standard library may be imported here.
 
 For some microseconds between the start of a process and its registration, nobody would end it.
 """
@@ -75,6 +74,17 @@ class Orphans:
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, cwd="/",
         )  # fmt: skip
 
+    def leave_to_parent(self) -> None:
+        """Runs in a forked child, which may outlive us: the warden and the groups are not the child's."""
+        warden, self._warden = self._warden, None
+        self._groups, self._lock = set(), threading.Lock()  # another thread of the parent may have held the old lock
+        if warden is not None and warden.stdin is not None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            with contextlib.suppress(OSError, ValueError):  # it is closed
+                os.dup2(null, warden.stdin.fileno(), inheritable=False)
+            os.close(null)
+            warden.returncode = 0  # nobody waits for it here
+
     def close(self) -> None:
         """Lets the warden end, and with it all groups that it still watches."""
         warden, self.warden = self.warden, None
@@ -86,6 +96,8 @@ class Orphans:
 
 ORPHANS = Orphans()
 atexit.register(ORPHANS.close)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=ORPHANS.leave_to_parent)
 
 
 def signalled(group: int, number: int) -> bool:

@@ -49,6 +49,7 @@ class Signals:
         self._before: dict[signal.Signals, Any] = {}  # the handlers that ours replaced
         self._ours = self._handle  # one object, so that it can be compared
         self._heard = False  # an owner's second signal ends the process
+        self._forks = threading.local()  # the signal mask of a thread that is just forking
         self._withheld: signal.Signals | None = None  # a guest has kept it from ending the process
 
     @contextlib.contextmanager
@@ -82,6 +83,18 @@ class Signals:
                 # None: it was not set from Python, and cannot be set again from here.
                 signal.signal(number, before if before is not None else signal.SIG_DFL)
         self._before.clear()
+
+    # A job's forked child must end by SIGTERM, as under multiprocessing: nobody in it hears our signals. One that comes
+    # before the child has its own handlers waits for them: Python forgets signals that come in the middle of a fork.
+
+    def before_fork(self) -> None:
+        self._forks.mask = signal.pthread_sigmask(signal.SIG_BLOCK, list(self._before))
+
+    def after_fork(self, *, child: bool) -> None:
+        if child:
+            self._put_back()
+            self._ears.clear()
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._forks.mask)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """The handler. It interrupts any code of the main thread, so it only passes the signal on."""
@@ -124,3 +137,9 @@ def _is_main(task: asyncio.Task[Any] | None) -> bool:
 
 
 SIGNALS = Signals()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=SIGNALS.before_fork,
+        after_in_parent=functools.partial(SIGNALS.after_fork, child=False),
+        after_in_child=functools.partial(SIGNALS.after_fork, child=True),
+    )

@@ -10,6 +10,7 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
+from pgsched.db.forks import Birth, keep_from_children
 from pgsched.db.session import Connection
 from pgsched.errors import PgschedError
 
@@ -31,6 +32,7 @@ class Pools:
 
     def __init__(self, info: str, most: int) -> None:
         self.over = threading.Event()
+        self._birth = Birth()
         self._info = info
         self._most = most
         self._lock = threading.Lock()
@@ -89,6 +91,7 @@ class Pools:
             await asyncio.to_thread(threads.close, 1.0)
 
     def _check(self) -> None:
+        self._birth.check("This run", "call run.transaction() in the worker's own process")
         if self.over.is_set():
             raise PgschedError("run.transaction() is not available: the worker has ended.")
 
@@ -98,11 +101,13 @@ class Pools:
 
 async def configure(connection: Connection) -> None:
     """Sets a new connection to read committed."""
+    keep_from_children(connection)
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
 def configure_blocking(connection: Blocking) -> None:
     """Does the same for a thread's connection."""
+    keep_from_children(connection)
     connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 

@@ -18,6 +18,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgsched.db import session
 from pgsched.db.fence.pools import OPTIONS, WAIT, Blocking, Pools, configure, configure_blocking
+from pgsched.db.forks import keep_from_children
 from pgsched.db.session import STATEMENT_LIMIT, Connection
 
 T = TypeVar("T")
@@ -119,6 +120,7 @@ class Coroutines:
         async with asyncio.timeout(_LIMIT):
             # Under a different name from the session that must be ended.
             connection = await psycopg.AsyncConnection.connect(session.conninfo_for(self._source.dsn, _ASKS), **OPTIONS)
+            keep_from_children(connection)
             async with connection:
                 rows = []
                 for query, params in statements:
@@ -193,6 +195,7 @@ class Threads:
 
     async def ask(self, statements: list[Statement]) -> list[Any]:
         with psycopg.Connection.connect(session.conninfo_for(self._source.dsn, _ASKS), **OPTIONS) as connection:
+            keep_from_children(connection)
             rows = []
             for query, params in statements:
                 rows = await self.execute(connection, query, params)
