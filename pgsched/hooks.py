@@ -183,7 +183,7 @@ class HookDecorators:
 
         For everything that belongs to a thread, such as the database connections of Django. Threads are used for many
         runs. The context manager is a part of the run: its time counts, its error fails the attempt, and it sees the
-        function's error. Several are entered in the order in which they are registered, and left in reverse order.
+        function's error. Several are entered in the order of their registration, and left in reverse order.
 
         Functions that are async def, or that run in another process, are called without it. Raises RegistrationError.
         """

@@ -318,7 +318,11 @@ class Scheduler(HookDecorators):
         return deploy.fingerprint((d.row for d in self.declared.values()), self.limit_rows())
 
     async def run(self, **settings: Any) -> int:
-        """Runs until a signal or shutdown(), then drains.
+        """Runs until shutdown(), a signal or a cancellation, then drains.
+
+        It takes only signals that would end the process because nobody handles them, and configures no logging. If it
+        is awaited by the program's main coroutine, it returns after a signal. In any other task, the signal then ends
+        the process. A cancellation is raised once the drain is over; a second one is raised at once.
 
         settings: like command line flags, they win over all other sources.
 

@@ -39,7 +39,7 @@ def _default(setting: Setting) -> str:
 @click.option("--migrate", "migrate_first", is_flag=True, help="Bring the schema to this version first.")
 @setting_flags(*(setting.name for setting in fields(Settings)), note=_default)
 def run(app: str, flags: dict[str, str | None], file: str | None, migrate_first: bool) -> None:
-    """Run the scheduler that the factory APP builds, until SIGTERM or Ctrl-C.
+    """Run the scheduler that the factory APP builds, until SIGTERM, SIGHUP or Ctrl-C.
 
     APP is the factory's import path, module.function or module:function; the current directory is importable.
     The factory is a function, an async function or an async context manager, and returns a Scheduler.

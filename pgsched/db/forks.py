@@ -30,7 +30,7 @@ def keep_from_children(connection: psycopg.Connection[Any] | psycopg.AsyncConnec
 
 
 class Birth:
-    """The process in which an object was made, for objects that must not be used in a forked child."""
+    """The process that made an object, for objects that a forked child must not use."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -55,7 +55,7 @@ def _cut_off() -> None:
         with contextlib.suppress(psycopg.Error, OSError):  # it is closed
             descriptor = connection.pgconn.socket
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                # Replaced, not closed: a new file must not get the number, to which libpq may still write.
+                # Replaced, not closed: libpq may still write to the number, so no new file may get it.
                 os.dup2(null, descriptor, inheritable=False)
     os.close(null)
 
