@@ -64,12 +64,8 @@ async def opened(info: str, queries: Queries) -> AsyncIterator[Client]:
     # A pool keeps trying and never reports why; one connection made by hand fails at once with the reason.
     await (await reach(info)).close()
     connections = Pooled(info)
-    await connections.pool.open()
-    try:
+    async with connections.pool:
         yield Client(connections, queries)
-    finally:
-        if connections.birth.here:  # the pool's tasks and sessions are the parent's
-            await connections.pool.close()
 
 
 class Client(Looks):

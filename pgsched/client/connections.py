@@ -58,14 +58,14 @@ class Pooled:
     """The connections of an asynchronous client."""
 
     def __init__(self, info: str) -> None:
-        self.birth = Birth()
+        self._birth = Birth()
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             info, configure=_configure, check=AsyncConnectionPool.check_connection, **POOL
         )
 
     def own(self) -> AbstractAsyncContextManager[Connection]:
         """One of the pool's."""
-        self.birth.check(*FORKED)
+        self._birth.check(*FORKED)
         return self.pool.connection()
 
     def given(self, connection: Any) -> Connection:

@@ -44,14 +44,8 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
     with reaching():
         psycopg.Connection.connect(info, autocommit=True).close()
     check = ConnectionPool.check_connection
-    pool = ConnectionPool(info, configure=_configure, check=check, **POOL)
-    pool.open()
-    connections = _SyncConnections(pool)
-    try:
-        yield SyncClient(Client(connections, Queries(schema)))
-    finally:
-        if connections.birth.here:  # the pool's threads and sessions are the parent's
-            pool.close()
+    with ConnectionPool(info, configure=_configure, check=check, **POOL) as pool:
+        yield SyncClient(Client(_SyncConnections(pool), Queries(schema)))
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,13 +136,13 @@ class _SyncConnections:
     """The connections of a synchronous client."""
 
     def __init__(self, pool: ConnectionPool[Any]) -> None:
-        self.birth = Birth()
+        self._birth = Birth()
         self._pool = pool
 
     @contextlib.asynccontextmanager
     async def own(self) -> AsyncIterator[Connection]:
         """One of the pool's."""
-        self.birth.check(*FORKED)
+        self._birth.check(*FORKED)
         with self._pool.connection() as connection:
             yield _adapted(connection)
 

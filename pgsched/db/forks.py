@@ -35,14 +35,9 @@ class Birth:
     def __init__(self) -> None:
         self._pid = os.getpid()
 
-    @property
-    def here(self) -> bool:
-        """Whether this is that process."""
-        return self._pid == os.getpid()
-
     def check(self, thing: str, advice: str) -> None:
-        """Raises PgschedError in any other process."""
-        if not self.here:
+        """Raises PgschedError in any other process, with the object's name and an advice."""
+        if self._pid != os.getpid():
             raise PgschedError(
                 f"{thing} was made in process {self._pid} and cannot be used in its fork {os.getpid()}: {advice}."
             )

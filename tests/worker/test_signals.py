@@ -60,7 +60,7 @@ async def test_a_guest_in_another_thread_hears_what_the_main_threads_guest_has_t
     async def elsewhere():
         with SIGNALS.heard(lambda number, again: (heard.append("there"), leave.set()), owner=False):
             inside.set()
-            await leave.wait()
+            await asyncio.wait_for(leave.wait(), 20)
 
     thread = threading.Thread(target=lambda: asyncio.run(elsewhere()))
     with SIGNALS.heard(lambda number, again: heard.append("here"), owner=False):
