@@ -180,21 +180,13 @@ class Attempt:
         except BaseException as raised:
             self.error = raised
             if self.surroundings.ends():
-                await self._outlast_loop()
+                await _outlast_loop(self)
         self.ended = time.monotonic()
         if self.hooked:
             result, error = self.result, self.error
             took = timedelta(seconds=self.ended - self.began) if self.began else timedelta(0)
             self._over()
             await _report(self, run, result, error, took)
-
-    async def _outlast_loop(self) -> None:
-        """The event loop ends and has cancelled this task, not the run: a function in a thread may still finish."""
-        while self.thread_call.busy and self.state is State.RUNNING:
-            with contextlib.suppress(asyncio.CancelledError):  # the tasks of one loop may be cancelled several times
-                assert self.thread_call.future is not None
-                ok, value = await asyncio.shield(self.thread_call.future)
-                self.result, self.error = (value, None) if ok else (None, value)
 
     # --- its end ----------------------------------------------------------------------------------------
 
@@ -373,6 +365,15 @@ async def _report(attempt: Attempt, run: Run, result: Any, error: BaseException 
         if failure is not None:
             await caller.call(hooks.on_failure, attempt.context, run, failure)
         await caller.call(hooks.after_run, attempt.context, run, end)
+
+
+async def _outlast_loop(attempt: Attempt) -> None:
+    """The event loop ends and has cancelled the attempt's task, not its run: a function in a thread may finish."""
+    while attempt.thread_call.busy and attempt.state is State.RUNNING:
+        with contextlib.suppress(asyncio.CancelledError):  # the tasks of one loop may be cancelled several times
+            assert attempt.thread_call.future is not None
+            ok, value = await asyncio.shield(attempt.thread_call.future)
+            attempt.result, attempt.error = (value, None) if ok else (None, value)
 
 
 def function_fields(attempt: Attempt) -> dict[str, str]:
