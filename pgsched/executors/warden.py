@@ -76,8 +76,8 @@ class Orphans:
 
     def leave_to_parent(self) -> None:
         """Runs in a forked child, which may outlive us: the warden and the groups are not the child's."""
-        warden, self._warden = self._warden, None
-        self._groups, self._lock = set(), threading.Lock()  # another thread of the parent may have held the old lock
+        warden, self.warden = self.warden, None
+        self.groups, self._lock = set(), threading.Lock()  # another thread of the parent may have held the old lock
         if warden is not None and warden.stdin is not None:
             null = os.open(os.devnull, os.O_WRONLY)
             with contextlib.suppress(OSError, ValueError):  # it is closed
