@@ -3,6 +3,9 @@
 psycopg tries the hosts of a connection string in turn, each for connect_timeout. A silent first host (a dead primary,
 an address without a way to it) would cost that time on each connect, and a limit around it all would never get past it.
 So the address that answered last is tried first, and hosts that have others after them get less time.
+
+A wait for an answer that is over its limit ends with its connection: a cancellation would wait for the same server. If
+an answer may take long, `at_work` asks the server over another connection, and only a lost answer ends the wait.
 """
 
 from __future__ import annotations
@@ -10,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
-import queue
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import conninfo
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout  # documented at Connection.wait()
 from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn
 
 Params: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -29,10 +34,15 @@ T = TypeVar("T")
 ALONE = 10.0  # seconds for the only address
 FIRST = 4.0  # seconds for each of several; doubled, up to ALONE, while none of them answers
 RESOLVE = 5.0  # seconds for the addresses of a name
+ON_ITS_WAY = 5.0  # seconds for an answer that the server has sent already
 # The options of psycopg's connect() that are none of libpq's parameters.
 _OPTIONS = frozenset({"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"})
 _LOOPBACK = ("127.0.0.1", "::1")
 _ENVIRONMENT = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "connect_timeout": "PGCONNECT_TIMEOUT"}
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server has not answered within the connection's limit. The connection is closed."""
 
 
 class _Known:
@@ -69,7 +79,7 @@ def hosts(params: Mapping[str, Any]) -> list[Params]:
 
 def _needs_address(host: Params) -> bool:
     name = host.get("host", "")
-    if "hostaddr" in host or not name or name.startswith(("/", "@")):
+    if "hostaddr" in host or not name or name.startswith(("/", "@")) or "," in name:
         return False
     try:
         ipaddress.ip_address(name)
@@ -81,6 +91,11 @@ def _needs_address(host: Params) -> bool:
 def _with_addresses(host: Params, found: Sequence[Any]) -> list[Params]:
     addresses = list(dict.fromkeys(item[4][0] for item in found))
     return [{**host, "hostaddr": address} for address in addresses] or [host]
+
+
+def forget() -> None:
+    """Forgets which hosts have answered."""
+    _known.clear()
 
 
 def several(info: str) -> bool:
@@ -95,7 +110,7 @@ def _key(params: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class Attempts:
-    """The attempts at one connection: the addresses in the order in which they are tried, each with its time.
+    """The attempts at one connection: the addresses in the order of the attempts, each with its time.
 
     info: the connection string. options: as for psycopg's connect(), which may hold parameters of the connection, too.
     """
@@ -127,12 +142,14 @@ class Attempts:
         """This address did not, or a name has no address."""
         self._errors.append((one, error))
 
-    def error(self) -> Exception:
-        """The error to raise if none of them answered."""
+    def error(self, total: float | None = None) -> Exception:
+        """The error to raise if none of them answered. total: the limit for all of them, in seconds, if it is over."""
         self._known.patience = min(2 * self._known.patience, ALONE)
+        lines = [f"{_named(one)}: {(str(error).strip().splitlines() or [''])[0]}" for one, error in self._errors]
+        if total is not None:
+            return psycopg.errors.ConnectionTimeout("; ".join([f"no answer within {total:g} s", *lines]))
         if len(self._errors) == 1:
             return self._errors[0][1]
-        lines = [f"{_named(one)}: {(str(error).strip().splitlines() or [''])[0]}" for one, error in self._errors]
         text = f"none of {len(lines)} addresses can be used: {'; '.join(lines)}"
         last = self._errors[-1][1]
         return (type(last) if isinstance(last, psycopg.OperationalError) else psycopg.OperationalError)(text)
@@ -143,15 +160,41 @@ def _named(one: Params) -> str:
     return f"{name} ({address})" if name and address and name != address else name or address or "the default host"
 
 
-class Bounded(psycopg.AsyncConnection[Any]):
-    """A connection for coroutines.
+class _Limits:
+    """The limits of a connection.
 
     limit: the longest wait for an answer, in seconds; None for any.
+    at_work: asks, over another connection, whether the server is still at work on a statement that is over the limit.
+        If it is, the wait goes on. In a coroutine it is awaited.
+    made_at: when it was connected, by the monotonic clock.
+    """
+
+    pgconn: PGconn
+    limit: float | None = None
+    at_work: Callable[[], Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made_at = time.monotonic()
+        self.nested: dict[object, float] = {}  # by the block of within(): tasks may share a connection
+
+    def _allowed(self) -> float | None:
+        return min((each for each in (self.limit, *self.nested.values()) if each is not None), default=None)
+
+    def _silent(self, limit: float) -> NoAnswer:
+        # Without a word to the server: it would not read it.
+        self.pgconn.finish()
+        return NoAnswer(f"the server has not answered for {limit:g} s")
+
+
+class Bounded(_Limits, psycopg.AsyncConnection[Any]):
+    """A connection for coroutines.
+
     opening: called at the start of each outermost transaction.
     refused_writes: whether the server has refused a write because the session was read-only.
     """
 
-    limit: float | None = None
+    at_work: Callable[[], Awaitable[bool]] | None = None
     opening: Callable[[], Awaitable[None]] | None = None
     refused_writes = False
 
@@ -165,9 +208,18 @@ class Bounded(psycopg.AsyncConnection[Any]):
             yield block
 
     @classmethod
-    async def connect(cls, conninfo: str = "", **options: Any) -> Bounded:
-        """Connects to the first address that answers. Takes what psycopg takes."""
+    async def connect(cls, conninfo: str = "", **options: Any) -> Self:
+        """Connects to the first address that answers. Takes what psycopg takes, and total: the limit in seconds."""
+        total = options.pop("total", None)
         attempts = Attempts(conninfo, options)
+        try:
+            async with asyncio.timeout(total):
+                return await cls._first(attempts)
+        except TimeoutError:
+            raise attempts.error(total) from None
+
+    @classmethod
+    async def _first(cls, attempts: Attempts) -> Self:
         addresses: list[Params] = []
         for host in attempts.hosts:
             try:
@@ -186,23 +238,47 @@ class Bounded(psycopg.AsyncConnection[Any]):
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Waits for an answer, up to the limit. A connection that gives none is closed."""
-        if self.limit is None:
+        limit = self._allowed()
+        if limit is None or kwargs.get("timeout") is not None:
             return await super().wait(gen, *args, **kwargs)
+        patience, last = limit, self.at_work is None
+        while True:
+            try:  # psycopg leaves the generator as it is, so the wait can go on
+                return await super().wait(gen, *args, **{**kwargs, "timeout": patience})
+            except _WaitTimeout:
+                if last:
+                    raise self._silent(limit) from None
+            if not await self._asked():
+                patience, last = min(ON_ITS_WAY, limit), True
+
+    async def _asked(self) -> bool:
+        assert self.at_work is not None
         try:
-            return await super().wait(gen, *args, **{**kwargs, "timeout": self.limit})
-        except _WaitTimeout:
-            raise _silent(self, self.limit) from None
+            return await self.at_work()
+        except BaseException:  # a cancellation, in the middle of a statement
+            self.pgconn.finish()
+            raise
 
 
-class BoundedBlocking(psycopg.Connection[Any]):
+class BoundedBlocking(_Limits, psycopg.Connection[Any]):
     """The same for threads."""
 
-    limit: float | None = None
+    at_work: Callable[[], bool] | None = None
 
     @classmethod
-    def connect(cls, conninfo: str = "", **options: Any) -> BoundedBlocking:
-        """Connects to the first address that answers. Takes what psycopg takes."""
+    def connect(cls, conninfo: str = "", **options: Any) -> Self:
+        """Connects to the first address that answers. Takes what psycopg takes, and total: the limit in seconds."""
+        total = options.pop("total", None)
         attempts = Attempts(conninfo, options)
+        if total is None:
+            return cls._first(attempts)
+        try:
+            return _in_thread(lambda: cls._first(attempts), total, late=lambda made: made.close())
+        except TimeoutError:
+            raise attempts.error(total) from None
+
+    @classmethod
+    def _first(cls, attempts: Attempts) -> Self:
         addresses: list[Params] = []
         for host in attempts.hosts:
             try:
@@ -221,32 +297,62 @@ class BoundedBlocking(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Waits for an answer, up to the limit. A connection that gives none is closed."""
-        if self.limit is None:
+        limit = self._allowed()
+        if limit is None or kwargs.get("timeout") is not None:
             return super().wait(gen, *args, **kwargs)
+        patience, last = limit, self.at_work is None
+        while True:
+            try:
+                return super().wait(gen, *args, **{**kwargs, "timeout": patience})
+            except _WaitTimeout:
+                if last:
+                    raise self._silent(limit) from None
+            if not self._asked():
+                patience, last = min(ON_ITS_WAY, limit), True
+
+    def _asked(self) -> bool:
+        assert self.at_work is not None
         try:
-            return super().wait(gen, *args, **{**kwargs, "timeout": self.limit})
-        except _WaitTimeout:
-            raise _silent(self, self.limit) from None
+            return self.at_work()
+        except BaseException:
+            self.pgconn.finish()
+            raise
 
 
 @contextmanager
-def within(connection: Any, seconds: float) -> Iterator[None]:
-    """Limits each wait for an answer in the block. Of nested limits the shortest applies.
+def within(connection: Any, seconds: float | None) -> Iterator[None]:
+    """Limits each wait for an answer in the block. Of nested limits the shortest applies; None adds none.
 
     connection: one of those above. Another kind of connection, such as a caller's own, keeps its limits.
     """
-    before = getattr(connection, "limit", None)
-    connection.limit = seconds if before is None else min(before, seconds)
+    if seconds is None or not isinstance(connection, _Limits):
+        yield
+        return
+    block = object()
+    connection.nested[block] = seconds
     try:
         yield
     finally:
-        connection.limit = before
+        del connection.nested[block]
 
 
-def _silent(connection: Bounded | BoundedBlocking, limit: float) -> psycopg.OperationalError:
-    # Without a word to the server: it would not read it.
-    connection.pgconn.finish()
-    return psycopg.OperationalError(f"the server has not answered for {limit:g} s")
+def _in_thread(work: Callable[[], T], seconds: float, late: Callable[[T], object] = lambda _: None) -> T:
+    """The result of blocking work. Raises TimeoutError if it takes longer; `late` gets a result that comes then."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # the caller gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="pgsched-reach").start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if not future.done():
+            future.add_done_callback(lambda ended: late(ended.result()) if ended.exception() is None else None)
+        raise
 
 
 def _unresolved(host: Params, error: OSError) -> psycopg.OperationalError:
@@ -265,20 +371,8 @@ async def _addresses(host: Params) -> list[Params]:
 def _addresses_blocking(host: Params) -> list[Params]:
     if not _needs_address(host):
         return [host]
-    answers: queue.Queue[list[Any] | OSError] = queue.Queue()
 
-    def ask() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host["host"], host.get("port"), type=socket.SOCK_STREAM))
-        except OSError as error:
-            answers.put(error)
+    def ask() -> list[Any]:
+        return list(socket.getaddrinfo(host["host"], host.get("port"), type=socket.SOCK_STREAM))
 
-    # In a thread of its own, since nothing limits how long a resolver takes.
-    threading.Thread(target=ask, daemon=True, name="pgsched-resolve").start()
-    try:
-        found = answers.get(timeout=RESOLVE)
-    except queue.Empty:
-        raise TimeoutError from None
-    if isinstance(found, OSError):
-        raise found
-    return _with_addresses(host, found)
+    return _with_addresses(host, _in_thread(ask, RESOLVE))  # nothing limits how long a resolver takes
