@@ -24,8 +24,8 @@ from pgsched.client.connections import FORKED, POOL, conninfo_of, wrong_connecti
 from pgsched.client.runs import Runs
 from pgsched.db import session
 from pgsched.db.failures import reaching
-from pgsched.db.fence.waits import finished
 from pgsched.db.forks import Birth, keep_from_children
+from pgsched.db.pool import finished
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
 

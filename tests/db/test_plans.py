@@ -196,9 +196,9 @@ NOT_A_WORKERS = """
     count_runs_by_status create_schedule declare_limits delete_worker end_transactions enqueue_run enqueue_runs
     find_row_lock find_table_lock get_run insert_worker list_dead_runs list_fire_times list_runs list_runs_between
     list_schedules list_workers lock_declarations look_after_commit note_zone pause_schedule read_clock
-    read_declarations read_health read_keepers read_log read_reach read_situation read_status read_zones
-    record_declarations remove_schedule replan_zone resume_schedule retire_schedules retry_run retry_runs set_patience
-    find_replans read_waits settle_constraints
+    read_declarations read_health read_keepers read_log read_reach read_situation read_status read_transaction
+    read_zones record_declarations remove_schedule replan_zone resume_schedule retire_schedules retry_run retry_runs
+    find_replans set_patience read_waits settle_constraints
     trigger_schedule upsert_schedules wait_for_transaction withhold_zones
 """
 

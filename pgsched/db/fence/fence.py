@@ -7,6 +7,9 @@ worker that stands still at any point can be replaced.
 If the answer to a commit is lost, the commit may have happened, or may still happen. So the old session is ended, and
 once its transaction is over the run's row shows the result.
 
+No answer is waited for without end: a connection that gives none is closed. A statement may still take as long as it
+needs, a COMMIT too (for deferred constraints, for a standby): the server is asked whether it is at work on it.
+
 Coroutines and threads wait differently: see waits. The worker's connections are in pools.
 """
 
@@ -26,14 +29,16 @@ from psycopg.pq import TransactionStatus
 
 from pgsched.db import session
 from pgsched.db.fence.pools import Blocking, Pools
-from pgsched.db.fence.waits import Coroutines, Source, Statement, Threads, Way, finished
-from pgsched.db.mishaps import Failures
+from pgsched.db.fence.waits import LIMIT, Coroutines, Source, Statement, Threads, Way
+from pgsched.db.mishaps import Failures, read_only
+from pgsched.db.pool import finished
 from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import ClaimLost, PgschedError
 from pgsched.model import Claim
 
 _CLAIM_LOST = "PS410"
+_TRIES = 3  # to begin, if a connection breaks just then
 
 
 def session_name(claim: Claim) -> str:
@@ -98,6 +103,13 @@ class Fence:
         queries = self.queries or Queries(self.schema)
         return queries.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
 
+    @property
+    def patience(self) -> Statement:
+        """A statement that makes the server give up the next ones of its transaction before we do, and leave nothing
+        behind."""
+        limit = f"{int(800 * LIMIT)}ms"
+        return (self.queries or Queries(self.schema)).query("wait_briefly"), {"limit": limit, "most": limit}
+
     def lost(self) -> ClaimLost:
         """The error for a block whose claim is gone."""
         return ClaimLost(
@@ -117,7 +129,6 @@ class Transaction:
         self._way: Way
         self._connection: Any
         self._block: Any
-        self._transaction: Any
 
     async def __aenter__(self) -> Connection:
         self._way = Coroutines(self._fence.source)
@@ -146,36 +157,54 @@ class Transaction:
 
     async def _enter(self) -> None:
         self._fence.enter()
-        self._connection = await self._way.take()
-        try:
-            self._block = self._connection.transaction()
-            self._transaction = await self._way.begin(self._block)
-            await self._way.execute(self._connection, *self._fence.statement("begin_transaction"))
-        except BaseException:
-            await self._way.give_back(self._connection)
-            raise
+        tries, backoff = 0, Backoff(0.05, 2.0)
+        while True:
+            self._connection = await self._way.take()
+            try:
+                self._block = self._connection.transaction()
+                await self._way.begin(self._connection, self._block, *self._fence.statement("begin_transaction"))
+            except BaseException as error:
+                tries += 1
+                gone = isinstance(error, Failures) and self._connection.closed
+                await self._way.give_back(self._connection)
+                if not gone or tries == _TRIES:
+                    raise
+            else:
+                pid = {"pid": self._connection.info.backend_pid}
+                query, params = self._fence.statement("read_transaction")
+                self._way.watch(self._connection, (query, params | pid))
+                return
+            await self._way.sleep(backoff.delay())  # nothing has begun
 
     async def _exit(self, error: BaseException | None) -> bool:
         try:
-            if error is not None:
-                return await self._roll_back(error)
-            if self._connection.info.transaction_status == TransactionStatus.IDLE:
-                error = PgschedError(
-                    "The block ended its transaction itself, so its writes are not fenced, and the run's success is "
-                    "not recorded. Leave BEGIN, COMMIT and ROLLBACK to run.transaction()."
-                )
-                await self._roll_back(error)
-                raise error
-            # Up to here a cancellation rolls everything back. From here on it must wait for the answer.
-            await self._way.apart(self._commit())
+            return await self._end(error)
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
+            if error is not None and read_only(error):
+                await self._way.close(self._connection)
             await self._way.give_back(self._connection)
+
+    async def _end(self, error: BaseException | None) -> bool:
+        if error is not None:
+            return await self._roll_back(error)
+        if self._connection.info.transaction_status == TransactionStatus.IDLE:
+            error = PgschedError(
+                "The block ended its transaction itself, so its writes are not fenced, and the run's success is "
+                "not recorded. Leave BEGIN, COMMIT and ROLLBACK to run.transaction()."
+            )
+            await self._roll_back(error)
+            raise error
+        # Up to here a cancellation rolls everything back. From here on it must wait for the answer.
+        await self._way.apart(self._commit())
         return False
 
     async def _roll_back(self, error: BaseException) -> bool:
         """Returns whether the error ends here: with psycopg.Rollback the block itself asked for the rollback."""
         with contextlib.suppress(*Failures):  # if the connection is lost, the server rolls back
-            return await self._way.end(self._block, error)
+            return await self._way.end(self._connection, self._block, error)
         return False
 
     async def _commit(self) -> None:
@@ -192,7 +221,7 @@ class Transaction:
                 raise
         else:
             with contextlib.suppress(*Failures):  # ends the empty transaction that COMMIT AND CHAIN began
-                await self._way.end(self._block, None)
+                await self._way.end(self._connection, self._block, None)
         self._fence.committed()
 
     async def _find_out(self, error: BaseException) -> bool:
@@ -201,7 +230,7 @@ class Transaction:
         backoff = Backoff(0.05, 2.0)
         while True:
             try:
-                rows = await self._way.ask([self._fence.statement(name) for name in _ASKING])
+                rows = await self._way.ask([self._fence.patience, *map(self._fence.statement, _ASKING)])
             except Failures:
                 if self._way.given_up:
                     error.add_note("It is unknown whether the transaction has committed: the database did not answer.")

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from pgsched.db.forks import Birth, keep_from_children
-from pgsched.db.session import Connection
+from pgsched.db.pool import CoroutinePool, Pool, PoolTimeout, ThreadPool, finished
+from pgsched.db.reaching import Bounded, BoundedBlocking
 from pgsched.errors import PgschedError
+from pgsched.log import get
 
 Blocking = psycopg.Connection[Any]
 
-# A pool that cannot connect retries by itself for this many seconds, with growing pauses. Then it is asked again. With
-# the pool's default, minutes could pass after an outage of minutes.
-WAIT = 10.0
+SAY_AFTER = 10.0  # seconds that a run waits for a connection until the log says why
+SAY_AGAIN = 60.0
 
 # The application's own sessions keep its search path, time zone and limits. A pooler may be in between.
-OPTIONS: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+OPTIONS: dict[str, Any] = {"prepare_threshold": None}
+_NAME = "pgsched-run"
 
 
 class Pools:
-    """At most `most` connections for coroutines, and as many for threads.
-
-    A connection is made when it is needed, and closed when it has not been used for a while.
-    """
+    """At most `most` connections for coroutines, and as many for threads."""
 
     def __init__(self, info: str, most: int) -> None:
         self.over = threading.Event()
@@ -37,48 +37,41 @@ class Pools:
         self._most = most
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._coroutines: AsyncConnectionPool[Connection] | None = None
-        self._threads: ConnectionPool[Blocking] | None = None
+        self._coroutines: CoroutinePool | None = None
+        self._threads: ThreadPool | None = None
+        self._waits = Waits()
 
-    async def for_coroutines(self) -> AsyncConnectionPool[Connection] | None:
+    async def for_coroutines(self) -> CoroutinePool | None:
         """The pool for coroutines; None in an event loop other than the worker's."""
         self._check()
         if self._coroutines is None:
             self._loop = asyncio.get_running_loop()
-            self._coroutines = AsyncConnectionPool(
-                self._info,
-                configure=configure,
-                reset=_reset,
-                check=AsyncConnectionPool.check_connection,
-                **self._sizes,
-            )
+            self._coroutines = CoroutinePool(self._info, self._most, _NAME, configure, clean=True, **OPTIONS)
         if asyncio.get_running_loop() is not self._loop:
             return None
         await self._coroutines.open()
         return self._coroutines
 
-    def for_threads(self) -> ConnectionPool[Blocking]:
+    async def for_threads(self) -> ThreadPool:
         """The pool for threads."""
         with self._lock:
             self._check()
             if self._threads is None:
-                self._threads = ConnectionPool(
-                    self._info, configure=configure_blocking, reset=_reset_blocking,
-                    check=ConnectionPool.check_connection, **self._sizes,
-                )  # fmt: skip
-                self._threads.open()
+                self._threads = ThreadPool(self._info, self._most, _NAME, configure_blocking, clean=True, **OPTIONS)
+                await self._threads.open()
             return self._threads
 
-    @property
-    def _sizes(self) -> dict[str, Any]:
-        return {
-            "kwargs": OPTIONS,
-            "min_size": 0,
-            "max_size": self._most,
-            "open": False,
-            "name": "pgsched-run",
-            "reconnect_timeout": WAIT,
-        }
+    async def take(self, pool: Pool) -> Any:
+        """A connection of one of them, no matter how long others take: the run has its own timeout.
+
+        The log says why none comes. Raises PoolClosed once the worker has ended.
+        """
+        with self._waits.one() as began:
+            while True:
+                try:
+                    return await pool.take(SAY_AFTER)
+                except PoolTimeout:
+                    self._waits.say(pool, time.monotonic() - began)
 
     async def close(self) -> None:
         """Closes idle connections now and the others when they are given back. Waiting for one raises an error."""
@@ -88,7 +81,7 @@ class Pools:
         with self._lock:
             threads = self._threads
         if threads is not None:
-            await asyncio.to_thread(threads.close, 1.0)
+            await asyncio.to_thread(finished, threads.close(1.0))
 
     def _check(self) -> None:
         self._birth.check("This run", "call run.transaction() in the worker's own process")
@@ -96,29 +89,52 @@ class Pools:
             raise PgschedError("run.transaction() is not available: the worker has ended.")
 
 
-# A beat changes the run's row while the block runs. A stricter isolation level would treat that as a conflict.
+class Waits:
+    """Logs why runs wait for a connection, once a minute at most, no matter how many wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._said_at = float("-inf")
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[float]:
+        """One run waits in the block. Yields the time at which it began."""
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield time.monotonic()
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._said_at = float("-inf")
+
+    def say(self, pool: Pool, waited: float) -> None:
+        """Logs it, unless that was done a short while ago."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._said_at + SAY_AGAIN:
+                return
+            self._said_at = now
+            waiting = self._waiting
+        get().warning(
+            "transactions_wait", runs=waiting, waited_s=round(waited, 1), in_use=pool.used,
+            max_transactions=pool.most, reason=pool.reason,
+        )  # fmt: skip
 
 
-async def configure(connection: Connection) -> None:
+# A beat changes the run's row while the block runs. A stricter isolation level would treat that as a conflict. Whether
+# a transaction may write is the server's choice: an operator may have made an old primary read-only.
+
+
+async def configure(connection: Bounded) -> None:
     """Sets a new connection to read committed."""
     keep_from_children(connection)
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
-def configure_blocking(connection: Blocking) -> None:
+def configure_blocking(connection: BoundedBlocking) -> None:
     """Does the same for a thread's connection."""
     keep_from_children(connection)
     connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-
-
-# One run's settings must not reach another run.
-
-
-async def _reset(connection: Connection) -> None:
-    connection.row_factory, connection.cursor_factory = tuple_row, psycopg.AsyncCursor
-    await connection.execute("discard all")
-
-
-def _reset_blocking(connection: Blocking) -> None:
-    connection.row_factory, connection.cursor_factory = tuple_row, psycopg.Cursor
-    connection.execute("discard all")

@@ -1,6 +1,6 @@
 """One protocol for the waits of a run's transaction, with an implementation for coroutines and one for threads.
 
-So fence writes the steps of a transaction only once. finished() runs a coroutine that never has to wait.
+So fence writes the steps of a transaction only once. pool.finished() runs those of a thread.
 """
 
 from __future__ import annotations
@@ -10,33 +10,25 @@ import contextlib
 import threading
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol
 
 import psycopg
 from psycopg.rows import tuple_row
-from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgsched.db import session
-from pgsched.db.fence.pools import OPTIONS, WAIT, Blocking, Pools, configure, configure_blocking
-from pgsched.db.forks import keep_from_children
-from pgsched.db.session import STATEMENT_LIMIT, Connection
+from pgsched.db.fence.pools import OPTIONS, Blocking, Pools, configure, configure_blocking
+from pgsched.db.mishaps import Failures
+from pgsched.db.pool import Pool, finished
+from pgsched.db.reaching import Bounded, BoundedBlocking, within
+from pgsched.db.session import STATEMENT_LIMIT
 
-T = TypeVar("T")
 Statement = tuple[bytes, dict[str, Any]]
 
-_LIMIT = STATEMENT_LIMIT.total_seconds()  # seconds for a COMMIT once its run must stop, and to ask about its result
+# Seconds to wait for the answers to BEGIN, COMMIT, ROLLBACK and to questions about them, and for a COMMIT once its run
+# must stop.
+LIMIT = STATEMENT_LIMIT.total_seconds()
+BLOCK = 60.0  # seconds until the server is asked whether it is still at work on a statement of the block
 _ASKS = "pgsched commit"  # the application_name of sessions that ask about a commit
-
-
-def finished(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that never has to wait. Raises RuntimeError if it does."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        return cast("T", end.value)
-    work.close()
-    name = getattr(work, "__qualname__", work)
-    raise RuntimeError(f"{name} waits for an event loop: it cannot be called from synchronous code")
 
 
 class Source:
@@ -56,15 +48,22 @@ class Source:
 
 
 class Way(Protocol):
-    """The steps of a transaction that may wait, in a coroutine or in a thread."""
+    """The steps of a transaction that may wait, in a coroutine or in a thread.
+
+    After LIMIT without an answer a step closes the connection and raises an error.
+
+    given_up: whether the database is no longer asked about a commit.
+    watch: from now on, waits that are over their limit go on if the statement says that the server is at work.
+    ask: sends statements in a transaction of their own, and returns the last one's rows.
+    """
 
     @property
     def given_up(self) -> bool: ...
     async def take(self) -> Any: ...
     async def give_back(self, connection: Any) -> None: ...
-    async def begin(self, block: Any) -> Any: ...
-    async def execute(self, connection: Any, query: bytes, params: dict[str, Any]) -> list[Any]: ...
-    async def end(self, block: Any, error: BaseException | None) -> bool: ...
+    async def begin(self, connection: Any, block: Any, query: bytes, params: dict[str, Any]) -> None: ...
+    def watch(self, connection: Any, statement: Statement) -> None: ...
+    async def end(self, connection: Any, block: Any, error: BaseException | None) -> bool: ...
     async def close(self, connection: Any) -> None: ...
     async def commit(self, connection: Any, query: bytes, params: dict[str, Any]) -> None: ...
     async def ask(self, statements: list[Statement]) -> list[Any]: ...
@@ -77,55 +76,73 @@ class Coroutines:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._pool: AsyncConnectionPool[Connection] | None = None
+        self._pool: Pool | None = None
         self._give_up_at = float("inf")
 
     @property
     def given_up(self) -> bool:
         return self._source.over.is_set() or time.monotonic() > self._give_up_at
 
-    async def take(self) -> Connection:
+    async def take(self) -> Bounded:
         pools = self._source.pools
-        if pools is None or (pool := await pools.for_coroutines()) is None:
-            connection = await psycopg.AsyncConnection.connect(self._source.info, **OPTIONS)
-            await configure(connection)
-            return connection
-        self._pool = pool
-        while True:
-            with contextlib.suppress(PoolTimeout):  # no matter how long others take: the run has its own timeout
-                return await pool.getconn(WAIT)
+        if pools is not None and (pool := await pools.for_coroutines()) is not None:
+            self._pool = pool
+            pooled: Bounded = await pools.take(pool)
+            return pooled
+        connection = await Bounded.connect(self._source.info, autocommit=True, **OPTIONS)
+        await configure(connection)
+        return connection
 
-    async def give_back(self, connection: Connection) -> None:
-        await (self._pool.putconn(connection) if self._pool is not None else connection.close())
+    async def give_back(self, connection: Bounded) -> None:
+        connection.limit = connection.at_work = None
+        await (self._pool.give_back(connection) if self._pool is not None else connection.close())
 
-    async def begin(self, block: contextlib.AbstractAsyncContextManager[Any]) -> Any:
-        return await block.__aenter__()
+    async def begin(
+        self,
+        connection: Bounded,
+        block: contextlib.AbstractAsyncContextManager[Any],
+        query: bytes,
+        params: dict[str, Any],
+    ) -> None:
+        with within(connection, LIMIT):
+            await block.__aenter__()
+            await connection.execute(query, params)
 
-    async def execute(self, connection: Connection, query: bytes, params: dict[str, Any]) -> list[Any]:
-        async with connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(query, params)
-            return await cursor.fetchall()
+    def watch(self, connection: Bounded, statement: Statement) -> None:
+        async def at_work() -> bool:
+            try:
+                rows = await self.ask([statement])
+            except Failures:
+                return not self.given_up  # nobody can be asked, and the old connection may still get its answer
+            return bool(rows[0][0])
 
-    async def end(self, block: contextlib.AbstractAsyncContextManager[Any], error: BaseException | None) -> bool:
-        async with asyncio.timeout(_LIMIT):
+        connection.limit, connection.at_work = BLOCK, at_work
+
+    async def end(
+        self, connection: Bounded, block: contextlib.AbstractAsyncContextManager[Any], error: BaseException | None
+    ) -> bool:
+        with within(connection, LIMIT):
             return bool(await block.__aexit__(*_of(error)))
 
-    async def close(self, connection: Connection) -> None:
+    async def close(self, connection: Bounded) -> None:
         await connection.close()
 
-    async def commit(self, connection: Connection, query: bytes, params: dict[str, Any]) -> None:
-        await psycopg.AsyncClientCursor(connection).execute(query, params)
+    async def commit(self, connection: Bounded, query: bytes, params: dict[str, Any]) -> None:
+        with within(connection, LIMIT):
+            await psycopg.AsyncClientCursor(connection).execute(query, params)
 
     async def ask(self, statements: list[Statement]) -> list[Any]:
-        async with asyncio.timeout(_LIMIT):
-            # Under a different name from the session that must be ended.
-            connection = await psycopg.AsyncConnection.connect(session.conninfo_for(self._source.dsn, _ASKS), **OPTIONS)
-            keep_from_children(connection)
-            async with connection:
-                rows = []
-                for query, params in statements:
-                    rows = await self.execute(connection, query, params)
-                return rows
+        # Under a different name from the session that must be ended.
+        info = session.conninfo_for(self._source.dsn, _ASKS)
+        async with await Bounded.connect(info, autocommit=True, total=LIMIT, **OPTIONS) as connection:
+            await configure(connection)  # each statement sees what others have committed before it
+            rows = []
+            with within(connection, LIMIT):
+                async with connection.transaction():
+                    for query, params in statements:
+                        async with connection.cursor(row_factory=tuple_row) as cursor:
+                            rows = await (await cursor.execute(query, params)).fetchall()
+            return rows
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -139,8 +156,8 @@ class Coroutines:
                 await asyncio.wait([task])
             except asyncio.CancelledError as error:
                 if cancelled is None:
-                    self._give_up_at = time.monotonic() + _LIMIT
-                    asyncio.get_running_loop().call_later(_LIMIT, task.cancel)
+                    self._give_up_at = time.monotonic() + LIMIT
+                    asyncio.get_running_loop().call_later(LIMIT, task.cancel)
                 cancelled = error
         if cancelled is not None:
             if not task.cancelled():
@@ -154,51 +171,72 @@ class Threads:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._pool: ConnectionPool[Blocking] | None = None
+        self._pool: Pool | None = None
 
     @property
     def given_up(self) -> bool:
         return self._source.over.is_set()
 
-    async def take(self) -> Blocking:
+    async def take(self) -> BoundedBlocking:
         pools = self._source.pools
-        if pools is None:
-            connection = psycopg.Connection.connect(self._source.info, **OPTIONS)
-            configure_blocking(connection)
-            return connection
-        self._pool = pools.for_threads()
-        while True:
-            with contextlib.suppress(PoolTimeout):
-                return self._pool.getconn(WAIT)
+        if pools is not None:
+            self._pool = await pools.for_threads()
+            pooled: BoundedBlocking = await pools.take(self._pool)
+            return pooled
+        connection = BoundedBlocking.connect(self._source.info, autocommit=True, **OPTIONS)
+        configure_blocking(connection)
+        return connection
 
-    async def give_back(self, connection: Blocking) -> None:
+    async def give_back(self, connection: BoundedBlocking) -> None:
+        connection.limit = connection.at_work = None
         if self._pool is not None:
-            self._pool.putconn(connection)
+            await self._pool.give_back(connection)
         else:
             connection.close()
 
-    async def begin(self, block: contextlib.AbstractContextManager[Any]) -> Any:
-        return block.__enter__()
+    async def begin(
+        self,
+        connection: BoundedBlocking,
+        block: contextlib.AbstractContextManager[Any],
+        query: bytes,
+        params: dict[str, Any],
+    ) -> None:
+        with within(connection, LIMIT):
+            block.__enter__()
+            connection.execute(query, params)
 
-    async def execute(self, connection: Blocking, query: bytes, params: dict[str, Any]) -> list[Any]:
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            return cursor.execute(query, params).fetchall()
+    def watch(self, connection: BoundedBlocking, statement: Statement) -> None:
+        def at_work() -> bool:
+            try:
+                rows = finished(self.ask([statement]))
+            except Failures:
+                return not self.given_up
+            return bool(rows[0][0])
 
-    async def end(self, block: contextlib.AbstractContextManager[Any], error: BaseException | None) -> bool:
-        return bool(block.__exit__(*_of(error)))
+        connection.limit, connection.at_work = BLOCK, at_work
+
+    async def end(
+        self, connection: BoundedBlocking, block: contextlib.AbstractContextManager[Any], error: BaseException | None
+    ) -> bool:
+        with within(connection, LIMIT):
+            return bool(block.__exit__(*_of(error)))
 
     async def close(self, connection: Blocking) -> None:
         connection.close()
 
-    async def commit(self, connection: Blocking, query: bytes, params: dict[str, Any]) -> None:
-        psycopg.ClientCursor(connection).execute(query, params)
+    async def commit(self, connection: BoundedBlocking, query: bytes, params: dict[str, Any]) -> None:
+        with within(connection, LIMIT):
+            psycopg.ClientCursor(connection).execute(query, params)
 
     async def ask(self, statements: list[Statement]) -> list[Any]:
-        with psycopg.Connection.connect(session.conninfo_for(self._source.dsn, _ASKS), **OPTIONS) as connection:
-            keep_from_children(connection)
+        info = session.conninfo_for(self._source.dsn, _ASKS)
+        with BoundedBlocking.connect(info, autocommit=True, total=LIMIT, **OPTIONS) as connection:
+            configure_blocking(connection)
             rows = []
-            for query, params in statements:
-                rows = await self.execute(connection, query, params)
+            with within(connection, LIMIT), connection.transaction():
+                for query, params in statements:
+                    with connection.cursor(row_factory=tuple_row) as cursor:
+                        rows = cursor.execute(query, params).fetchall()
             return rows
 
     async def sleep(self, seconds: float) -> None:

@@ -15,7 +15,8 @@ from support.workers import Elapsed, reap, until, working
 from pgsched import Retry, Run, Scheduler
 from pgsched.db.fence.fence import Fence, session_name
 from pgsched.db.fence.pools import Pools
-from pgsched.db.fence.waits import Coroutines, Source, Threads, finished
+from pgsched.db.fence.waits import Coroutines, Source, Threads
+from pgsched.db.pool import finished
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import ClaimLost, PgschedError
 from pgsched.model import Claim
@@ -355,7 +356,7 @@ async def test_a_commit_that_may_still_be_on_its_way_to_the_server_is_cut_off_be
     assert await db.value("select status from pgsched.runs") == "running"
 
 
-async def _of_block(self, block, error):
+async def _of_block(self, connection, block, error):
     return False
 
 
@@ -688,8 +689,8 @@ async def test_many_runs_take_turns_at_few_connections(settings, db, paid, inser
 
 @pytest.mark.parametrize("threaded", [False, True])
 async def test_after_an_outage_a_pool_connects_soon(settings, monkeypatch, threaded):
-    for module in ("pools", "waits"):
-        monkeypatch.setattr(f"pgsched.db.fence.{module}.WAIT", 0.1)
+    monkeypatch.setattr("pgsched.db.pool.RETRY", 0.1)
+    monkeypatch.setattr("pgsched.db.fence.pools.SAY_AFTER", 0.1)
     kind = psycopg.Connection if threaded else psycopg.AsyncConnection
     real, tried = kind.connect.__func__, []
 
