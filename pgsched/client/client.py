@@ -14,6 +14,7 @@ from typing import Any
 from pgsched.client.connections import Pooled, Row, conninfo_of
 from pgsched.client.looks import Looks, required_instant
 from pgsched.client.runs import ENDED
+from pgsched.client.timeouts import TIMEOUT, seconds_of
 from pgsched.db.failures import reach
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
@@ -44,27 +45,31 @@ class Enqueued(int):
 
 
 @contextlib.asynccontextmanager
-async def connect(dsn: str | None = None, *, schema: str = "pgsched") -> AsyncIterator[Client]:
+async def connect(
+    dsn: str | None = None, *, schema: str = "pgsched", timeout: timedelta | float | None = TIMEOUT
+) -> AsyncIterator[Client]:
     """A client of the database, for use in `async with`; connect_sync() makes one for synchronous code.
 
     dsn: a URI or libpq's key=value pairs. Default: PGSCHED_DSN, then libpq's own environment.
     schema: the schema that `pgsched migrate` made.
+    timeout: a timedelta or seconds, at most one day; None for no limit. Default 30 s. A call ends within it, with the
+        wait for a free connection and for a new one. Each batch of backfill() and runs.retry_many() has it, and each
+        look of runs.wait() and runs.follow().
 
     Opens at most four connections and closes them at the end of the block. Raises DatabaseUnavailable if nothing
-    answers, ConfigurationError for a DSN that cannot be read.
+    answers, ConfigurationError for a DSN that cannot be read, InvalidArguments for another timeout.
     """
     info = conninfo_of(dsn, schema, "connect()")
-    async with opened(info, Queries(schema)) as client:
+    async with opened(info, Queries(schema), seconds_of(timeout)) as client:
         yield client
 
 
 @contextlib.asynccontextmanager
-async def opened(info: str, queries: Queries) -> AsyncIterator[Client]:
+async def opened(info: str, queries: Queries, timeout: float | None = TIMEOUT) -> AsyncIterator[Client]:
     """A client of the database that a connection string leads to; pgsched.testing sends queries of its own."""
-    # A pool keeps trying and never reports why; one connection made by hand fails at once with the reason.
-    await (await reach(info)).close()
-    connections = Pooled(info)
-    async with connections.pool:
+    # A pool keeps trying until the timeout; one connection made by hand fails at once with the reason.
+    await (await reach(info, timeout)).close()
+    async with Pooled(info, timeout).opened() as connections:
         yield Client(connections, queries)
 
 
@@ -75,8 +80,12 @@ class Client(Looks):
     happens when that transaction commits. Without one, it has happened when the method returns. Rows are dicts
     with the columns' names; times are aware and in UTC, durations timedeltas, JSON is parsed.
 
-    All methods also raise DatabaseUnavailable if the database is gone, SchemaError if it has not been migrated, and
-    InvalidArguments for values that it refuses.
+    All methods also raise DatabaseUnavailable if the database is gone or has not answered within connect()'s timeout,
+    SchemaError if it has not been migrated, and InvalidArguments for values that it refuses.
+
+    On a connection= of yours, the timeout is for the answer alone. After it, psycopg cancels the statement, which can
+    take ten seconds more: the transaction has failed then, or the connection is closed. A psycopg.Connection, in
+    synchronous code, has no such limit: set its tcp_user_timeout, or statement_timeout in its transaction.
     """
 
     # --- schedules --------------------------------------------------------------------------------------
@@ -334,7 +343,8 @@ class Client(Looks):
         """A transaction on a connection of the client's: `async with client.transaction() as connection:`.
 
         Pass the connection to calls as connection=: all their effects happen at the end of the block, or none. Other
-        statements may use it too. An exception in the block rolls back and passes unchanged.
+        statements may use it too, and take as long as they need: the timeout is for BEGIN, for COMMIT, and for calls.
+        An exception in the block rolls back and passes unchanged.
         """
         async with self._sql.transaction() as connection:
             yield connection

@@ -1,4 +1,4 @@
-"""Sends a client's statements to the database, over its own connections or over the caller's.
+"""Sends a client's statements to the database, over its own connections or over the caller's, each within a timeout.
 
 queries has the statements; sync has the connections that block a thread instead of an event loop.
 """
@@ -8,47 +8,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool
 
+from pgsched.client.timeouts import TIMEOUT, limits_of, method_of, reads
 from pgsched.config import Settings
 from pgsched.db import session
-from pgsched.db.failures import in_sentences
+from pgsched.db.failures import ADVICE, in_sentences
 from pgsched.db.forks import Birth, keep_from_children
+from pgsched.db.mishaps import Failures, read_only
+from pgsched.db.pool import RETRY, CoroutinePool, Pool, PoolTimeout
+from pgsched.db.reaching import Bounded, NoAnswer, within
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
-from pgsched.errors import InvalidArguments
+from pgsched.errors import DatabaseUnavailable, InvalidArguments, NotFound
 from pgsched.rules import options
 
 Row: TypeAlias = dict[str, Any]
 
 NAME = "pgsched client"
-# A pool keeps no unused connection. If none is free within the timeout, in seconds, it raises an error.
-POOL: dict[str, Any] = {
-    "min_size": 0,
-    "max_size": 4,
-    "open": False,
-    "timeout": 15,
-    "name": NAME,
-    "kwargs": {"autocommit": True},
-}
-FORKED = "This client", "make one there, after the fork"
+MOST = 4  # connections
+_FORKED = "This client", "make one there, after the fork"
+_LEAST = 0.1  # seconds for an answer, no matter how long the connection took
 _JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "stops"})
 
 
 class Connections(Protocol):
     """The source of a client's connections, and its way to wait. One implementation is for event loops, one for
-    threads."""
+    threads.
 
-    def own(self) -> AbstractAsyncContextManager[Connection]:
-        """A connection of the client's, in autocommit."""
+    timeout: the longest time of a call, in seconds; None for any.
+    """
+
+    timeout: float | None
+    pool: Pool
+    birth: Birth
+
+    def adapted(self, connection: Any) -> Connection:
+        """A connection as statements use it."""
 
     def given(self, connection: Any) -> Connection:
         """The caller's connection. Raises InvalidArguments for a connection of another kind."""
+
+    def answering(self, connection: Any, seconds: float | None) -> AbstractAsyncContextManager[None]:
+        """Limits the wait for an answer on the caller's connection, if it allows that. Raises TimeoutError or
+        NoAnswer."""
 
     async def sleep(self, seconds: float) -> None:
         """Lets time pass."""
@@ -57,16 +65,30 @@ class Connections(Protocol):
 class Pooled:
     """The connections of an asynchronous client."""
 
-    def __init__(self, info: str) -> None:
-        self._birth = Birth()
-        self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            info, configure=_configure, check=AsyncConnectionPool.check_connection, **POOL
-        )
+    def __init__(self, info: str, timeout: float | None = TIMEOUT) -> None:
+        self.birth = Birth()
+        self.timeout = timeout
+        limits = limits_of(timeout)
 
-    def own(self) -> AbstractAsyncContextManager[Connection]:
-        """One of the pool's."""
-        self._birth.check(*FORKED)
-        return self.pool.connection()
+        async def setup(connection: Bounded) -> None:
+            keep_from_children(connection)
+            await session.prepare(connection, limits)
+
+        self.pool: Pool = CoroutinePool(info, MOST, NAME, setup, clean=False)
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[Pooled]:
+        """Itself, in a block at whose end its connections are closed."""
+        await self.pool.open()
+        try:
+            yield self
+        finally:
+            await self.pool.close()
+
+    def adapted(self, connection: Any) -> Connection:
+        """The connection itself."""
+        found: Connection = connection
+        return found
 
     def given(self, connection: Any) -> Connection:
         """The caller's connection. Raises InvalidArguments unless it is an AsyncConnection."""
@@ -74,14 +96,17 @@ class Pooled:
             return connection
         raise wrong_connection(connection, "AsyncConnection", "connect()", "Connection", "connect_sync()")
 
+    @contextlib.asynccontextmanager
+    async def answering(self, connection: Any, seconds: float | None) -> AsyncIterator[None]:
+        """When the time is over, psycopg asks the server to cancel the statement. It closes the connection if that gets
+        no answer either, within ten seconds. A connection of the client's own is closed at once."""
+        with within(connection, seconds):
+            async with asyncio.timeout(None if isinstance(connection, Bounded) else seconds):
+                yield
+
     async def sleep(self, seconds: float) -> None:
         """Gives the event loop to others."""
         await asyncio.sleep(seconds)
-
-
-async def _configure(connection: Connection) -> None:
-    keep_from_children(connection)
-    await session.prepare(connection)
 
 
 def wrong_connection(connection: Any, kind: str, client: str, other: str, there: str) -> InvalidArguments:
@@ -100,6 +125,15 @@ def conninfo_of(dsn: str | None, schema: str, caller: str) -> str:
     return session.conninfo_for(dsn or os.environ.get("PGSCHED_DSN") or None, NAME)
 
 
+def no_schedule(name: str) -> NotFound:
+    """The error for a name that no schedule has."""
+    return NotFound(f'There is no schedule "{name}".')
+
+
+def _left(until: float) -> float | None:
+    return None if until == float("inf") else max(until - time.monotonic(), _LEAST)
+
+
 # In an application's transaction, its own search path, time zone and limits apply.
 _AS_THE_ROLE_HAS_IT = "select set_config(name, reset_val, true) from pg_catalog.pg_settings where name = any(%s)"
 
@@ -111,34 +145,128 @@ class Statements:
         self.connections = connections
         self.queries = queries
 
+    def until(self) -> float:
+        """The end of a call that begins now, by the monotonic clock."""
+        timeout = self.connections.timeout
+        return float("inf") if timeout is None else time.monotonic() + timeout
+
+    @property
+    def _time(self) -> str:
+        timeout = self.connections.timeout
+        return "" if timeout is None else f" within {timeout:g} s"
+
     async def call(self, query: str, params: Row, connection: Any) -> Any:
         """The one value of a query."""
-        async with self._on(connection) as on:
+        async with self._on(query, connection, self.until()) as on:
             return await self.queries.call(on, query, params)
 
-    async def rows(self, query: str, params: Row, connection: Any) -> list[Row]:
-        """The rows of a query, their JSON parsed."""
-        async with self._on(connection) as on:
+    async def rows(self, query: str, params: Row, connection: Any, until: float | None = None) -> list[Row]:
+        """The rows of a query, their JSON parsed. until: the end of the call, if it has begun before."""
+        async with self._on(query, connection, self.until() if until is None else until) as on:
             rows = await self.queries.rows(on, query, params)
         return [{key: options.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
+
+    async def schedule(self, name: str, connection: Any, until: float) -> Row:
+        """A schedule, which other calls need to know of. Raises NotFound."""
+        params = {"name": name, "entrypoint": None, "status": None}
+        rows = await self.rows("list_schedules", params, connection, until)
+        if not rows:
+            raise no_schedule(name)
+        return rows[0]
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A transaction on a connection of the client's. An exception in its block passes unchanged."""
-        async with contextlib.AsyncExitStack() as stack:
-            with in_sentences(self.queries.schema):
-                connection = await stack.enter_async_context(self.connections.own())
-                await stack.enter_async_context(connection.transaction())
-                await connection.execute(_AS_THE_ROLE_HAS_IT, (list(session.SET),))
-            yield connection
-            with in_sentences(self.queries.schema):  # the database may refuse the commit, like any statement
-                await stack.aclose()
+        until = self.until()
+        async with self._own("transaction", until) as own:
+            on = self.connections.adapted(own)
+            block = on.transaction()
+            with self._answered(own, "transaction", until, "Nothing has happened."):
+                await block.__aenter__()
+            try:
+                with self._answered(own, "transaction", until, "Nothing has happened."):
+                    await on.execute(_AS_THE_ROLE_HAS_IT, (list(session.SET),))
+                yield on
+            except BaseException as error:
+                if not await self._roll_back(own, block, error):
+                    raise
+            else:
+                unknown = "It is unknown whether the transaction has committed."
+                with self._answered(own, "the COMMIT of transaction", self.until(), unknown):
+                    await block.__aexit__(None, None, None)  # may be refused, like any statement
+
+    async def _roll_back(self, own: Any, block: AbstractAsyncContextManager[Any], error: BaseException) -> bool:
+        """Returns whether the error ends here: with psycopg.Rollback the block itself asked for the rollback."""
+        if read_only(error):
+            own.pgconn.finish()
+        with contextlib.suppress(*Failures), within(own, self.connections.timeout):
+            return bool(await block.__aexit__(type(error), error, error.__traceback__))
+        return False  # the connection is lost, and the server rolls back
 
     @contextlib.asynccontextmanager
-    async def _on(self, connection: Any) -> AsyncIterator[Connection]:
+    async def _on(self, query: str, connection: Any, until: float) -> AsyncIterator[Connection]:
+        method = method_of(query)
+        if connection is None:
+            unknown = "" if reads(method) else "It is unknown whether the call has taken effect."
+            async with self._own(method, until) as own:
+                with self._answered(own, method, until, unknown):
+                    yield self.connections.adapted(own)
+            return
         with in_sentences(self.queries.schema):
-            if connection is not None:
-                yield self.connections.given(connection)
-            else:
-                async with self.connections.own() as own:
-                    yield own
+            given = self.connections.given(connection)
+            try:
+                async with self.connections.answering(connection, _left(until)):
+                    yield given
+            except (NoAnswer, TimeoutError):
+                raise DatabaseUnavailable(
+                    f"No answer to {method}(){self._time} over the connection that it was given. Roll back its "
+                    "transaction, or make a new connection if it is closed."
+                ) from None
+
+    @contextlib.asynccontextmanager
+    async def _own(self, method: str, until: float) -> AsyncIterator[Any]:
+        """A connection of the client's. Raises DatabaseUnavailable if there is none in time."""
+        with in_sentences(self.queries.schema):
+            connection = await self._take(method, until)
+        try:
+            yield connection
+        finally:
+            await self.connections.pool.give_back(connection)
+
+    async def _take(self, method: str, until: float) -> Any:
+        self.connections.birth.check(*_FORKED)
+        pool = self.connections.pool
+        while True:
+            try:
+                return await pool.take(min(until - time.monotonic(), RETRY))
+            except PoolTimeout:
+                if time.monotonic() < until:
+                    continue
+            waited = f"for {method}(){self._time}"
+            if pool.used >= pool.most:
+                raise DatabaseUnavailable(
+                    f"No free connection {waited}: {pool.reason}. Make fewer calls of one client at the same time, and "
+                    "keep its transactions short."
+                )
+            raise DatabaseUnavailable(f"No connection to the database {waited}: {pool.reason}. {ADVICE}")
+
+    @contextlib.contextmanager
+    def _answered(self, own: Any, method: str, until: float, unknown: str) -> Iterator[None]:
+        """Limits the wait for the answer, and raises the server's refusals as sentences."""
+        with in_sentences(self.queries.schema):
+            try:
+                with within(own, _left(until)):
+                    yield
+            except NoAnswer:
+                text = f"No answer to {method}(){self._time}. {unknown}"
+                raise DatabaseUnavailable(text.strip()) from None
+            except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
+                raise DatabaseUnavailable(
+                    f"The database has given up {method}(), so nothing has happened: {error.diag.message_primary}."
+                ) from None
+            except psycopg.errors.ReadOnlySqlTransaction:
+                if getattr(own, "opening", None) is None:
+                    own.pgconn.finish()
+                else:  # behind a pooler: another of its sessions than the one that was asked
+                    own.refused_writes = True
+                raise

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from pgsched.client.connections import Connections, Row, Statements
+from pgsched.client.connections import Connections, Row, Statements, no_schedule
 from pgsched.client.runs import REACH, Runs
 from pgsched.client.why import Situation
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
-from pgsched.errors import InvalidArguments, NotFound
+from pgsched.errors import InvalidArguments
 from pgsched.model import RunStatus, ScheduleStatus
 from pgsched.rules import options
 
@@ -43,11 +43,7 @@ class Looks:
 
     async def get_schedule(self, name: str, *, connection: Connection | None = None) -> Row:
         """A schedule. Raises NotFound."""
-        params = {"name": name, "entrypoint": None, "status": None}
-        rows = await self._sql.rows("list_schedules", params, connection)
-        if not rows:
-            raise _no_schedule(name)
-        return rows[0]
+        return await self._sql.schedule(name, connection, self._sql.until())
 
     async def list_runs(
         self,
@@ -78,9 +74,10 @@ class Looks:
             "most": REACH,
             "near": REACH // 50,
         }
-        rows = await self._sql.rows("list_runs", params, connection)
+        until = self._sql.until()
+        rows = await self._sql.rows("list_runs", params, connection, until)
         if not rows and schedule is not None:
-            await self.get_schedule(schedule, connection=connection)
+            await self._sql.schedule(schedule, connection, until)
         return rows
 
     async def list_runs_between(
@@ -108,7 +105,7 @@ class Looks:
         """The possible reasons why a due fire time of a schedule waits. Raises NotFound."""
         rows = await self._sql.rows("read_situation", {"name": schedule}, connection)
         if not rows:
-            raise _no_schedule(schedule)
+            raise no_schedule(schedule)
         row = rows[0]
         return Situation(row["now"].astimezone(UTC), row["served"], tuple(row["live"]), row["refused"])
 
@@ -127,7 +124,3 @@ def required_instant(what: str, value: Any) -> datetime:
     if found is None:
         raise InvalidArguments(f"{what} must be a datetime with a time zone, not None.")
     return found
-
-
-def _no_schedule(name: str) -> NotFound:
-    return NotFound(f'There is no schedule "{name}".')

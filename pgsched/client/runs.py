@@ -83,11 +83,10 @@ class Runs:
             "since": options.instant("since", since),
             "until": options.instant("until", until),
         }
-        rows = await self._sql.rows("list_dead_runs", params, connection)
+        end = self._sql.until()
+        rows = await self._sql.rows("list_dead_runs", params, connection, end)
         if not rows and schedule is not None:
-            known = {"name": schedule, "entrypoint": None, "status": None}
-            if not await self._sql.rows("list_schedules", known, connection):
-                raise NotFound(f'There is no schedule "{schedule}".')
+            await self._sql.schedule(schedule, connection, end)
         return rows
 
     async def retry_many(

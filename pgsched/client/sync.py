@@ -13,19 +13,21 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from psycopg.pq import Format
-from psycopg_pool import ConnectionPool
 
 from pgsched.client.client import Client
-from pgsched.client.connections import FORKED, POOL, conninfo_of, wrong_connection
+from pgsched.client.connections import MOST, NAME, conninfo_of, wrong_connection
 from pgsched.client.runs import Runs
+from pgsched.client.timeouts import TIMEOUT, limits_of, seconds_of
 from pgsched.db import session
 from pgsched.db.failures import reaching
 from pgsched.db.forks import Birth, keep_from_children
-from pgsched.db.pool import finished
+from pgsched.db.pool import Pool, ThreadPool, finished
+from pgsched.db.reaching import BoundedBlocking, within
 from pgsched.db.session import Connection
 from pgsched.db.statements.queries import Queries
 
@@ -33,7 +35,9 @@ _Class = TypeVar("_Class", bound=type)
 
 
 @contextlib.contextmanager
-def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator[SyncClient]:
+def connect_sync(
+    dsn: str | None = None, *, schema: str = "pgsched", timeout: timedelta | float | None = TIMEOUT
+) -> Iterator[SyncClient]:
     """A client of the database for synchronous code, for use in `with`.
 
     Its methods are those of connect()'s client, without await; connection= is a psycopg.Connection, such as Django's
@@ -41,11 +45,15 @@ def connect_sync(dsn: str | None = None, *, schema: str = "pgsched") -> Iterator
     errors are those of connect().
     """
     info = conninfo_of(dsn, schema, "connect_sync()")
+    limit = seconds_of(timeout)
     with reaching():
-        psycopg.Connection.connect(info, autocommit=True).close()
-    check = ConnectionPool.check_connection
-    with ConnectionPool(info, configure=_configure, check=check, **POOL) as pool:
-        yield SyncClient(Client(_SyncConnections(pool), Queries(schema)))
+        BoundedBlocking.connect(info, autocommit=True, total=limit).close()
+    connections = _SyncConnections(info, limit)
+    finished(connections.pool.open())
+    try:
+        yield SyncClient(Client(connections, Queries(schema)))
+    finally:
+        finished(connections.pool.close())
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,16 +143,20 @@ class SyncClient:
 class _SyncConnections:
     """The connections of a synchronous client."""
 
-    def __init__(self, pool: ConnectionPool[Any]) -> None:
-        self._birth = Birth()
-        self._pool = pool
+    def __init__(self, info: str, timeout: float | None) -> None:
+        self.birth = Birth()
+        self.timeout = timeout
+        limits = limits_of(timeout)
 
-    @contextlib.asynccontextmanager
-    async def own(self) -> AsyncIterator[Connection]:
-        """One of the pool's."""
-        self._birth.check(*FORKED)
-        with self._pool.connection() as connection:
-            yield _adapted(connection)
+        def setup(connection: BoundedBlocking) -> None:
+            keep_from_children(connection)
+            finished(session.prepare(_adapted(connection), limits))
+
+        self.pool: Pool = ThreadPool(info, MOST, NAME, setup, clean=False)
+
+    def adapted(self, connection: Any) -> Connection:
+        """A connection with the methods of an asynchronous one."""
+        return _adapted(connection)
 
     def given(self, connection: Any) -> Connection:
         """The caller's connection, adapted. Raises InvalidArguments unless it is a synchronous one of psycopg 3."""
@@ -152,14 +164,15 @@ class _SyncConnections:
             return _adapted(connection)
         raise wrong_connection(connection, "Connection", "connect_sync()", "AsyncConnection", "connect()")
 
+    @contextlib.asynccontextmanager
+    async def answering(self, connection: Any, seconds: float | None) -> AsyncIterator[None]:
+        """A connection of the client's own is closed when the time is over. Nothing ends a wait on another one."""
+        with within(connection, seconds):
+            yield
+
     async def sleep(self, seconds: float) -> None:
         """Blocks the thread."""
         time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop to hold up
-
-
-def _configure(connection: psycopg.Connection[Any]) -> None:
-    keep_from_children(connection)
-    finished(session.prepare(_adapted(connection)))
 
 
 def _adapted(connection: psycopg.Connection[Any]) -> Connection:

@@ -9,6 +9,7 @@ import psycopg
 from psycopg_pool import PoolClosed
 
 from pgsched.db.mishaps import one_line
+from pgsched.db.reaching import Bounded
 from pgsched.db.session import Connection
 from pgsched.errors import (
     ConfigurationError,
@@ -22,17 +23,19 @@ from pgsched.errors import (
 # Undefined table, schema, function, type or column: the schema is missing, or has another version.
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _NO_DATABASE = ("08", "57P", "53")
+_READ_ONLY = "25006"
+ADVICE = "Check that the server runs and that --dsn, PGSCHED_DSN or libpq's environment leads to it."
 # The schema's own functions raise these with their own messages.
 _OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
 
 
-async def reach(info: str) -> Connection:
-    """Makes a connection in autocommit mode.
+async def reach(info: str, total: float | None = None) -> Connection:
+    """Makes a connection in autocommit mode. total: the limit in seconds; each host has one of its own.
 
     Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses.
     """
     with reaching():
-        return await psycopg.AsyncConnection.connect(info, autocommit=True)
+        return await Bounded.connect(info, autocommit=True, total=total)
 
 
 @contextlib.contextmanager
@@ -48,10 +51,7 @@ def reaching() -> Iterator[None]:
 
 def unreachable(error: BaseException) -> DatabaseUnavailable:
     """The error to raise if the database cannot be reached and the caller does not wait for it."""
-    return DatabaseUnavailable(
-        f"The database cannot be reached: {one_line(error)}. Check that the server runs and that --dsn, PGSCHED_DSN "
-        "or libpq's environment leads to it."
-    )
+    return DatabaseUnavailable(f"The database cannot be reached: {one_line(error)}. {ADVICE}")
 
 
 @contextlib.contextmanager
@@ -82,6 +82,8 @@ def _sentence(error: psycopg.Error, schema: str) -> PgschedError | None:
         return _OWN[state](message)
     if state[:2] in ("22", "23", "54") or (not state and isinstance(error, psycopg.DataError)):
         return InvalidArguments(message)
+    if state == _READ_ONLY:
+        return DatabaseUnavailable(f"The database can only be read: {message} Let the DSN lead to the primary.")
     if state in _NO_SCHEMA:
         return SchemaError(
             f'The database has no pgsched schema "{schema}", or one of another version: run `pgsched migrate`. '

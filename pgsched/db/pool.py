@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import scalar_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
-from pgsched.db.mishaps import Failures, describe
+from pgsched.db.mishaps import Failures, one_line
 from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, within
 
 __all__ = ["CoroutinePool", "Pool", "PoolTimeout", "ThreadPool", "finished"]
@@ -130,7 +130,7 @@ class Pool(ABC):
 
     def troubled(self, error: BaseException) -> None:
         """Keeps the reason why a connection is of no use."""
-        self._trouble = describe(error).rstrip(".")
+        self._trouble = one_line(error).rstrip(".")
 
     def connected(self) -> None:
         """Forgets the reason: there is a new connection."""

@@ -62,16 +62,17 @@ async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applicatio
     show = "select string_agg(name || '=' || setting, ', ' order by name) from pg_settings where name = any(%s)"
     with psycopg.connect(dsn) as plain:
         [own] = plain.execute(show, (names,)).fetchone()
-    async with connections.pool:
+    async with connections.opened():
         for _ in range(2):
             async with client.transaction() as connection:
                 cursor = await connection.execute(show, (names,))
                 assert await cursor.fetchone() == (own,)
                 assert connection.info.transaction_status == TransactionStatus.INTRANS
-        async with connections.own() as connection:
-            cursor = await connection.execute("show search_path")
-            assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
-    assert len(names) == 14 and "search_path" in names
+        connection = await connections.pool.take(10)
+        cursor = await connection.execute("show search_path")
+        assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
+        await connections.pool.give_back(connection)
+    assert len(names) == 13 and "search_path" in names
 
 
 async def test_what_ends_a_transaction_is_told_once(client, db):

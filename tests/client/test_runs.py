@@ -44,8 +44,7 @@ class Looks(Pooled):
         self.pauses, self.then = [], then
 
     async def sleep(self, seconds):
-        stats = self.pool.get_stats()
-        assert stats["pool_size"] == stats["pool_available"], "nobody else lacks the connection meanwhile"
+        assert self.pool.used == 0, "nobody else lacks the connection meanwhile"
         self.pauses.append(seconds)
         await self.then(len(self.pauses))
 
@@ -62,7 +61,7 @@ async def test_it_looks_ever_less_often_until_the_run_has_ended(dsn, store, clie
             )  # fmt: skip
 
     looks = Looks(dsn, then)
-    async with looks.pool:
+    async with looks.opened():
         run = await Runs(Statements(looks, store.claims)).wait(run_id)
     assert (run["id"], run["status"], run["result"]) == (run_id, "succeeded", [1])
     assert len(looks.pauses) == 15 and looks.pauses == sorted(looks.pauses)
@@ -137,7 +136,7 @@ async def test_a_run_that_is_not_there_is_told_at_once_and_one_that_goes_too(dsn
             await client.runs.wait(uncommitted)
     run_id = await client.enqueue("job")
     looks = Looks(dsn, lambda n: db.all("delete from pgsched.runs"))
-    async with looks.pool:
+    async with looks.opened():
         with pytest.raises(NotFound):
             await Runs(Statements(looks, store.claims)).wait(run_id)
 

@@ -145,7 +145,7 @@ def test_a_transaction_of_the_clients_own_is_all_or_nothing(client):
     assert raised.value is error
     assert client.list_schedules() == []
     with client.transaction() as mine:
-        assert type(mine) is psycopg.Connection
+        assert isinstance(mine, psycopg.Connection)
         client.create_schedule("a", "job", "@daily", connection=mine)
         assert mine.execute("show search_path").fetchone() == ('"$user", public',)
     assert [row["name"] for row in client.list_schedules()] == ["a"]
