@@ -1,10 +1,12 @@
 """SQLAlchemy's sessions in jobs: `around_sync` gives each run a session of its own, as a web framework does.
 
-pip install sqlalchemy
-export PGSCHED_DSN=postgresql://user@host/database
-pgsched migrate
-pgsched run sqlalchemy_app:create_scheduler &        # the worker, in this folder
-python sqlalchemy_app.py                             # stands for some requests
+    pip install sqlalchemy
+    export PGSCHED_DSN=postgresql://user@host/database
+    pgsched migrate
+    pgsched run sqlalchemy_app:create_scheduler &      # the worker, in this folder
+    python sqlalchemy_app.py                           # stands for some requests
+
+In a real project, the models and the requests are in modules of their own.
 """
 
 import contextlib

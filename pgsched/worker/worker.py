@@ -89,7 +89,7 @@ class Worker:
         self._hard_exit = hard_exit
         self._owns_process = owns_process
         self._life = Life(self._asked)
-        self._stop = asyncio.Event()
+        self.stopping = asyncio.Event()
         self._log = log.get()
         self._threads = DaemonThreads(settings.max_threads)
         self._runs = RunTasks()
@@ -138,7 +138,7 @@ class Worker:
 
     def stop(self) -> None:
         """Asks for a drain."""
-        self._stop.set()
+        self.stopping.set()
 
     def _asked(self) -> None:
         """The program that we are a guest of asks for a drain."""
@@ -177,7 +177,7 @@ class Worker:
 
     async def _started(self) -> bool:
         """Starts. Returns False if a stop was asked for before that was done: a start may have to wait for a lock."""
-        start, stop = asyncio.create_task(self._start()), asyncio.create_task(self._stop.wait())
+        start, stop = asyncio.create_task(self._start()), asyncio.create_task(self.stopping.wait())
         self.kit.scheduler.attach(self._asked)
         try:
             await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -196,7 +196,7 @@ class Worker:
     async def _start(self) -> None:
         """Checks the schema, registers the worker and reconciles the declared schedules. Any failure is raised."""
         try:
-            async with self.kit.control.use(self.reconciler.patience) as connection:
+            async with self.kit.control.use(self.reconciler.limit) as connection:
                 await migrate.check(connection, self.kit.settings.schema)
                 # Registered first: an older version that starts at the same time must find us alive.
                 await self.presence.register(connection)
@@ -219,7 +219,7 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as services:
                 tasks |= {name: services.create_task(part, name=name) for name, part in self._services().items()}
-                await self._stop.wait()
+                await self.stopping.wait()
                 await self._drain(tasks, self.kit.settings.drain_timeout.total_seconds())
                 for task in tasks.values():
                     task.cancel()
@@ -311,7 +311,7 @@ class Worker:
             await asyncio.sleep(wait)
 
     def _status(self) -> str:
-        state = "draining" if self._stop.is_set() else "running"
+        state = "draining" if self.stopping.is_set() else "running"
         return ", ".join(filter(None, [state, f"{self.roster.slots_used} runs", self.kit.outage.trouble()]))
 
     # --- the end ----------------------------------------------------------------------------------------

@@ -338,8 +338,8 @@ def test_workers(shell, dsn):
         heads, line = shell.ok("workers").splitlines()
     assert heads.split()[:4] == ["id", "host", "pid", "app"]
     assert heads.split()[4:] == [
-            "version", "state", "running", "left_behind", "started", "seen", "tzdata", "tzdata_from",
-            "connected",
+            "version", "state", "running", "trouble", "left_behind", "started", "seen", "tzdata",
+            "tzdata_from", "connected",
         ]  # fmt: skip
     cells = line.split()
     assert cells[:7] == [str(worker), "host\\x1b[1m", "77", "my.app", "0.1", "running", "5"]

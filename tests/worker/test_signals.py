@@ -38,7 +38,7 @@ async def test_a_worker_leaves_the_handlers_as_they_were(settings, mine, owner):
         assert mine == []
     else:
         await until(lambda: mine == [TERM])
-        assert not task.done() and not worker._stop.is_set()
+        assert not task.done() and not worker.stopping.is_set()
         worker.stop()
         await asyncio.wait_for(task, 20)
     assert signal.getsignal(TERM) is handler and signal.getsignal(signal.SIGHUP) is hangup

@@ -31,6 +31,7 @@ from pgsched.worker.kit import Kit
 RESTART = 45.0
 # Extra time of a start for each schedule that it declares, beyond the limit of any statement.
 _EACH = timedelta(milliseconds=1)
+_ANSWER = timedelta(seconds=5)  # for an answer that the server has sent already
 _LOOK = timedelta(seconds=5)  # time limit of the look for a lock's holder
 _BATCH = 5000  # schedules that one statement writes, at most
 
@@ -79,6 +80,11 @@ class Reconciler:
             )
         return found
 
+    @property
+    def limit(self) -> timedelta:
+        """The limit of a start's block: the server gives up first, so that we learn what it has waited for."""
+        return self.patience + _ANSWER
+
     async def why_locked(self, error: BaseException) -> str | None:
         """A sentence that names the session whose lock keeps a start from the schedules that it has to write. None if
         the error is about no wait, or if there is no such session."""
@@ -116,7 +122,7 @@ class Reconciler:
             await self._due.wait()
             self._due.clear()
             try:
-                async with self._session.use(self.patience) as connection:
+                async with self._session.use(self.limit) as connection:
                     await self._take_over(connection)
             except Mishaps as error:  # the next resync asks again
                 self._outage.lost(error, "declare")
