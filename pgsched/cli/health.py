@@ -68,8 +68,10 @@ def _look(settings: Settings, checks: list[Check]) -> int:
         async with await reach(conninfo_for(dsn, "pgsched health")) as connection:
             checks.append(Check("database", "ok", "it answers"))
             with in_sentences(settings.schema):
-                await migrate.check(connection, settings.schema)
-                checks.append(Check("schema", "ok", f'"{settings.schema}" is of this version'))
+                version = await migrate.check(connection, settings.schema)
+                checks.append(
+                    Check("schema", "ok", f'"{settings.schema}" is at version {version}, which serves this pgsched')
+                )
                 queries = Queries(settings.schema)
                 [row] = await queries.rows(connection, "read_health", {})
                 return judged(row, await queries.rows(connection, "read_waits", {}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from pgsched.cli.options import database_options, json_option, run_async
@@ -20,14 +18,15 @@ _LIMIT = 24 * 3600.0
 
 @click.command()
 @click.option("--sql", "as_sql", is_flag=True, help="Print the whole schema as one SQL script, without a database.")
-@click.option("--check", is_flag=True, help="Change nothing; exit 78 if the schema is of another version.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 78 if the schema does not serve this version.")
 @json_option
 @database_options
 def migrate(settings: Settings, as_sql: bool, check: bool, as_json: bool) -> None:
     """Bring the schema to this version, each migration in its own transaction.
 
-    Two migrations at once take turns. Exit codes: 0 done, or nothing to do; 69 no database; 78 the schema is of
-    another version.
+    Workers of the previous release go on: run this first, then replace them one by one. Two migrations at once take
+    turns. Exit codes: 0 done, or nothing to do; 1 a live worker would not fit; 69 no database, or its tables stay
+    locked; 78 the schema does not serve this version.
     """
     if as_sql and check:
         raise click.UsageError("--sql and --check exclude each other.")
@@ -35,8 +34,7 @@ def migrate(settings: Settings, as_sql: bool, check: bool, as_json: bool) -> Non
         write(schema.script(settings.schema).rstrip("\n"))
         return
     with database(settings) as dsn:
-        done = run_async(_migrate(dsn, settings.schema, check), _LIMIT)
-    version = len(schema.migrations())
+        done, version = run_async(_migrate(dsn, settings.schema, check), _LIMIT)
     if as_json:
         applied = [{"version": m.version, "name": m.name} for m in done]
         print_json({"schema": settings.schema, "version": version, "applied": applied})
@@ -44,12 +42,11 @@ def migrate(settings: Settings, as_sql: bool, check: bool, as_json: bool) -> Non
     for migration in done:
         write(f"Applied {migration.version:04} {migration.name}.")
     if not done:
-        write(f'The schema "{settings.schema}" is at version {version}, which this pgsched needs: nothing to do.')
+        write(f'The schema "{settings.schema}" is at version {version}, which serves this pgsched: nothing to do.')
 
 
-async def _migrate(dsn: str | None, name: str, only_check: bool) -> list[Any]:
+async def _migrate(dsn: str | None, name: str, only_check: bool) -> tuple[list[schema.Migration], int]:
+    """Returns the applied migrations and the version that the schema has now."""
     async with await reach(conninfo_for(dsn, "pgsched migrate")) as connection:
-        if only_check:
-            await schema.check(connection, name)
-            return []
-        return await schema.migrate(connection, name)
+        done = [] if only_check else await schema.migrate(connection, name)
+        return done, await schema.check(connection, name)

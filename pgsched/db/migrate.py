@@ -11,25 +11,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
 
 from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.queries import in_schema
-from pgsched.errors import DatabaseUnavailable, SchemaError
+from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
 
-LOCK_TIMEOUT = "5s"
-TRIES = 12
+# Everybody who needs a table waits behind a migration that waits for it. Claims are made a second ahead of their time.
+LOCK_TIMEOUT = "300ms"
+TRIES = 30
+# Nobody waits behind a migration that waits for its turn.
+TURN_TIMEOUT = "5s"
 # The first of the migrations that were replaced before 0.1.0. Their schemas cannot be upgraded.
 _REPLACED = "initial"
 _NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
+_SERVES = re.compile(rb"-- Serves workers built for schema version (\d+) or later\.\r?\n")
+_SERVES_SINCE = 5  # the migration that adds the column
 _TABLE = b"""
 create table if not exists pgsched.migrations (
     version int primary key, name text not null, checksum text not null,
     applied_at timestamptz not null default clock_timestamp()
 );
 comment on table pgsched.migrations is 'What pgsched migrate has applied. Written by nothing else.';
+"""
+# Live workers that a migration does not serve.
+_UNSERVED = b"""
+select w.host, w.pid, coalesce(w.schema_version, 4) from pgsched.workers w
+join pgsched.live_workers l on l.id = w.id
+where coalesce(w.schema_version, 4) < %(serves)s order by w.host, w.pid
 """
 
 
@@ -45,6 +57,30 @@ class Migration:
     def checksum(self) -> str:
         """The hash of the shipped text, the same for all line ends."""
         return hashlib.sha256(self.text.replace(b"\r\n", b"\n")).hexdigest()
+
+    @property
+    def serves(self) -> int:
+        """The oldest workers that can go on after it, by the version that they were built for. Its first line says so;
+        without that line, it serves only its own version."""
+        found = _SERVES.match(self.text)
+        return int(found[1]) if found else self.version
+
+    @property
+    def record(self) -> tuple[bytes, tuple[object, ...]]:
+        """The columns of its row, and their values."""
+        row: dict[str, object] = {"version": self.version, "name": self.name, "checksum": self.checksum}
+        if self.version >= _SERVES_SINCE:
+            row["serves"] = self.serves
+        return ", ".join(row).encode(), tuple(row.values())
+
+
+class Applied(NamedTuple):
+    """A migration that the database has. serves: see Migration."""
+
+    version: int
+    name: str
+    checksum: str
+    serves: int
 
 
 def migrations() -> list[Migration]:
@@ -68,8 +104,9 @@ def script(schema: str) -> str:
     parts.append(in_schema(_TABLE, schema, parametrised=False).lstrip())
     for migration in migrations():
         parts.append(b"\n" + _for_schema(migration.text, schema))
-        values = sql.SQL("({}, {}, {})").format(migration.version, migration.name, migration.checksum)
-        insert = b"insert into pgsched.migrations (version, name, checksum) values "
+        columns, row = migration.record
+        values = sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, row)))
+        insert = b"insert into pgsched.migrations (" + columns + b") values "
         parts.append(b"\n" + in_schema(insert, schema, parametrised=False) + values.as_bytes() + b";\n")
     parts.append(b"commit;\n")
     return b"".join(parts).decode()
@@ -84,8 +121,11 @@ def _for_schema(text: bytes, schema: str) -> bytes:
     return in_schema(text, schema, parametrised=False)
 
 
-async def check(connection: Connection, schema: str) -> None:
-    """Raises SchemaError, with the command to run, unless the schema is exactly this version's."""
+async def check(connection: Connection, schema: str) -> int:
+    """Returns the schema's version: this one's, or a newer one that serves this one.
+
+    Raises SchemaError, with the command to run, for every other schema.
+    """
     applied = await _applied(connection, schema)
     shipped = migrations()
     if not applied:
@@ -96,8 +136,9 @@ async def check(connection: Connection, schema: str) -> None:
     if len(applied) < len(shipped):
         raise SchemaError(
             f'The schema "{schema}" is at version {len(applied)}, but this pgsched needs {len(shipped)}. '
-            "Run `pgsched migrate` (or `pgsched run --migrate`)."
+            "Run `pgsched migrate` (or `pgsched run --migrate`) before you start new workers."
         )
+    return applied[-1].version
 
 
 async def migrate(
@@ -109,8 +150,9 @@ async def migrate(
     waiting migration never makes everybody else wait behind it.
 
     rewrite: changes each text before it is applied, for tests that need another clock.
-    Raises SchemaError if the database is newer than this version or a migration was edited, and DatabaseUnavailable if
-    a lock is still not free after TRIES tries.
+    Raises SchemaError if the database is newer and does not serve this version, or if a migration was edited;
+    PgschedError if the next migration does not serve a worker that is alive; and DatabaseUnavailable if a lock is still
+    not free after TRIES tries.
     """
     done: list[Migration] = []
     backoff = Backoff(0.1, 5.0)
@@ -135,7 +177,7 @@ async def migrate(
 async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], bytes]) -> Migration | None:
     """Applies the first missing migration and returns it; None if none is missing."""
     async with connection.transaction():
-        await connection.execute("select set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
+        await _wait_at_most(connection, TURN_TIMEOUT)
         await connection.execute("select set_config('statement_timeout', '0', true)")
         if not await _exists(connection, schema):
             await _create_schema(connection, schema)
@@ -144,13 +186,37 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
         applied = await _applied(connection, schema)
         shipped = migrations()
         _compare(applied, shipped, schema)
-        if len(applied) == len(shipped):
+        if len(applied) >= len(shipped):
             return None
         coming = shipped[len(applied)]
+        if coming.version > _SERVES_SINCE:
+            await _refuse_beside_unserved(connection, schema, coming)
+        await _wait_at_most(connection, LOCK_TIMEOUT)
         await connection.execute(_for_schema(rewrite(coming.text), schema))
-        insert = in_schema(b"insert into pgsched.migrations (version, name, checksum) values (%s, %s, %s)", schema)
-        await connection.execute(insert, (coming.version, coming.name, coming.checksum))
+        columns, row = coming.record
+        places = b", ".join([b"%s"] * len(row))
+        insert = in_schema(b"insert into pgsched.migrations (" + columns + b") values (" + places + b")", schema)
+        await connection.execute(insert, row)
         return coming
+
+
+async def _wait_at_most(connection: Connection, limit: str) -> None:
+    """Limits how long each statement of this transaction waits for a lock."""
+    await connection.execute("select set_config('lock_timeout', %s, true)", (limit,))
+
+
+async def _refuse_beside_unserved(connection: Connection, schema: str, coming: Migration) -> None:
+    """Raises PgschedError if a worker is alive that could not go on after this migration."""
+    query = in_schema(_UNSERVED, schema)
+    rows = await (await connection.execute(query, {"serves": coming.serves})).fetchall()
+    if rows:
+        named = ", ".join(f"{host} (pid {pid}, built for {version})" for host, pid, version in rows[:5])
+        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+        raise PgschedError(
+            f'Migration {coming.version:04} ({coming.name}) of the schema "{schema}" serves only workers built for '
+            f"version {coming.serves} or later, and older ones are alive: {named}{more}. Stop them, or replace them "
+            "with workers of a release in between, and run `pgsched migrate` again."
+        )
 
 
 class _Overtaken(Exception):
@@ -180,30 +246,36 @@ async def _exists(connection: Connection, schema: str) -> bool:
     return await known.fetchone() is not None
 
 
-async def _applied(connection: Connection, schema: str) -> list[tuple[int, str, str]]:
+async def _applied(connection: Connection, schema: str) -> list[Applied]:
     if not await _exists(connection, schema):
         return []
-    query = in_schema(b"select version, name, checksum from pgsched.migrations order by version", schema)
-    rows = await (await connection.execute(query, ())).fetchall()
-    return [(row[0], row[1], row[2]) for row in rows]
+    # By way of jsonb, since schemas before version 5 lack the column.
+    query = in_schema(
+        b"select version, name, checksum, coalesce((to_jsonb(m) ->> 'serves')::int, version)"
+        b" from pgsched.migrations m order by version",
+        schema,
+    )
+    return [Applied(*row) for row in await (await connection.execute(query, ())).fetchall()]
 
 
-def _compare(applied: list[tuple[int, str, str]], shipped: list[Migration], schema: str) -> None:
-    if applied and applied[0][1] == _REPLACED:
+def _compare(applied: list[Applied], shipped: list[Migration], schema: str) -> None:
+    """Raises SchemaError unless the schema has the shipped migrations, or the first of them, or more that serve us."""
+    if applied and applied[0].name == _REPLACED:
         raise SchemaError(
             f'The schema "{schema}" was made by a development version of pgsched before 0.1.0, which cannot be '
             "upgraded: export the data that you want to keep, drop the schema or choose another one with --schema, and "
             "run `pgsched migrate`."
         )
-    newest = applied[-1][0] if applied else 0
-    if newest > len(shipped):
+    ours = len(shipped)
+    oldest = max((newer.serves for newer in applied if newer.version > ours), default=ours)
+    if oldest > ours:
         raise SchemaError(
-            f'The schema "{schema}" is at version {newest}, newer than this pgsched, which knows {len(shipped)}. '
-            "Install the pgsched that made it, or a newer one."
+            f'The schema "{schema}" is at version {applied[-1].version}, newer than this pgsched, which was built for '
+            f"{ours}; it serves those built for {oldest} or later. Install the pgsched that made it, or a newer one."
         )
-    for (version, name, checksum), migration in zip(applied, shipped, strict=False):
-        if (version, checksum) != (migration.version, migration.checksum):
+    for there, migration in zip(applied, shipped, strict=False):
+        if (there.version, there.checksum) != (migration.version, migration.checksum):
             raise SchemaError(
-                f'Migration {version:04} ({name}) of the schema "{schema}" was applied with a different text than this '
-                "pgsched ships. Install the pgsched that applied it; migrations are never edited."
+                f'Migration {there.version:04} ({there.name}) of the schema "{schema}" was applied with a different '
+                "text than this pgsched ships. Install the pgsched that applied it; migrations are never edited."
             )

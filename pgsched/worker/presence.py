@@ -13,6 +13,7 @@ from datetime import timedelta
 from importlib.metadata import version
 
 from pgsched import log
+from pgsched.db.migrate import migrations
 from pgsched.db.mishaps import Mishaps
 from pgsched.db.session import Connection
 from pgsched.expression.zone_files import package_release, source_of
@@ -81,6 +82,7 @@ class Presence:
             tzdata=source_of().release,
             tzdata_from=source_of().place,
             tzdata_package=package_release(),
+            schema_version=len(migrations()),
         )
 
     async def say_goodbye(self) -> None:

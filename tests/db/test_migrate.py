@@ -11,12 +11,21 @@ from psycopg import sql
 from pgsched.db import migrate
 from pgsched.db.migrate import Migration
 from pgsched.db.statements.queries import in_schema
-from pgsched.errors import DatabaseUnavailable, SchemaError
+from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
 
 NAME = f"upgraded {os.getpid()}"
 SHIPPED = migrate.migrations()
-NEXT = Migration(len(SHIPPED) + 1, "added", b"alter table pgsched.runs add column added int not null default 7")
-AFTER = Migration(len(SHIPPED) + 2, "indexed", b"create index runs_added on pgsched.runs (added)")
+HERE = len(SHIPPED)
+
+
+def serving(version: int) -> bytes:
+    """The first line of a migration that serves workers from this version on."""
+    return b"-- Serves workers built for schema version %d or later.\n" % version
+
+
+NEXT = Migration(HERE + 1, "added", serving(HERE) + b"alter table pgsched.runs add column added int not null default 7")
+AFTER = Migration(HERE + 2, "indexed", serving(HERE) + b"create index runs_added on pgsched.runs (added)")
+CONTRACTED = Migration(HERE + 2, "contracted", serving(HERE + 1) + b"alter table pgsched.runs drop column added")
 
 
 def of(text: str, name: str = NAME) -> bytes:
@@ -54,7 +63,7 @@ async def test_a_missing_migration_is_applied_and_what_is_there_stays(connection
     assert await migrate.migrate(connection, NAME) == SHIPPED
     await connection.execute(of("select pgsched.enqueue('job')"))
     ships(NEXT, AFTER)
-    with pytest.raises(SchemaError, match=f"is at version {len(SHIPPED)}, but this pgsched needs {AFTER.version}"):
+    with pytest.raises(SchemaError, match=f"is at version {HERE}, but this pgsched needs {AFTER.version}"):
         await migrate.check(connection, NAME)
     assert await migrate.migrate(connection, NAME) == [NEXT, AFTER]
     assert await rows(connection, "select entrypoint, added from pgsched.runs") == [("job", 7)]
@@ -114,7 +123,7 @@ REFUSED = [
     ("replaced", "update pgsched.migrations set name = 'initial', checksum = 'x' where version = 1",
      "before 0.1.0, which cannot be upgraded: export the data that you want to keep, drop the schema or choose"),
     ("replaced, and of more versions than these", "update pgsched.migrations set name = 'initial' where version = 1;"
-     " insert into pgsched.migrations (version, name, checksum) select n, 'old', 'x' from generate_series(5, 34) n",
+     " insert into pgsched.migrations (version, name, checksum) select n, 'old', 'x' from generate_series(50, 79) n",
      "before 0.1.0, which cannot be upgraded"),
     ("replaced, and of the first version alone", "update pgsched.migrations set name = 'initial' where version = 1;"
      " delete from pgsched.migrations where version > 1", "before 0.1.0, which cannot be upgraded"),
@@ -130,6 +139,63 @@ async def test_a_schema_of_another_kind_is_refused_and_not_changed(connection, c
         with pytest.raises(SchemaError, match=sentence):
             await call(connection, NAME)
     assert await everything(connection) == before
+
+
+# --- older and newer workers beside each other -------------------------------------------------------------
+
+
+async def worker(connection: psycopg.AsyncConnection, version: int | None, seen: str = "now()") -> None:
+    """The row of a worker of another machine, which was built for a version of the schema."""
+    await connection.execute(of(
+        "insert into pgsched.workers (id, app, host, pid, version, entrypoints, direct, heartbeat_interval,"
+        " stall_timeout, fingerprint, seen_at, schema_version) values (gen_random_uuid(), 'app', 'far', 7, '0.1', '{}',"
+        f" true, '1s', '30s', 'f', {seen}, {'null' if version is None else version})"
+    ))  # fmt: skip
+
+
+async def test_a_newer_schema_serves_an_older_pgsched_until_it_is_contracted(connection, ships):
+    ships(NEXT, AFTER)
+    await migrate.migrate(connection, NAME)
+    ships()
+    before = await everything(connection)
+    assert await migrate.check(connection, NAME) == AFTER.version
+    assert await migrate.migrate(connection, NAME) == []  # as `run --migrate` does when an older process starts again
+    assert await everything(connection) == before
+
+
+async def test_an_older_pgsched_refuses_a_contracted_schema(connection, ships):
+    ships(NEXT, CONTRACTED)
+    await migrate.migrate(connection, NAME)
+    ships()
+    for call in (migrate.check, migrate.migrate):
+        with pytest.raises(SchemaError, match=f"built for {HERE}; it serves those built for {HERE + 1} or later"):
+            await call(connection, NAME)
+    ships(NEXT)
+    assert await migrate.check(connection, NAME) == CONTRACTED.version
+
+
+async def test_a_migration_without_its_first_line_serves_only_its_own_version(connection, ships):
+    ships(Migration(HERE + 1, "mute", b"select 1"))
+    await migrate.migrate(connection, NAME)
+    ships()
+    with pytest.raises(SchemaError, match=f"it serves those built for {HERE + 1} or later"):
+        await migrate.check(connection, NAME)
+
+
+@pytest.mark.parametrize("version", [None, HERE])
+async def test_a_contraction_waits_until_no_worker_is_alive_that_it_does_not_serve(connection, ships, version):
+    ships(NEXT)
+    await migrate.migrate(connection, NAME)
+    await worker(connection, version)
+    ships(NEXT, CONTRACTED)
+    with pytest.raises(
+        PgschedError, match=rf"older ones are alive: far \(pid 7, built for {version or 4}\)\. Stop them"
+    ):
+        await migrate.migrate(connection, NAME)
+    assert await rows(connection, "select max(version) from pgsched.migrations") == [(NEXT.version,)]
+    await connection.execute(of("update pgsched.workers set seen_at = now() - interval '1 hour'"))
+    await worker(connection, NEXT.version)
+    assert await migrate.migrate(connection, NAME) == [CONTRACTED]
 
 
 @pytest.mark.parametrize("name", ["a$$b", "$b0$ $1 $$", "$$"])
