@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import hypothesis
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from support import baseline
 
 from pgsched.config import Settings
 from pgsched.db import embedded, migrate
@@ -63,6 +65,15 @@ def root() -> Iterator[str]:
             connection.execute("select pg_reload_conf()")
         yield uri
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The release before this one, unpacked. A source archive and a shallow clone cannot have it."""
+    try:
+        return baseline.unpacked(tmp_path_factory.mktemp("baseline"))
+    except baseline.UnavailableError as error:
+        pytest.skip(f"the release before cannot be built: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,10 @@ from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
 
-# Everybody who needs a table waits behind a migration that waits for it. Claims are made a second ahead of their time.
-LOCK_TIMEOUT = "300ms"
-TRIES = 30
+# Everybody who needs a table waits behind a migration that waits for it. It gives up before a worker does: a heartbeat
+# waits for 200 ms, and then its run is set aside.
+LOCK_TIMEOUT = "50ms"
+TRIES = 60
 # Nobody waits behind a migration that waits for its turn.
 TURN_TIMEOUT = "5s"
 # The first of the migrations that were replaced before 0.1.0. Their schemas cannot be upgraded.
@@ -146,8 +147,8 @@ async def migrate(
 ) -> list[Migration]:
     """Applies the missing migrations, each in its own transaction. Returns those that it applied.
 
-    Concurrent calls take turns. If a lock is not free within seconds, the wait ends and starts again later, so that a
-    waiting migration never makes everybody else wait behind it.
+    Concurrent calls take turns. If a lock is not free at once, the wait ends and starts again later, so that a waiting
+    migration never makes everybody else wait behind it.
 
     rewrite: changes each text before it is applied, for tests that need another clock.
     Raises SchemaError if the database is newer and does not serve this version, or if a migration was edited;
@@ -155,7 +156,7 @@ async def migrate(
     not free after TRIES tries.
     """
     done: list[Migration] = []
-    backoff = Backoff(0.1, 5.0)
+    backoff = Backoff(0.1, 2.0)
     failures = 0
     while True:
         try:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -93,14 +92,6 @@ async def test_expansions_and_contractions_are_told_apart(connection, monkeypatc
 
 
 # --- the statements of the baseline's wheel ---------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return baseline.unpacked(tmp_path_factory.getbasetemp())
-    except baseline.UnavailableError as error:
-        pytest.skip(f"the wheel of the release before is not here: {error}")
 
 
 @pytest.fixture

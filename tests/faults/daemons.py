@@ -151,10 +151,10 @@ class Daemons:
                 ).format(sql.Identifier(schema))
             )
 
-    def app(self, source: str) -> None:
+    def app(self, source: str, name: str = "faults", module: str = "app") -> None:
         """Writes the app: the source makes entrypoints and schedules of `sc`."""
-        text = f"{PRELUDE}\nsc = Scheduler(app='faults')\n\n{source}\n\ndef create():\n    return sc\n"
-        (self.folder / "app.py").write_text(text)
+        text = f"{PRELUDE}\nsc = Scheduler(app={name!r})\n\n{source}\n\ndef create():\n    return sc\n"
+        (self.folder / f"{module}.py").write_text(text)
 
     def line(self, text: str) -> int:
         """The number of the app's line that holds the text."""
@@ -171,24 +171,29 @@ class Daemons:
         lines = path.read_text().splitlines() if path.exists() else []
         return [found for found in map(json.loads, lines) if found["what"] == what]
 
-    def start(self, **settings: str) -> Daemon:
-        """Starts one more daemon; settings are flags."""
+    def start(self, *, module: str = "app", wheel: Path | None = None, **settings: str) -> Daemon:
+        """Starts one more daemon; settings are flags.
+
+        module: the app.
+        wheel: the folder of another release's pgsched, unpacked; default: this one.
+        """
         given = {"dsn": self.dsn, "schema": self.schema, **QUICK, **settings}
         flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
         log = self.folder / f"daemon-{len(self.all)}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PGSCHED_")}
         environment |= {"FAULTS_DSN": self.dsn, "FAULTS_SCHEMA": self.schema, "FAULTS_FOLDER": str(self.folder)}
+        environment |= {} if wheel is None else {"PYTHONPATH": str(wheel)}
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pgsched", "run", "app.create", *flags],
+                [sys.executable, "-m", "pgsched", "run", f"{module}.create", *flags],
                 cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
             )  # fmt: skip
         self.all.append(Daemon(process, log))
         return self.all[-1]
 
-    async def ready(self, **settings: str) -> Daemon:
+    async def ready(self, *, module: str = "app", wheel: Path | None = None, **settings: str) -> Daemon:
         """Starts one more daemon and waits until it is ready."""
-        daemon = self.start(**settings)
+        daemon = self.start(module=module, wheel=wheel, **settings)
         await daemon.event("worker_ready")
         return daemon
 

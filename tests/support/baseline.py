@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +35,6 @@ def _commit() -> None:
     _git("cat-file", "-e", f"{COMMIT}^{{commit}}")
 
 
-@cache
 def unpacked(folder: Path) -> Path:
     """Builds the wheel without a network, and unpacks it: a place for PYTHONPATH. What it needs is here already."""
     _commit()
