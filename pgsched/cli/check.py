@@ -79,8 +79,8 @@ def check(*, app: str, exit_zero: bool, as_json: bool, flags: dict[str, Any], fi
     expression from the moment of the change. The output also names the time zone rules that this code reads, and the
     time zones that a start would replan because of them.
 
-    Exit codes: 0 nothing differs; 1 something differs; 69 no database; 78 wrong configuration, or a database that
-    `pgsched migrate` has not brought to this version.
+    Exit codes: 0 nothing differs; 1 something differs; 69 no database; 78 wrong configuration, or a database whose
+    schema does not serve this version: run `pgsched migrate`.
     """
     early = config.load(flags, file=file)
     log.begin(early.log_level, early.log_format)

@@ -197,7 +197,9 @@ class Worker:
         """Checks the schema, registers the worker and reconciles the declared schedules. Any failure is raised."""
         try:
             async with self.kit.control.use(self.reconciler.limit) as connection:
-                await migrate.check(connection, self.kit.settings.schema)
+                there = await migrate.check(connection, self.kit.settings.schema)
+                if there > (ours := len(migrate.migrations())):
+                    self._log.info("schema_newer", version=there, built_for=ours)
                 # Registered first: an older version that starts at the same time must find us alive.
                 await self.presence.register(connection)
                 await self.kit.store.upkeep.forget_workers(connection)

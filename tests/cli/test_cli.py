@@ -15,6 +15,7 @@ from psycopg import sql
 from support.shell import Shell, invoke, isolate, spawn
 
 from pgsched.db import embedded, migrate
+from pgsched.db.statements.queries import in_schema
 from pgsched.expression.zone_files import source_of
 
 NO_DATABASE = "postgresql://me:s3cret@127.0.0.1:1/db?connect_timeout=5"
@@ -222,6 +223,23 @@ def test_migrate_checks_applies_and_has_nothing_more_to_do(dsn, fresh):
         assert f'"{fresh}"' in result.stdout
         assert "nothing to do" in result.stdout
     assert json.loads(invoke("migrate", "--json", *where).stdout)["applied"] == []
+
+
+def test_each_command_works_on_a_newer_schema_that_serves_it(dsn, fresh):
+    where = ("--dsn", dsn, "--schema", fresh)
+    assert invoke("migrate", *where).exit_code == 0
+    ours = len(migrate.migrations())
+    row = f"insert into pgsched.migrations (version, name, checksum, serves) values ({ours + 1}, 'n', 'x', {ours})"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(in_schema(row.encode(), fresh, parametrised=False))
+    for args in (["migrate"], ["migrate", "--check"]):
+        assert f"is at version {ours + 1}, which serves this pgsched: nothing to do" in invoke(*args, *where).stdout
+    assert json.loads(invoke("migrate", "--json", *where).stdout)["version"] == ours + 1
+    [schema] = [
+        each for each in json.loads(invoke("health", "--json", *where).stdout)["checks"] if each["name"] == "schema"
+    ]
+    assert schema["status"] == "ok"
+    assert f"version {ours + 1}, which serves" in schema["message"]
 
 
 def test_migrate_prints_a_script_that_makes_the_very_schema(dsn, fresh):

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 from support.workers import soon, working
 
 from pgsched import Executor, Run, Schedule, Scheduler, every
+from pgsched.db.migrate import migrations
 from pgsched.worker.worker import _write_fresh
 
 SECOND = timedelta(seconds=1)
@@ -34,6 +36,21 @@ async def test_every_second_fires_at_each_second_and_never_early(settings, db):
     assert any(row[2] < row[0] for row in rows), "nothing was claimed ahead"
     assert [run.fire_time for run in seen] == times
     assert [run.previous_fire_time for run in seen] == [None, *times[:-1]]
+
+
+async def test_a_worker_starts_on_a_newer_schema_that_serves_it(settings, db):
+    """An old process that starts again in the middle of a rolling deploy."""
+    ours = len(migrations())
+    insert = "insert into pgsched.migrations (version, name, checksum, serves) values (%s, 'newer', 'x', %s)"
+    await db.all(insert, ours + 1, ours)
+    sc = Scheduler()
+    sc.schedule("tick", "* * * * * *")(lambda: None)
+    with capture_logs() as logs:
+        async with working(sc, settings):
+            await db.until("select count(*) >= 1 from pgsched.runs where status = 'succeeded'")
+            assert await db.value("select schema_version from pgsched.workers") == ours
+    [said] = [log for log in logs if log["event"] == "schema_newer"]
+    assert (said["version"], said["built_for"]) == (ours + 1, ours)
 
 
 async def test_executor_may_say_when(settings, db):
