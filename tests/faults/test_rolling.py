@@ -41,13 +41,13 @@ for number in range({EACH_SECOND}):
 sc.schedule("tick", every(timedelta(seconds=2)), name="every 2 s")(tick)
 sc.schedule("tick", "* * * * * *", name="paused by turns")(tick)
 
-# Each run lasts into the next second: two workers take turns.
+# Each run lasts into the next second: two workers take turns. Its limit may hold it back, if this machine is slow.
 @sc.schedule("turn", "* * * * * *", name="turn", overlap="allow")
 @sc.entrypoint("turn", retry=Retry(attempts=1), limits=Limits(per_worker=1))
 async def turn(run: Run):
     note(run, "turn")
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.5):
+        async with asyncio.timeout(1.2):
             await opened("alone")
 
 @sc.entrypoint("job")
@@ -330,7 +330,7 @@ async def accounted(db: Any, daemons: Daemons) -> None:
     for name, first, last, count, skips in rows:
         step = 2 if name == "every 2 s" else 1
         assert (last - first) / SECOND == step * (count - 1), name
-        assert skips == 0 or name in ("paused by turns", "tick 0"), name
+        assert skips == 0 or name in ("paused by turns", "tick 0", "turn"), name
     executed = Counter(note["run"] for note in [*daemons.notes("tick"), *daemons.notes("turn")])
     runs = await db.all(
         "select id, attempt from pgsched.runs where fire_time is not null and status not in ('queued', 'skipped')"
@@ -362,7 +362,7 @@ async def on_time(db: Any) -> None:
         schema: [
             (fire_time, lateness)
             for fire_time, lateness in await of(db, schema, "select fire_time::timestamptz, started_at - fire_time"
-                " from pgsched.runs where status = 'succeeded' and fire_time is not null")
+                " from pgsched.runs where status = 'succeeded' and entrypoint = 'tick'")
         ]
         for schema in (SCHEMA, "control")
     }  # fmt: skip
