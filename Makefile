@@ -2,7 +2,9 @@
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
 #   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
 #   make pgbouncer  gets PgBouncer, the newest and 1.18, from Debian's archive for the tests; `make test` does so itself
-#   make soak    the random model of tests/faults/model: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
+#   make soak    random faults of network, servers, pooler and daemons in one long life: SECONDS=3600, and SEED=1
+#                for the same faults again; ARGS='--only "table locked,freeze"' for some kinds
+#   make model   the random model, in bursts: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
 #   make diagram the tables in docs/schema.md, drawn from the catalogue of an embedded PostgreSQL
 #   make bench   pgsched and its peers, each in an environment of its own; ONLY=herd for one part;
 #                ONLY=compare BASE=COMMIT for this build and another commit's
@@ -15,7 +17,7 @@ JOBS ?= 2
 SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
-.PHONY: demo test pgbouncer lint soak diagram bench clean
+.PHONY: demo test pgbouncer lint soak model diagram bench clean
 
 demo: $(STAMPS)/demo
 	@mkdir -p .demo
@@ -33,7 +35,10 @@ lint: $(STAMPS)/dev
 	$(BIN)/mypy --strict pgsched
 	$(BIN)/lint-imports
 
-soak: $(STAMPS)/dev
+soak: $(STAMPS)/dev pgbouncer
+	PYTHONPATH=tests/faults:tests PYTHONWARNINGS=ignore $(BIN)/python -m outside.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+model: $(STAMPS)/dev
 	PYTHONPATH=tests/faults:tests $(BIN)/python -m model.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 diagram: $(STAMPS)/dev

@@ -1,4 +1,4 @@
-"""A few bursts of the random model, always the same ones; see model/__init__.py. `make soak` runs others."""
+"""A few bursts of the random model, always the same ones; see model/__init__.py. `make model` runs others."""
 
 import pytest
 from model import burst as bursts

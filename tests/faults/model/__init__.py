@@ -12,5 +12,5 @@ invariants   what must hold after a burst, in SQL
 ledger       which fire times must be accounted for, in Python
 story        what a finding shows
 burst        runs one burst, brings the world to rest, checks it
-soak         runs bursts for as long as `make soak` says
+soak         runs bursts for as long as `make model` says
 """

@@ -23,7 +23,7 @@ def server() -> Iterator[str]:
     if given := os.environ.get("PGSCHED_TEST_DSN"):
         yield given
         return
-    folder = tempfile.mkdtemp(prefix="pgsched-soak-")
+    folder = tempfile.mkdtemp(prefix="pgsched-model-server-")
     try:
         with embedded.start(f"{folder}/postgres") as uri:
             yield uri

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import statistics
 import time
@@ -75,7 +76,8 @@ class Report:
 
     async def compare(self, scene: Scene, traffic: Traffic, reader: Reader, *, settled: bool) -> list[Call]:
         """Compares the notes with the database. settled: whether nothing is left to do. Returns all calls."""
-        enqueued, orders = dict(traffic.enqueued), list(traffic.orders)
+        enqueued = {key: dataclasses.replace(job) for key, job in traffic.enqueued.items()}
+        orders = list(traffic.orders)
         until = time.monotonic()
         rows = await scene.ask(books.ROWS)
         halves = await scene.ask(books.HALVES)

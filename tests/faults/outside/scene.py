@@ -219,7 +219,8 @@ class Scene:
         log = self.folder / f"daemon-{self.lives}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PGSCHED_", "PG"))}
         environment |= {"SOAK_DAEMON": name, "SOAK_NOTES": str(self.folder / f"notes {name}")}
-        environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+        ways = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, ways))
         with log.open("wb") as stderr:
             process = subprocess.Popen(  # noqa: ASYNC220  (it returns at once)
                 [sys.executable, "-m", "pgsched", "run", "outside.application.create", *flags],

@@ -111,7 +111,7 @@ class Soak:
     async def _recover(self, healed: float) -> tuple[float, float]:
         """The seconds until the first schedule fires, and until every daemon and every client works."""
         since, first = time.monotonic(), None
-        told = False
+        told = 0
         while True:
             self._revive()
             late = [each for each in CLIENTS if self._traffic.succeeded.get(each, 0.0) < since]
@@ -126,12 +126,26 @@ class Soak:
                 assert first is not None
                 return first, took
             if took > LIMIT and not told:
-                told = True
-                tails = "\n".join(f"--- {n}\n{d.tail()}" for n, d in self._scene.daemons.items() if n in str(missing))
+                told = 1
+                tails = "\n".join(
+                    f"--- {name}\n" + "\n".join(daemon.tail().splitlines()[-12:])
+                    for name, daemon in self._scene.daemons.items() if f" {name}" in str(missing)
+                )  # fmt: skip
                 await self._report.finding(f"after {LIMIT:g} s still not working: {missing[:12]} {late}\n{tails}")
             if took > 3 * LIMIT:
                 raise RuntimeError(f"it does not recover: {missing[:12]} {late}")
+            if took > 2 * LIMIT and told < 2:
+                told = 2
+                await self._restart({name for name in DAEMONS if f" {name}" in str(missing)})
             await asyncio.sleep(0.1)
+
+    async def _restart(self, names: Collection[str]) -> None:
+        """Does as an operator would with daemons that do not work again by themselves."""
+        for name in names:
+            self._report.note(f"the daemon {name} had to be restarted")
+            await self._scene.daemons[name].kill()
+            self._scene.excuse(name, "killed", time.monotonic())
+            await self._scene.start(name)
 
     def _revive(self) -> None:
         """A daemon that has ended by itself is a finding. It is started again, as systemd would."""
