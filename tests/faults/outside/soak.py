@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import faulthandler
 import logging
 import random
@@ -191,8 +190,8 @@ async def soak(seed: int, seconds: float, turns: list[list[Drawn]] | None = None
     """turns: these instead of those that the seed draws. Returns what was found."""
     folder = Path(tempfile.mkdtemp(prefix="pgsched-soak-"))
     stop = asyncio.Event()
-    with contextlib.suppress(NotImplementedError, ValueError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the turn goes on to its end, and the tables are printed
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     version = random.Random(seed).choice(["newest", "1.18"])
     report = Report(seed)
     try:
