@@ -55,7 +55,9 @@ def answered(error: BaseException) -> bool:
     if not isinstance(error, psycopg.Error) or error.sqlstate is None:
         return is_refusal(error)
     # An error that ends the session is FATAL. Its code proves nothing: a trigger may raise any, even a connection's.
-    return error.diag.severity_nonlocalized not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
+    # A pooler's own errors have only the severity that can be translated, and it does not translate.
+    severity = error.diag.severity_nonlocalized or error.diag.severity
+    return severity not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
 
 
 def of_prepared(error: BaseException) -> bool:

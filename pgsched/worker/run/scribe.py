@@ -50,9 +50,10 @@ class Scribe:
         read: dict[int, Said] = {}
 
         async def write(part: Sequence[Speaking]) -> tuple[()]:
+            # Before anything can fail: refuse() needs it.
+            batch = _batch(part)
+            read.update({id(journal): said for _, journal, said in batch})
             async with self._session.use() as connection:
-                batch = _batch(part)
-                read.update({id(journal): said for _, journal, said in batch})
                 held = await self._statements.write_journals(
                     connection, self._worker, [(c, said) for c, _, said in batch]
                 )

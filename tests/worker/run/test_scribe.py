@@ -222,3 +222,18 @@ async def test_a_line_that_is_refused_costs_no_other_run_its_lines(settings, db)
             await db.until("select count(*) = 3 from pgsched.runs where status = 'succeeded'")
     assert sorted(await db.all("select text from pgsched.logs")) == [("a",), ("b",)]
     assert len(events(logs, "lines_not_kept")) == 1
+
+
+async def test_without_a_connection_lines_are_not_kept_and_the_service_goes_on(held, monkeypatch):
+    """The very first statement of a connection may be refused, before anything was read."""
+    claim = await held.claim()
+    held.journal.add("mine", "info")
+
+    async def connect(self):
+        raise psycopg.errors.QueryCanceled("the role's statement_timeout is too short")
+
+    monkeypatch.setattr(type(held.kit.writes), "connect", connect)
+    with capture_logs() as logs:
+        await held.scribe.write_some([(claim, held.journal)])
+    assert [entry["run"] for entry in events(logs, "lines_not_kept")] == [claim.run_id]
+    assert not held.journal.unwritten
