@@ -58,7 +58,6 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
     async def work(dsn: str | None) -> Adopted:
         async with await reach(session.conninfo_for(dsn, "pgsched adopt")) as connection:
             with in_sentences(settings.schema):
-                await session.prepare(connection)
                 await migrate.check(connection, settings.schema)
                 try:
                     return await _adopt(

@@ -112,7 +112,6 @@ async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Sch
 async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Look:
     async with await reach(session.conninfo_for(dsn, "pgsched check")) as connection:
         with in_sentences(settings.schema):
-            await session.prepare(connection)
             async with session.snapshot(connection):
                 await migrate.check(connection, settings.schema)
                 return await look(connection, DeclarationStatements(settings.schema), scheduler)

@@ -24,6 +24,7 @@ from pgsched.db.mishaps import Failures, read_only
 from pgsched.db.pool import RETRY, CoroutinePool, Pool, PoolTimeout
 from pgsched.db.reaching import Bounded, NoAnswer, within
 from pgsched.db.session import Connection
+from pgsched.db.session_settings import AS_THE_ROLE_HAS_IT, SET
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import DatabaseUnavailable, InvalidArguments, NotFound
 from pgsched.rules import options
@@ -134,8 +135,15 @@ def _left(until: float) -> float | None:
     return None if until == float("inf") else max(until - time.monotonic(), _LEAST)
 
 
-# In an application's transaction, its own search path, time zone and limits apply.
-_AS_THE_ROLE_HAS_IT = "select set_config(name, reset_val, true) from pg_catalog.pg_settings where name = any(%s)"
+@contextlib.contextmanager
+def _plain(own: Any) -> Iterator[None]:
+    """The application's cursors read values as psycopg does by default, behind a pooler, too."""
+    ours = own.cursor_factory
+    own.cursor_factory = psycopg.AsyncCursor if isinstance(own, psycopg.AsyncConnection) else psycopg.Cursor
+    try:
+        yield
+    finally:
+        own.cursor_factory = ours
 
 
 class Statements:
@@ -185,8 +193,9 @@ class Statements:
                 await block.__aenter__()
             try:
                 with self._answered(own, "transaction", until, "Nothing has happened."):
-                    await on.execute(_AS_THE_ROLE_HAS_IT, (list(session.SET),))
-                yield on
+                    await on.execute(AS_THE_ROLE_HAS_IT, (list(SET),))
+                with _plain(own):
+                    yield on
             except BaseException as error:
                 if not await self._roll_back(own, block, error):
                     raise
@@ -264,9 +273,7 @@ class Statements:
                 raise DatabaseUnavailable(
                     f"The database has given up {method}(), so nothing has happened: {error.diag.message_primary}."
                 ) from None
-            except psycopg.errors.ReadOnlySqlTransaction:
-                if getattr(own, "opening", None) is None:
+            except psycopg.Error as error:
+                if read_only(error):
                     own.pgconn.finish()
-                else:  # behind a pooler: another of its sessions than the one that was asked
-                    own.refused_writes = True
                 raise

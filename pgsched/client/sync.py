@@ -29,6 +29,7 @@ from pgsched.db.forks import Birth, keep_from_children
 from pgsched.db.pool import Pool, ThreadPool, finished
 from pgsched.db.reaching import BoundedBlocking, within
 from pgsched.db.session import Connection
+from pgsched.db.session_settings import refuse_encoding
 from pgsched.db.statements.queries import Queries
 
 _Class = TypeVar("_Class", bound=type)
@@ -46,8 +47,8 @@ def connect_sync(
     """
     info = conninfo_of(dsn, schema, "connect_sync()")
     limit = seconds_of(timeout)
-    with reaching():
-        BoundedBlocking.connect(info, autocommit=True, total=limit).close()
+    with reaching(), BoundedBlocking.connect(info, autocommit=True, total=limit) as connection:
+        refuse_encoding(connection)
     connections = _SyncConnections(info, limit)
     finished(connections.pool.open())
     try:
@@ -150,7 +151,7 @@ class _SyncConnections:
 
         def setup(connection: BoundedBlocking) -> None:
             keep_from_children(connection)
-            finished(session.prepare(_adapted(connection), limits))
+            finished(session.prepare(_adapted(connection), limits, connection))
 
         self.pool: Pool = ThreadPool(info, MOST, NAME, setup, clean=False)
 
@@ -185,6 +186,7 @@ class _Connection:
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.raw = connection
         self.info = connection.info
+        self.pgconn = connection.pgconn
         self.adapters = connection.adapters
 
     @property
@@ -198,6 +200,9 @@ class _Connection:
 
     async def set_isolation_level(self, value: psycopg.IsolationLevel | None) -> None:
         self.raw.set_isolation_level(value)
+
+    async def set_read_only(self, value: bool | None) -> None:
+        self.raw.set_read_only(value)
 
     async def execute(self, query: Any, params: Any = None) -> _Cursor:
         return _Cursor(self.raw.execute(query, params))

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import psycopg
 from psycopg_pool import PoolClosed
 
-from pgsched.db.mishaps import one_line
+from pgsched.db.mishaps import one_line, read_only
 from pgsched.db.reaching import Bounded
-from pgsched.db.session import Connection
+from pgsched.db.session import Connection, prepare
 from pgsched.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -22,20 +22,30 @@ from pgsched.errors import (
 
 # Undefined table, schema, function, type or column: the schema is missing, or has another version.
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
+_SETUP = 10.0  # seconds for each statement that sets up a new connection
 _NO_DATABASE = ("08", "57P", "53")
-_READ_ONLY = "25006"
 ADVICE = "Check that the server runs and that --dsn, PGSCHED_DSN or libpq's environment leads to it."
 # The schema's own functions raise these with their own messages.
 _OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
 
 
 async def reach(info: str, total: float | None = None) -> Connection:
-    """Makes a connection in autocommit mode. total: the limit in seconds; each host has one of its own.
+    """Makes a connection in autocommit mode, with our settings. total: the limit in seconds; each host has one of its
+    own.
 
-    Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses.
+    Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses and for a
+    database that cannot store every text.
     """
     with reaching():
-        return await Bounded.connect(info, autocommit=True, total=total)
+        connection = await Bounded.connect(info, autocommit=True, total=total)
+        try:
+            connection.limit = _SETUP
+            await prepare(connection)
+            connection.limit = None
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
 
 @contextlib.contextmanager
@@ -82,7 +92,7 @@ def _sentence(error: psycopg.Error, schema: str) -> PgschedError | None:
         return _OWN[state](message)
     if state[:2] in ("22", "23", "54") or (not state and isinstance(error, psycopg.DataError)):
         return InvalidArguments(message)
-    if state == _READ_ONLY:
+    if read_only(error):
         return DatabaseUnavailable(f"The database can only be read: {message} Let the DSN lead to the primary.")
     if state in _NO_SCHEMA:
         return SchemaError(

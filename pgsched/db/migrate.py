@@ -193,7 +193,7 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
         if coming.version > _SERVES_SINCE:
             await _refuse_beside_unserved(connection, schema, coming)
         await _wait_at_most(connection, LOCK_TIMEOUT)
-        await connection.execute(_for_schema(rewrite(coming.text), schema))
+        await run_script(connection, _for_schema(rewrite(coming.text), schema))
         columns, row = coming.record
         places = b", ".join([b"%s"] * len(row))
         insert = in_schema(b"insert into pgsched.migrations (" + columns + b") values (" + places + b")", schema)
@@ -230,12 +230,17 @@ async def _create_schema(connection: Connection, schema: str) -> None:
         known = await connection.execute("select from pg_namespace where nspname = %s", (schema,))
         if await known.fetchone() is None:
             await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
-        await connection.execute(in_schema(_TABLE, schema, parametrised=False))
+        await run_script(connection, in_schema(_TABLE, schema, parametrised=False))
     except (
         psycopg.errors.UniqueViolation, psycopg.errors.DuplicateSchema, psycopg.errors.DuplicateTable,
         psycopg.errors.DuplicateObject,
     ) as error:  # fmt: skip
         raise _Overtaken from error
+
+
+async def run_script(connection: Connection, text: bytes) -> None:
+    """Runs a script, which only the text format can hold."""
+    await psycopg.AsyncCursor(connection).execute(text)
 
 
 async def _exists(connection: Connection, schema: str) -> bool:

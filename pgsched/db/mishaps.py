@@ -17,6 +17,9 @@ Failures = (psycopg.Error, DatabaseUnavailable, OSError, TimeoutError)
 Mishaps = (*Failures, ValueError, TypeError, OverflowError, NotImplementedError)
 
 _READ_ONLY = "25006"
+# A standby refuses BEGIN READ WRITE as a feature that it lacks, in the server's language.
+_UNSUPPORTED = "0A000"
+_REFUSES_READ_WRITE = ("check_transaction_read_only", "check_XactReadOnly")  # the latter up to PostgreSQL 14
 _STOOD_STILL = "25P03"
 # Errors that are known to pass: of connections, conflicts, resources, locks, operators, the machine, and a
 # transaction's time limits. With every other SQLSTATE the server refuses a statement because of its content.
@@ -40,7 +43,7 @@ def passing(error: BaseException) -> bool:
     if not isinstance(error, psycopg.Error):
         return isinstance(error, Failures)
     if error.sqlstate is not None:
-        return error.sqlstate.startswith(_PASSING)
+        return error.sqlstate.startswith(_PASSING) or read_only(error)
     # Without an SQLSTATE the server has not answered: the connection is gone, or psycopg cannot adapt a value.
     return not isinstance(error, (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError))
 
@@ -57,12 +60,12 @@ def answered(error: BaseException) -> bool:
     # An error that ends the session is FATAL. Its code proves nothing: a trigger may raise any, even a connection's.
     # A pooler's own errors have only the severity that can be translated, and it does not translate.
     severity = error.diag.severity_nonlocalized or error.diag.severity
-    return severity not in ("FATAL", "PANIC") and error.sqlstate != _READ_ONLY
+    return severity not in ("FATAL", "PANIC") and not read_only(error)
 
 
 def of_prepared(error: BaseException) -> bool:
     """Whether a prepared statement may be the cause of an error. A new connection has none."""
-    return isinstance(error, psycopg.Error) and error.sqlstate in _PREPARED
+    return isinstance(error, psycopg.Error) and error.sqlstate in _PREPARED and not read_only(error)
 
 
 def stood_still(error: BaseException) -> bool:
@@ -71,8 +74,12 @@ def stood_still(error: BaseException) -> bool:
 
 
 def read_only(error: BaseException) -> bool:
-    """Whether the server refused a write because it, or the session, is read-only."""
-    return isinstance(error, psycopg.Error) and error.sqlstate == _READ_ONLY
+    """Whether the server refused a write, or BEGIN READ WRITE, because it or the session is read-only."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    return error.sqlstate == _READ_ONLY or (
+        error.sqlstate == _UNSUPPORTED and error.diag.source_function in _REFUSES_READ_WRITE
+    )
 
 
 def misfits(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, LiteralString, Self, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import conninfo
@@ -34,6 +34,7 @@ T = TypeVar("T")
 ALONE = 10.0  # seconds for the only address
 FIRST = 4.0  # seconds for each of several; doubled, up to ALONE, while none of them answers
 RESOLVE = 5.0  # seconds for the addresses of a name
+_TRIES = 10  # to begin a transaction with its settings
 ON_ITS_WAY = 5.0  # seconds for an answer that the server has sent already
 # The options of psycopg's connect() that are none of libpq's parameters.
 _OPTIONS = frozenset({"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"})
@@ -166,12 +167,15 @@ class _Limits:
     limit: the longest wait for an answer, in seconds; None for any.
     at_work: asks, over another connection, whether the server is still at work on a statement that is over the limit.
         If it is, the wait goes on. In a coroutine it is awaited.
+    opening: statements with their parameters that begin each outermost transaction. If the server cancels one, by an
+        odd statement_timeout perhaps, the transaction begins again, up to ten times.
     made_at: when it was connected, by the monotonic clock.
     """
 
     pgconn: PGconn
     limit: float | None = None
     at_work: Callable[[], Any] | None = None
+    opening: Sequence[tuple[LiteralString, Sequence[Any]]] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -188,24 +192,25 @@ class _Limits:
 
 
 class Bounded(_Limits, psycopg.AsyncConnection[Any]):
-    """A connection for coroutines.
-
-    opening: called at the start of each outermost transaction.
-    refused_writes: whether the server has refused a write because the session was read-only.
-    """
+    """A connection for coroutines."""
 
     at_work: Callable[[], Awaitable[bool]] | None = None
-    opening: Callable[[], Awaitable[None]] | None = None
-    refused_writes = False
 
     @asynccontextmanager
     async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncTransaction]:
         """A transaction or, inside of one, a savepoint."""
-        outermost = self.info.transaction_status == TransactionStatus.IDLE
-        async with super().transaction(*args, **kwargs) as block:
-            if outermost and self.opening is not None:
-                await self.opening()
-            yield block
+        opening = self.opening if self.info.transaction_status == TransactionStatus.IDLE else ()
+        for tries in range(1, _TRIES + 1):
+            async with super().transaction(*args, **kwargs) as block:
+                try:
+                    for statement, params in opening:
+                        await psycopg.AsyncCursor(self).execute(statement, params)
+                except psycopg.errors.QueryCanceled:
+                    if tries < _TRIES:
+                        continue
+                    raise
+                yield block
+            return
 
     @classmethod
     async def connect(cls, conninfo: str = "", **options: Any) -> Self:
@@ -264,6 +269,22 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
     """The same for threads."""
 
     at_work: Callable[[], bool] | None = None
+
+    @contextmanager
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
+        """A transaction or, inside of one, a savepoint."""
+        opening = self.opening if self.info.transaction_status == TransactionStatus.IDLE else ()
+        for tries in range(1, _TRIES + 1):
+            with super().transaction(*args, **kwargs) as block:
+                try:
+                    for statement, params in opening:
+                        psycopg.Cursor(self).execute(statement, params)
+                except psycopg.errors.QueryCanceled:
+                    if tries < _TRIES:
+                        continue
+                    raise
+                yield block
+            return
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Self:

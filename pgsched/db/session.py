@@ -9,18 +9,18 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, Self, TypeAlias
+from datetime import timedelta
+from typing import Any, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import conninfo
-from psycopg.pq import Format, TransactionStatus
-from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
+from psycopg.pq import TransactionStatus
 
 from pgsched.db import reaching
 from pgsched.db.forks import keep_from_children
 from pgsched.db.mishaps import misfits, of_prepared, read_only
-from pgsched.db.reaching import Bounded
+from pgsched.db.reaching import Bounded, BoundedBlocking
+from pgsched.db.session_settings import LIMITS, SESSION, refuse_encoding, share
 from pgsched.errors import ConfigurationError
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -35,44 +35,6 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "target_session_attrs": "read-write",
 }
-# The longest time of a statement, of a wait for a lock, and of an idle transaction.
-_LIMITED = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-_LIMITS = ("15s", "10s", "30s")
-_SETTINGS = {
-    "TimeZone": "UTC",
-    "search_path": "pg_catalog, pg_temp",
-    "DateStyle": "ISO",
-    "IntervalStyle": "postgres",  # psycopg reads only this style
-    # Rows are found by an index, no matter how small or quiet a table was when it was last analysed.
-    "enable_seqscan": "off",
-    # The parameters do not change the plans, and planning takes longer than execution.
-    "plan_cache_mode": "force_generic_plan",
-    # And in the index's order: a bitmap scan collects all rows before it returns the first, but we want only a few.
-    "enable_bitmapscan": "off",
-    "jit": "off",  # short statements, but overestimated before the first analyze
-}
-_OF_SESSIONS = {
-    # After a pass has locked rows, it must read data that is newer than the lock.
-    "default_transaction_isolation": "read committed",
-    "idle_session_timeout": "0",  # a listener is idle by trade
-}
-SET = frozenset({*_LIMITED, *_SETTINGS, *_OF_SESSIONS})  # the settings that our sessions change
-
-
-def _setting(settings: Mapping[str, str], *, local: bool) -> str:
-    """A statement that makes settings, with the limits as its parameters; for the transaction, or for the session."""
-    values = [(name, "%s") for name in _LIMITED] + [(name, f"'{value}'") for name, value in settings.items()]
-    return "select " + ", ".join(f"set_config('{name}', {value}, {str(local).lower()})" for name, value in values)
-
-
-_SESSION = _setting(_SETTINGS | _OF_SESSIONS, local=False)
-# Behind a pooler a session is anybody's, so each transaction has the settings for itself. BEGIN has the isolation.
-_TRANSACTION = _setting(_SETTINGS, local=True)
-# A neighbour may have left such a session read-only. This goes back to the operator's setting.
-_WRITABLE = (
-    "select set_config('default_transaction_read_only', reset_val, false) from pg_catalog.pg_settings"
-    " where name = 'default_transaction_read_only'"
-)
 # The server cancels a statement after this part of our limit, before we give up the connection. So we get its answer
 # and can send the rows separately.
 _SOONER = 0.8
@@ -207,12 +169,10 @@ class Session:
                 async with asyncio.timeout(seconds + _LATER):
                     yield connection
             except BaseException as error:
-                if read_only(error) and self._connection is not None:
-                    self._connection.refused_writes = True
                 unusable = self._connection is not None and (
                     self._connection.closed
                     or self._connection.info.transaction_status != TransactionStatus.IDLE
-                    or (read_only(error) and self.direct)
+                    or read_only(error)
                     or of_prepared(error)
                     or not isinstance(error, Exception)
                 )
@@ -300,41 +260,35 @@ async def _patiently(
     return await connection.execute(statement, params)
 
 
-async def prepare(connection: Connection, limits: Sequence[str] = _LIMITS) -> bool:
+async def prepare(
+    connection: Connection, limits: Sequence[str] = LIMITS, own: Bounded | BoundedBlocking | None = None
+) -> bool:
     """Sets up a new session. Returns whether it connects to the server directly, not to a pooler.
 
-    Behind a pooler, session settings would stick to another client's session, and prepared
-    statements would not be found again. So neither is used, and each statement gets a transaction with the settings.
+    own: the connection itself, if `connection` only adapts it.
+
+    Raises ConfigurationError if the database cannot store every text.
     """
+    refuse_encoding(connection)
     direct = await is_direct(connection)
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if direct:
-        await _patiently(connection, _SESSION, limits)
+        await _patiently(connection, SESSION, limits)
         connection.prepare_threshold = 2
     else:
-        connection.prepare_threshold = None
-        # Its time zone at the connect says nothing of the next statement's.
-        connection.adapters.register_loader("timestamptz", InUtc)
-        connection.adapters.register_loader("timestamptz", InUtcBinary)
-        if isinstance(connection, Bounded):
-            connection.cursor_factory = Shared
-            connection.opening = lambda: _open(connection, limits)
+        row = await (await _patiently(connection, "select pg_catalog.pg_is_in_recovery()")).fetchone()
+        if row is not None and not row[0]:
+            await connection.set_read_only(False)
+        shared = connection if own is None else own
+        assert isinstance(shared, Bounded | BoundedBlocking)
+        share(shared, limits)
     return direct
 
 
 async def is_direct(connection: Connection) -> bool:
     """Whether the server itself answers. A pooler invents the process id that it gives to its clients."""
-    row = await (await _patiently(connection, "select pg_backend_pid()")).fetchone()
+    row = await (await _patiently(connection, "select pg_catalog.pg_backend_pid()")).fetchone()
     return row is not None and row[0] == connection.info.backend_pid
-
-
-async def _open(connection: Bounded, limits: Sequence[str]) -> None:
-    """Begins a transaction behind a pooler, whose next statement is ours."""
-    cursor = psycopg.AsyncCursor(connection)
-    await cursor.execute(_TRANSACTION, limits)
-    if connection.refused_writes:
-        connection.refused_writes = False
-        await cursor.execute(_WRITABLE)
 
 
 @contextlib.asynccontextmanager
@@ -344,50 +298,3 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
     await connection.set_read_only(True)
     async with connection.transaction():
         yield
-
-
-class InUtc(TimestamptzLoader):
-    """Reads instants as UTC in any session time zone."""
-
-    def load(self, data: Any) -> datetime:
-        return super().load(data).astimezone(UTC)
-
-
-class InUtcBinary(TimestamptzBinaryLoader):
-    """Does the same for the binary format."""
-
-    def load(self, data: Any) -> datetime:
-        return super().load(data).astimezone(UTC)
-
-
-class Shared(psycopg.AsyncCursor[Any]):
-    """A cursor behind a pooler: each statement outside of a transaction has one of its own, with our settings.
-
-    It reads values in binary format: psycopg reads texts by the settings that it saw at the connect.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.format = Format.BINARY
-
-    async def execute(self, *args: Any, **kwargs: Any) -> Self:
-        """Executes a statement."""
-        if self.connection.info.transaction_status != TransactionStatus.IDLE:
-            return await super().execute(*args, **kwargs)
-        async with self.connection.transaction():
-            return await super().execute(*args, **kwargs)
-
-
-class SharedRaw(psycopg.AsyncRawCursor[Any]):
-    """The same for statements with numbered parameters."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.format = Format.BINARY
-
-    async def execute(self, *args: Any, **kwargs: Any) -> Self:
-        """Executes a statement."""
-        if self.connection.info.transaction_status != TransactionStatus.IDLE:
-            return await super().execute(*args, **kwargs)
-        async with self.connection.transaction():
-            return await super().execute(*args, **kwargs)

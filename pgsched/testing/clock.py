@@ -48,7 +48,7 @@ async def make_schema(connection: Connection, schema: str, now: datetime | None)
     start: datetime = row[0].astimezone(UTC)
     async with connection.transaction():
         await connection.execute(sql.SQL("create schema {}").format(sql.Identifier(schema)))
-        await connection.execute(in_schema(_MADE, schema, parametrised=False))
+        await migrate.run_script(connection, in_schema(_MADE, schema, parametrised=False))
         await connection.execute(in_schema(b"insert into pgsched.test_time values (%s)", schema), (start,))
     await migrate.migrate(connection, schema, rewrite=rewritten)
     return start

@@ -8,7 +8,7 @@ from psycopg.pq import TransactionStatus
 
 from pgsched.client.client import Client, connect
 from pgsched.client.connections import Pooled, conninfo_of
-from pgsched.db.session import SET
+from pgsched.db.session_settings import SET
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import (
     ConfigurationError,
@@ -72,7 +72,7 @@ async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applicatio
         cursor = await connection.execute("show search_path")
         assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
         await connections.pool.give_back(connection)
-    assert len(names) == 13 and "search_path" in names
+    assert len(names) == 20 and "search_path" in names
 
 
 async def test_what_ends_a_transaction_is_told_once(client, db):

@@ -14,6 +14,7 @@ import psycopg
 from pgsched.db.forks import Birth, keep_from_children
 from pgsched.db.pool import CoroutinePool, Pool, PoolTimeout, ThreadPool, finished
 from pgsched.db.reaching import Bounded, BoundedBlocking
+from pgsched.db.session_settings import WHO, lend
 from pgsched.errors import PgschedError
 from pgsched.log import get
 
@@ -129,12 +130,20 @@ class Waits:
 
 
 async def configure(connection: Bounded) -> None:
-    """Sets a new connection to read committed."""
+    """Sets a new connection to read committed. Behind a pooler its transactions have the settings of the role."""
     keep_from_children(connection)
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    row = await (await connection.execute(WHO)).fetchone()
+    if row is not None and row[0] != connection.info.backend_pid:
+        lend(connection)
+        await connection.set_read_only(None if row[1] else False)
 
 
 def configure_blocking(connection: BoundedBlocking) -> None:
     """Does the same for a thread's connection."""
     keep_from_children(connection)
     connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    row = connection.execute(WHO).fetchone()
+    if row is not None and row[0] != connection.info.backend_pid:
+        lend(connection)
+        connection.set_read_only(None if row[1] else False)
