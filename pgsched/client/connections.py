@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
 from pgsched.client.timeouts import TIMEOUT, limits_of, method_of, reads
 from pgsched.config import Settings
@@ -25,6 +27,7 @@ from pgsched.db.pool import RETRY, CoroutinePool, Pool, PoolTimeout
 from pgsched.db.reaching import Bounded, NoAnswer, within
 from pgsched.db.session import Connection
 from pgsched.db.session_settings import AS_THE_ROLE_HAS_IT, SET
+from pgsched.db.statements.parameters import in_any_format
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import DatabaseUnavailable, InvalidArguments, NotFound
 from pgsched.rules import options
@@ -36,6 +39,11 @@ MOST = 4  # connections
 _FORKED = "This client", "make one there, after the fork"
 _LEAST = 0.1  # seconds for an answer, no matter how long the connection took
 _JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "stops"})
+
+
+# On a caller's connection: all texts can be sent, and names mean what they mean to us.
+_ENCODING = {"client_encoding": "UTF8"}
+_PATH = {"search_path": "pg_catalog, pg_temp"}
 
 
 class Connections(Protocol):
@@ -146,6 +154,34 @@ def _plain(own: Any) -> Iterator[None]:
         own.cursor_factory = ours
 
 
+@contextlib.asynccontextmanager
+async def _with_ours(given: Connection, settings: Mapping[str, str]) -> AsyncIterator[None]:
+    """These settings on a caller's connection, for the block.
+
+    A transaction that the block leaves open has its own settings again. If it fails, its rollback brings them back.
+    """
+    if not settings:
+        yield
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        if given.autocommit and given.info.transaction_status == TransactionStatus.IDLE:
+            await stack.enter_async_context(given.transaction())
+        cursor = in_any_format(given, tuple_row)
+        read = ", ".join(f"pg_catalog.current_setting('{name}')" for name in settings)
+        await cursor.execute(f"select {read}".encode())
+        # With SQL_ASCII psycopg reads texts as bytes.
+        found = [text.decode() if isinstance(text, bytes) else text for text in await cursor.fetchone() or ()]
+        before = dict(zip(settings, found, strict=True))
+        await _set(cursor, settings)
+        yield
+        await _set(cursor, before)
+
+
+async def _set(cursor: Any, settings: Mapping[str, str]) -> None:
+    calls = ", ".join(["pg_catalog.set_config(%s::text, %s::text, true)"] * len(settings))
+    await cursor.execute(f"select {calls}".encode(), [text for setting in settings.items() for text in setting])
+
+
 class Statements:
     """Sends the statements of a client, and raises the database's refusals as sentences."""
 
@@ -225,7 +261,11 @@ class Statements:
             given = self.connections.given(connection)
             try:
                 async with self.connections.answering(connection, _left(until)):
-                    yield given
+                    ours = {} if given.info.encoding == "utf-8" else dict(_ENCODING)
+                    if reads(method) or method == "backfill":
+                        ours |= _PATH  # the others call one function of the schema, which has its own
+                    async with _with_ours(given, ours):
+                        yield given
             except (NoAnswer, TimeoutError):
                 raise DatabaseUnavailable(
                     f"No answer to {method}(){self._time} over the connection that it was given. Roll back its "

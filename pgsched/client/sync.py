@@ -190,6 +190,11 @@ class _Connection:
         self.adapters = connection.adapters
 
     @property
+    def autocommit(self) -> bool:
+        """Whether each statement outside of a transaction has one of its own."""
+        return self.raw.autocommit
+
+    @property
     def prepare_threshold(self) -> int | None:
         """After how many uses a statement is prepared."""
         return self.raw.prepare_threshold

@@ -34,7 +34,7 @@ _ASK = b"show transaction_read_only"
 _RESET = (
     b"select case when pg_catalog.pg_is_in_recovery() then 'on'"
     b" else pg_catalog.set_config('default_transaction_read_only', reset_val, false) end"
-    b" from pg_catalog.pg_settings where name = 'default_transaction_read_only'"
+    b" from pg_catalog.pg_settings where name operator(pg_catalog.=) 'default_transaction_read_only'"
 )
 _NEW = b"discard all"
 

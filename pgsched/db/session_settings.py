@@ -18,6 +18,8 @@ from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
 from pgsched.db.reaching import Bounded, BoundedBlocking
 from pgsched.errors import ConfigurationError
 
+# The statements here are sent before ours is the search path, so they name the schema of each function and operator.
+
 # The longest time of a statement, of a wait for a lock, and of an idle transaction.
 _LIMITED = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 LIMITS = ("15s", "10s", "30s")
@@ -54,29 +56,31 @@ _IF_OTHER = {
 SET = frozenset({*_LIMITED, *_SETTINGS, *_OF_SESSIONS, "transaction_timeout"})  # what our sessions change
 # In an application's transaction, its own search path, time zone and limits apply, not ours and not a neighbour's.
 AS_THE_ROLE_HAS_IT: LiteralString = (
-    "select set_config(name, reset_val, true) from pg_catalog.pg_settings where name = any(%s)"
+    "select pg_catalog.set_config(name, reset_val, true) from pg_catalog.pg_settings"
+    " where name operator(pg_catalog.=) any(%s)"
 )
 # A transaction behind a pooler begins as READ WRITE, so a neighbour cannot make it read-only. An operator can.
 _AS_THE_OPERATOR_HAS_IT: LiteralString = (
-    "case when current_setting('default_transaction_read_only') = 'on'"
-    " and (select reset_val from pg_catalog.pg_settings where name = 'default_transaction_read_only') = 'on'"
-    " then set_config('transaction_read_only', 'on', true) end"
+    "case when pg_catalog.current_setting('default_transaction_read_only') operator(pg_catalog.=) 'on' and 'on'"
+    " operator(pg_catalog.=) (select reset_val from pg_catalog.pg_settings"
+    " where name operator(pg_catalog.=) 'default_transaction_read_only')"
+    " then pg_catalog.set_config('transaction_read_only', 'on', true) end"
 )
 
 
 def _setting(settings: Mapping[LiteralString, LiteralString], local: LiteralString) -> LiteralString:
     """Calls that make settings, with the limits as their parameters. local: 'true' for the transaction alone."""
-    calls = [f"set_config('{name}', %s, {local})" for name in _LIMITED]
-    calls += [f"set_config('{name}', '{value}', {local})" for name, value in settings.items()]
-    calls += [
-        f"case when current_setting('{name}', true) <> '{value}' then set_config('{name}', '{value}', {local}) end"
-        for name, value in _IF_OTHER.items()
-    ]
+    calls = [f"pg_catalog.set_config('{name}', %s, {local})" for name in _LIMITED]
+    calls += [f"pg_catalog.set_config('{name}', '{value}', {local})" for name, value in settings.items()]
+    for name, value in _IF_OTHER.items():
+        other = f"pg_catalog.current_setting('{name}', true) operator(pg_catalog.<>) '{value}'"
+        calls.append(f"case when {other} then pg_catalog.set_config('{name}', '{value}', {local}) end")
     return ", ".join(calls)
 
 
 SESSION: LiteralString = f"select {_setting({**_SETTINGS, **_OF_SESSIONS}, 'false')}"
 _TRANSACTION: LiteralString = f"select {_setting(_SETTINGS, 'true')}, {_AS_THE_OPERATOR_HAS_IT}"
+OWN_PATH: LiteralString = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
 # Who answers, and whether it may be asked to write.
 WHO: LiteralString = "select pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
@@ -165,11 +169,7 @@ class SharedRaw(psycopg.AsyncRawCursor[Any]):
 
 
 class SharedBlocking(psycopg.Cursor[Any]):
-    """The same for threads."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.format = Format.BINARY
+    """The same for threads. Statements that return values ask for the binary format by themselves."""
 
     def execute(self, *args: Any, **kwargs: Any) -> Self:
         """Executes a statement."""

@@ -72,9 +72,7 @@ def test_behind_a_pooler_too(odd_roles, pgbouncer):
         assert (refused.exit_code, refused.stderr) == (78, f"Error: {sentence(dsn, 'WIN1252')}\n")
 
 
-def test_in_a_utf8_database_every_text_works_with_any_encoding_of_the_role_and_the_environment(
-    odd_roles, monkeypatch
-):
+def test_in_a_utf8_database_every_text_works_with_any_encoding_of_the_role_and_the_environment(odd_roles, monkeypatch):
     monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
     dsn = odd_roles.database({"client_encoding": "LATIN1"})
     assert invoke("migrate", "--dsn", dsn).exit_code == 0

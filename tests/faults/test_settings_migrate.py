@@ -1,4 +1,4 @@
-"""`pgsched migrate` through a busy PgBouncer, next to neighbours that prepare, hold and set in the sessions they share."""
+"""`pgsched migrate` through a busy PgBouncer, next to neighbours that use the same sessions."""
 
 import contextlib
 import random

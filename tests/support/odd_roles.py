@@ -122,7 +122,9 @@ class OddRoles:
     def _set(connection: psycopg.Connection, kind: str, name: str, settings: Mapping[str, str]) -> None:
         for setting, value in settings.items():
             alter = sql.SQL("alter {} {} set {} to {}")
-            given = sql.Literal(value) if setting != "search_path" else sql.Identifier(value)
+            given: sql.Composable = sql.Literal(value)
+            if setting == "search_path" and value:
+                given = sql.SQL(", ").join(map(sql.Identifier, value.split(", ")))
             connection.execute(alter.format(sql.SQL(kind), sql.Identifier(name), sql.Identifier(setting), given))
 
 

@@ -21,6 +21,7 @@ from pgsched.db.mishaps import Failures
 from pgsched.db.pool import Pool, finished
 from pgsched.db.reaching import Bounded, BoundedBlocking, within
 from pgsched.db.session import STATEMENT_LIMIT
+from pgsched.db.session_settings import OWN_PATH
 
 Statement = tuple[bytes, dict[str, Any]]
 
@@ -139,6 +140,7 @@ class Coroutines:
             rows = []
             with within(connection, LIMIT):
                 async with connection.transaction():
+                    await connection.execute(OWN_PATH)
                     for query, params in statements:
                         async with connection.cursor(row_factory=tuple_row) as cursor:
                             rows = await (await cursor.execute(query, params)).fetchall()
@@ -234,6 +236,7 @@ class Threads:
             configure_blocking(connection)
             rows = []
             with within(connection, LIMIT), connection.transaction():
+                connection.execute(OWN_PATH)
                 for query, params in statements:
                     with connection.cursor(row_factory=tuple_row) as cursor:
                         rows = cursor.execute(query, params).fetchall()

@@ -13,6 +13,7 @@ from psycopg import AsyncClientCursor, AsyncCursor
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory
+from psycopg.types.array import ListBinaryDumper
 
 from pgsched.db.session import Connection
 from pgsched.db.session_settings import InUtcBinary
@@ -24,15 +25,16 @@ _Row = TypeVar("_Row")
 
 
 def in_any_format(connection: Connection, row_factory: AsyncRowFactory[_Row]) -> AsyncCursor[_Row]:
-    """A cursor that reads values in binary format, and instants in UTC.
+    """A cursor that sends arrays and reads values in binary format, and instants in UTC.
 
-    The connection may be a caller's, with any time zone, DateStyle and IntervalStyle.
+    The connection may be a caller's, with any time zone, DateStyle, IntervalStyle and array_nulls.
     """
     cursor = connection.cursor(row_factory=row_factory, binary=True)
     if isinstance(cursor, AsyncClientCursor):  # a framework's choice, which cannot read the binary format
         cursor = AsyncCursor(connection, row_factory=row_factory)
         cursor.format = Format.BINARY
     cursor.adapters.register_loader("timestamptz", InUtcBinary)
+    cursor.adapters.register_dumper(list, ListBinaryDumper)
     return cursor
 
 
