@@ -81,7 +81,7 @@ def _setting(settings: Mapping[LiteralString, LiteralString], local: LiteralStri
 SESSION: LiteralString = f"select {_setting({**_SETTINGS, **_OF_SESSIONS}, 'false')}"
 _TRANSACTION: LiteralString = f"select {_setting(_SETTINGS, 'true')}, {_AS_THE_OPERATOR_HAS_IT}"
 OWN_PATH: LiteralString = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
-# Who answers, and whether it may be asked to write.
+# The process that answers, and whether it can only read.
 WHO: LiteralString = "select pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
 
 

@@ -4,6 +4,7 @@ A row of the table is a way to the server with a round of settings. The rounds g
 those with several odd values another one each. If a row fails, the test looks for the settings that are to blame.
 """
 
+import asyncio
 import contextlib
 import itertools
 import threading
@@ -20,6 +21,7 @@ from support.poolers import KINDS
 from support.shell import isolate
 
 from pgsched import connect_sync
+from pgsched.db.session import Session, conninfo_for
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import DatabaseUnavailable
 
@@ -243,6 +245,35 @@ def test_short_timeouts_of_the_role(odd_roles, pgbouncer, dsn, mode):
         attempt(way, settings, lean=True)
 
     with_all(fitting(dsn, SHORT | {"transaction_timeout": "1s"}), try_with)
+
+
+@pytest.mark.parametrize("kind", [None, "1.18", "newest, 0"])
+async def test_a_workers_sessions_last_and_read_what_others_have_committed(odd_roles, pgbouncer, dsn, kind):
+    way = odd_roles.role({"idle_session_timeout": "300ms", "default_transaction_isolation": "serializable"})
+    if kind is not None:
+        given = conninfo_to_dict(way)
+        pooler = pgbouncer(dsn, KINDS[kind][0], pool_mode="transaction", **KINDS[kind][1])
+        way = make_conninfo(pooler.dsn, user=given["user"], password=given["password"])
+    session = Session(conninfo_for(way, "pgsched test"), "test")
+    for _ in range(2):
+        async with session.use() as connection:
+            cursor = await connection.execute("select current_setting('transaction_isolation')")
+            assert await cursor.fetchone() == ("read committed",)
+        await asyncio.sleep(0.7)
+    async with session.use():
+        assert session.generation == 1
+    await session.discard()
+
+
+async def test_a_worker_does_not_write_where_its_operator_has_made_the_server_read_only(odd_roles, pgbouncer, dsn):
+    given = conninfo_to_dict(odd_roles.role({"default_transaction_read_only": "on"}))
+    pooler = pgbouncer(dsn, "1.18", pool_mode="transaction")
+    way = make_conninfo(pooler.dsn, user=given["user"], password=given["password"])
+    session = Session(conninfo_for(f"{way} target_session_attrs=any", "pgsched test"), "test")
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        async with session.use() as connection:
+            await connection.execute("create table public.written ()")
+    await session.discard()
 
 
 def test_in_a_clients_transaction_an_application_reads_as_ever(pgbouncer, dsn, schema):

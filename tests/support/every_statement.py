@@ -26,7 +26,7 @@ import pgsched
 from pgsched import Client, Limits, Retry, Scheduler, connect, connect_sync
 from pgsched.config import Settings
 from pgsched.db import migrate, session
-from pgsched.db.fence.fence import _ASKING, Fence
+from pgsched.db.fence.fence import ASKING, Fence
 from pgsched.db.fence.waits import Coroutines, Threads
 from pgsched.db.pool import finished
 from pgsched.db.statements.queries import Queries, in_schema
@@ -254,7 +254,7 @@ async def what_a_worker_sends_seldom(dsn: str, schema: str) -> None:
     finally:
         await own.discard()
     fence = Fence(dsn, schema, Claim(1, 1, worker))
-    questions = [fence.patience, *map(fence.statement, _ASKING)]
+    questions = [fence.patience, *map(fence.statement, ASKING)]
     for way in (Coroutines(fence.source), Threads(fence.source)):
         assert await way.ask(questions) == []
         query, params = fence.statement("read_transaction")

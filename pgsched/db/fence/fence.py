@@ -230,7 +230,7 @@ class Transaction:
         backoff = Backoff(0.05, 2.0)
         while True:
             try:
-                rows = await self._way.ask([self._fence.patience, *map(self._fence.statement, _ASKING)])
+                rows = await self._way.ask([self._fence.patience, *map(self._fence.statement, ASKING)])
             except Failures:
                 if self._way.given_up:
                     error.add_note("It is unknown whether the transaction has committed: the database did not answer.")
@@ -243,7 +243,7 @@ class Transaction:
 
 
 # The commit may still be on its way to the server, so the run's row alone would not show whether it will happen.
-_ASKING = ("end_transactions", "wait_for_transaction", "forget_transaction", "look_after_commit")
+ASKING = ("end_transactions", "wait_for_transaction", "forget_transaction", "look_after_commit")
 
 
 class Transactions:
