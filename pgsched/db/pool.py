@@ -32,9 +32,8 @@ _PAUSE = 0.2
 _ASK = b"show transaction_read_only"
 # Behind a pooler, a neighbour may have left a session read-only. This goes back to the operator's setting.
 _RESET = (
-    b"select case when pg_catalog.pg_is_in_recovery() then 'on'"
-    b" else pg_catalog.set_config('default_transaction_read_only', reset_val, false) end"
-    b" from pg_catalog.pg_settings where name operator(pg_catalog.=) 'default_transaction_read_only'"
+    b"reset default_transaction_read_only; select case when pg_catalog.pg_is_in_recovery() then 'on'"
+    b" else pg_catalog.current_setting('default_transaction_read_only') end"
 )
 _NEW = b"discard all"
 
@@ -215,7 +214,10 @@ class CoroutinePool(Pool):
 
     async def _ask(self, connection: Bounded, question: bytes) -> Any:
         cursor = AsyncCursor(connection, row_factory=scalar_row)  # behind a pooler, others open a transaction first
-        return await (await cursor.execute(question)).fetchone()
+        await cursor.execute(question)
+        while cursor.nextset():  # the answer to the last of several
+            pass
+        return await cursor.fetchone()
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -280,7 +282,10 @@ class ThreadPool(Pool):
         self.pool.drain()
 
     async def _ask(self, connection: BoundedBlocking, question: bytes) -> Any:
-        return Cursor(connection, row_factory=scalar_row).execute(question).fetchone()
+        cursor = Cursor(connection, row_factory=scalar_row).execute(question)
+        while cursor.nextset():
+            pass
+        return cursor.fetchone()
 
     async def _sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop to hold up

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg.pq import TransactionStatus
 
-from pgsched.db import reaching
+from pgsched.db import addresses
 from pgsched.db.forks import keep_from_children
 from pgsched.db.mishaps import misfits, of_prepared, read_only
 from pgsched.db.reaching import Bounded, BoundedBlocking
@@ -230,7 +230,7 @@ class Session:
     @property
     def several(self) -> bool:
         """Whether its connection string leads to several hosts or addresses."""
-        return reaching.several(self._info)
+        return addresses.several(self._info)
 
     @property
     def target(self) -> tuple[int, str]:

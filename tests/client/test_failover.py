@@ -13,7 +13,7 @@ from support.clients import KINDS, using
 from support.workers import working
 
 from pgsched import Retry, Run, Scheduler
-from pgsched.db import migrate, reaching
+from pgsched.db import addresses, migrate
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable
 
@@ -74,7 +74,7 @@ class Old:
 
 @pytest.fixture
 def old(old_server, dsn, schema):
-    reaching.forget()
+    addresses.forget()
     with Old(old_server, dsn, schema) as made:
         yield made
 

@@ -11,8 +11,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.silence import Silence
 from support.workers import until
 
-from pgsched.db import reaching
-from pgsched.db.reaching import Attempts, Bounded, BoundedBlocking, NoAnswer, within
+from pgsched.db import addresses
+from pgsched.db.addresses import Attempts
+from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, within
 
 TENTH = 10  # a second of these limits is a tenth of one here
 BOTH = pytest.mark.parametrize("kind", [Bounded, BoundedBlocking])
@@ -21,7 +22,7 @@ BOTH = pytest.mark.parametrize("kind", [Bounded, BoundedBlocking])
 @pytest.fixture(autouse=True)
 def forgetful(monkeypatch):
     """Nothing is known of any host, and limits of seconds are tenths of seconds."""
-    reaching.forget()
+    addresses.forget()
     for module in ("connection", "connection_async"):
         monkeypatch.setattr(f"psycopg.{module}.timeout_from_conninfo", lambda p: float(p["connect_timeout"]) / TENTH)
 
@@ -189,7 +190,7 @@ async def test_the_error_names_every_address_and_its_reason(kind, silent, refusi
 
 @BOTH
 async def test_a_resolver_that_does_not_answer_has_a_limit(kind, monkeypatch):
-    monkeypatch.setattr(reaching, "RESOLVE", 0.1)
+    monkeypatch.setattr(addresses, "RESOLVE", 0.1)
     go_on = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -1,10 +1,13 @@
-"""A pooler's own errors say that the database is away, not that it refuses rows: PgBouncer, each kind."""
+"""What a pooler says by itself: that it has lost its server, and what the server is like. PgBouncer, each kind."""
 
 import psycopg
 import pytest
 from support.poolers import KINDS
 
 from pgsched.db.mishaps import answered, is_refusal
+from pgsched.db.reaching import Bounded, BoundedBlocking
+
+WRITES = {"target_session_attrs": "read-write", "autocommit": True}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -19,3 +22,28 @@ def test_the_error_of_a_pooler_that_has_lost_its_server_is_no_answer_of_the_data
             connection.execute("select 1")
     assert not answered(lost.value)
     assert not is_refusal(lost.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_can_write_again_is_reached_though_the_pooler_calls_it_read_only(servers, pgbouncer, kind):
+    version, settings = KINDS[kind]
+    server = servers.primary
+    server.read_only(True)
+    pooler = pgbouncer(server.dsn, version, pool_mode="transaction", **settings)
+    for connect in (Bounded.connect, in_coroutine):
+        with pytest.raises(psycopg.OperationalError, match="read-only"):
+            await connect(pooler.dsn, **WRITES)
+    server.read_only(False)
+    with psycopg.connect(pooler.dsn) as any_other:
+        reported = any_other.pgconn.parameter_status(b"default_transaction_read_only")
+    assert reported == b"on"  # so libpq refuses this server
+    for connect in (Bounded.connect, in_coroutine):
+        await leave(await connect(pooler.dsn, **WRITES))
+
+
+async def in_coroutine(dsn: str, **options: object) -> BoundedBlocking:
+    return BoundedBlocking.connect(dsn, **options)
+
+
+async def leave(connection: Bounded | BoundedBlocking) -> None:
+    connection.pgconn.finish()

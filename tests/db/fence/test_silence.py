@@ -233,7 +233,7 @@ async def test_a_commit_is_waited_for_while_nobody_can_be_asked(  # noqa: PLR091
     settings, db, proxy, paid, threaded, monkeypatch
 ):
     """As when the whole server stands still, or is away: the old connection may be the first to answer."""
-    monkeypatch.setattr("pgsched.db.reaching.ALONE", 2)
+    monkeypatch.setattr("pgsched.db.addresses.ALONE", 2)
     claim = await claimed(db)
     fence = Fence(proxy.dsn, settings.schema, claim)
     asked, used = [], []
