@@ -1,4 +1,4 @@
-"""Which addresses a connection string leads to, in which order they are tried, and which of them answered last.
+"""The addresses that a connection string leads to: the order of the attempts, and which of them answered last.
 
 psycopg tries the hosts of a connection string in turn, each for connect_timeout. A silent first host (a dead primary,
 an address without a way to it) would cost that time on each connect, and a limit around it all would never get past it.

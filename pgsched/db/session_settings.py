@@ -1,4 +1,4 @@
-"""The settings under which statements run, whatever the role, the database, the environment or a neighbour has set.
+"""The settings of every statement, whatever the role, the database, the environment or a neighbour has set.
 
 A session of our own has them from its start. Behind a pooler a session is anybody's: there, each transaction has them,
 and each statement has a transaction.
