@@ -187,15 +187,35 @@ def cronsim_zones() -> list[str]:
     return ["UTC"] + [
         zone
         for zone in changing_zones()
-        if all(abs(each.size) == HOUR and not each.before % HOUR for each in changes(zone) if each.instant.year >= 2000)
+        if all(
+            abs(each.size) == HOUR and not each.before % HOUR and not each.instant.minute
+            for each in changes(zone)
+            if each.instant.year >= 2000
+        )
         and changes(zone)[-1].instant.year >= 2000
     ]
+
+
+def skips_midnight(zone: str, start: date, end: date) -> bool:
+    """Whether there is a day from start to end on which the clock shows no midnight."""
+    midnights = (datetime(d.year, d.month, d.day) for d in (start + n * DAY for n in range((end - start).days + 1)))
+    return any(each.replace(tzinfo=UTC) != _shown(each, zone) for each in midnights)
+
+
+def _shown(wall: datetime, zone: str) -> datetime:
+    """The reading that the clock really shows at the instant of this reading, as if in UTC."""
+    instant = wall.replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    return instant.astimezone(ZoneInfo(zone)).replace(tzinfo=UTC)
 
 
 @cases(250)
 @given(st.data())
 def test_agrees_with_cronsim(data: st.DataObject) -> None:
-    """A second opinion. It errs inside a second pass, and on changes at odd minutes it can search for ever."""
+    """A second opinion. It errs inside a second pass, and on changes at odd minutes it can search for ever.
+
+    Where minutes or hours begin with a star, it enters a day at 00:00 even if the clock skips that hour: it then fires
+    at 00:00, which the clock never shows, or goes on an hour from there, past 01:00.
+    """
     zone = data.draw(st.sampled_from(cronsim_zones()))
     recent = [each.instant for each in changes(zone) if each.instant.year >= 2000]
     near = data.draw(st.sampled_from(recent or [utc("2027-01-01T00:00Z")]))
@@ -204,7 +224,7 @@ def test_agrees_with_cronsim(data: st.DataObject) -> None:
     assume(not local.fold)
     meaning = data.draw(meanings(hour=data.draw(st.integers(0, 3)), any_day=data.draw(st.booleans()), drawn=False))
     text = meaning.text.upper().replace("?", "*")
-    _, _, day, _, weekday = text.split()
+    minute, hour, day, _, weekday = text.split()
     assume("W" not in day or day == "LW")  # it knows no nW
     # It ends a weekday's a/n at 7 instead of 6, knows a range to Sunday only as 7, and reads a-a/n as a/n.
     assume("-" not in weekday and not any("/" in each and each[0] != "*" for each in weekday.split(",")))
@@ -219,6 +239,8 @@ def test_agrees_with_cronsim(data: st.DataObject) -> None:
         expected = [next(theirs).astimezone(UTC) for _ in range(5)]
     except StopIteration:  # it gives up after fifty years
         return
+    if "*" in (minute[0], hour[0]):
+        assume(not skips_midnight(zone, local.date(), expected[-1].astimezone(ZoneInfo(zone)).date()))
     assert upcoming(text, zone, after, 5) == [each for each in expected if each.year <= 2099]
 
 

@@ -74,9 +74,13 @@ class Server:
         if self._user is not None:
             shutil.chown(folder, self._user, self._user)
         primary = make_conninfo(self.dsn, dbname="", application_name=folder.name)
-        self._run("pg_basebackup", "-D", str(folder), "-d", primary, "-R", "-c", "fast", "--no-sync", "-X", "stream")
+        self._run("pg_basebackup", "-D", str(folder), "-d", primary, "-c", "fast", "--no-sync", "-X", "stream")
         for left in (".s.PGSQL.5432.lock", "log"):  # pg_basebackup copies the lock of the primary's socket, too
             (folder / left).unlink(missing_ok=True)
+        # Not by -R: a newer pg_basebackup writes settings of the connection that an older server does not know.
+        with (folder / "postgresql.auto.conf").open("a") as settings:
+            settings.write("primary_conninfo = '" + primary.replace("'", "''") + "'\n")
+        (folder / "standby.signal").touch()
         standby = Server(folder, self._programs, self._user)
         try:
             standby.start()
