@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import Field, fields
@@ -19,6 +18,7 @@ from pgsched.config import Settings
 from pgsched.db.target import database
 from pgsched.errors import DatabaseUnavailable, InvalidExpression, NotFound
 from pgsched.expression.duration import parse_duration
+from pgsched.rules.nesting import read
 
 T = TypeVar("T")
 Command = Callable[..., Any]
@@ -122,9 +122,9 @@ async def in_past(client: Client, given: datetime | timedelta | None) -> datetim
 def a_json_object(text: str) -> dict[str, Any]:
     """For click: a JSON object."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"it is not JSON: {error}.") from None
+        found = read(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it cannot be read as JSON: {error}.") from None
     if not isinstance(found, dict):
         raise click.BadParameter('it is not a JSON object such as {"format": "pdf"}.')
     return found

@@ -17,6 +17,7 @@ from pgsched.expression.expression import parse
 from pgsched.expression.instants import TICK
 from pgsched.expression.zones import check_timezone
 from pgsched.model import RunStatus, ScheduleStatus
+from pgsched.rules.nesting import TOO_DEEP, read, too_deep
 from pgsched.rules.retry import Retry
 
 _LONGEST = timedelta(days=36500)
@@ -70,8 +71,12 @@ def json_object(what: str, value: Any) -> str:
     try:
         text = json.dumps(dict(value), allow_nan=False, ensure_ascii=False)
         text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise InvalidArguments(f"{what} must not have {TOO_DEEP}.") from None
+    except (TypeError, ValueError) as error:
         raise InvalidArguments(f"{what} cannot be written as JSON: {error}.") from None
+    if too_deep(text):
+        raise InvalidArguments(f"{what} must not have {TOO_DEEP}.")
     if _NUL.search(text):
         raise InvalidArguments(f"{what} holds a NUL character, which PostgreSQL cannot store.")
     return text
@@ -145,12 +150,12 @@ def one_of(kind: type[ScheduleStatus] | type[RunStatus], value: str | None) -> s
 
 
 def parsed(text: str | None) -> Any:
-    """A stored JSON value, or its text if Python cannot hold it: too deep, or a number with too many digits."""
+    """A stored JSON value, or its text if it nests too deep, or Python cannot hold it: a number with many digits."""
     if text is None:
         return None
     try:
-        return json.loads(text, parse_float=_number)
-    except (ValueError, RecursionError):
+        return read(text, parse_float=_number)
+    except ValueError:
         return text
 
 

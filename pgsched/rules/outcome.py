@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pgsched.errors import Discard, InvalidArguments, PgschedError, RetryLater
 from pgsched.journal import clean
 from pgsched.model import Claim, ClaimedRun, Outcome, RunError, RunStatus
+from pgsched.rules.nesting import TOO_DEEP, too_deep
 from pgsched.rules.retry import Retry, retry_delay, spread
 
 ERROR_LIMIT = 8192  # characters kept of an error's text or traceback
@@ -179,17 +180,27 @@ def encode(result: Any) -> tuple[str | None, str | None]:
         return None, result.reason
     try:
         text = json.dumps(result, allow_nan=False)
+    except RecursionError:
+        return None, f"the result has {TOO_DEEP}"
     except Exception as error:  # a subclass of dict may raise anything
         return None, f"the result is not JSON: {clean(str(error))[:200]}"
+    reason = _refusal(result, text)
+    return (text, None) if reason is None else (None, reason)
+
+
+def _refusal(result: Any, text: str) -> str | None:
+    """Why a result whose JSON is this text is not stored. None: it is."""
     if len(text) > RESULT_LIMIT:
-        return None, f"the result is longer than {RESULT_LIMIT} characters of JSON"
+        return f"the result is longer than {RESULT_LIMIT} characters of JSON"
+    if too_deep(text):
+        return f"the result has {TOO_DEEP}"
     # Escapes are checked only if there may be one: a NUL or a lone surrogate is legal JSON in Python, but PostgreSQL
     # cannot store it.
     if "\\u0000" in text or "\\ud" in text:
         raw = json.dumps(result, allow_nan=False, ensure_ascii=False)
         if clean(raw) != raw or "\\u0000" in raw.replace("\\\\", ""):
-            return None, "the result holds a NUL or a lone surrogate, which PostgreSQL cannot store"
-    return text, None
+            return "the result holds a NUL or a lone surrogate, which PostgreSQL cannot store"
+    return None
 
 
 def storable(error: BaseException) -> RunError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from structlog.testing import capture_logs
 from support import jobs as work
+from support.shell import invoke
 from support.workers import alive, until, working
 
 from pgsched import (
@@ -77,6 +79,26 @@ async def test_arguments_go_there_and_the_result_comes_back(settings, db, client
     assert (await attempt.execute())["args"] == {"a": "x", "b": 2}
     with pytest.raises(RemoteError, match="TypeError"):
         await Attempt(work.product, **args).execute()  # a dict that looks like one of ours is left as it is
+
+
+async def test_the_deepest_arguments_and_results_pass_everywhere(settings, db, client):
+    sc = Scheduler()
+    sc.entrypoint("there", executor=ProcessExecutor)(work.same)
+    sc.entrypoint("here", retry=ONCE)(work.same)
+    value = json.loads("[" * 499 + "]" * 499)  # the dict of the arguments is a level, too
+    deepest = [await client.enqueue(name, {"value": value}) for name in ("there", "here")]
+    deeper = await db.value("select pgsched.enqueue('here', %s::jsonb)", '{"value": ' + "[" * 500 + "]" * 500 + "}")
+    async with working(sc, settings):
+        for run_id in deepest:
+            run = await client.runs.wait(run_id, timeout=30)
+            assert (run["result"], run["args"]) == (value, {"value": value})
+        await db.until("select status = 'failed' from pgsched.runs where id = %s", deeper)
+    error = (await client.get_run(deeper))["errors"][0]["message"]
+    assert error == "the arguments cannot be read: it has more than 500 levels of lists and dicts"
+    shown = await asyncio.to_thread(
+        invoke, "runs", "show", deepest[0], "--json", "--dsn", settings.dsn, "--schema", settings.schema
+    )
+    assert json.loads(shown.stdout)["result"] == value
 
 
 async def test_a_schedules_own_executor_and_a_coroutine(settings, db, client):
@@ -322,6 +344,7 @@ import asyncio, os, signal, sys, uuid
 from pgsched import ProcessExecutor, Run
 from pgsched.executors.warden import ORPHANS
 from support import jobs as work
+from support.shell import invoke
 
 async def main(folder):
     run = Run(id=1, entrypoint="a", schedule=None, fire_time=None, previous_fire_time=None, attempt=1,

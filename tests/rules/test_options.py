@@ -1,5 +1,6 @@
 """The options of schedules and jobs: which values are accepted, how they are stored, and what a refusal says."""
 
+import json
 from collections import UserDict
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -132,15 +133,20 @@ def test_a_retry_that_only_code_can_keep_is_not_stored(case):
 
 # --- single values ----------------------------------------------------------------------------------------
 
-DEEP: list = []
-for _ in range(100_000):
-    DEEP = [DEEP]
+
+def nested(levels: int) -> list:
+    found: list = []
+    for _ in range(levels - 1):
+        found = [found]
+    return found
+
 
 ACCEPTED = {
     "a name": (lambda: name_of("n", "nightly report"), "nightly report"),
     "the longest name": (lambda: name_of("n", "x" * 200), "x" * 200),
     "no object is the empty one": (lambda: json_object("args", None), "{}"),
     "an object": (lambda: json_object("args", {"a": "ü"}), '{"a": "ü"}'),
+    "as deep as may be": (lambda: json_object("args", {"x": nested(499)}), '{"x": ' + "[" * 499 + "]" * 499 + "}"),
     "any mapping": (lambda: json_object("args", UserDict(a=1)), '{"a": 1}'),
     "an escaped backslash before u0000": (lambda: json_object("args", {"a": "\\u0000"}), r'{"a": "\\u0000"}'),
     "no instant": (lambda: instant("due_at", None), None),
@@ -172,7 +178,12 @@ WRONG = {
     ),
     "an object of a class": (lambda: json_object("args", {"x": object()}), InvalidArguments, "written as JSON"),
     "half a character": (lambda: json_object("args", {"x": "\ud800"}), InvalidArguments, "written as JSON"),
-    "too deep": (lambda: json_object("args", {"x": DEEP}), InvalidArguments, "written as JSON"),
+    "a level too deep": (
+        lambda: json_object("args", {"x": nested(500)}), InvalidArguments, "^args must not have more than 500 levels",
+    ),
+    "too deep for any Python": (
+        lambda: json_object("args", {"x": nested(100_000)}), InvalidArguments, "^args must not have more than 500 lev",
+    ),
     "a NUL": (lambda: json_object("args", {"x": "a\0b"}), InvalidArguments, "^args holds a NUL character"),
     "an instant without a zone": (lambda: instant("due_at", NAIVE), InvalidArguments, "with a time zone"),
     "a date": (lambda: instant("due_at", NEW_YEAR.date()), InvalidArguments, "with a time zone"),
@@ -239,7 +250,11 @@ READ = {
     "a number beyond a float": ('{"a": 1e999}', {"a": "1e999"}),
     "a whole number beyond Python's digits": (MANY_DIGITS, MANY_DIGITS),
     "no JSON": ("{", "{"),
-    "too deep": ("[" * 100_000, "[" * 100_000),
+    "as deep as may be": ("[" * 500 + "]" * 500, nested(500)),
+    "a level too deep": ("[" * 501 + "]" * 501, "[" * 501 + "]" * 501),
+    "too deep for any Python": ("[" * 100_000, "[" * 100_000),
+    "brackets in texts": (json.dumps(["[{" * 1000, '"[' * 1000]), ["[{" * 1000, '"[' * 1000]),
+    "many lists side by side": (json.dumps([[]] * 1000), [[]] * 1000),
 }
 
 

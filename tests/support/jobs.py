@@ -22,6 +22,10 @@ def product(run: Run, a: int, b: int = 2) -> dict:
     return {"product": a * b, "pid": os.getpid(), "attempt": run.attempt, "args": dict(run.args)}
 
 
+def same(value: list) -> list:
+    return value
+
+
 async def slept(run: Run, schedule: Schedule) -> list:
     await asyncio.sleep(0)
     return [run.id, schedule.name, run.fire_time.isoformat(), schedule.created_at.isoformat(), str(run.worker)]

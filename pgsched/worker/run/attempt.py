@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
-import json
 import time
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +23,7 @@ from pgsched.executors.capture import JOURNAL, keep_on
 from pgsched.executors.executor import THREAD_CALL, Executor, Place, ThreadCall
 from pgsched.journal import Journal
 from pgsched.model import Cancellation, Claim, ClaimedRun, Outcome, Run, RunError, RunStatus
+from pgsched.rules.nesting import read
 from pgsched.rules.outcome import End, Stop, decide
 from pgsched.worker.run.hook_calls import hook_arguments
 from pgsched.worker.run.surroundings import Key, State, Surroundings
@@ -94,8 +94,8 @@ class Attempt:
         claimed, around = self.claimed, self.surroundings
         args: dict[str, Any] = {}
         try:
-            args = json.loads(claimed.args_json) if claimed.args_json != "{}" else {}
-        except (ValueError, RecursionError) as error:
+            args = read(claimed.args_json) if claimed.args_json != "{}" else {}
+        except ValueError as error:
             self.problem = InvalidArguments(f"the arguments cannot be read: {error}")
         loop = asyncio.get_running_loop()
 

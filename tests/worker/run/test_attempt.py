@@ -166,14 +166,14 @@ async def test_what_jobs_raise_never_ends_the_daemon(settings, db):
 
 async def test_results_that_cannot_be_stored_do_not_undo_the_work(settings, db):
     sc = Scheduler()
-    deep: list = []
-    for _ in range(5000):
-        deep = [deep]
+    deepest: list = []
+    for _ in range(499):
+        deepest = [deepest]
     bad = {
-        "object": object(), "nan": float("nan"), "nul": "a\0b", "surrogate": "\ud800", "deep": deep,
+        "object": object(), "nan": float("nan"), "nul": "a\0b", "surrogate": "\ud800", "deep": [deepest],
         "long": "x" * 300_000, "bytes": b"x",
     }  # fmt: skip
-    good = {"text": "\\u0000 ü €", "list": [1, None, {"a": True}], "zero": 0}
+    good = {"text": "\\u0000 ü €", "list": [1, None, {"a": True}], "zero": 0, "deepest": deepest}
     for name, value in {**bad, **good}.items():
 
         async def give(value=value):
@@ -183,12 +183,13 @@ async def test_results_that_cannot_be_stored_do_not_undo_the_work(settings, db):
     async with working(sc, settings):
         for name in sc.entrypoints:
             await db.all("select pgsched.enqueue(%s)", name)
-        await db.until("select count(*) = 10 from pgsched.runs where status = 'succeeded'")
+        await db.until("select count(*) = 11 from pgsched.runs where status = 'succeeded'")
     rows = {r[0]: (r[1], r[2]) for r in await db.all("select entrypoint, result, reason from pgsched.runs")}
     for name in bad:
         assert rows[name][0] is None and "result" in rows[name][1], name
     for name, value in good.items():
         assert rows[name] == (value, None), name
+    assert rows["deep"][1] == "the result has more than 500 levels of lists and dicts"
 
 
 async def test_an_object_that_misbehaves_when_it_is_stored_ends_its_run_only(settings, db):
