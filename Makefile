@@ -1,6 +1,7 @@
 # These commands need nothing but Python 3.11+ and make:
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
 #   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
+#   make matrix  the test suite on PostgreSQL 14 to 18 and Python 3.11 to 3.14, each in one run; ARGS=--all for every pair
 #   make pgbouncer  gets PgBouncer, the newest and 1.18, from Debian's archive for the tests; `make test` does so itself
 #   make soak    random faults of network, servers, pooler and daemons in one long life: SECONDS=3600, and SEED=1
 #                for the same faults again; ARGS='--only "table locked,freeze"' for some kinds
@@ -17,7 +18,7 @@ JOBS ?= 2
 SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
-.PHONY: demo test pgbouncer lint soak model diagram bench clean
+.PHONY: demo test matrix pgbouncer lint soak model diagram bench clean
 
 demo: $(STAMPS)/demo
 	@mkdir -p .demo
@@ -27,7 +28,10 @@ test: $(STAMPS)/dev pgbouncer
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 pgbouncer: $(BIN)/python
-	@$(BIN)/python tests/support/pgbouncer_packages.py
+	@PYTHONPATH=tests $(BIN)/python -m support.pgbouncer_packages
+
+matrix: $(STAMPS)/dev pgbouncer
+	PYTHONPATH=tests $(BIN)/python -m support.matrix --jobs $(JOBS) $(ARGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -49,7 +53,7 @@ bench:
 	benchmarks/.environments/bench/bin/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(BASE),--base $(BASE)) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo benchmarks/.environments build dist
+	rm -rf $(VENV) .matrix .demo benchmarks/.environments build dist
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "pgsched needs Python 3.11 or later: make PYTHON=python3.11 ...")'
