@@ -137,7 +137,7 @@ def watched(request, monkeypatch):
     """Both ways in which the end of a process is noticed."""
     if request.param == "thread":
 
-        def refused(pid: int) -> int:
+        def refused(pid: int, flags: int = 0) -> int:
             raise OSError("Too many open files")
 
         monkeypatch.setattr(os, "pidfd_open", refused)

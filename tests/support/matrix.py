@@ -87,9 +87,7 @@ def main(given: Sequence[str]) -> int:
     reader = argparse.ArgumentParser(prog="make matrix", description=__doc__, epilog="Other arguments go to pytest.")
     reader.add_argument("--all", action="store_true", help="Run every pair of versions.")
     reader.add_argument("--only", nargs=2, metavar=("POSTGRES", "PYTHON"), help="Run one pair, such as 14 3.11.")
-    reader.add_argument(
-        "--fast", action="store_true", help="Run the tests of schema, claim and client."
-    )
+    reader.add_argument("--fast", action="store_true", help="Run the tests of schema, claim and client.")
     reader.add_argument("--jobs", default="2", help="How many processes run tests at once.")
     options, more = reader.parse_known_args(given)
     wanted = ((options.only[0],), (options.only[1],)) if options.only else (POSTGRES, PYTHONS)
