@@ -181,6 +181,8 @@ class Listener:
                 await self._resync(self._kit.control)
             except Mishaps as error:
                 self._kit.outage.lost(error, "claim")
+            else:
+                self._kit.outage.answered("claim")
 
     async def resync(self) -> None:
         """The one statement of an idle minute: it proves the connection, reads the clock and shows that we are here."""
