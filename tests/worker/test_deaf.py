@@ -52,7 +52,8 @@ def shell(monkeypatch, tmp_path, settings):
 
 @pytest.fixture
 def statuses(monkeypatch):
-    """The status lines that the service manager got."""
+    """The status lines that the service manager got. A start does not wait long for LISTEN."""
+    monkeypatch.setattr(worker, "_LISTENS", 0.1)
     lines = []
     monkeypatch.setattr(systemd, "notify", lambda **fields: lines.append(fields) or True)
     return lines
@@ -71,8 +72,7 @@ async def reported(shell):
     return health["healthy"], check, [each["trouble"] for each in workers]
 
 
-async def test_it_starts_without_listen_finds_work_and_says_so(settings, db, shell, monkeypatch, statuses, logs):
-    monkeypatch.setattr(worker, "_LISTENS", 0.1)
+async def test_it_starts_without_listen_finds_work_and_says_so(settings, db, shell, statuses, logs):
     async with working(app(), settings, listen_dsn=REFUSED, **FAR) as one:
         assert not one.listener.listening.is_set()
         await job_done(db)
@@ -138,9 +138,8 @@ async def test_listen_is_asked_as_soon_as_another_connection_is_lost_or_remade(s
         await until(one.listener.listening.is_set, 20)
 
 
-async def test_claims_are_reported_again_once_a_look_is_answered(settings, db, monkeypatch):
+async def test_claims_are_reported_again_once_a_look_is_answered(settings, db, statuses):
     """While it cannot listen and nothing is due, no pass clears the report."""
-    monkeypatch.setattr(worker, "_LISTENS", 0.1)
     async with working(app(), settings, listen_dsn=REFUSED, **FAR) as one:
         await db.all("select pg_terminate_backend(%s)", one.kit.control._connection.info.backend_pid)
         await until(lambda: "no claims" in one.kit.outage.trouble())

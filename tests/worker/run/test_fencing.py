@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from support.claims import ROW, dead_worker, finish, old_enough, running
+from support.claims import ROW, dead_worker, finish, running
 from support.workers import reap
 
 from pgsched.db.fence.fence import session_name
@@ -26,7 +26,6 @@ def test_the_names_of_attempts_sessions_differ_for_the_largest_ids_and_tokens():
 async def test_a_finish_that_comes_after_the_reaper_has_lost(kit, db):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
-    await old_enough(db)
     await reap(Reaper(kit, Roster(kit.settings)), kit)
     before = await db.all(ROW)
     assert before[0][0] == "queued"
@@ -54,7 +53,6 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(kit, db):
     ids = await running(db, kit.worker, 300)
     await running(db, dead, 300, silent=60)
     claims = [(run, 1, None) for run in ids]
-    await old_enough(db)
     before = await db.value("select deadlocks from pg_stat_database where datname = current_database()")
 
     async def beats():
@@ -92,7 +90,6 @@ async def test_a_request_to_cancel_outlives_the_attempt(kit, db, by):
     run, = await running(db, worker, silent=60)  # fmt: skip
     await db.all("select pgsched.cancel(%s)", run)
     if by == "reaper":
-        await old_enough(db)
         await reap(Reaper(kit, Roster(kit.settings)), kit)
     else:
         assert await finish(kit, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
