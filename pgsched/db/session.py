@@ -9,18 +9,18 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, LiteralString, Self, TypeAlias
+from datetime import timedelta
+from typing import Any, LiteralString, TypeAlias
 
 import psycopg
 from psycopg import conninfo
-from psycopg.pq import Format, TransactionStatus
-from psycopg.types.datetime import TimestamptzBinaryLoader, TimestamptzLoader
+from psycopg.pq import TransactionStatus
 
 from pgsched.db import reaching
 from pgsched.db.forks import keep_from_children
-from pgsched.db.mishaps import misfits, of_prepared, read_only
-from pgsched.db.reaching import Bounded
+from pgsched.db.mishaps import Failures, misfits, of_prepared, read_only
+from pgsched.db.pooled import InUtc, InUtcBinary, Shared
+from pgsched.db.reaching import Bounded, NoAnswer, within
 from pgsched.errors import ConfigurationError
 
 Connection: TypeAlias = psycopg.AsyncConnection[Any]
@@ -77,6 +77,7 @@ _WRITABLE = (
 # and can send the rows separately.
 _SOONER = 0.8
 _LATER = 1.0  # seconds after a session's limit until its block is cancelled
+_DOUBTED = 2.0  # seconds for an answer if another connection of the worker has just fallen silent
 
 
 def application_name(worker: object) -> str:
@@ -172,16 +173,34 @@ class Session:
         self.generation = 0
         self._misfit: list[Callable[[], None]] = []
         self._remade: list[Callable[[], None]] = []
+        self._silent: list[Callable[[], None]] = []
+        self._doubted = False
         self._info = info
         self._limit = limit.total_seconds()
         self._lock = asyncio.Lock()
         self._connection: Bounded | None = None
 
-    def subscribe(self, *, misfit: Callable[[], None] | None = None, remade: Callable[[], None] | None = None) -> None:
-        """Calls `misfit` whenever a statement did not fit the schema, which may have been replaced, and `remade`
-        whenever a connection has replaced another."""
+    def subscribe(
+        self,
+        *,
+        misfit: Callable[[], None] | None = None,
+        remade: Callable[[], None] | None = None,
+        silent: Callable[[], None] | None = None,
+    ) -> None:
+        """Subscribes to events.
+
+        misfit: called whenever a statement did not fit the schema, which may have been replaced.
+        remade: called whenever a connection has replaced another.
+        silent: called whenever the server has not answered within the limit.
+        """
         self._misfit += [misfit] if misfit is not None else []
         self._remade += [remade] if remade is not None else []
+        self._silent += [silent] if silent is not None else []
+
+    def doubt(self) -> None:
+        """Has the connection prove before its next use that it answers: another one of this worker has fallen silent,
+        and this one would take its whole limit to be found silent, too."""
+        self._doubted = True
 
     def was_severed(self) -> bool:
         """Whether sever() has cut the connection off since the last call."""
@@ -221,11 +240,14 @@ class Session:
                 if of_prepared(error) or misfits(error):
                     for callback in self._misfit:
                         callback()
+                if isinstance(error, (NoAnswer, TimeoutError)):
+                    for callback in self._silent:
+                        callback()
                 raise
 
     async def connect(self) -> Bounded:
         """The connection, made if there is none."""
-        if self._connection is not None and not self._connection.closed:
+        if self._connection is not None and not self._connection.closed and await self._answers(self._connection):
             return self._connection
         connection = await Bounded.connect(self._info, autocommit=True)
         connection.limit = self._limit
@@ -241,6 +263,19 @@ class Session:
         for callback in self._remade if self.generation > 1 else ():
             callback()
         return connection
+
+    async def _answers(self, connection: Bounded) -> bool:
+        if self._doubted:
+            self._doubted = False
+            try:
+                with within(connection, _DOUBTED):
+                    await connection.execute("select 1")
+            except (*Failures, asyncio.CancelledError) as error:
+                await self.discard()
+                if not isinstance(error, Failures):
+                    raise
+                return False
+        return True
 
     @contextlib.asynccontextmanager
     async def transaction(self, connection: Connection) -> AsyncIterator[None]:
@@ -344,50 +379,3 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
     await connection.set_read_only(True)
     async with connection.transaction():
         yield
-
-
-class InUtc(TimestamptzLoader):
-    """Reads instants as UTC in any session time zone."""
-
-    def load(self, data: Any) -> datetime:
-        return super().load(data).astimezone(UTC)
-
-
-class InUtcBinary(TimestamptzBinaryLoader):
-    """Does the same for the binary format."""
-
-    def load(self, data: Any) -> datetime:
-        return super().load(data).astimezone(UTC)
-
-
-class Shared(psycopg.AsyncCursor[Any]):
-    """A cursor behind a pooler: each statement outside of a transaction has one of its own, with our settings.
-
-    It reads values in binary format: psycopg reads texts by the settings that it saw at the connect.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.format = Format.BINARY
-
-    async def execute(self, *args: Any, **kwargs: Any) -> Self:
-        """Executes a statement."""
-        if self.connection.info.transaction_status != TransactionStatus.IDLE:
-            return await super().execute(*args, **kwargs)
-        async with self.connection.transaction():
-            return await super().execute(*args, **kwargs)
-
-
-class SharedRaw(psycopg.AsyncRawCursor[Any]):
-    """The same for statements with numbered parameters."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.format = Format.BINARY
-
-    async def execute(self, *args: Any, **kwargs: Any) -> Self:
-        """Executes a statement."""
-        if self.connection.info.transaction_status != TransactionStatus.IDLE:
-            return await super().execute(*args, **kwargs)
-        async with self.connection.transaction():
-            return await super().execute(*args, **kwargs)

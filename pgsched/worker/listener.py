@@ -50,6 +50,7 @@ class Listener:
         self._deaf.set()
         self._kit = kit
         self._session = kit.session("listen", kit.settings.listen_dsn)
+        self._session.subscribe(silent=kit.doubt)
         self._entrypoints = list(kit.scheduler.entrypoints)
         self._roster = roster
         self._dispatcher = dispatcher

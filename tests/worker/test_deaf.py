@@ -138,6 +138,16 @@ async def test_listen_is_asked_as_soon_as_another_connection_is_lost_or_remade(s
         await until(one.listener.listening.is_set, 20)
 
 
+async def test_a_silent_connection_has_the_others_asked_at_once(settings, db, dsn):
+    """After a failover all are silent together, and a claim would wait 15 s for the old server."""
+    async with Proxy(dsn) as proxy, working(app(), settings.merged({"dsn": proxy.dsn}, "test"), **FAR) as one:
+        for link in proxy.links:
+            link.freeze()
+        run = await db.value("select pgsched.enqueue('job')")
+        one.kit.wakeups.resync.ask()  # its time has come
+        await db.until("select status = 'succeeded' from pgsched.runs where id = %s", run, limit=10)
+
+
 async def test_claims_are_reported_again_once_a_look_is_answered(settings, db, statuses):
     """While it cannot listen and nothing is due, no pass clears the report."""
     async with working(app(), settings, listen_dsn=REFUSED, **FAR) as one:

@@ -14,7 +14,8 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory
 
-from pgsched.db.session import Connection, InUtcBinary
+from pgsched.db.pooled import InUtcBinary
+from pgsched.db.session import Connection
 from pgsched.model import Claim, ClaimedRun
 from pgsched.rules.retry import Retry
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from psycopg import AsyncRawCursor, sql
 from psycopg.rows import AsyncRowFactory, dict_row, scalar_row
 
-from pgsched.db.session import Connection, Shared, SharedRaw
+from pgsched.db.pooled import Shared, SharedRaw
+from pgsched.db.session import Connection
 from pgsched.db.statements.parameters import in_any_format
 
 _Row = TypeVar("_Row")

@@ -1,0 +1,313 @@
+"""A failover under real daemons: they fire again in time, nothing is lost or done twice, and everybody moves along.
+
+One failover meets a busy daemon, an idle one, one that starts just then, clients of both kinds, and transactions.
+PGSCHED_FAILOVER=all has the whole table tried; by default those lines are that differ most.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from daemons import Daemons, until
+from psycopg import sql
+from support.clients import KINDS, using
+from support.database import Database
+from support.proxies import black_hole
+from support.servers import Servers, several
+
+from pgsched.db import migrate, reaching
+
+SCHEMA = 'We"ird; schema %s'
+IDLE = "idle"  # the schema of the idle daemon, which hears nothing of the busy one
+APP = """
+def record(run, what):
+    line = {"what": what, "run": run.id, "attempt": run.attempt, "worker": str(run.worker), "at": time.time(),
+            "fire_time": run.fire_time and run.fire_time.timestamp()}
+    with (FOLDER / "notes").open("a") as file:
+        file.write(json.dumps(line) + "\\n")
+
+PAY = sql.SQL("insert into {}.paid values (%s)").format(sql.Identifier(os.environ["FAULTS_SCHEMA"].replace("%", "%%")))
+
+@sc.schedule("tick", "* * * * * *", name="tick", retry=Retry(attempts=1))
+async def tick(run: Run):
+    record(run, "tick")
+
+@sc.entrypoint("job", retry=Retry(attempts=1))
+async def job(run: Run):
+    record(run, "job")
+
+@sc.entrypoint("long", retry=Retry(attempts=1))
+async def long(run: Run, gate: str):
+    record(run, "began")
+    await opened(gate)
+    record(run, "ended")
+    return gate
+
+@sc.entrypoint("sync", retry=Retry(attempts=1))
+def sync(run: Run, gate: str):
+    record(run, "began")
+    while not (FOLDER / gate).exists():
+        time.sleep(0.02)
+    record(run, "ended")
+    return gate
+
+@sc.entrypoint("pay", retry=Retry(attempts=5, backoff=timedelta(milliseconds=50)))
+async def pay(run: Run, gate: str | None = None):
+    async with run.transaction() as connection:
+        await connection.execute(PAY, (run.id,))
+        record(run, "paying")
+        if gate:
+            await opened(gate)
+
+@sc.entrypoint("pay-sync", retry=Retry(attempts=5, backoff=timedelta(milliseconds=50)))
+def pay_sync(run: Run, gate: str | None = None):
+    with run.transaction() as connection:
+        connection.execute(PAY, (run.id,))
+        record(run, "paying")
+        while gate and not (FOLDER / gate).exists():
+            time.sleep(0.02)
+"""
+QUIET = """
+@sc.entrypoint("job", retry=Retry(attempts=1))
+async def job(run: Run):
+    with (FOLDER / "notes").open("a") as file:
+        file.write(json.dumps({"what": "job", "at": time.time()}) + "\\n")
+"""
+# All seconds from the first fire time to the last are there once, as a run or as a recorded skip.
+ACCOUNTED = """
+    select count(*) > 0 and sum(coalesce(skipped_count, 1)) =
+        extract(epoch from max(coalesce(skipped_through, fire_time)) - min(fire_time)) + 1
+    from pgsched.runs where entrypoint = 'tick'
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """fault: what becomes of the old primary. hosts: how many are in the DSN; of three, the second is none at all."""
+
+    fault: str
+    synchronous: bool
+    hosts: int
+
+    @property
+    def silent(self):
+        return self.fault == "silent"
+
+    @property
+    def name(self):
+        kind = "synchronous" if self.synchronous else "asynchronous"
+        return f"{self.fault}-{kind}-{self.hosts} hosts"
+
+    @property
+    def limit(self):
+        """Within so many seconds after the promotion a function runs."""
+        return 30 if self.silent else 15
+
+    @property
+    def settings(self):
+        """A run is taken away sooner than in earnest, so that an outage is longer than that; if it takes no longer
+        to find the new primary."""
+        return {"heartbeat_interval": "500ms", "stall_timeout": "30s" if self.silent else "3s"}
+
+
+TABLE = [
+    Case(fault, synchronous, hosts)
+    for fault in ("dead", "silent", "read-only") for synchronous in (False, True) for hosts in (2, 3)
+]  # fmt: skip
+CHOSEN = TABLE if os.environ.get("PGSCHED_FAILOVER") == "all" else [
+    Case("dead", synchronous=True, hosts=2),
+    Case("silent", synchronous=False, hosts=2),
+    Case("silent", synchronous=True, hosts=3),
+    Case("read-only", synchronous=False, hosts=3),
+]  # fmt: skip
+
+
+def prepared(dsn, schema):
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(migrate.script(schema).encode())
+        name = sql.Identifier(schema)
+        connection.execute(sql.SQL("create table {}.paid (run bigint)").format(name))
+
+
+@contextlib.asynccontextmanager
+async def asking(server, schema):
+    """The schema on a server, in the hands of the test."""
+    async with await psycopg.AsyncConnection.connect(server.dsn, autocommit=True) as connection:
+        yield Database(connection, schema)
+
+
+class World:
+    """A primary and its standby, a busy and an idle daemon, and a DSN that leads to both servers.
+
+    lacking: the fire times that were executed and that the standby did not know of when it was promoted.
+    """
+
+    def __init__(self, folder: Path, servers: Servers, case: Case) -> None:
+        self.case, self.primary = case, servers.primary
+        for schema in (SCHEMA, IDLE):
+            prepared(self.primary.dsn, schema)
+        self.busy, self.idle = self._daemons(folder / "busy", SCHEMA, APP), self._daemons(folder / "idle", IDLE, QUIET)
+        self.standby = servers.standby(synchronous=case.synchronous)
+        self._stack = contextlib.ExitStack()
+        none = self._stack.enter_context(black_hole()) if case.silent else 1
+        between = [f"host=127.0.0.1 port={none}"] * (case.hosts - 2)
+        self.dsn = several([self.primary.dsn, *between, self.standby.dsn])
+        self.lacking: set[float] = set()
+
+    def _daemons(self, folder, schema, app):
+        folder.mkdir()
+        daemons = Daemons(folder, self.primary.dsn, schema)
+        daemons.app(app)
+        return daemons
+
+    def close(self):
+        self.busy.close()
+        self.idle.close()
+        self._stack.close()
+
+    async def start(self):
+        """The busy daemon and the idle one, which are ready, and have their hands full."""
+        both = [each.start(dsn=self.dsn, **self.case.settings) for each in (self.busy, self.idle)]
+        for daemon in both:
+            await daemon.event("worker_ready")
+        # Runs that end while the database is away, and after that; transactions that are open meanwhile.
+        with psycopg.connect(self.primary.dsn, autocommit=True) as connection:
+            for entrypoint in ("long", "sync", "pay", "pay-sync"):
+                # A transaction on a silent server takes its whole limit to be given up, so it goes on at once.
+                late = "meanwhile" if self.case.silent and entrypoint.startswith("pay") else "afterwards"
+                for gate in ("meanwhile", late):
+                    enqueue = sql.SQL("select {}.enqueue({}, {})")
+                    args = sql.Literal(json.dumps({"gate": gate}))
+                    connection.execute(enqueue.format(sql.Identifier(SCHEMA), entrypoint, args))
+        await until(lambda: len(self.busy.notes("began")) == len(self.busy.notes("paying")) == 4, "runs")
+        await until(lambda: len(self.busy.notes("tick")) >= 2, "ticks")
+        return both
+
+    async def fail(self):
+        """The old primary dies, falls silent or turns read-only. Some runs end then."""
+        self.caught_up()
+        {"dead": lambda: self.primary.stop("immediate"), "silent": self.primary.freeze,
+         "read-only": self.primary.read_only}[self.case.fault]()  # fmt: skip
+        if self.case.fault == "read-only":
+            self.caught_up()
+        self.busy.open("meanwhile")
+        await until(lambda: len(self.busy.notes("ended")) == 2, "ends")
+
+    async def promote(self):
+        """Makes the standby the primary, after longer than a stall timeout unless that takes too long. Returns when."""
+        async with asking(self.standby, SCHEMA) as db:
+            if not self.case.silent:
+                await db.until("select clock_timestamp() - max(heartbeat_at) > interval '3.5 s' from pgsched.runs")
+            rows = await db.all("select extract(epoch from fire_time) from pgsched.runs where fire_time is not null")
+        self.lacking = {note["fire_time"] for note in self.busy.notes("tick")} - {float(row[0]) for row in rows}
+        self.standby.promote()
+        return time.time()
+
+    def caught_up(self):
+        """Waits until the standby has all that was committed until now."""
+        with psycopg.connect(self.primary.dsn, autocommit=True) as connection:
+            [position] = connection.execute("select pg_current_wal_lsn()::text").fetchone()
+        self.standby.until("select pg_last_wal_replay_lsn() >= %s::pg_lsn", position)
+
+
+@pytest.fixture
+def world(tmp_path, servers):
+    with contextlib.ExitStack() as stack:
+
+        def make(case):
+            made = World(tmp_path, servers, case)
+            stack.callback(made.close)
+            return made
+
+        reaching.forget()
+        yield make
+
+
+async def first_tick(daemons, since, limit):
+    """Waits until a function runs whose fire time is later than that. Returns when it ran, by its own note."""
+
+    def look():
+        return [note["at"] for note in daemons.notes("tick") if note["fire_time"] >= since]
+
+    return min(await until(look, "tick after the promotion", limit))
+
+
+async def ledger(db, world):
+    """Every second is accounted for. No run was executed twice, and no fire time but those that the standby lacked."""
+    assert await db.value(ACCOUNTED)
+    ticks = [note["fire_time"] for note in world.busy.notes("tick")]
+    assert {each for each in ticks if ticks.count(each) > 1} <= world.lacking
+    for what in ("job", "began", "ended"):
+        runs = [note["run"] for note in world.busy.notes(what)]
+        assert len(runs) == len(set(runs)), what
+    statuses = await db.all("select distinct status from pgsched.runs where entrypoint = 'tick'")
+    assert {status for (status,) in statuses} <= {"succeeded", "skipped", "queued"}  # the last one was given back
+    recorded = await db.all(
+        "select extract(epoch from fire_time) from pgsched.runs where entrypoint = 'tick' and status = 'succeeded'"
+    )
+    assert {float(row[0]) for row in recorded} <= set(ticks)
+
+
+async def everything_ended(db, jobs):
+    """The long runs at their first attempt, and each payment once, whatever became of its transaction."""
+    assert await db.all(
+        "select entrypoint, status, count(*), max(attempt) filter (where entrypoint not like 'pay%%')"
+        " from pgsched.runs where entrypoint <> 'tick' group by 1, 2 order by 1"
+    ) == [
+        ("job", "succeeded", jobs, 1), ("long", "succeeded", 2, 1), ("pay", "succeeded", 4, None),
+        ("pay-sync", "succeeded", 4, None), ("sync", "succeeded", 2, 1),
+    ]  # fmt: skip
+    results = await db.all("select distinct result from pgsched.runs where entrypoint in ('long', 'sync') order by 1")
+    assert results == [("afterwards",), ("meanwhile",)]
+    assert await db.one("select count(*), count(distinct run) from pgsched.paid") == (8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
+async def test_everybody_moves_to_the_new_primary(world, case):
+    here = world(case)
+    daemons = await here.start()
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(using(kind, here.dsn, schema=SCHEMA)) for kind in KINDS]
+        for each in clients:
+            await each.enqueue("job")
+        await here.fail()
+        calls = asyncio.gather(*(each.enqueue("job") for each in clients))  # they wait for a server
+        promoted = await here.promote()
+        daemons.append(here.busy.start(dsn=here.standby.dsn, **case.settings))
+        db, idle = [await stack.enter_async_context(asking(here.standby, schema)) for schema in (SCHEMA, IDLE)]
+
+        await idle.all("select pgsched.enqueue('job')")
+        times = [await first_tick(here.busy, promoted, case.limit)]
+        await idle.until("select status = 'succeeded' from pgsched.runs", limit=promoted + case.limit - time.time())
+        times.append(here.idle.notes("job")[0]["at"])
+        await calls
+        times.append(time.time())
+        for each in clients:
+            for entrypoint in ("job", "pay", "pay-sync"):
+                await each.enqueue(entrypoint)
+        here.busy.open("afterwards")
+        await daemons[-1].event("worker_ready")
+        live = "select count(*) from pgsched.runs where status in ('queued', 'running') and entrypoint <> 'tick'"
+        await db.until(f"select ({live}) = 0", limit=40)
+        times.append(time.time())
+        await everything_ended(db, jobs=6)
+        for daemon in daemons:
+            daemon.send(signal.SIGTERM)
+        assert [await daemon.exit_code() for daemon in daemons] == [0, 0, 0]
+        await ledger(db, here)
+    note_times(case, [at - promoted for at in times])
+
+
+def note_times(case, seconds):
+    """Keeps how long it took until a tick, an idle daemon's job, the clients' calls, and all ends, for a table."""
+    if path := os.environ.get("PGSCHED_FAILOVER_TIMES"):
+        with Path(path).open("a") as file:
+            file.write(" ".join([case.name, *(f"{each:.1f}" for each in seconds)]) + "\n")
