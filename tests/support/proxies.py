@@ -82,6 +82,10 @@ class Proxy:
             self._accepting.cancel()
             self._fillers.enter_context(_full(self._socket))
 
+    def lead_to(self, dsn: str) -> None:
+        """Passes new connections on to another server, as a balancer does after a failover."""
+        self._target = conninfo_to_dict(dsn)
+
     def named(self, name: str) -> list[Link]:
         """The connections that have this application_name."""
         return [link for link in self.links if link.name == name]
