@@ -1,4 +1,4 @@
-"""The world of a failover test: a primary and its standby, the daemons on them, and the ways in which a primary ends."""
+"""The world of a failover test: a primary, its standby, the daemons on them, and the ways in which a primary ends."""
 
 import contextlib
 import json
@@ -73,6 +73,10 @@ async def job(run: Run):
 """
 
 
+# A worker of another application, which starts during the failover: it reaps, and takes no work.
+FRESH = "sc = Scheduler(app='fresh')"
+
+
 @dataclass(frozen=True)
 class Case:
     """fault: what becomes of the old primary. hosts: how many are in the DSN; of three, the second is none at all."""
@@ -127,6 +131,7 @@ class World:
         for schema in (SCHEMA, IDLE):
             prepared(self.primary.dsn, schema)
         self.busy, self.idle = self._daemons(folder / "busy", SCHEMA, APP), self._daemons(folder / "idle", IDLE, QUIET)
+        self.fresh = self._daemons(folder / "fresh", SCHEMA, FRESH)
         self.standby = servers.standby(synchronous=case.synchronous)
         self._stack = contextlib.ExitStack()
         none = self._stack.enter_context(black_hole()) if case.silent else 1
@@ -141,8 +146,8 @@ class World:
         return daemons
 
     def close(self):
-        self.busy.close()
-        self.idle.close()
+        for daemons in (self.busy, self.idle, self.fresh):
+            daemons.close()
         self._stack.close()
 
     async def start(self):

@@ -140,7 +140,7 @@ async def test_everybody_moves_to_the_new_primary(world, case):
         await until(lambda: len(here.busy.notes("ended")) == 2, "ends")
         calls = asyncio.gather(*map(enqueued, clients))  # they wait for a server
         promoted = await here.promote()
-        daemons.append(here.busy.start(dsn=here.standby.dsn, **case.settings))
+        daemons.append(here.fresh.start(dsn=here.standby.dsn, **case.settings))
         db, idle = [await stack.enter_async_context(asking(here.standby, schema)) for schema in (SCHEMA, IDLE)]
 
         await idle.all("select pgsched.enqueue('job')")
