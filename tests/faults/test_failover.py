@@ -47,7 +47,7 @@ TABLE = [
 ]  # fmt: skip
 CHOSEN = TABLE if os.environ.get("PGSCHED_FAILOVER") == "all" else [
     Case("dead", synchronous=True, hosts=2),
-    Case("silent", synchronous=False, hosts=3),
+    Case("silent", synchronous=False, hosts=2),
     Case("read-only", synchronous=False, hosts=2),
 ]  # fmt: skip
 
