@@ -270,6 +270,8 @@ class Outcome:
         time may be given back too.
     stays: in that case, its row stays as cancelled, because the database refuses to delete it.
     committed: the database says that the run's own transaction had committed its success.
+    transacted: the worker saw the run's own transaction commit its success. If the database does not know of that, a
+        failover has undone it.
     left_behind: its function is still going in its thread, and counts as running.
     journal: the attempt's journal, if it has something to write before the end.
     """
@@ -286,6 +288,7 @@ class Outcome:
     unbegun: bool = False
     stays: bool = False
     committed: bool = False
+    transacted: bool = False
     left_behind: bool = False
     journal: Journal | None = field(default=None, repr=False)
 

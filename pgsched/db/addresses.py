@@ -2,7 +2,8 @@
 
 psycopg tries the hosts of a connection string in turn, each for connect_timeout. A silent first host (a dead primary,
 an address without a way to it) would cost that time on each connect, and a limit around it all would never get past it.
-So the address that answered last is tried first, and hosts that have others after them get less time.
+So the address that answered last is tried first, those that have failed since are tried last, and hosts that have
+others after them get less time.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.best: Params | None = None  # the host, port and address that answered last
+        self.failed: list[Params] = []  # those that have not answered since
         self.patience = FIRST
         self.addresses: set[str] = set()  # that the names had last
 
@@ -119,7 +121,7 @@ class Attempts:
         best = self._known.best
         # The two loopback addresses of one name are one server.
         self._known.addresses = {a for one in found if (a := one.get("hostaddr")) and a not in _LOOPBACK}
-        ordered = sorted(found, key=lambda one: one != best)
+        ordered = sorted(found, key=lambda one: (one != best, one in self._known.failed))
         limit = self._given or str(round(self._known.patience if len(ordered) > 1 else ALONE))
         for one in ordered:
             alone = {k: v for k, v in self.params.items() if k not in ("host", "hostaddr", "port")}
@@ -128,10 +130,15 @@ class Attempts:
     def answered(self, one: Params) -> None:
         """This address answered."""
         self._known.best, self._known.patience = one, FIRST
+        self._known.failed = [other for other in self._known.failed if other != one]
 
     def failed(self, one: Params, error: Exception) -> None:
         """This address did not, or a name has no address."""
         self._errors.append((one, error))
+        if one not in self._known.failed:
+            self._known.failed.append(one)
+        if one == self._known.best:
+            self._known.best = None
 
     def error(self, total: float | None = None) -> Exception:
         """The error to raise if none of them answered. total: the limit for all of them, in seconds, if it is over."""

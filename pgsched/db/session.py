@@ -18,8 +18,8 @@ from psycopg.pq import TransactionStatus
 
 from pgsched.db import addresses
 from pgsched.db.forks import keep_from_children
-from pgsched.db.mishaps import misfits, of_prepared, read_only
-from pgsched.db.reaching import Bounded, BoundedBlocking
+from pgsched.db.mishaps import Failures, misfits, of_prepared, read_only
+from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, within
 from pgsched.db.session_settings import LIMITS, SESSION, refuse_encoding, share
 from pgsched.errors import ConfigurationError
 
@@ -39,6 +39,7 @@ _DEFAULTS = {
 # and can send the rows separately.
 _SOONER = 0.8
 _LATER = 1.0  # seconds after a session's limit until its block is cancelled
+_DOUBTED = 2.0  # seconds for an answer if another connection of the worker has just fallen silent
 
 
 def application_name(worker: object) -> str:
@@ -134,16 +135,34 @@ class Session:
         self.generation = 0
         self._misfit: list[Callable[[], None]] = []
         self._remade: list[Callable[[], None]] = []
+        self._silent: list[Callable[[], None]] = []
+        self._doubted = False
         self._info = info
         self._limit = limit.total_seconds()
         self._lock = asyncio.Lock()
         self._connection: Bounded | None = None
 
-    def subscribe(self, *, misfit: Callable[[], None] | None = None, remade: Callable[[], None] | None = None) -> None:
-        """Calls `misfit` whenever a statement did not fit the schema, which may have been replaced, and `remade`
-        whenever a connection has replaced another."""
+    def subscribe(
+        self,
+        *,
+        misfit: Callable[[], None] | None = None,
+        remade: Callable[[], None] | None = None,
+        silent: Callable[[], None] | None = None,
+    ) -> None:
+        """Subscribes to events.
+
+        misfit: called whenever a statement did not fit the schema, which may have been replaced.
+        remade: called whenever a connection has replaced another.
+        silent: called whenever the server has not answered within the limit.
+        """
         self._misfit += [misfit] if misfit is not None else []
         self._remade += [remade] if remade is not None else []
+        self._silent += [silent] if silent is not None else []
+
+    def doubt(self) -> None:
+        """Has the connection prove before its next use that it answers: another one of this worker has fallen silent,
+        and this one would take its whole limit to be found silent, too."""
+        self._doubted = True
 
     def was_severed(self) -> bool:
         """Whether sever() has cut the connection off since the last call."""
@@ -181,11 +200,14 @@ class Session:
                 if of_prepared(error) or misfits(error):
                     for callback in self._misfit:
                         callback()
+                if isinstance(error, (NoAnswer, TimeoutError)):
+                    for callback in self._silent:
+                        callback()
                 raise
 
     async def connect(self) -> Bounded:
         """The connection, made if there is none."""
-        if self._connection is not None and not self._connection.closed:
+        if self._connection is not None and not self._connection.closed and await self._answers(self._connection):
             return self._connection
         connection = await Bounded.connect(self._info, autocommit=True)
         connection.limit = self._limit
@@ -201,6 +223,19 @@ class Session:
         for callback in self._remade if self.generation > 1 else ():
             callback()
         return connection
+
+    async def _answers(self, connection: Bounded) -> bool:
+        if self._doubted:
+            self._doubted = False
+            try:
+                with within(connection, _DOUBTED):
+                    await connection.execute("select 1")
+            except (*Failures, asyncio.CancelledError) as error:
+                await self.discard()
+                if not isinstance(error, Failures):
+                    raise
+                return False
+        return True
 
     @contextlib.asynccontextmanager
     async def transaction(self, connection: Connection) -> AsyncIterator[None]:

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 
 from pgsched.model import Process, RunStatus
 
+_BREAKS = 2  # stall timeouts of a silence, all in all, that prove a death although there were breaks
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -100,6 +102,21 @@ class Silent:
     vouched: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a reaper has seen of a silence, on its own clock. The database's clock alone proves nothing: it may have
+    been set forward, and after a failover it is another machine's.
+
+    watched: how long it has seen this silence.
+    steady: how long claims could be renewed without a break.
+    beatable: for how much of this silence they could be renewed, with breaks.
+    """
+
+    watched: timedelta
+    steady: timedelta
+    beatable: timedelta
+
+
 def retry_delay(backoff: timedelta, max_backoff: timedelta, attempt: int) -> timedelta:
     """How long to wait after the given failed attempt (1 is the first) before the next. Takes any stored value."""
     if attempt < 1:
@@ -123,31 +140,30 @@ def is_stalled(
     heartbeat_interval: timedelta,
     stall_timeout: timedelta,
     *,
-    watched: timedelta,
+    seen: Seen,
     process: Process = Process.UNKNOWN,
-    trusted: bool = True,
 ) -> bool:
     """Whether a silent run's worker should be considered dead. The worker's own settings count if they are known.
 
-    watched: how long the reaper itself has seen this silence, on its own clock. The database's clock alone proves
-        nothing: it may have been set forward, and after a failover the owner may not be back yet.
     process: the state of the worker's process, as far as the reaper can see it.
-    trusted: whether silence means anything; for a while after an outage, and after the reaper's own start, it does not.
 
     A process that died has lost its sessions within milliseconds, but so has one whose balancer restarts. So three
     missed beats are enough only with a second sign: the process is known to have ended, or its state is unknown and
     the same route serves others well. Everything else gets the full stall timeout.
+
+    After a break, such as a restart or a failover, every owner gets a fresh stall timeout to beat again. If breaks
+    come more often than that, a worker that has missed two stall timeouts between them is dead all the same.
     """
-    interval = run.heartbeat_interval or heartbeat_interval
-    if watched < 2 * interval:
+    interval, patience = run.heartbeat_interval or heartbeat_interval, run.stall_timeout or stall_timeout
+    if seen.watched < 2 * interval:
         return False
     silence = now - run.alive_at
     if not (run.direct and run.connected) and silence >= 3 * interval:
         if process is Process.ENDED:
             return True
-        if trusted and run.direct and run.vouched and process is Process.UNKNOWN:
+        if seen.steady >= patience and run.direct and run.vouched and process is Process.UNKNOWN:
             return True
-    return trusted and silence >= (run.stall_timeout or stall_timeout)
+    return silence >= patience and (seen.steady >= patience or seen.beatable >= _BREAKS * patience)
 
 
 def after_loss(run: Silent) -> tuple[RunStatus, timedelta]:

@@ -72,12 +72,21 @@ class Kit:
         wakeups = Wakeups()
         # A connection that was lost or made again is a hint that the one that listens may be deaf.
         outage = Outage(changed=wakeups.resync.ask)
-        for session in (control, writes):
-            session.subscribe(remade=wakeups.resync.ask)
-        return cls(
+        kit = cls(
             worker, scheduler, settings, store, control, writes, aside,
             clock=clock or DatabaseClock(), watch=watch or Watch(), outage=outage, wakeups=wakeups, elapsed=elapsed,
         )  # fmt: skip
+        for session in (control, writes):
+            session.subscribe(remade=wakeups.resync.ask, silent=kit.doubt)
+        return kit
+
+    def doubt(self) -> None:
+        """A connection has fallen silent, and the others may be silent, too: has them asked now. An idle worker that
+        waited for their limits would come late to a failover."""
+        self.control.doubt()
+        self.writes.doubt()
+        self.wakeups.due.ask()
+        self.wakeups.resync.ask()
 
     def session(self, purpose: str, dsn: str | None = None, *, lock: timedelta = timedelta(seconds=10)) -> Session:
         """One more session, on a connection of its own.

@@ -50,6 +50,7 @@ class Listener:
         self._deaf.set()
         self._kit = kit
         self._session = kit.session("listen", kit.settings.listen_dsn)
+        self._session.subscribe(silent=kit.doubt)
         self._entrypoints = list(kit.scheduler.entrypoints)
         self._roster = roster
         self._dispatcher = dispatcher
@@ -181,6 +182,8 @@ class Listener:
                 await self._resync(self._kit.control)
             except Mishaps as error:
                 self._kit.outage.lost(error, "claim")
+            else:
+                self._kit.outage.answered("claim")
 
     async def resync(self) -> None:
         """The one statement of an idle minute: it proves the connection, reads the clock and shows that we are here."""

@@ -146,7 +146,8 @@ class Daemons:
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute(
                 sql.SQL(
-                    "create table {}.marks (id bigint generated always as identity, run_id bigint, attempt int, "
+                    "create table if not exists {}.marks ("
+                    "id bigint generated always as identity, run_id bigint, attempt int, "
                     "what text, fire_time timestamptz, pid int, at timestamptz not null default clock_timestamp())"
                 ).format(sql.Identifier(schema))
             )

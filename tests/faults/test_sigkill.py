@@ -3,11 +3,6 @@
 import signal
 
 
-async def server_is_old_enough(db):
-    """Nobody reaps until the server has been up for a stall timeout: 30 s by default, which these tests use."""
-    await db.until("select now() - pg_postmaster_start_time() > interval '31 s'", limit=40)
-
-
 async def test_a_killed_workers_runs_go_on_elsewhere_long_before_the_stall_timeout(daemons, db):
     daemons.app("""
 @sc.schedule("async-job", at(PAST))
@@ -22,7 +17,6 @@ def sync_job(run: Run):
     if run.attempt == 1:
         time.sleep(3600)
 """)
-    await server_is_old_enough(db)
     defaults = {"heartbeat_interval": "1s", "stall_timeout": "30s"}
     first = await daemons.ready(**defaults)
     await db.until("select count(*) = 2 from pgsched.marks")
@@ -50,7 +44,6 @@ sc.entrypoint("quiet")(job)
 async def dead(run: Run):
     await job(run)
 """)
-    await server_is_old_enough(db)
     defaults = {"heartbeat_interval": "200ms", "stall_timeout": "30s"}
     quiet = await daemons.ready(**defaults)
     await db.all("select pgsched.enqueue('quiet')")

@@ -8,7 +8,7 @@ import pytest
 from support.schedules import MINUTE, NINE
 
 from pgsched.model import Process, RunStatus
-from pgsched.rules.retry import Retry, Silent, after_loss, is_stalled, retry_delay, spread
+from pgsched.rules.retry import Retry, Seen, Silent, after_loss, is_stalled, retry_delay, spread
 
 SECOND = timedelta(seconds=1)
 
@@ -135,16 +135,25 @@ ENDED, ALIVE = Process.ENDED, Process.ALIVE
         ("no sessions for the stall timeout", 30, GONE, {}, True),
         ("its process has ended, two beats missed", 2.9, GONE, {"process": ENDED}, False),
         ("its process has ended, three beats missed", 3, GONE, {"process": ENDED}, True),
-        ("its process has ended, right after an outage", 3, GONE, {"process": ENDED, "trusted": False}, True),
+        ("its process has ended, right after an outage", 3, GONE, {"process": ENDED, "steady": SECOND}, True),
         ("its process has ended, its sessions are still to go", 3, {}, {"process": ENDED}, False),
         ("its process has ended, behind a pooler", 3, POOLED, {"process": ENDED}, True),
         ("no sessions while others of its route are well", 3, {**GONE, "vouched": True}, {}, True),
-        ("the same, right after an outage", 3, {**GONE, "vouched": True}, {"trusted": False}, False),
+        ("the same, right after an outage", 3, {**GONE, "vouched": True}, {"steady": 29 * SECOND}, False),
         ("the same, but its process is there", 29.9, {**GONE, "vouched": True}, {"process": ALIVE}, False),
         ("its process is there and silent for the stall timeout", 30, GONE, {"process": ALIVE}, True),
         ("behind a pooler nothing can be seen", 29.9, {**POOLED, "vouched": True}, {}, False),
         ("behind a pooler the stall timeout decides", 30, POOLED, {}, True),
-        ("right after an outage nothing is", 3600, {}, {"trusted": False}, False),
+        ("right after an outage nothing is", 3600, {}, {"steady": 29 * SECOND}, False),
+        ("outages again and again", 3600, {}, {"steady": SECOND, "beatable": 59.9 * SECOND}, False),
+        ("two stall timeouts missed between them", 3600, {}, {"steady": SECOND, "beatable": MINUTE}, True),
+        (
+            "the same in its own stall timeouts",
+            3600,
+            {"stall_timeout": 2 * SECOND},
+            {"steady": SECOND, "beatable": 4 * SECOND},
+            True,
+        ),
         ("silent for an hour, seen for a moment", 3600, GONE, {"process": ENDED, "watched": 1.9 * SECOND}, False),
         ("it beats every ten seconds", 29, {**GONE, "heartbeat_interval": 10 * SECOND}, {"process": ENDED}, False),
         ("its own stall timeout counts", 59, {"stall_timeout": MINUTE}, {}, False),
@@ -153,8 +162,11 @@ ENDED, ALIVE = Process.ENDED, Process.ALIVE
 )
 def test_is_stalled(what, silence, changes, seen, stalled):
     run = replace(SILENT, **changes)
-    seen = {"watched": MINUTE, **seen}
-    assert is_stalled(run, NINE + silence * SECOND, SECOND, 30 * SECOND, **seen) is stalled, what
+    process = seen.get("process", Process.UNKNOWN)
+    times = {"watched": MINUTE, "steady": MINUTE, "beatable": 0 * SECOND, **seen}
+    found = Seen(*(times[name] for name in ("watched", "steady", "beatable")))
+    now = NINE + silence * SECOND
+    assert is_stalled(run, now, SECOND, 30 * SECOND, seen=found, process=process) is stalled, what
 
 
 # The attempt that lost its worker, of how many -> the status and the wait in seconds.

@@ -39,8 +39,3 @@ async def dead_worker(db, *, direct=True, process=Process.ENDED, route=""):
 async def finish(kit, *outcomes):
     answers = await Finisher(kit).send(outcomes)
     return {run_id for (run_id, _), landed in answers.items() if landed}
-
-
-async def old_enough(db, seconds=31):
-    """The reaper trusts nothing until the server has been up for a stall timeout."""
-    await db.until("select now() - pg_postmaster_start_time() > %s * interval '1 second'", seconds, limit=40)

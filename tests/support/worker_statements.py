@@ -77,6 +77,7 @@ async def all_of_a_worker(settings: Settings) -> None:
             await store.runs.write_journals(connection, kit.worker, [(claim, said) for claim in claims])
             await store.runs.finish_runs(connection, kit.worker, ends)
             await store.runs.look_after_ends(connection, kit.worker, ends)
+            await store.claims.pass_tokens(connection, 1)
             await store.runs.give_back_runs(connection, kit.worker, unbegun)
             await kit.aside.put(connection, Kind.SCHEDULE, [(1, ValueError("odd"))])
             await kit.aside.put(connection, Kind.RUN, [(c.run_id, ValueError("odd")) for c in claims])

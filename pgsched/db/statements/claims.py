@@ -24,6 +24,7 @@ from pgsched.rules.plan import Occupancy
 # The most bytes of arguments, as stored, that one statement claims. If an answer took longer than a statement may take,
 # it would be lost, and its runs would be claimed again and again.
 CLAIM_BYTES = 16 * 2**20
+_TOKENS = 100_000  # that one statement draws at most
 
 
 class ClaimStatements(Queries):
@@ -306,6 +307,13 @@ class ClaimStatements(Queries):
     async def settle_orphans(self, connection: Connection) -> None:
         """Settles waiting runs whose schedules are gone: those that have begun go on, the others are cancelled."""
         await connection.execute(self.query("settle_orphans"), {})
+
+    async def pass_tokens(self, connection: Connection, held: int) -> None:
+        """Makes sure that new claims get higher tokens than `held`, the highest one that this worker has had."""
+        drawn = 0
+        while drawn < held:
+            cursor = await connection.execute(self.query("pass_tokens"), {"held": held, "most": _TOKENS})
+            [drawn] = await cursor.fetchone() or [held]
 
     async def resume_paused(self, connection: Connection) -> int:
         """Resumes schedules whose pause is over. Returns how many."""

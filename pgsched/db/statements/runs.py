@@ -75,6 +75,7 @@ class RunStatements(Queries):
                 "reasons": texts(o.reason for o in outcomes),
                 "delays": floats(o.delay.total_seconds() for o in outcomes),
                 "refunds": array(int(o.refund) for o in outcomes),
+                "transacted": [o.transacted for o in outcomes],
                 "left": [o.claim.run_id for o in outcomes if o.left_behind],
                 "left_tokens": [o.claim.token for o in outcomes if o.left_behind],
                 "lease": lease,
@@ -106,11 +107,12 @@ class RunStatements(Queries):
 
     async def look_after_ends(
         self, connection: Connection, worker: uuid.UUID, outcomes: Sequence[Outcome]
-    ) -> dict[tuple[int, int], bool]:
+    ) -> dict[tuple[int, int], tuple[bool, bool]]:
         """Finds out about outcomes that did not land just now, by (run id, token).
 
-        True: the outcome landed at an earlier try. False: another session has the row locked, so try again. Missing:
-        the claim is lost.
+        Returns whether the outcome landed at an earlier try, and whether the run's own transaction has committed. If it
+        has not landed, another session has the row locked, so try again, or a failover has undone that transaction.
+        Missing: the claim is lost.
         """
         cursor = await connection.execute(
             self.query("look_after_ends"),
@@ -120,7 +122,7 @@ class RunStatements(Queries):
                 "tokens": [o.claim.token for o in outcomes],
             },
         )
-        return {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
+        return {(row[0], row[1]): (row[2], row[3]) for row in await cursor.fetchall()}
 
     async def write_journals(
         self, connection: Connection, worker: uuid.UUID, said: Sequence[tuple[Claim, Said]]

@@ -32,15 +32,15 @@ class UpkeepStatements(Queries):
         machine: str = "",
         after: int = 0,
         limit: int = SILENT_PAGE,
-    ) -> tuple[datetime, timedelta, int, list[Silent]]:
+    ) -> tuple[datetime, datetime, int, list[Silent]]:
         """A page of running runs without a recent beat whose claims may be taken now or soon, by id.
 
         silence: how long they have been silent, at least.
         stall_timeout: for runs whose worker's own stall timeout is unknown; default 30 s.
         machine: the id of the asking worker's machine.
         after: the last id of the page before.
-        Returns the database's now, how long the server has been up, how many runs other workers have running, and the
-        silent runs.
+        Returns the database's now, when its server has started, how many runs other workers have running, and the
+        silent runs. Fails if a beat would: on a read-only server, or behind a lock on the table.
         """
         cursor = connection.cursor(row_factory=dict_row)
         await cursor.execute(
@@ -54,7 +54,7 @@ class UpkeepStatements(Queries):
         head = rows[0]
         wanted = {f.name for f in fields(Silent)}
         silent = [Silent(**{k: v for k, v in row.items() if k in wanted}) for row in rows if row["id"] is not None]
-        return head["now"], head["server_up"], head["elsewhere"], silent
+        return head["now"], head["server_started"], head["elsewhere"], silent
 
     async def reap_runs(
         self, connection: Connection, verdicts: Sequence[tuple[Silent, RunStatus, timedelta, str]]

@@ -90,6 +90,8 @@ class Dispatcher:
         self._passed_at = float("-inf")
         self._most = MOST  # how many schedules or runs a pass takes at most
         self._claimed = 0  # by the last passes
+        self._highest = 0  # the highest token of its claims
+        self._numbered = 1  # the number of the session whose tokens are known to be higher
         self._looked = float("-inf")  # when it last looked ahead
         self._taken = Backoff(*_DUE_BUT_TAKEN, healthy=0.1)
         self._backoff = Backoff(0.05, 5.0)
@@ -232,6 +234,10 @@ class Dispatcher:
         return count
 
     async def _prepare(self, connection: Connection, *, afresh: bool) -> None:
+        if self._highest and (self._session.generation != self._numbered or not self._session.direct):
+            # The server may be a promoted standby that lacks our last claims; behind a pooler nothing would show it.
+            await self._kit.store.claims.pass_tokens(connection, self._highest)
+        self._numbered = self._session.generation
         if self._careful.on:
             await self._careful.find(connection, self._lookahead)
         if afresh or time.monotonic() >= self.next.resume_at:
@@ -245,6 +251,7 @@ class Dispatcher:
             self._kit.clock.observe(await self._kit.store.runs.read_clock(connection), before, time.monotonic())
 
     def _hand_on(self, claimed: Claimed) -> None:
+        self._highest = max([self._highest, *(run.token for run in claimed.runs)])
         self._runner.take(claimed.runs, claimed.asked_at)
         for schedule, skip in claimed.skips:
             self._on_skip(schedule, skip)

@@ -48,7 +48,7 @@ class Attempt:
         "answer", "asked_at", "began", "cancellation", "claim", "claimed", "context", "deadline", "ended", "entered",
         "error", "executor", "fence", "hooked", "ignored", "instant", "interrupt", "journal", "keeper",
         "key", "outcome", "place", "problem", "result", "run", "started", "started_at", "state", "stop",
-        "surroundings", "task", "thread_call", "threaded",
+        "surroundings", "task", "thread_call", "threaded", "transacted",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,7 @@ class Attempt:
         self.ignored = 0
         self.hooked = False
         self.problem: InvalidArguments | None = None  # with its arguments
+        self.transacted = False  # whether its own transaction has committed
         self.result: Any = None
         self.error: BaseException | None = None
         self.ended = 0.0  # when the function ended, on the monotonic clock
@@ -101,6 +102,7 @@ class Attempt:
 
         def committed() -> None:
             """Called in any thread once the run's own transaction has committed its success. Its function may go on."""
+            self.transacted = True
             with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
                 loop.call_soon_threadsafe(around.committed, self)
 
@@ -252,6 +254,8 @@ class Attempt:
             outcome = dataclasses.replace(outcome, journal=self.journal)
         if outcome is not None and self.thread_call.busy and self.stop is not Stop.DRAIN:
             outcome = dataclasses.replace(outcome, left_behind=True)
+        if outcome is not None and self.transacted:
+            outcome = dataclasses.replace(outcome, transacted=True)
         self.outcome = outcome
         if self.hooked and outcome is not None:
             self.answer = asyncio.get_running_loop().create_future()

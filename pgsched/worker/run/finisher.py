@@ -30,6 +30,7 @@ REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is ref
 _LOCK_AGAIN = (1.0, 5.0)  # the same, if it waits for a lock that a trigger or an index needs
 _PATIENCE = 3  # after this many tries, a transient error that persists may be caused by one row
 _NO_END = RunError("Unstorable", "its end could not be stored")
+_UNDONE = "a failover has lost its commit, so it is run again; a synchronous standby loses none"
 Answer = Callable[[Outcome, bool], None]
 Item = tuple[Outcome, Answer]
 
@@ -40,6 +41,7 @@ class Landing(enum.IntEnum):
     LOCKED = 0  # somebody has locked the row: try again
     LANDED = 1
     COMMITTED = 2  # and the run's own transaction had already committed its success
+    UNDONE = 3  # the database does not know of the commit that the run's own transaction was promised
 
 
 class Finisher:
@@ -148,6 +150,9 @@ class Finisher:
                 landing = answers.get((outcome.claim.run_id, outcome.claim.token))
                 if landing is Landing.LOCKED:
                     locked.append((outcome, answer))
+                elif landing is Landing.UNDONE:
+                    self._log.error("transaction_undone", run=outcome.claim.run_id, advice=_UNDONE)
+                    self.put(_undone(outcome), answer)
                 elif landing is Landing.COMMITTED:
                     answer(_committed(outcome), True)
                 else:
@@ -181,7 +186,10 @@ class Finisher:
             if len(answers) < len(outcomes):
                 missing = [o for o in outcomes if (o.claim.run_id, o.claim.token) not in answers]
                 seen = await self._statements.look_after_ends(connection, self._worker, missing)
-                answers |= {key: Landing.LANDED if early else Landing.LOCKED for key, early in seen.items()}
+                transacted = {(o.claim.run_id, o.claim.token) for o in missing if o.transacted}
+                for key, (early, committed) in seen.items():
+                    undone = not early and not committed and key in transacted
+                    answers[key] = Landing.LANDED if early else Landing.UNDONE if undone else Landing.LOCKED
         return answers
 
     async def _reduce(self, item: Item, error: BaseException) -> None:
@@ -248,6 +256,14 @@ def _barer(outcome: Outcome) -> Iterator[Outcome]:
 def _as(outcome: Outcome, answer: Answer) -> Answer:
     """The answer with the given outcome, unless the run's own transaction had committed."""
     return lambda written, landed: answer(written if written.committed else outcome, landed)
+
+
+def _undone(outcome: Outcome) -> Outcome:
+    """Gives back a run whose committed transaction is gone with a failover: its effects are gone, too."""
+    return Outcome(
+        outcome.claim, RunStatus.QUEUED, started_at=outcome.started_at, finished_at=outcome.finished_at, refund=True,
+        reason="a failover has undone its transaction", left_behind=outcome.left_behind,
+    )  # fmt: skip
 
 
 def _committed(outcome: Outcome) -> Outcome:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import psycopg
@@ -15,10 +15,11 @@ from pgsched.db.mishaps import Mishaps, is_refusal
 from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.upkeep import SILENT_PAGE
 from pgsched.model import Claim, Process, RunStatus
-from pgsched.rules.retry import Silent, after_loss, is_stalled
+from pgsched.rules.retry import Seen, Silent, after_loss, is_stalled
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
+from pgsched.worker.upkeep.silences import Silences
 
 Verdict = tuple[Silent, RunStatus, timedelta, str]
 _LOCK = timedelta(milliseconds=100)  # how long a reap waits for a lock that a trigger or an index needs
@@ -42,23 +43,19 @@ class Reaper:
         self._elapsed = kit.elapsed
         self._roster = roster
         self._whereabouts = kit.whereabouts
-        # By (run id, token): the last sign of life, and when we first saw it, on our monotonic clock.
-        self._watched: dict[tuple[int, int], tuple[datetime, float]] = {}
         self._interval = kit.settings.heartbeat_interval.total_seconds()
+        self._silences = Silences(self._interval, kit.elapsed)
         self._hint = kit.wakeups.reap
         self._armed = False
         self._armed_until = 0.0
-        self._looked_at: datetime | None = None
         self._backoff = Backoff(0.1, 5.0)
         self._log = log.get()
-        # A worker that starts during a failover must not take silence for death: the owners may not be back yet.
-        self.distrust()
 
     async def run(self) -> None:
         """Makes passes while it is armed, until it is cancelled."""
         while True:
             if not self._armed:
-                self._looked_at = None
+                self._silences.rest()
                 await self._hint.event.wait()
             if self._hint.take():
                 self._armed = True
@@ -84,25 +81,26 @@ class Reaper:
 
     async def _look(self) -> float:
         self._watch.look()  # this machine may have slept, and the other workers on it too
-        watched, self._watched = self._watched, {}
         after, wait, reaped = 0, self._interval, list[tuple[Silent, RunStatus, timedelta, datetime]]()
         async with self._session.use() as connection:
             while True:
-                now, server_up, elsewhere, silent = await self._statements.find_silent_runs(
+                now, server_started, elsewhere, silent = await self._statements.find_silent_runs(
                     connection, self._worker, self._settings.heartbeat_interval,
                     stall_timeout=self._settings.stall_timeout, machine=self._whereabouts.machine, after=after,
                 )  # fmt: skip
                 if after == 0:
-                    self._note_gap(now)
+                    self._silences.begin(now, server_started, self._session.generation)
                     if elsewhere == 0 and not silent and self._elapsed() >= self._armed_until:
                         self._armed = False
-                gone = await self._judge(connection, silent, now, watched, self._in_grace(server_up))
+                silences = {run.id: self._silences.of(run, now) for run in silent}
+                gone = await self._judge(connection, silent, now, silences)
                 reaped += gone
                 taken = {run.id for run, *_ in gone}
-                wait = min(wait, self._next_look([s for s in silent if s.id not in taken], now))
+                wait = min(wait, self._next_look([s for s in silent if s.id not in taken], now, silences))
                 if len(silent) < SILENT_PAGE:
                     break
                 after = silent[-1].id
+            self._silences.end()
             await self._aside.review(connection)
         for run, status, delay, seen in reaped:
             event = "run_reaped" if status is RunStatus.QUEUED else "run_failed_for_good"
@@ -113,25 +111,16 @@ class Reaper:
         return wait
 
     async def _judge(
-        self,
-        connection: Connection,
-        silent: list[Silent],
-        now: datetime,
-        watched: dict[tuple[int, int], tuple[datetime, float]],
-        grace: bool,
+        self, connection: Connection, silent: list[Silent], now: datetime, seen: Mapping[int, Seen]
     ) -> list[tuple[Silent, RunStatus, timedelta, datetime]]:
         """Takes away the lost claims of a page, and returns them."""
         processes: dict[tuple[str, int, str], Process] = {}
         verdicts = []
         for run in silent:
-            before = watched.get((run.id, run.token))
-            sign = before if before is not None and before[0] == run.alive_at else (run.alive_at, self._elapsed())
-            self._watched[run.id, run.token] = sign
             where = (run.machine, run.pid, run.process_started)
             if where not in processes:
                 processes[where] = self._whereabouts.state_of(*where)
-            seen_for = timedelta(seconds=self._elapsed() - sign[1])
-            if self._is_lost(run, now, seen_for, processes[where], not grace):
+            if self._is_lost(run, now, seen[run.id], processes[where]):
                 verdicts.append((run, *self._fate(run), self._message(run, now, processes[where])))
         if not verdicts:
             return []
@@ -157,14 +146,14 @@ class Reaper:
         await self._aside.put(connection, Kind.REAP, refusals)
         return reaped
 
-    def _is_lost(self, run: Silent, now: datetime, watched: timedelta, process: Process, trusted: bool) -> bool:
+    def _is_lost(self, run: Silent, now: datetime, seen: Seen, process: Process) -> bool:
         interval, stall_timeout = self._settings.heartbeat_interval, self._settings.stall_timeout
         if run.worker == self._worker:
             # Our own claims are the heartbeat's business, except one that we do not know: the answer to the commit
             # that made it never came.
             known = (run.id, run.token) in self._roster.attempts
-            return not known and watched >= 2 * interval and now - run.alive_at >= 3 * interval
-        return is_stalled(run, now, interval, stall_timeout, watched=watched, process=process, trusted=trusted)
+            return not known and seen.watched >= 2 * interval and now - run.alive_at >= 3 * interval
+        return is_stalled(run, now, interval, stall_timeout, seen=seen, process=process)
 
     def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
         # A claim of our own that this process never knew was never started, so no attempt has failed.
@@ -176,21 +165,11 @@ class Reaper:
         how = "is gone" if process is Process.ENDED or (run.direct and not run.connected) else "is silent"
         return f"its worker {run.worker} {how}: no heartbeat for {silence:.1f} s"
 
-    def _note_gap(self, now: datetime) -> None:
-        """Treats a long gap between looks, by the database's clock, as an outage: it or this machine stood still."""
-        if self._looked_at is not None and now - self._looked_at > timedelta(seconds=5 * self._interval + 5):
-            self.distrust()
-        self._looked_at = now
-
     def distrust(self) -> None:
         """Stops trusting silence for one stall timeout: others may have had no chance to beat."""
-        self._distrust_until = self._elapsed() + self._settings.stall_timeout.total_seconds()
+        self._silences.disrupted()
 
-    def _in_grace(self, server_up: timedelta) -> bool:
-        """Whether silence is not trusted yet: after an outage every owner gets a full stall timeout to beat again."""
-        return server_up < self._settings.stall_timeout or self._elapsed() < self._distrust_until
-
-    def _next_look(self, silent: list[Silent], now: datetime) -> float:
+    def _next_look(self, silent: list[Silent], now: datetime, seen: Mapping[int, Seen]) -> float:
         """The seconds until the next look: less than the interval if a silent worker's third beat is about to be missed
         and its silence has nearly been watched for long enough."""
         left = []
@@ -198,8 +177,7 @@ class Reaper:
             if run.direct and run.connected:
                 continue
             interval = run.heartbeat_interval or self._settings.heartbeat_interval
-            seen = timedelta(seconds=self._elapsed() - self._watched[run.id, run.token][1])
-            left.append(max(3 * interval - (now - run.alive_at), 2 * interval - seen).total_seconds())
+            left.append(max(3 * interval - (now - run.alive_at), 2 * interval - seen[run.id].watched).total_seconds())
         return min([self._interval, *(max(0.05, seconds) for seconds in left if seconds > 0)])
 
 

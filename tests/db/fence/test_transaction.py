@@ -9,7 +9,6 @@ from datetime import timedelta
 import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
-from support.claims import old_enough
 from support.workers import Elapsed, reap, until, working
 
 from pgsched import Retry, Run, Scheduler
@@ -230,7 +229,6 @@ async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_i
     claim = await claimed(db, silent=3600)
     kit = reaping(settings)
     reaper = Reaper(kit, Roster(kit.settings))
-    await old_enough(db, seconds=1)
     try:
         async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
             await connection.execute(insert, ("ann",))
@@ -254,7 +252,6 @@ async def test_a_reaped_attempt_loses_its_transaction_and_what_it_has_locked(set
     claim = await claimed(db, silent=3600)
     kit = reaping(settings)
     reaper = Reaper(kit, Roster(kit.settings))
-    await old_enough(db, seconds=1)
     try:
         with pytest.raises(psycopg.OperationalError):
             async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:

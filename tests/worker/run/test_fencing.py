@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from support.claims import ROW, dead_worker, finish, old_enough, running
-from support.workers import reap
+from support.claims import ROW, dead_worker, finish, running
+from support.workers import Parts, reap
 
 from pgsched.db.fence.fence import session_name
+from pgsched.db.statements import claims
 from pgsched.db.statements.queries import in_schema
 from pgsched.model import Claim, Outcome, RunStatus
 from pgsched.worker.run.roster import Roster
@@ -26,7 +27,6 @@ def test_the_names_of_attempts_sessions_differ_for_the_largest_ids_and_tokens():
 async def test_a_finish_that_comes_after_the_reaper_has_lost(kit, db):
     dead = await dead_worker(db)
     run, = await running(db, dead, silent=60)  # fmt: skip
-    await old_enough(db)
     await reap(Reaper(kit, Roster(kit.settings)), kit)
     before = await db.all(ROW)
     assert before[0][0] == "queued"
@@ -54,7 +54,6 @@ async def test_beats_finishes_and_reaps_at_once_never_deadlock(kit, db):
     ids = await running(db, kit.worker, 300)
     await running(db, dead, 300, silent=60)
     claims = [(run, 1, None) for run in ids]
-    await old_enough(db)
     before = await db.value("select deadlocks from pg_stat_database where datname = current_database()")
 
     async def beats():
@@ -92,10 +91,44 @@ async def test_a_request_to_cancel_outlives_the_attempt(kit, db, by):
     run, = await running(db, worker, silent=60)  # fmt: skip
     await db.all("select pgsched.cancel(%s)", run)
     if by == "reaper":
-        await old_enough(db)
         await reap(Reaper(kit, Roster(kit.settings)), kit)
     else:
         assert await finish(kit, Outcome(Claim(run, 1, worker), RunStatus.QUEUED, refund=by == "drain")) == {run}
     assert await db.one("select status, reason, finished_at is not null from pgsched.runs") == (
         "cancelled", "cancelled on request", True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["direct", "pooled"])
+async def test_a_claim_that_a_failover_has_undone_shares_its_token_with_no_later_one(settings, db, way):
+    """The standby that was promoted lacks a claim, and gives its run's id and its token out again."""
+    async with Parts(settings) as parts:
+        kit = parts.kit
+        sequences = "select pg_get_serial_sequence('pgsched.runs', 'id')::regclass, 'pgsched.tokens'::regclass"
+        ids, tokens = await db.one(sequences)
+        taken = []
+        for _ in range(2):
+            await db.all("select pgsched.enqueue('job') from generate_series(1, 3)")
+            while len(parts.taken) < 3:
+                await parts.dispatcher.claim_pass()
+            taken.append(parts.taken[:])
+            parts.taken.clear()
+            await db.all("delete from pgsched.runs")
+            await db.all("select setval(%s, 1, false), setval(%s, 1, false)", ids, tokens)
+            if way == "direct":
+                await kit.control.discard()
+            else:
+                kit.control.direct = False
+        before, after = taken
+        assert [run.id for run in before] == [run.id for run in after]
+        assert max(run.token for run in before) < min(run.token for run in after)
+
+
+async def test_drawing_tokens_up_to_one_is_bounded_and_reaches_it(kit, db, monkeypatch):
+    monkeypatch.setattr(claims, "_TOKENS", 10)
+    async with kit.control.use() as connection:
+        await kit.store.claims.pass_tokens(connection, 35)
+        assert await db.value("select pgsched.next_token()") > 35
+        before = await db.value("select pgsched.next_token()")
+        await kit.store.claims.pass_tokens(connection, 35)
+        assert await db.value("select pgsched.next_token()") == before + 2

@@ -46,6 +46,16 @@ async def test_a_finish_whose_answer_was_lost_counts_as_landed_when_sent_again(k
     assert await db.all(ROW) == after
 
 
+async def test_an_end_is_written_in_no_way_while_its_commit_is_unknown_to_the_database(kit, db):
+    ends = {RunStatus.SUCCEEDED: None, RunStatus.FAILED: RunError("E", "m"), RunStatus.QUEUED: RunError("E", "m")}
+    for status, error in ends.items():
+        run, = await running(db, kit.worker)  # fmt: skip
+        before = await db.one("select status, result, errors from pgsched.runs where id = %s", run)
+        outcome = Outcome(Claim(run, 1, kit.worker), status, result_json="1", error=error, transacted=True)
+        assert await finish(kit, outcome) == {run}, "it is answered"
+        assert await db.one("select status, result, errors from pgsched.runs where id = %s", run) == before
+
+
 async def test_a_give_back_that_is_sent_again_does_not_land_on_a_later_claim_of_the_same_worker(kit, db):
     """The answer to the first is lost. Meanwhile the worker claims the run again: with the same attempt number."""
     await db.all("select pgsched.enqueue('job')")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psycopg
 import pytest
 from structlog.testing import capture_logs
-from support.claims import dead_worker, old_enough, running
+from support.claims import dead_worker, running
 from support.refusals import OWN_STATE, events, held, refuse, relent
 from support.workers import Parts, reap
 
@@ -108,7 +108,6 @@ async def test_a_row_that_waits_for_somebody_keeps_no_other_from_beats_and_reaps
         await db.all("delete from pgsched.runs")
         await db.all("alter table pgsched.runs enable trigger counted")
         reaper = Reaper(parts.kit, parts.roster)
-        await old_enough(db)
         _, bad = await held(db, uuid.uuid4())
         await reap(reaper, parts.kit)
         assert await db.value(running) == bad

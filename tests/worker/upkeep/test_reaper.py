@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from support.claims import dead_worker, old_enough, running
+from support.claims import dead_worker, running
 from support.proxies import Proxy
 from support.refusals import OWN_STATE, held, refuse, relent
 from support.workers import Parts, reap, until, working
@@ -40,7 +40,6 @@ async def reaping(settings, db, **changes):
     other = app()
     other.gate.set()
     async with working(other, settings, **changes) as worker:
-        await old_enough(db, seconds=3)
         worker.kit.elapsed.advance(3600)
         yield other
 
@@ -101,7 +100,6 @@ async def test_a_clients_lock_far_longer_than_the_stall_timeout_costs_nobody_a_r
 
 
 async def status_after_pass(kit, db, reaper=None, *, rested=True):
-    await old_enough(db)
     await reap(reaper or Reaper(kit, Roster(kit.settings)), kit, rested=rested)
     return await db.value("select status from pgsched.runs")
 
@@ -122,7 +120,6 @@ async def test_what_comes_between_the_reapers_look_and_its_write_wins(kit, db, m
         return await real(self, connection, verdicts)
 
     monkeypatch.setattr(UpkeepStatements, "reap_runs", overtaken)
-    await old_enough(db)
     await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.value("select worker from pgsched.runs where id = %s", run) == dead
     assert await db.value("select errors from pgsched.runs where id = %s", run) == []
@@ -169,7 +166,6 @@ async def test_a_worker_without_sessions_is_not_known_to_be_dead(kit, db, proces
 )
 async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_well(kit, db, dsn, case):
     route, since, status = case
-    await old_enough(db)
     witness, silence = await dead_worker(db, route=route), 20.0 if since == "after" else 0.31
     dead = await dead_worker(db, process=Process.UNKNOWN, route="here")
     await db.all("update pgsched.workers set heartbeat_interval = '100 milliseconds'")
@@ -186,7 +182,6 @@ async def test_a_worker_without_sessions_is_dead_if_its_route_serves_another_wel
 
 async def test_a_silence_is_judged_only_after_it_was_watched(kit, db, dsn):
     """A step of the database's clock makes all beats old, and the owners' next ones are still to come."""
-    await old_enough(db)
     dead = await dead_worker(db)
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {dead}"):
         await running(db, dead, silent=3600)
@@ -207,7 +202,6 @@ async def reap_twice_at_once(reaper):
 
 async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_ended(kit, db):
     """After a failover a fresh worker may be there before the owners are back."""
-    await old_enough(db)
     for process in Process:
         await running(db, await dead_worker(db, process=process), silent=3600)
     reaper = Reaper(kit, Roster(kit.settings))
@@ -218,7 +212,6 @@ async def test_a_reaper_that_has_just_started_takes_only_from_processes_that_end
 
 
 async def test_a_run_that_was_made_running_by_hand_is_silent_since_it_was_made(kit, db):
-    await old_enough(db)
     await db.all("alter table pgsched.runs drop constraint runs_claim_check")  # as a version before had it
     await db.all(
         "insert into pgsched.runs (entrypoint, status, attempt, max_attempts, created_at)"
@@ -242,7 +235,6 @@ async def test_claims_of_a_worker_that_stands_still_do_not_hide_those_of_a_dead_
     async with await psycopg.AsyncConnection.connect(dsn, application_name=f"pgsched {still}"):
         await running(db, still, SILENT_PAGE, silent=20)
         run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
-        await old_enough(db)
         await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
     assert pages == [[run], [run]]
@@ -252,14 +244,12 @@ async def test_the_reaper_looks_behind_a_full_page(kit, db):
     """As many that may not be taken yet, and must be watched."""
     await running(db, await dead_worker(db, process=Process.ALIVE), 2 * SILENT_PAGE, silent=20)
     run, = await running(db, await dead_worker(db), silent=3.1)  # fmt: skip
-    await old_enough(db)
     await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.all("select id from pgsched.runs where status = 'queued'") == [(run,)]
 
 
 async def test_a_beat_that_finds_the_row_locked_is_a_sign_of_life(kit, db, dsn):
     """Neither a client's lock, however long, nor its end makes the run another worker's."""
-    await old_enough(db)
     owner = await dead_worker(db)
     run, = await running(db, owner, silent=31)  # fmt: skip
     reaper = Reaper(kit, Roster(kit.settings))
@@ -288,7 +278,6 @@ async def test_a_poison_run_ends_as_failed(kit, db):
 
 
 async def test_after_an_outage_every_owner_gets_a_fresh_stall_timeout(kit, db, monkeypatch):
-    await old_enough(db)
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     reaper = Reaper(kit, Roster(kit.settings))
     with monkeypatch.context() as patch, pytest.raises(psycopg.OperationalError):
@@ -302,7 +291,6 @@ async def test_a_look_that_the_server_refuses_is_no_outage(kit, db, monkeypatch)
     """Whoever can have a statement refused again and again must not keep all reapers from their work."""
     await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
     reaper = Reaper(kit, Roster(kit.settings))
-    await old_enough(db)
     for error, status in (
         (psycopg.OperationalError("gone"), "running"),
         (psycopg.errors.RaiseException("no"), "queued"),
@@ -337,16 +325,93 @@ async def test_a_gap_between_looks_counts_as_an_outage(kit, db, monkeypatch):
     assert await status_after_pass(kit, db, reaper, rested=False) == "running"
 
 
-async def test_a_freshly_started_server_is_given_time(kit, db, monkeypatch):
-    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=60)
+class Failover:
+    """A reaper that has looked for an hour, and then meets another server, or its own again."""
+
+    def __init__(self, kit, db):
+        self.kit, self.db = kit, db
+        self.reaper = Reaper(kit, Roster(kit.settings))
+
+    async def look(self, after=2.0):
+        self.kit.elapsed.advance(after)
+        await self.reaper.reap_pass()
+        return await self.db.value("select status from pgsched.runs")
+
+    async def looks(self, seconds):
+        for _ in range(seconds // 2):
+            status = await self.look()
+        return status
+
+
+async def promoted(failover, monkeypatch):
+    """Its session is another one, on a server that has long been up, as a standby has."""
+    await failover.kit.control.discard()
+
+
+async def promoted_behind_a_pooler(failover, monkeypatch):
+    """Its session is the same."""
     real = UpkeepStatements.find_silent_runs
 
-    async def fresh(self, *args, **named):
-        now, _, elsewhere, silent = await real(self, *args, **named)
-        return now, timedelta(seconds=5), elsewhere, silent
+    async def another(self, *args, **named):
+        now, started, *found = await real(self, *args, **named)
+        return now, started - timedelta(days=1), *found
 
-    monkeypatch.setattr(UpkeepStatements, "find_silent_runs", fresh)
-    assert await status_after_pass(kit, db) == "running"
+    monkeypatch.setattr(UpkeepStatements, "find_silent_runs", another)
+
+
+async def promoted_while_it_rested(failover, monkeypatch):
+    failover.reaper._silences.rest()
+    await failover.kit.control.discard()
+
+
+@pytest.mark.parametrize("change", [promoted, promoted_behind_a_pooler, promoted_while_it_rested])
+async def test_on_another_server_every_owner_gets_a_fresh_stall_timeout(kit, db, monkeypatch, change):
+    """Whatever the beats on it say: they are as old as the outage, or by another machine's clock."""
+    failover = Failover(kit, db)
+    await running(db, await dead_worker(db, process=Process.UNKNOWN))
+    await failover.look(after=3600)
+    await change(failover, monkeypatch)
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '1 hour'")
+    await failover.look()
+    assert await failover.looks(28) == "running"
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '59 minutes'")
+    assert await failover.looks(28) == "queued", "it has had its time, and is silent"
+
+
+@pytest.mark.parametrize("cause", ["read-only", "locked"])
+async def test_a_time_in_which_nobody_could_beat_is_no_silence(kit, db, dsn, cause):
+    """Its looks read, and could: the beats are what failed."""
+    failover = Failover(kit, db)
+    await running(db, await dead_worker(db, process=Process.UNKNOWN))
+    await failover.look(after=3600)
+    async with await psycopg.AsyncConnection.connect(dsn) as operator:
+        if cause == "locked":  # as create index does
+            lock = in_schema(b"lock table pgsched.runs in share mode", kit.settings.schema, parametrised=False)
+            await operator.execute(lock)
+        else:
+            async with kit.control.use() as connection:
+                await connection.execute("set default_transaction_read_only = on")
+        with pytest.raises((psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.LockNotAvailable)):
+            await failover.look()
+        await operator.rollback()
+    if not kit.control.direct:
+        await kit.control.discard()
+    await db.all("update pgsched.runs set heartbeat_at = clock_timestamp() - interval '1 hour'")
+    await failover.look()
+    assert await failover.looks(28) == "running"
+    assert await failover.looks(2) == "queued"
+
+
+async def test_a_server_that_restarts_again_and_again_puts_no_reaping_off_for_ever(kit, db):
+    failover = Failover(kit, db)
+    await running(db, await dead_worker(db, process=Process.UNKNOWN), silent=3600)
+    for _ in range(4):
+        await failover.look()
+        assert await failover.looks(12) == "running"
+        await kit.control.discard()
+    await failover.look()
+    assert await failover.looks(8) == "running"
+    assert await failover.looks(2) == "queued", "two stall timeouts in pieces"
 
 
 async def test_an_own_claim_that_nobody_here_knows_of_is_given_to_somebody(kit, db):
@@ -358,7 +423,6 @@ async def test_an_own_claim_that_nobody_here_knows_of_is_given_to_somebody(kit, 
 async def test_ten_thousand_healthy_runs_do_not_hide_the_stalled_one(kit, db):
     await running(db, kit.worker, 10_000)
     await running(db, await dead_worker(db), silent=60)
-    await old_enough(db)
     await reap(Reaper(kit, Roster(kit.settings)), kit)
     assert await db.value("select count(*) from pgsched.runs where status = 'queued'") == 1
 
@@ -382,7 +446,6 @@ async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_
 async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):
     async with Parts(settings) as parts:
         reaper = Reaper(parts.kit, parts.roster)
-        await old_enough(db)
         _, bad = await held(db, uuid.uuid4())
         await refuse(db, "new.args ? 'state'", state=OWN_STATE)
         await reap(reaper, parts.kit)

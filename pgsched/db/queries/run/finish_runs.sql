@@ -3,13 +3,14 @@
 -- client's transaction.
 -- A run that would be queued again, although somebody asked to cancel it, ends as cancelled. A run whose transaction
 -- has committed its success has succeeded, however its function ended after that: only its result is still written.
+-- If a failover has undone that commit (`transacted`), nothing is written: a success without its effects is none.
 with given as (
     select * from unnest(
         %(ids)s::bigint[], %(tokens)s::bigint[], %(statuses)s::text[], %(started)s::timestamptz[],
         %(finished)s::timestamptz[], %(results)s::text[], %(error_types)s::text[], %(messages)s::text[],
-        %(tracebacks)s::text[], %(reasons)s::text[], %(delays)s::float8[], %(refunds)s::int[]
+        %(tracebacks)s::text[], %(reasons)s::text[], %(delays)s::float8[], %(refunds)s::int[], %(transacted)s::bool[]
     ) as g (id, token, status, started_at, finished_at, result, error_type, message, traceback, reason,
-            delay, refund)
+            delay, refund, transacted)
 ),
 -- Lateral, so that each row is found by its id: by stale statistics almost nothing is running, and a join would compare
 -- each given row with every running one. It carries all given values along, for the same reason.
@@ -28,7 +29,7 @@ held as materialized (
             g.status = 'queued' and r.unique_key is not null and r.unique_while = 'waiting' as alone
         from pgsched.runs r
         where r.id = g.id and r.token = g.token and r.worker = %(worker)s
-            and (r.status = 'running' or r.committed_at is not null)
+            and (r.status = 'running' and not g.transacted or r.committed_at is not null)
         for no key update skip locked
     ) r
     cross join lateral (

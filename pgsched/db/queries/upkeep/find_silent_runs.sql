@@ -7,6 +7,11 @@ with sessions as materialized (
     from pg_catalog.pg_stat_activity where application_name like 'pgsched %%'
     group by 1
 ),
+-- Changes nothing, and fails if a beat would: on a server that is read-only, or behind a lock on the table. Then silence
+-- means nothing.
+beatable as (
+    update pgsched.runs set heartbeat_at = heartbeat_at where false
+),
 silent as materialized (
     select r.id, r.attempt, r.token, r.worker, r.entrypoint, r.heartbeat_at, a.alive_at,
         coalesce(r.max_attempts, 1) as max_attempts,
@@ -33,7 +38,7 @@ silent as materialized (
     order by r.id
     limit %(limit)s
 )
-select now() as now, now() - pg_postmaster_start_time() as server_up,
+select now() as now, pg_postmaster_start_time() as server_started,
     (select count(*) from pgsched.runs where status = 'running' and worker is distinct from %(worker)s) as elsewhere,
     silent.*,
     -- A worker on the same route vouches if its sessions are older than this silence and in use: the cause that ended
