@@ -66,7 +66,7 @@ from pgsched.worker.upkeep.rejoin import Rejoin
 from pgsched.worker.upkeep.retention import Retention
 
 GIVEN_BACK = 75  # EX_TEMPFAIL: a drain exceeded its grace period, and runs were given back
-_LISTENS = 10.0  # seconds within which LISTEN should be there at the start
+LISTENS = 10.0  # seconds within which LISTEN should be there at the start
 _PULSE = 5.0  # seconds between touches of the health file
 
 
@@ -278,7 +278,7 @@ class Worker:
         """Reports that the daemon is ready, once it listens and has made a pass after that. If it cannot listen for a
         while it is ready too: it looks every few seconds."""
         try:
-            async with asyncio.timeout(_LISTENS):
+            async with asyncio.timeout(LISTENS):
                 await self.listener.listening.wait()
         except TimeoutError:
             self._log.warning("not_listening", advice="check listen_dsn", asks_every_s=DEAF_RESYNC.total_seconds())
@@ -306,13 +306,14 @@ class Worker:
         file = Path(self.kit.settings.health_file) if self.kit.settings.health_file else None
         wait = min([seconds for seconds in (watchdog, _PULSE if watchdog or file else None) if seconds], default=None)
         while wait is not None:
-            systemd.notify(WATCHDOG=1, STATUS=self._status())
+            systemd.notify(WATCHDOG=1, STATUS=self.status())
             if file is not None:
                 with contextlib.suppress(OSError):  # a full disk makes the check fail, not the daemon
                     _write_fresh(file, f"{time.monotonic()}\n")
             await asyncio.sleep(wait)
 
-    def _status(self) -> str:
+    def status(self) -> str:
+        """The line that the service manager shows."""
         state = "draining" if self.stopping.is_set() else "running"
         return ", ".join(filter(None, [state, f"{self.roster.slots_used} runs", self.kit.outage.trouble()]))
 

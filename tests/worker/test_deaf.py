@@ -53,7 +53,7 @@ def shell(monkeypatch, tmp_path, settings):
 @pytest.fixture
 def statuses(monkeypatch):
     """The status lines that the service manager got. A start does not wait long for LISTEN."""
-    monkeypatch.setattr(worker, "_LISTENS", 0.1)
+    monkeypatch.setattr(worker, "LISTENS", 0.1)
     lines = []
     monkeypatch.setattr(systemd, "notify", lambda **fields: lines.append(fields) or True)
     return lines
@@ -62,6 +62,12 @@ def statuses(monkeypatch):
 async def job_done(db):
     run = await db.value("select pgsched.enqueue('job')")
     await db.until("select status = 'succeeded' from pgsched.runs where id = %s", run)
+
+
+async def end_session(session, db):
+    async with session.use() as connection:
+        pid = connection.info.backend_pid
+    await db.all("select pg_terminate_backend(%s)", pid)
 
 
 async def reported(shell):
@@ -80,7 +86,7 @@ async def test_it_starts_without_listen_finds_work_and_says_so(settings, db, she
         healthy, check, [trouble] = await reported(shell)
         assert (healthy, check["status"]) == (False, "failed") and TROUBLE in check["message"]
         assert trouble.startswith(TROUBLE)
-        assert TROUBLE in one._status()
+        assert TROUBLE in one.status()
     [ready] = [fields["STATUS"] for fields in statuses if "READY" in fields]
     assert TROUBLE in ready
     events = [line["event"] for line in logs if line["event"] in ("not_listening", "worker_ready")]
@@ -123,8 +129,7 @@ async def test_listen_is_asked_as_soon_as_another_connection_is_lost_or_remade(s
         proxy.freeze()
         run = await db.value("select pgsched.enqueue('job')")  # of which it hears nothing
         if event == "lost":
-            pid = one.kit.control._connection.info.backend_pid
-            await db.all("select pg_terminate_backend(%s)", pid)
+            await end_session(one.kit.control, db)
             one.kit.wakeups.due.ask()  # a pass fails
         else:
             async with one.kit.control.use():
@@ -151,7 +156,7 @@ async def test_a_silent_connection_has_the_others_asked_at_once(settings, db, ds
 async def test_claims_are_reported_again_once_a_look_is_answered(settings, db, statuses):
     """While it cannot listen and nothing is due, no pass clears the report."""
     async with working(app(), settings, listen_dsn=REFUSED, **FAR) as one:
-        await db.all("select pg_terminate_backend(%s)", one.kit.control._connection.info.backend_pid)
+        await end_session(one.kit.control, db)
         await until(lambda: "no claims" in one.kit.outage.trouble())
         await until(lambda: "no claims" not in one.kit.outage.trouble())
         await db.until("select trouble not like '%%no claims%%' from pgsched.workers")

@@ -24,7 +24,7 @@ from pgsched.rules.plan import Occupancy
 # The most bytes of arguments, as stored, that one statement claims. If an answer took longer than a statement may take,
 # it would be lost, and its runs would be claimed again and again.
 CLAIM_BYTES = 16 * 2**20
-_TOKENS = 100_000  # that one statement draws at most
+TOKENS = 100_000  # that one statement draws at most
 
 
 class ClaimStatements(Queries):
@@ -312,7 +312,7 @@ class ClaimStatements(Queries):
         """Makes sure that new claims get higher tokens than `held`, the highest one that this worker has had."""
         drawn = 0
         while drawn < held:
-            cursor = await connection.execute(self.query("pass_tokens"), {"held": held, "most": _TOKENS})
+            cursor = await connection.execute(self.query("pass_tokens"), {"held": held, "most": TOKENS})
             [drawn] = await cursor.fetchone() or [held]
 
     async def resume_paused(self, connection: Connection) -> int:

@@ -125,7 +125,7 @@ async def test_a_claim_that_a_failover_has_undone_shares_its_token_with_no_later
 
 
 async def test_drawing_tokens_up_to_one_is_bounded_and_reaches_it(kit, db, monkeypatch):
-    monkeypatch.setattr(claims, "_TOKENS", 10)
+    monkeypatch.setattr(claims, "TOKENS", 10)
     async with kit.control.use() as connection:
         await kit.store.claims.pass_tokens(connection, 35)
         assert await db.value("select pgsched.next_token()") > 35
