@@ -21,11 +21,12 @@ Row = dict[str, Any]
 ROWS = """
     select r.id, s.name as schedule, r.fire_time, r.args ->> 'job' as job, r.entrypoint, r.status, r.attempt, r.token,
         r.worker::text as worker, r.skipped_count, r.skipped_through, r.reason, r.detail, r.due_at, r.heartbeat_at,
-        jsonb_path_query_array(r.errors, '$[*] ? (@.type == "WorkerLost")') as losses, p.payments,
+        jsonb_path_query_array(r.errors, '$[*] ? (@.type == "WorkerLost")') as losses,
+        case when r.entrypoint like 'pay%' then coalesce(p.payments, 0) end as payments,
         extract(epoch from clock_timestamp())::float8 as now
     from pgsched.runs r
     left join pgsched.schedules s on s.id = r.schedule_id
-    left join lateral (select count(*) as payments from soak.paid x where x.run = r.id) p on r.entrypoint like 'pay%'
+    left join (select run, count(*) as payments from soak.paid group by run) p on p.run = r.id
     order by r.id
 """
 # An order without its job, or a payment without its run: half of a transaction.

@@ -260,7 +260,7 @@ class Scene:
 
     async def ask(self, statement: str, *params: object, host: Host | None = None) -> list[dict[str, Any]]:
         """The rows of a statement, from the primary itself, without a proxy. Raises TimeoutError or psycopg.Error."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             info = make_conninfo((host or self.primary).dsn, application_name="soak", connect_timeout=10)
             async with await psycopg.AsyncConnection.connect(info, autocommit=True) as connection:
                 cursor = connection.cursor(row_factory=psycopg.rows.dict_row)

@@ -210,8 +210,12 @@ async def soak(seed: int, seconds: float, turns: list[list[Drawn]] | None = None
                 while time.monotonic() - begun < seconds and not stop.is_set():
                     if turns is not None and number == len(turns):
                         break
-                    await life.calm(CALM if turns is None else 1.0)
-                    await life.turn(number, draw(seed, number, only) if turns is None else turns[number])
+                    try:
+                        await life.calm(CALM if turns is None else 1.0)
+                        await life.turn(number, draw(seed, number, only) if turns is None else turns[number])
+                    except (psycopg.Error, TimeoutError, RuntimeError) as error:  # the tables are printed all the same
+                        await report.finding(f"the soak cannot go on: {type(error).__name__}: {error}")
+                        break
                     number += 1
                 watching.cancel()
                 faulthandler.cancel_dump_traceback_later()
