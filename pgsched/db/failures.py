@@ -23,6 +23,7 @@ from pgsched.errors import (
 # Undefined table, schema, function, type or column: the schema is missing, or has another version.
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _SETUP = 10.0  # seconds for each statement that sets up a new connection
+_ENCODING = "22021"  # the bytes of a text are none in its encoding
 _NO_DATABASE = ("08", "57P", "53")
 ADVICE = "Check that the server runs and that --dsn, PGSCHED_DSN or libpq's environment leads to it."
 # The schema's own functions raise these with their own messages.
@@ -91,6 +92,8 @@ def _sentence(error: psycopg.Error, schema: str) -> PgschedError | None:
     if state in _OWN:
         return _OWN[state](message)
     if state[:2] in ("22", "23", "54") or (not state and isinstance(error, psycopg.DataError)):
+        if state == _ENCODING and "0x00" in message:
+            message = "A text holds a NUL character, which PostgreSQL cannot store: remove it."
         return InvalidArguments(message)
     if read_only(error):
         return DatabaseUnavailable(f"The database can only be read: {message} Let the DSN lead to the primary.")

@@ -66,7 +66,7 @@ def test_add_takes_every_policy_and_list_and_show_tell_them(shell):
         (["0 9 * * 99"], "99"),
         (["@daily", "--tz", "Mars"], "Mars"),
         (["@daily", "--args", "[1]"], "JSON object"),
-        (["@daily", "--args", "{"], "not JSON"),
+        (["@daily", "--args", "{"], "cannot be read as JSON"),
         (["@daily", "--args", '{"x": NaN}'], "JSON"),
         (["@daily", "--grace", "soon"], "duration"),
         (["@daily", "--overlap", "often"], "overlap"),

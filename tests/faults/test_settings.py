@@ -21,6 +21,7 @@ from support.poolers import KINDS
 from support.shell import isolate
 
 from pgsched import connect_sync
+from pgsched.db.reaching import BoundedBlocking
 from pgsched.db.session import Session, conninfo_for
 from pgsched.db.statements.queries import Queries
 from pgsched.errors import DatabaseUnavailable
@@ -303,7 +304,17 @@ def test_a_server_that_its_operator_has_made_read_only_is_not_written(pgbouncer,
             client.enqueue("job")
 
 
+def test_a_role_that_can_only_read_is_refused_whatever_else_it_has_set(odd_roles, dsn):
+    way = odd_roles.role(fitting(dsn, ODD | ROUNDS[0] | {"default_transaction_read_only": "on"}))
+    with seen.on(), pytest.raises(psycopg.OperationalError, match="read-only"):
+        BoundedBlocking.connect(conninfo_for(way, "pgsched test"))
+
+
+# SQL for other tools, and a question that only a contraction asks (test_migrate.py).
+SELDOM = {"create schema if not exists", "select w.host, w.pid, coalesce(w.schema_version, 4) from"}
+
+
 def test_every_statement_was_sent():
-    """By the tests of this file before it. What nobody sends is SQL for other tools."""
+    """By the tests of this file before it."""
     assert set(Queries.texts()) - seen.files() == set()
-    assert {text for text in inline() if not any(text in each for each in seen.sent)} == {"create schema if not exists"}
+    assert {text for text in inline() if not any(text in each for each in seen.sent)} == SELDOM

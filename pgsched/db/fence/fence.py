@@ -101,14 +101,13 @@ class Fence:
         claim = self.claim
         params = {"id": claim.run_id, "token": claim.token, "worker": claim.worker, "started_at": self.started_at}
         queries = self.queries or Queries(self.schema)
-        return queries.query(name), {**params, "name": (own := session_name(claim)), "names": [own]}
+        return queries.query(name), {**params, "limit": _limit(), "name": (own := session_name(claim)), "names": [own]}
 
     @property
     def patience(self) -> Statement:
         """A statement that makes the server give up the next ones of its transaction before we do, and leave nothing
         behind."""
-        limit = f"{int(800 * LIMIT)}ms"
-        return (self.queries or Queries(self.schema)).query("wait_briefly"), {"limit": limit, "most": limit}
+        return (self.queries or Queries(self.schema)).query("wait_briefly"), {"limit": (own := _limit()), "most": own}
 
     def lost(self) -> ClaimLost:
         """The error for a block whose claim is gone."""
@@ -116,6 +115,11 @@ class Fence:
             f"run {self.claim.run_id} is no longer this worker's: its transaction was rolled back, and none of its "
             "writes were kept."
         )
+
+
+def _limit() -> str:
+    """Of a statement, for the server: it gives up before we do."""
+    return f"{int(800 * LIMIT)}ms"
 
 
 class Transaction:

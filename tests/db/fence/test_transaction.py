@@ -224,6 +224,33 @@ def reaping(settings) -> Kit:
     return Kit.build(Scheduler(), quick, elapsed=Elapsed())
 
 
+@pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout"])
+async def test_the_success_waits_for_a_beat_longer_than_the_applications_own_limits(settings, db, paid, insert, limit):
+    """A beat holds the row for a moment, while the block ends. The limits are the role's, or the block's own."""
+    claim = await claimed(db)
+    hold = in_schema(b"update pgsched.runs set heartbeat_at = now()", settings.schema, parametrised=False)
+    entered, pids = asyncio.Event(), []
+
+    async def block():
+        async with Fence(settings.dsn, settings.schema, claim).transaction() as connection:
+            await connection.execute(insert, ("ann",))
+            await connection.execute(f"set {limit} = '100ms'".encode())
+            pids.append(connection.info.backend_pid)
+            await entered.wait()
+
+    async with await psycopg.AsyncConnection.connect(settings.dsn) as beat:
+        leaving = asyncio.create_task(block())
+        await until(lambda: pids)
+        await beat.execute(hold)
+        entered.set()
+        await db.until("select wait_event_type = 'Lock' from pg_stat_activity where pid = %s", *pids)
+        await asyncio.wait([leaving], timeout=0.5)  # longer than that limit
+        await beat.commit()
+        await leaving
+    assert await db.one(ROW) == ("succeeded", 1, None, None, True, [])
+    assert await paid() == ["ann"]
+
+
 async def test_a_reaper_that_comes_while_the_success_is_being_committed_leaves_it_in_peace(settings, db, paid, insert):
     """The commit holds the row's lock; the reaper passes over it, and finds nothing to reap afterwards."""
     claim = await claimed(db, silent=3600)
