@@ -86,7 +86,7 @@ def python(version: str) -> Path:
     program = environment / "bin/python"
     if _version_of(program) != version:
         shutil.rmtree(environment, ignore_errors=True)
-        run(_tool("uv"), "venv", "--quiet", "--python", str(_interpreter(version)), str(environment))
+        run(_tool("uv"), "venv", "--quiet", "--seed", "--python", str(_interpreter(version)), str(environment))
     run(_tool("uv"), "pip", "install", "--quiet", "--python", str(program), "--editable", f"{ROOT}[dev]")
     pgbouncer = environment / "pgbouncer"
     if not pgbouncer.is_symlink():
