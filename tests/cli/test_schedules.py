@@ -67,6 +67,7 @@ def test_add_takes_every_policy_and_list_and_show_tell_them(shell):
         (["@daily", "--tz", "Mars"], "Mars"),
         (["@daily", "--args", "[1]"], "JSON object"),
         (["@daily", "--args", "{"], "cannot be read as JSON"),
+        (["@daily", "--args", '{"x": ' + "[" * 500 + "]" * 500 + "}"], "more than 500 levels"),
         (["@daily", "--args", '{"x": NaN}'], "JSON"),
         (["@daily", "--grace", "soon"], "duration"),
         (["@daily", "--overlap", "often"], "overlap"),

@@ -86,7 +86,7 @@ def python(version: str) -> Path:
     program = environment / "bin/python"
     if _version_of(program) != version:
         shutil.rmtree(environment, ignore_errors=True)
-        run(_tool("uv"), "venv", "--quiet", "--python", str(_interpreter(version)), str(environment))
+        run(_tool("uv"), "venv", "--quiet", "--seed", "--python", str(_interpreter(version)), str(environment))
     run(_tool("uv"), "pip", "install", "--quiet", "--python", str(program), "--editable", f"{ROOT}[dev]")
     pgbouncer = environment / "pgbouncer"
     if not pgbouncer.is_symlink():
@@ -136,12 +136,16 @@ def _debian_python(version: str) -> Path:
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        parts = (f"python{version}", f"python{version}-minimal", f"libpython{version}-stdlib")
-        unpack("testing", [*parts, f"libpython{version}-minimal"], folder)
+        own = ("python{}", "python{}-minimal", "libpython{}-stdlib", "libpython{}-minimal", "python{}-venv")
+        unpack("testing", [*(each.format(version) for each in own), "python3-pip-whl"], folder)
         start, libraries = loader(folder)
         places = ":".join(map(str, libraries))
         # An rpath by its old kind also holds for the libraries of Python's own extension modules.
         run(_tool("patchelf"), "--set-interpreter", str(start), "--force-rpath", "--set-rpath", places, str(program))
+        # Nor may its ensurepip take the machine's wheel of pip, which may be too old for it.
+        for settings in folder.rglob("_sysconfigdata_*.py"):
+            text = settings.read_text()
+            settings.write_text(text.replace("'/usr/share/python-wheels", f"'{folder}/usr/share/python-wheels"))
         python_version(program)
         (folder / "complete").touch()
     return program

@@ -27,6 +27,7 @@ where (%(ids)s::bigint[] is null or s.id = any(%(ids)s)) and exists (
             and r.entrypoint = any(%(entrypoints)s) and (r.app is null or r.app = %(app)s)
             and r.id not in (select id from pgsched.unclaimable)
             and not (s.status = 'paused' and r.attempt = 0 and r.origin is null)
+        offset 0  -- a look for each schedule: before 18, the planner would join with all waiting runs
     )
     and (
         s.overlap = 'allow'
