@@ -56,7 +56,8 @@ def adopt(*, settings: Settings, old: str, new: str, dry_run: bool, yes: bool, a
         raise click.UsageError("OLD and NEW are the same application.")
 
     async def work(dsn: str | None) -> Adopted:
-        async with await reach(session.conninfo_for(dsn, "pgsched adopt")) as connection:
+        info, limit = session.conninfo_for(dsn, "pgsched adopt"), session.STATEMENT_LIMIT.total_seconds()
+        async with await reach(info, answer=limit) as connection:
             with in_sentences(settings.schema):
                 await migrate.check(connection, settings.schema)
                 try:

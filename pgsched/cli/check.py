@@ -110,7 +110,8 @@ async def _check(app: str, flags: dict[str, Any], file: str | None) -> tuple[Sch
 
 
 async def _look(scheduler: Scheduler, settings: Settings, dsn: str | None) -> Look:
-    async with await reach(session.conninfo_for(dsn, "pgsched check")) as connection:
+    info, limit = session.conninfo_for(dsn, "pgsched check"), session.STATEMENT_LIMIT.total_seconds()
+    async with await reach(info, answer=limit) as connection:
         with in_sentences(settings.schema):
             async with session.snapshot(connection):
                 await migrate.check(connection, settings.schema)

@@ -25,6 +25,7 @@ from pgsched.expression.zone_files import REMEDY
 
 STALE = 60.0  # seconds; a daemon's loop with an older stamp counts as stuck
 _LIMIT = 20.0
+_ANSWER = 8.0  # for each statement: to cancel one at the end of _LIMIT would wait for the same server
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def _look(settings: Settings, checks: list[Check]) -> int:
     """Adds the checks; returns 0, or an exit code if the database or its schema cannot be used."""
 
     async def work(dsn: str | None) -> list[Check]:
-        async with await reach(conninfo_for(dsn, "pgsched health")) as connection:
+        async with await reach(conninfo_for(dsn, "pgsched health"), answer=_ANSWER) as connection:
             checks.append(Check("database", "ok", "it answers"))
             with in_sentences(settings.schema):
                 version = await migrate.check(connection, settings.schema)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import click
+import psycopg
 
 from pgsched.cli.options import database_options, json_option, run_async
 from pgsched.cli.show.output import print_json, write
 from pgsched.config import Settings
 from pgsched.db import migrate as schema
-from pgsched.db.failures import reach
-from pgsched.db.session import conninfo_for
+from pgsched.db import session
+from pgsched.db.failures import reach, unreachable
+from pgsched.db.mishaps import answered
 from pgsched.db.target import database
 
 # Longer than a migration may take to build an index; each of its locks is bounded by itself.
@@ -47,6 +49,12 @@ def migrate(settings: Settings, as_sql: bool, check: bool, as_json: bool) -> Non
 
 async def _migrate(dsn: str | None, name: str, only_check: bool) -> tuple[list[schema.Migration], int]:
     """Returns the applied migrations and the version that the schema has now."""
-    async with await reach(conninfo_for(dsn, "pgsched migrate")) as connection:
-        done = [] if only_check else await schema.migrate(connection, name)
-        return done, await schema.check(connection, name)
+    info, limit = session.conninfo_for(dsn, "pgsched migrate"), session.STATEMENT_LIMIT.total_seconds()
+    async with await reach(info, answer=limit) as connection:
+        try:
+            done = [] if only_check else await schema.migrate(connection, name)
+            return done, await schema.check(connection, name)
+        except psycopg.Error as error:
+            if answered(error):
+                raise
+            raise unreachable(error) from None

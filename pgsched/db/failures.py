@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -24,25 +25,29 @@ from pgsched.errors import (
 _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _SETUP = 10.0  # seconds for each statement that sets up a new connection
 _ENCODING = "22021"  # the bytes of a text are none in its encoding
+_LEAST = 0.1  # no matter how long the connection took
 _NO_DATABASE = ("08", "57P", "53")
 ADVICE = "Check that the server runs and that --dsn, PGSCHED_DSN or libpq's environment leads to it."
 # The schema's own functions raise these with their own messages.
 _OWN: dict[str, type[PgschedError]] = {"PS404": NotFound, "PS409": PgschedError, "PS422": InvalidArguments}
 
 
-async def reach(info: str, total: float | None = None) -> Connection:
-    """Makes a connection in autocommit mode, with our settings. total: the limit in seconds; each host has one of its
-    own.
+async def reach(info: str, total: float | None = None, answer: float | None = None) -> Connection:
+    """Makes a connection in autocommit mode, with our settings.
+
+    total: the limit in seconds; each host has one of its own.
+    answer: the limit of each later wait for the server, in seconds; None for none.
 
     Raises DatabaseUnavailable with the server's reason, ConfigurationError for options that psycopg refuses and for a
     database that cannot store every text.
     """
+    end = None if total is None else time.monotonic() + total
     with reaching():
         connection = await Bounded.connect(info, autocommit=True, total=total)
         try:
-            connection.limit = _SETUP
+            connection.limit = _SETUP if end is None else min(_SETUP, max(end - time.monotonic(), _LEAST))
             await prepare(connection)
-            connection.limit = None
+            connection.limit = answer
         except BaseException:
             await connection.close()
             raise

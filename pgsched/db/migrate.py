@@ -16,6 +16,7 @@ from typing import NamedTuple
 import psycopg
 from psycopg import sql
 
+from pgsched.db.reaching import unlimited
 from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
@@ -193,7 +194,8 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
         if coming.version > _SERVES_SINCE:
             await _refuse_beside_unserved(connection, schema, coming)
         await _wait_at_most(connection, LOCK_TIMEOUT)
-        await run_script(connection, _for_schema(rewrite(coming.text), schema))
+        with unlimited(connection):  # to build an index may take long
+            await run_script(connection, _for_schema(rewrite(coming.text), schema))
         columns, row = coming.record
         places = b", ".join([b"%s"] * len(row))
         insert = in_schema(b"insert into pgsched.migrations (" + columns + b") values (" + places + b")", schema)

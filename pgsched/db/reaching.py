@@ -99,14 +99,15 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
         """Connects to the first address that answers. Takes what psycopg takes, and total: the limit in seconds."""
         total = options.pop("total", None)
         attempts = Attempts(conninfo, options)
+        end = float("inf") if total is None else time.monotonic() + total
         try:
             async with asyncio.timeout(total):
-                return await cls._first(attempts)
+                return await cls._first(attempts, end)
         except TimeoutError:
             raise attempts.error(total) from None
 
     @classmethod
-    async def _first(cls, attempts: Attempts) -> Self:
+    async def _first(cls, attempts: Attempts, end: float) -> Self:
         found: list[Params] = []
         for host in attempts.hosts:
             try:
@@ -117,7 +118,8 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
             try:
                 made = await super().connect(info, **attempts.options)
                 if attempts.writes and made._may_only_read():
-                    await made._refuse_reading()
+                    # A little sooner: to cancel a question, psycopg would wait for the server again.
+                    await made._refuse_reading(0.9 * (end - time.monotonic()))
             except psycopg.OperationalError as error:
                 attempts.failed(one, error)
             else:
@@ -125,8 +127,8 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
                 return made
         raise attempts.error() from None
 
-    async def _refuse_reading(self) -> None:
-        with within(self, ON_ITS_WAY):
+    async def _refuse_reading(self, seconds: float) -> None:
+        with within(self, min(ON_ITS_WAY, seconds)):
             row = await (await psycopg.AsyncCursor(self).execute(_READS_ONLY)).fetchone()
             if row is None or row[0]:
                 raise self._reading()
@@ -255,3 +257,16 @@ def within(connection: Any, seconds: float | None) -> Iterator[None]:
         yield
     finally:
         del connection.nested[block]
+
+
+@contextmanager
+def unlimited(connection: Any) -> Iterator[None]:
+    """Lifts the connection's own limit in the block. Another kind of connection has none."""
+    if not isinstance(connection, _Limits):
+        yield
+        return
+    limit, connection.limit = connection.limit, None
+    try:
+        yield
+    finally:
+        connection.limit = limit

@@ -1,12 +1,15 @@
 """`pgsched health`: what makes a system unhealthy, and what the shell hears of it."""
 
+import asyncio
 import json
 import time
 import uuid
+from datetime import timedelta
 
 import psycopg
 import pytest
 from support.shell import Shell, invoke, isolate
+from support.silence import Silence
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +208,21 @@ def test_no_database_is_69_and_a_wrong_schema_78(dsn, schema):
         quoted = psycopg.sql.Identifier(schema)
         connection.execute(psycopg.sql.SQL("update {}.migrations set checksum = 'edited'").format(quoted))
     assert invoke("health", "--dsn", dsn, "--schema", schema).exit_code == 78
+
+
+@pytest.mark.parametrize("command", ["health", "migrate", "migrate --check", "check app:build", "schedules adopt a b"])
+async def test_a_server_that_falls_silent_ends_each_command_with_69(dsn, schema, monkeypatch, tmp_path, command):
+    monkeypatch.setattr("pgsched.cli.health._ANSWER", 0.5)
+    monkeypatch.setattr("pgsched.db.session.STATEMENT_LIMIT", timedelta(seconds=0.5))
+    (tmp_path / "app.py").write_text(
+        "from pgsched import Scheduler\ndef build():\n    return Scheduler(app='silent')\n"
+    )
+    async with Silence(dsn) as proxy:
+        proxy.trap(b"pg_namespace", arrives=False)  # the first statement after the session is set up
+        result = await asyncio.to_thread(invoke, *command.split(), "--dsn", proxy.dsn, "--schema", schema)
+        assert proxy.sprung.is_set()
+    assert result.exit_code == 69, result.output
+    assert "The database cannot be reached: the server has not answered for 0.5 s. Check that" in result.output
 
 
 # --- live -----------------------------------------------------------------------------------------------

@@ -132,6 +132,15 @@ async def test_to_connect_at_first_has_the_timeout(kind, proxy, schema):
             raise AssertionError("never")
 
 
+async def test_the_questions_of_the_first_connection_have_the_timeout(proxy, schema):
+    proxy.trap(b"pg_backend_pid", arrives=False)
+    with pytest.raises(
+        DatabaseUnavailable, match=r"^The database cannot be reached: the server has not answered for 0"
+    ):
+        async with connect(proxy.dsn, schema=schema, timeout=0.5):
+            raise AssertionError("never")
+
+
 @BOTH
 async def test_a_server_that_restarts_is_waited_for(kind, proxy, schema, monkeypatch):
     """Its connections are closed, and new ones are silent for a while."""

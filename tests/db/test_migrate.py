@@ -10,6 +10,7 @@ from psycopg import sql
 
 from pgsched.db import migrate
 from pgsched.db.migrate import Migration
+from pgsched.db.reaching import Bounded
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
 
@@ -212,3 +213,12 @@ async def test_a_schema_may_have_dollar_signs_in_its_name(dsn, name):
                 assert len(await (await connection.execute(of("select pgsched.enqueue('job')", name))).fetchall()) == 1
             finally:
                 await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
+
+
+async def test_a_migration_may_take_longer_than_any_other_statement(dsn, connection, ships):
+    await migrate.migrate(connection, NAME)
+    ships(Migration(HERE + 1, "slow", serving(HERE) + b"select pg_sleep(1)"))
+    async with await Bounded.connect(dsn, autocommit=True) as limited:
+        limited.limit = 0.5
+        assert [each.name for each in await migrate.migrate(limited, NAME)] == ["slow"]
+        assert limited.limit == 0.5

@@ -215,6 +215,13 @@ async def test_a_total_limit_ends_it_and_names_the_reasons_so_far(kind, silent, 
         await execute(connection, "select 1")
 
 
+async def test_the_total_limit_holds_for_the_question_whether_the_server_can_write(proxy):
+    proxy.trap(b"pg_is_in_recovery", arrives=False)
+    info = make_conninfo(proxy.dsn, target_session_attrs="read-write", options="-c default_transaction_read_only=on")
+    with pytest.raises(psycopg.OperationalError, match=r"^the server has not answered for 0\.\d+ s$"):
+        await Bounded.connect(info, total=0.5)
+
+
 async def test_a_connection_that_comes_too_late_for_a_thread_is_closed(proxy):
     proxy.freeze_all()
     with pytest.raises(psycopg.errors.ConnectionTimeout):

@@ -91,7 +91,12 @@ class Coroutines:
             pooled: Bounded = await pools.take(pool)
             return pooled
         connection = await Bounded.connect(self._source.info, autocommit=True, **OPTIONS)
-        await configure(connection)
+        try:
+            with within(connection, LIMIT):
+                await configure(connection)
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     async def give_back(self, connection: Bounded) -> None:
@@ -136,9 +141,9 @@ class Coroutines:
         # Under a different name from the session that must be ended.
         info = session.conninfo_for(self._source.dsn, _ASKS)
         async with await Bounded.connect(info, autocommit=True, total=LIMIT, **OPTIONS) as connection:
-            await configure(connection)  # each statement sees what others have committed before it
             rows = []
             with within(connection, LIMIT):
+                await configure(connection)  # each statement sees what others have committed before it
                 async with connection.transaction():
                     await connection.execute(OWN_PATH)
                     for query, params in statements:
@@ -186,7 +191,12 @@ class Threads:
             pooled: BoundedBlocking = await pools.take(self._pool)
             return pooled
         connection = BoundedBlocking.connect(self._source.info, autocommit=True, **OPTIONS)
-        configure_blocking(connection)
+        try:
+            with within(connection, LIMIT):
+                configure_blocking(connection)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     async def give_back(self, connection: BoundedBlocking) -> None:
@@ -233,13 +243,14 @@ class Threads:
     async def ask(self, statements: list[Statement]) -> list[Any]:
         info = session.conninfo_for(self._source.dsn, _ASKS)
         with BoundedBlocking.connect(info, autocommit=True, total=LIMIT, **OPTIONS) as connection:
-            configure_blocking(connection)
             rows = []
-            with within(connection, LIMIT), connection.transaction():
-                connection.execute(OWN_PATH)
-                for query, params in statements:
-                    with connection.cursor(row_factory=tuple_row) as cursor:
-                        rows = cursor.execute(query, params).fetchall()
+            with within(connection, LIMIT):
+                configure_blocking(connection)
+                with connection.transaction():
+                    connection.execute(OWN_PATH)
+                    for query, params in statements:
+                        with connection.cursor(row_factory=tuple_row) as cursor:
+                            rows = cursor.execute(query, params).fetchall()
             return rows
 
     async def sleep(self, seconds: float) -> None:

@@ -382,3 +382,14 @@ async def test_a_session_that_cannot_write_does_not_go_back(dsn, db, paid, threa
         assert used[0].closed
     finally:
         await pools.close()
+
+
+@THREADED
+@pytest.mark.parametrize("step", ["take", "ask"])
+async def test_a_new_session_that_falls_silent_while_it_is_set_up_ends(threaded, step, proxy):
+    way = (Threads if threaded else Coroutines)(Source(proxy.dsn, proxy.dsn, None))
+    work = way.take() if step == "take" else way.ask([(b"select 1", {})])
+    proxy.trap(b"pg_backend_pid", arrives=False)
+    with pytest.raises(psycopg.OperationalError, match=r"^the server has not answered for 0.5 s$"):
+        await asyncio.wait_for(asyncio.to_thread(finished, work) if threaded else work, 20)
+    assert proxy.sprung.is_set()
