@@ -26,6 +26,7 @@ _NO_SCHEMA = frozenset({"42P01", "3F000", "42883", "42704", "42703"})
 _SETUP = 10.0  # seconds for each statement that sets up a new connection
 _ENCODING = "22021"  # the bytes of a text are none in its encoding
 _LEAST = 0.1  # no matter how long the connection took
+_LOST = (psycopg.OperationalError, psycopg.InternalError)
 _NO_DATABASE = ("08", "57P", "53")
 ADVICE = "Check that the server runs and that --dsn, PGSCHED_DSN or libpq's environment leads to it."
 # The schema's own functions raise these with their own messages.
@@ -107,6 +108,7 @@ def _sentence(error: psycopg.Error, schema: str) -> PgschedError | None:
             f'The database has no pgsched schema "{schema}", or one of another version: run `pgsched migrate`. '
             f"(The server says: {message})"
         )
-    if state.startswith(_NO_DATABASE) or (not state and isinstance(error, psycopg.OperationalError)):
+    # Without an SQLSTATE an internal error is psycopg's: a pooler has mixed its own error into an answer.
+    if state.startswith(_NO_DATABASE) or (not state and isinstance(error, _LOST)):
         return unreachable(error)
     return None

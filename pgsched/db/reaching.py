@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, LiteralString, Self, TypeVar
@@ -73,6 +74,14 @@ class _Limits:
         return NoAnswer(f"the server has not answered for {limit:g} s")
 
 
+def _release(error: BaseException | None) -> None:
+    """Frees what a failed connect holds: its socket would stay open until a cycle of frames and errors is collected,
+    which a worker seldom does."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 class Bounded(_Limits, psycopg.AsyncConnection[Any]):
     """A connection for coroutines."""
 
@@ -120,7 +129,10 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
                 if attempts.writes and made._may_only_read():
                     # A little sooner: to cancel a question, psycopg would wait for the server again.
                     await made._refuse_reading(0.9 * (end - time.monotonic()))
-            except psycopg.OperationalError as error:
+            except BaseException as error:
+                _release(error)
+                if not isinstance(error, psycopg.OperationalError):
+                    raise
                 attempts.failed(one, error)
             else:
                 attempts.answered(one)
@@ -204,7 +216,10 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
                 made = super().connect(info, **attempts.options)
                 if attempts.writes and made._may_only_read():
                     made._refuse_reading()
-            except psycopg.OperationalError as error:
+            except BaseException as error:
+                _release(error)
+                if not isinstance(error, psycopg.OperationalError):
+                    raise
                 attempts.failed(one, error)
             else:
                 attempts.answered(one)

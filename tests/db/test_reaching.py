@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -335,3 +337,50 @@ async def test_a_wait_with_a_limit_of_its_own_keeps_it(kind, proxy):
         else:
             assert await asyncio.to_thread(lambda: list(connection.notifies(timeout=0.1))) == []
         assert not connection.closed and time.monotonic() < before + 20
+
+
+@pytest.fixture
+def no_collection():
+    """What is only in a cycle stays, as in a worker, which collects seldom."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def sockets() -> int:
+    found = 0
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += str(path.readlink()).startswith("socket:")
+    return found
+
+
+# A thread that waits cannot be cancelled: its attempt ends by its own limit.
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        (Bounded, "its own limit"),
+        (Bounded, "a limit for all"),
+        (Bounded, "cancelled"),
+        (BoundedBlocking, "its own limit"),
+    ],
+)
+async def test_an_attempt_that_failed_leaves_no_socket_open(kind, way, silent, no_collection):
+    info = f"host=127.0.0.1,127.0.0.1 port={silent},{silent} connect_timeout=2 sslmode=disable gssencmode=disable"
+    before = sockets()
+    for _ in range(3):
+        if kind is BoundedBlocking:
+            with pytest.raises(psycopg.OperationalError):
+                await asyncio.to_thread(kind.connect, info)
+        elif way == "cancelled":
+            connecting = asyncio.create_task(kind.connect(info))
+            await until(lambda: sockets() > before)
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            del connecting
+        else:
+            with pytest.raises(psycopg.OperationalError):
+                await kind.connect(info, total=0.1 if way == "a limit for all" else None)
+    assert sockets() == before

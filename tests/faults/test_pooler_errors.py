@@ -4,8 +4,10 @@ import psycopg
 import pytest
 from support.poolers import KINDS
 
+from pgsched.db.failures import in_sentences
 from pgsched.db.mishaps import answered, is_refusal
 from pgsched.db.reaching import Bounded, BoundedBlocking
+from pgsched.errors import DatabaseUnavailable
 
 WRITES = {"target_session_attrs": "read-write", "autocommit": True}
 
@@ -22,6 +24,11 @@ def test_the_error_of_a_pooler_that_has_lost_its_server_is_no_answer_of_the_data
             connection.execute("select 1")
     assert not answered(lost.value)
     assert not is_refusal(lost.value)
+
+
+def test_an_answer_that_a_pooler_has_mixed_with_its_own_error_is_a_lost_database():
+    with pytest.raises(DatabaseUnavailable, match="cannot be reached"), in_sentences("pgsched"):
+        raise psycopg.InternalError("received 2 results from command 'COMMIT'")  # as psycopg does then
 
 
 @pytest.mark.parametrize("kind", KINDS)
