@@ -20,6 +20,8 @@ from outside.traffic import Traffic
 HISTORY = "select at, op, run, token, attempt, worker, status from soak.trail where key = %s order by number limit 40"
 SHOWN = 20  # findings of one comparison that are printed
 
+START = "Error: The database cannot be reached: "  # the last words of a start that met no database
+
 
 class Report:
     """All that was done and found under one seed."""
@@ -137,7 +139,8 @@ class Report:
                         event = {"event": "text", "level": "error", "text": line.decode(errors="replace")}
                     if event["level"] in ("warning", "error"):
                         self._events[f"{event['level']} {event['event']}"] += 1
-                    if event["event"] in ("text", "worker_failed"):
+                    refused_start = event["event"] == "text" and event["text"].startswith(START)
+                    if event["event"] in ("text", "worker_failed") and not refused_start:
                         found.append(f"{path.name}: {event}")
         return found
 

@@ -31,6 +31,7 @@ from outside.traffic import Traffic
 
 LIMIT = 60.0  # seconds within which everything works again
 STILL = 5.0  # seconds without a turn of the event loop, by which something blocks it
+UNAVAILABLE = 69  # how a daemon ends whose start meets no database
 CALM = 4.0  # seconds between faults
 REST = 150.0  # seconds within which every job has ended, once no more come
 PROVE = """
@@ -147,10 +148,14 @@ class Soak:
             await self._scene.start(name)
 
     def _revive(self) -> None:
-        """A daemon that has ended by itself is a finding. It is started again, as systemd would."""
+        """A daemon that has ended by itself is started again, as systemd would. It is a finding, except for a start
+        that met no database."""
         for name, daemon in list(self._scene.daemons.items()):
             if (code := daemon.process.poll()) is not None:
-                self._report.note(f"the daemon {name} ended by itself with {code}:\n{daemon.tail()}")
+                if code == UNAVAILABLE:
+                    self._report.line(f"the daemon {name} met no database at its start, and is started again")
+                else:
+                    self._report.note(f"the daemon {name} ended by itself with {code}:\n{daemon.tail()}")
                 self._scene.excuse(name, "killed", time.monotonic())
                 asyncio.ensure_future(self._scene.start(name))  # noqa: RUF006
 
