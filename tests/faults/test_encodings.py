@@ -23,7 +23,7 @@ def create_scheduler():
 @pytest.fixture(autouse=True)
 def _app(monkeypatch, tmp_path):
     isolate(monkeypatch, tmp_path)
-    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "encodings_app.py").write_text(APP)
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -60,7 +60,7 @@ def test_commands_and_clients_refuse_it(odd_roles, encoding):
 def test_so_do_the_commands_that_build_a_scheduler(odd_roles):
     dsn = odd_roles.database(encoding="EUC_JP")
     for command in (["check"], ["run"], ["run", "--migrate"]):
-        refused = invoke(command[0], "app.create_scheduler", *command[1:], "--dsn", dsn)
+        refused = invoke(command[0], "encodings_app.create_scheduler", *command[1:], "--dsn", dsn)
         assert refused.exit_code == 78
         assert sentence(dsn, "EUC_JP") in refused.stderr
 

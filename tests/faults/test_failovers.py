@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.clients import KINDS, using
 from support.proxies import Proxy, black_hole
 
-from pgsched.db import reaching
+from pgsched.db import addresses
 
 SEQUENCES = "select pg_get_serial_sequence('pgsched.runs', 'id')::regclass, 'pgsched.tokens'::regclass"
 NAMED = """
@@ -61,7 +61,7 @@ def world(tmp_path, servers):
             stack.callback(made.close)
             return made
 
-        reaching.forget()
+        addresses.forget()
         yield make
 
 
