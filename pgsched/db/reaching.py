@@ -140,11 +140,15 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
         raise attempts.error() from None
 
     async def _refuse_reading(self, seconds: float) -> None:
-        with within(self, min(ON_ITS_WAY, seconds)):
-            row = await (await psycopg.AsyncCursor(self).execute(_READS_ONLY)).fetchone()
-            if row is None or row[0]:
-                raise self._reading()
-            await self.rollback()
+        try:
+            with within(self, min(ON_ITS_WAY, seconds)):
+                row = await (await psycopg.AsyncCursor(self).execute(_READS_ONLY)).fetchone()
+                await self.rollback()
+        except BaseException:  # a cancellation, too: nobody else knows of this connection
+            self.pgconn.finish()
+            raise
+        if row is None or row[0]:
+            raise self._reading()
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Waits for an answer, up to the limit. A connection that gives none is closed."""
@@ -227,11 +231,15 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
         raise attempts.error() from None
 
     def _refuse_reading(self) -> None:
-        with within(self, ON_ITS_WAY):
-            row = psycopg.Cursor(self).execute(_READS_ONLY).fetchone()
-            if row is None or row[0]:
-                raise self._reading()
-            self.rollback()
+        try:
+            with within(self, ON_ITS_WAY):
+                row = psycopg.Cursor(self).execute(_READS_ONLY).fetchone()
+                self.rollback()
+        except BaseException:
+            self.pgconn.finish()
+            raise
+        if row is None or row[0]:
+            raise self._reading()
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         """Waits for an answer, up to the limit. A connection that gives none is closed."""

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.silence import Silence
 from support.workers import until
 
-from pgsched.db import addresses
+from pgsched.db import addresses, reaching
 from pgsched.db.addresses import Attempts
 from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, within
 
@@ -384,3 +384,14 @@ async def test_an_attempt_that_failed_leaves_no_socket_open(kind, way, silent, n
             with pytest.raises(psycopg.OperationalError):
                 await kind.connect(info, total=0.1 if way == "a limit for all" else None)
     assert sockets() == before
+
+
+@BOTH
+async def test_a_connection_whose_question_fails_is_closed(kind, proxy, monkeypatch, no_collection):
+    """Whether the server can write is asked before anybody else knows of the connection."""
+    monkeypatch.setattr(reaching, "_READS_ONLY", "select 1 / 0")
+    monkeypatch.setattr(kind, "_may_only_read", lambda self: True)
+    with pytest.raises(psycopg.errors.DivisionByZero) as error:
+        await connect(kind, proxy.dsn, target_session_attrs="read-write")
+    assert error  # its frames hold the connection, which is closed all the same
+    await until(lambda: not proxy.links)
