@@ -120,6 +120,11 @@ class Outage:
         """Whether the last statement of every purpose was answered."""
         return not self._since
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether ends or heartbeats cannot be written."""
+        return bool(self._since.keys() & {"finish", "heartbeat"})
+
     def lost(self, error: BaseException, purpose: str) -> None:
         """Records that a statement failed. If the server answered, the database is not lost: it refused the statement,
         or another session's lock was in the way."""

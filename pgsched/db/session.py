@@ -115,6 +115,7 @@ class Session:
     limit: the longest time of a statement; default 15 s.
     idle: how long a transaction may be idle, with its locks, before the server ends the session; default 30 s.
     lock: how long a statement waits for a lock, such as for a unique index with an uncommitted row; default 10 s.
+    spare: another session, whose connection is used while this one gets none: the server may have no place left.
     """
 
     def __init__(
@@ -125,8 +126,12 @@ class Session:
         *,
         idle: timedelta = timedelta(seconds=30),
         lock: timedelta = timedelta(seconds=10),
+        spare: Session | None = None,
     ) -> None:
         self.purpose = purpose
+        self._spare = spare
+        self._unable = Backoff(0.05, 2.0)
+        self._connect_at = float("-inf")  # until then, the spare session is used
         self._idle = idle
         self._wait = lock
         self._locking = False
@@ -181,12 +186,13 @@ class Session:
         seconds = self._limit if limit is None else limit.total_seconds()
         async with self._lock:
             try:
-                connection = await self.connect()
-                # A statement without an answer ends with its connection, which takes no further time. The limit around
-                # all of them comes later: to cancel one of them, psycopg would wait for the server again.
-                connection.limit = seconds
-                async with asyncio.timeout(seconds + _LATER):
-                    yield connection
+                if not (lacking := await self._lacking()):
+                    connection = await self.connect()
+                    # A statement without an answer ends with its connection, which takes no further time. The limit
+                    # around all of them comes later: to cancel one, psycopg would wait for the server again.
+                    connection.limit = seconds
+                    async with asyncio.timeout(seconds + _LATER):
+                        yield connection
             except BaseException as error:
                 unusable = self._connection is not None and (
                     self._connection.closed
@@ -204,6 +210,27 @@ class Session:
                     for callback in self._silent:
                         callback()
                 raise
+            if lacking and self._spare is not None:
+                async with self._spare.use(timedelta(seconds=seconds)) as others:
+                    yield others
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as we know."""
+        return self._connection is not None and not self._connection.closed
+
+    async def _lacking(self) -> bool:
+        """Whether this session gets no connection now while the spare one has its own."""
+        if self._spare is None or self.connected or not self._spare.connected:
+            return False
+        if time.monotonic() >= self._connect_at:
+            try:
+                await self.connect()
+            except Failures as error:
+                if isinstance(error, NoAnswer):
+                    raise
+                self._connect_at = time.monotonic() + self._unable.delay()
+        return not self.connected
 
     async def connect(self) -> Bounded:
         """The connection, made if there is none."""

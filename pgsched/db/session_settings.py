@@ -47,6 +47,12 @@ _OF_SESSIONS = {
     # After a pass has locked rows, it must read data that is newer than the lock.
     "default_transaction_isolation": "read committed",
     "idle_session_timeout": "0",  # a listener is idle by trade
+    # If the network forgets a connection, the server gives its place to others: by default, after two hours. Later than
+    # a stall timeout, since a missing session may prove a death. A Unix socket has none of this.
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60000",
 }
 # These are only set if they have another value: not every server has them, or not every role may set them.
 _IF_OTHER = {

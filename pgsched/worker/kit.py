@@ -67,10 +67,12 @@ class Kit:
         # A frozen connection must be given up early enough for a beat over a new one to save the claims.
         limit = max(timedelta(seconds=1), min(STATEMENT_LIMIT, settings.stall_timeout / 4))
         control = Session(info, "control", idle=LOCKED_FOR, lock=timedelta(seconds=1))
-        writes = Session(info, "writes", limit, lock=WRITES_WAIT)
+        # A run whose end cannot be written would run again, although its claim came over a connection that works.
+        writes = Session(info, "writes", limit, lock=WRITES_WAIT, spare=control)
         aside = Aside(store.trials, elapsed)
         wakeups = Wakeups()
-        # A connection that was lost or made again is a hint that the one that listens may be deaf.
+        # A connection that was lost or made again is a hint that the one that listens may be deaf. After a resync, the
+        # dispatcher looks again: nothing is claimed while no end can be written.
         outage = Outage(changed=wakeups.resync.ask)
         kit = cls(
             worker, scheduler, settings, store, control, writes, aside,

@@ -82,7 +82,9 @@ class Runner:
     def room(self) -> int:
         """How many runs may be claimed now. If ends are written more slowly than runs end, claims wait until they are
         written: the claim of an unwritten end must be kept alive, and if this process dies, its run is executed
-        again."""
+        again. If none can be written, none is claimed."""
+        if self._kit.outage.unwritten:
+            return 0
         free = self._kit.settings.max_running - self._roster.slots_used
         return max(0, min(free, UNWRITTEN - self._finisher.behind))
 

@@ -28,13 +28,16 @@ from support.servers import Server, new_folder, several
 from outside import schema
 from pgsched.db import migrate
 
+# Of each daemon's pools: so they are soon full, and its sessions stay as many. If everybody's connections freeze for
+# good, the server has all of them twice.
+TRANSACTIONS = 4
 DISK = 768  # MB of a host's disk
 DAEMONS = ("two hosts", "pooled", "moving", "spare")
 # These live as long as the soak, so that a leak shows.
 LASTING = ("two hosts", "pooled")
 CLIENTS = ("client of two hosts", "client of the pooler", "client of the moving address")
 CONFIG = """
-max_connections = 150
+max_connections = 200
 max_wal_size = 128MB
 wal_keep_size = 96MB
 """
@@ -218,7 +221,11 @@ class Scene:
             flags += ["--listen-dsn", self._both(name)]
         log = self.folder / f"daemon-{self.lives}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("PGSCHED_", "PG"))}
-        environment |= {"SOAK_DAEMON": name, "SOAK_NOTES": str(self.folder / f"notes {name}")}
+        environment |= {
+            "PGSCHED_MAX_TRANSACTIONS": str(TRANSACTIONS),
+            "SOAK_DAEMON": name,
+            "SOAK_NOTES": str(self.folder / f"notes {name}"),
+        }
         ways = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, ways))
         with log.open("wb") as stderr:
