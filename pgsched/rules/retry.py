@@ -80,6 +80,7 @@ class Silent:
     connected: the server sees a session of the worker.
     vouched: another worker that connects over the same route has been well, with the same sessions, since before this
         worker fell silent.
+    begun: a beat has recorded that its function has begun.
     """
 
     id: int
@@ -100,6 +101,7 @@ class Silent:
     pid: int = 0
     process_started: str = ""
     vouched: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Worker:
         self.heartbeat = Heartbeat(kit, self.roster, self.runner, self._runs)
         self.guard = Guard(kit, self.roster)
         self.leftovers = Leftovers(kit, self.roster)
-        self.reaper = Reaper(kit, self.roster)
+        self.reaper = Reaper(kit, self.roster, self.finisher.write_again)
         self.rejoin = Rejoin(kit, self._look_again)
         self.retention = Retention(kit, self.finisher.wrote)
         self.listener = Listener(

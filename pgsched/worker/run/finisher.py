@@ -22,7 +22,9 @@ from pgsched.db.session import Backoff, Connection
 from pgsched.model import Outcome, RunError, RunStatus
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
+from pgsched.worker.run.ended import Ended
 from pgsched.worker.run.scribe import Scribe
+from pgsched.worker.run.surroundings import Key
 
 BATCH = 1000
 _LOCKED_AGAIN = 0.1  # seconds until an outcome is tried again if a client has locked its row
@@ -30,6 +32,7 @@ REFUSED_AGAIN = (30.0, 300.0)  # seconds between tries of an outcome that is ref
 _LOCK_AGAIN = (1.0, 5.0)  # the same, if it waits for a lock that a trigger or an index needs
 _PATIENCE = 3  # after this many tries, a transient error that persists may be caused by one row
 _NO_END = RunError("Unstorable", "its end could not be stored")
+_LAGGED = "a failover has lost the record of its end; a synchronous standby loses none"
 _UNDONE = "a failover has lost its commit, so it is run again; a synchronous standby loses none"
 Answer = Callable[[Outcome, bool], None]
 Item = tuple[Outcome, Answer]
@@ -64,6 +67,7 @@ class Finisher:
         self._wake = asyncio.Event()
         self._done = asyncio.Event()
         self._done.set()
+        self._ended = Ended()
         self.wrote = asyncio.Event()
         self._backoff = Backoff(0.02, 2.0)
         self._log = log.get()
@@ -74,6 +78,15 @@ class Finisher:
         self._waiting.append((outcome, answer))
         self._done.clear()
         self._wake.set()
+
+    def write_again(self, key: Key) -> bool:
+        """Writes the end of a claim again that the database had recorded, and now takes for running: the server that
+        was promoted lacked it. Returns False if the end is not known."""
+        outcome = self._ended.take(key)
+        if outcome is not None:
+            self._log.warning("end_written_again", run=key[0], status=str(outcome.status), advice=_LAGGED)
+            self.put(outcome, lambda outcome, landed: None)
+        return outcome is not None
 
     @property
     def pending(self) -> int:
@@ -153,10 +166,12 @@ class Finisher:
                 elif landing is Landing.UNDONE:
                     self._log.error("transaction_undone", run=outcome.claim.run_id, advice=_UNDONE)
                     self.put(_undone(outcome), answer)
-                elif landing is Landing.COMMITTED:
-                    answer(_committed(outcome), True)
+                elif landing in (Landing.LANDED, Landing.COMMITTED):
+                    recorded = _committed(outcome) if landing is Landing.COMMITTED else outcome
+                    self._ended.remember(recorded)
+                    answer(recorded, True)
                 else:
-                    answer(outcome, landing is Landing.LANDED)
+                    answer(outcome, False)
                 if landing is not Landing.LOCKED and self._waits:
                     self._waits.pop((outcome.claim.run_id, outcome.claim.token), None)
         if locked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import psycopg
@@ -19,6 +19,7 @@ from pgsched.rules.retry import Seen, Silent, after_loss, is_stalled
 from pgsched.worker.aside import Kind
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
+from pgsched.worker.run.surroundings import Key
 from pgsched.worker.upkeep.silences import Silences
 
 Verdict = tuple[Silent, RunStatus, timedelta, str]
@@ -32,7 +33,9 @@ class Reaper:
     run.
     """
 
-    def __init__(self, kit: Kit, roster: Roster) -> None:
+    def __init__(self, kit: Kit, roster: Roster, write_again: Callable[[Key], bool] = lambda key: False) -> None:
+        """write_again: has the end of a claim of our own written again, if it was; returns whether it was."""
+        self._write_again = write_again
         self._statements = kit.store.upkeep
         self._session = kit.control
         self._worker = kit.worker
@@ -120,7 +123,7 @@ class Reaper:
             where = (run.machine, run.pid, run.process_started)
             if where not in processes:
                 processes[where] = self._whereabouts.state_of(*where)
-            if self._is_lost(run, now, seen[run.id], processes[where]):
+            if self._is_lost(run, now, seen[run.id], processes[where]) and not self._had_ended(run):
                 verdicts.append((run, *self._fate(run), self._message(run, now, processes[where])))
         if not verdicts:
             return []
@@ -155,9 +158,15 @@ class Reaper:
             return not known and seen.watched >= 2 * interval and now - run.alive_at >= 3 * interval
         return is_stalled(run, now, interval, stall_timeout, seen=seen, process=process)
 
+    def _had_ended(self, run: Silent) -> bool:
+        """Whether it is a run of our own that has ended: after a failover, the database may not know of that."""
+        return run.worker == self._worker and self._write_again((run.id, run.token))
+
     def _fate(self, run: Silent) -> tuple[RunStatus, timedelta]:
         # A claim of our own that this process never knew was never started, so no attempt has failed.
-        never_started = run.worker == self._worker and (run.id, run.token) not in self._roster.unlanded
+        never_started = (
+            run.worker == self._worker and not run.begun and (run.id, run.token) not in self._roster.unlanded
+        )
         return (RunStatus.QUEUED, timedelta(0)) if never_started else after_loss(run)
 
     def _message(self, run: Silent, now: datetime, process: Process) -> str:

@@ -13,7 +13,7 @@ from support.proxies import Proxy
 from support.refusals import OWN_STATE, held, refuse, relent
 from support.workers import Parts, reap, until, working
 
-from pgsched import Run, Scheduler
+from pgsched import Retry, Run, Scheduler
 from pgsched.db.statements.queries import in_schema
 from pgsched.db.statements.upkeep import SILENT_PAGE, UpkeepStatements
 from pgsched.model import Process
@@ -441,6 +441,52 @@ async def test_a_claim_of_our_own_that_began_here_costs_an_attempt_and_one_that_
         await reap(reaper, parts.kit)
     statuses = dict(await db.all("select id, status from pgsched.runs"))
     assert statuses == {began: "failed", never: "queued"}
+
+
+LAGGED = (
+    "update pgsched.runs set (status, attempt, finished_at, result, errors, worker, heartbeat_at, reason)"
+    " = ('running', 1, null, null, '[]', %s, now() - interval '1 minute', null) where id = any(%s)"
+)
+
+
+async def test_an_end_that_a_failover_has_undone_is_written_again_and_its_function_is_not_called_again(settings, db):
+    """The promoted server has the claim, and not its end. Only the worker that called the function knows of it."""
+    calls, sc = [], Scheduler()
+
+    @sc.entrypoint("pay", retry=Retry(attempts=1))
+    async def pay(run: Run):
+        calls.append(run.id)
+        return {"paid": 100}
+
+    @sc.entrypoint("fail", retry=Retry(attempts=2, backoff=timedelta(hours=1)))
+    async def fail(run: Run):
+        calls.append(run.id)
+        raise ValueError("no")
+
+    async with working(sc, settings) as worker:
+        ids = [await db.value("select pgsched.enqueue(%s)", name) for name in ("pay", "fail")]
+        await db.until("select count(*) = 2 from pgsched.runs where finished_at is not null or errors <> '[]'")
+        seen = "select status, attempt, result, jsonb_array_length(errors) from pgsched.runs order by id"
+        before = await db.all(seen)
+        await db.all("alter table pgsched.runs disable trigger user")
+        await db.all(LAGGED, worker.kit.worker, ids)
+        assert await db.all(seen) != before
+        worker.kit.wakeups.reap.ask()
+        await db.until("select count(*) = 0 from pgsched.runs where status = 'running'")
+    assert await db.all(seen) == before == [("succeeded", 1, {"paid": 100}, 0), ("queued", 1, None, 1)]
+    assert sorted(calls) == ids
+
+
+async def test_a_claim_of_our_own_that_nobody_remembers_costs_an_attempt_if_it_had_begun(settings, db):
+    async with Parts(settings, heartbeat_interval="100ms") as parts:
+        make = (
+            "insert into pgsched.runs"
+            " (entrypoint, status, attempt, token, max_attempts, worker, claimed_at, started_at, heartbeat_at)"
+            " values ('job', 'running', 1, 1, 1, %s, now(), now(), now() - interval '1 minute')"
+        )  # fmt: skip
+        await db.all(make, parts.kit.worker)
+        await reap(Reaper(parts.kit, parts.roster, parts.finisher.write_again), parts.kit)
+    assert await db.value("select status from pgsched.runs") == "failed"
 
 
 async def test_runs_that_cannot_be_reaped_keep_no_other_from_it(settings, db):

@@ -14,7 +14,7 @@ beatable as (
 ),
 silent as materialized (
     select r.id, r.attempt, r.token, r.worker, r.entrypoint, r.heartbeat_at, a.alive_at,
-        coalesce(r.max_attempts, 1) as max_attempts,
+        coalesce(r.max_attempts, 1) as max_attempts, r.started_at is not null as begun,
         coalesce(r.backoff, '1 second') as backoff, coalesce(r.max_backoff, '1 hour') as max_backoff,
         coalesce(w.direct, false) as direct, s.name is not null as connected,
         w.heartbeat_interval, w.stall_timeout, coalesce(w.machine, '') as machine, coalesce(w.pid, 0) as pid,
