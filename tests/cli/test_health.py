@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from support.proxies import Proxy
 from support.shell import Shell, invoke, isolate
-from support.silence import Silence
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +217,7 @@ async def test_a_server_that_falls_silent_ends_each_command_with_69(dsn, schema,
     (tmp_path / "app.py").write_text(
         "from pgsched import Scheduler\ndef build():\n    return Scheduler(app='silent')\n"
     )
-    async with Silence(dsn) as proxy:
+    async with Proxy(dsn) as proxy:
         proxy.trap(b"pg_namespace", arrives=False)  # the first statement after the session is set up
         result = await asyncio.to_thread(invoke, *command.split(), "--dsn", proxy.dsn, "--schema", schema)
         assert proxy.sprung.is_set()

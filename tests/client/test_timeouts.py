@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 from support.clients import KINDS, using
-from support.silence import Silence
+from support.proxies import Door, Proxy
 
 import pgsched.client
 from pgsched import connect, connect_sync
@@ -33,7 +33,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 async def proxy(dsn):
-    async with Silence(dsn) as made:
+    async with Proxy(dsn) as made:
         yield made
 
 
@@ -56,7 +56,7 @@ async def test_idle_connections_that_are_silent_are_replaced(kind, proxy, schema
     async with using(kind, proxy.dsn, schema=schema, timeout=20) as client:
         async with transactions(client, 4):
             pass  # now there are four
-        proxy.freeze(b"pgsched client")
+        proxy.silence("pgsched client")
         for _ in range(5):
             await client.enqueue("job")
     assert await queued(db) == 5
@@ -76,7 +76,7 @@ async def test_one_silent_connection_stands_for_all_of_them(kind, proxy, schema,
     async with using(kind, proxy.dsn, schema=schema, timeout=20) as client:
         async with transactions(client, 4) as taken:
             pass
-        proxy.freeze(b"pgsched client")
+        proxy.silence("pgsched client")
         checked.clear()
         await client.enqueue("job")
         assert checked[0] in taken and not {*checked[1:]} & {*taken}
@@ -87,7 +87,7 @@ async def test_the_check_of_a_silent_connection_ends_with_the_timeout(kind, prox
     monkeypatch.setattr("pgsched.db.pool.CHECK", 60.0)
     async with using(kind, proxy.dsn, schema=schema, timeout=1) as client:
         await client.now()
-        proxy.freeze_all()
+        proxy.freeze()
         with pytest.raises(DatabaseUnavailable, match=r"^No connection to the database for now\(\) within 1 s: the "):
             await client.now()
         proxy.thaw()
@@ -111,7 +111,7 @@ async def test_without_a_free_connection_it_says_so(kind, proxy, schema, db):
 async def test_without_a_new_connection_it_says_why(kind, proxy, schema):
     """One that is silent, and one that refuses."""
     async with using(kind, proxy.dsn, schema=schema, timeout=1) as client:
-        proxy.freeze_all()
+        proxy.freeze()
         with pytest.raises(
             DatabaseUnavailable,
             match=r"^No connection to the database for list_workers\(\) within 1 s: the server has not answered",
@@ -119,14 +119,14 @@ async def test_without_a_new_connection_it_says_why(kind, proxy, schema):
             await client.list_workers()
         proxy.thaw()
         assert await client.list_workers() == []
-        await proxy.__aexit__()
+        proxy.cut(Door.REFUSE)
         with pytest.raises(DatabaseUnavailable, match=r"for list_workers\(\) within 1 s: .*refused.*Check that the"):
             await client.list_workers()
 
 
 @BOTH
 async def test_to_connect_at_first_has_the_timeout(kind, proxy, schema):
-    proxy.freeze_all()
+    proxy.freeze()
     with pytest.raises(DatabaseUnavailable, match=r"^The database cannot be reached: no answer within 0.3 s. Check"):
         async with using(kind, proxy.dsn, schema=schema, timeout=0.3):
             raise AssertionError("never")
@@ -146,7 +146,7 @@ async def test_a_server_that_restarts_is_waited_for(kind, proxy, schema, monkeyp
     """Its connections are closed, and new ones are silent for a while."""
     async with using(kind, proxy.dsn, schema=schema, timeout=20) as client:
         await client.now()
-        proxy.freeze_all()
+        proxy.freeze()
         calling = asyncio.create_task(client.now())
         await asyncio.sleep(0.5)  # the check is over
         assert not calling.done()
@@ -293,7 +293,7 @@ async def test_a_rollback_without_an_answer_hides_no_error(kind, proxy, schema, 
         with pytest.raises(ZeroDivisionError) as raised:
             async with client.transaction() as connection:
                 await client.enqueue("job", connection=connection)
-                proxy.freeze()
+                proxy.silence()
                 raise error
         assert raised.value is error
         assert await client.enqueue("job")

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support.silence import Silence
+from support.proxies import Proxy
 from support.workers import until
 
 from pgsched.db import addresses, reaching
@@ -68,7 +68,7 @@ def refusing():
 
 @pytest.fixture
 async def proxy(dsn):
-    async with Silence(dsn) as made:
+    async with Proxy(dsn) as made:
         yield made
 
 
@@ -225,7 +225,7 @@ async def test_the_total_limit_holds_for_the_question_whether_the_server_can_wri
 
 
 async def test_a_connection_that_comes_too_late_for_a_thread_is_closed(proxy):
-    proxy.freeze_all()
+    proxy.freeze()
     with pytest.raises(psycopg.errors.ConnectionTimeout):
         await connect(BoundedBlocking, proxy.dsn, total=0.2)
     assert len(proxy.links) == 1
@@ -244,7 +244,7 @@ async def test_a_connection_without_an_answer_is_closed(kind, proxy):
     async with closing(await connect(kind, proxy.dsn)) as connection:
         with within(connection, 20):
             await execute(connection, "select 1")
-        proxy.freeze()
+        proxy.silence()
         silent = pytest.raises(NoAnswer, match=r"^the server has not answered for 0.2 s$")
         with silent, within(connection, 20), within(connection, 0.2), within(connection, None):
             await execute(connection, "select 1")

@@ -114,6 +114,29 @@ async def test_one_connection_is_chosen_by_its_name_its_order_or_its_process(pro
     await until(lambda: len(proxy.links) == 2)
 
 
+async def test_connections_of_one_name_are_silent_and_new_ones_are_not(proxy, connect):
+    named, other = await connect("a name of 7"), await connect("other")
+    proxy.silence("a name")
+    hangs, question = await silent(one(named))
+    async with asyncio.timeout(20):
+        assert hangs and await one(other) and await one(await connect("a name of 8"))
+    proxy.thaw()
+    assert await question
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer-lost", "lost"])
+async def test_a_trap_freezes_the_first_connection_that_sends_a_text(proxy, connect, db, arrives):
+    first, second = await connect(), await connect()
+    proxy.trap(b"arrived", arrives=arrives)
+    assert await one(first) and not proxy.sprung.is_set()
+    hangs, task = await silent(first.execute("create table if not exists arrived ()"))
+    assert hangs and proxy.sprung.is_set()
+    assert await db.value("select to_regclass('arrived') is not null") is arrives
+    await second.execute("create table if not exists arrived ()")
+    proxy.thaw()
+    await task
+
+
 async def test_new_connections_of_one_name_are_frozen_before_their_first_byte(proxy, connect):
     proxy.greet = lambda link: link.freeze() if link.name == "one" else None
     hangs, hello = await silent(connect("one"))

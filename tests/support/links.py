@@ -76,10 +76,18 @@ class Link:
 
     startup: the parameters of its startup packet; empty for a request to cancel.
     backend: the process id of its session in the server; None until the server has reported it.
+    heard: is called with bytes of the client before they are passed on.
     """
 
-    def __init__(self, client: asyncio.StreamWriter, startup: dict[str, str], delay: float) -> None:
+    def __init__(
+        self,
+        client: asyncio.StreamWriter,
+        startup: dict[str, str],
+        delay: float,
+        heard: Callable[[Link, bytes], None] = lambda link, data: None,
+    ) -> None:
         self.startup = startup
+        self._heard = heard
         self.backend: int | None = None
         self.up, self.down = Stream(delay), Stream(delay)
         self._client = client
@@ -135,7 +143,7 @@ class Link:
 
     async def _pass_on(self, reader: asyncio.StreamReader, connect: Connect) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(_read(reader, self.up.accept))
+            group.create_task(_read(reader, self._asked))
             await self.up.flows()  # a frozen connection does not reach the server at all
             answers, self._server = await connect()
             group.create_task(_read(answers, self._answered))
@@ -149,6 +157,10 @@ class Link:
 
     def _streams(self, way: Way) -> list[Stream]:
         return [stream for each, stream in ((Way.UP, self.up), (Way.DOWN, self.down)) if each in way]
+
+    def _asked(self, data: bytes) -> None:
+        self._heard(self, data)
+        self.up.accept(data)
 
     def _answered(self, data: bytes) -> None:
         self.down.accept(data)

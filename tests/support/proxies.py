@@ -39,6 +39,7 @@ class Proxy:
     delay: how many seconds each byte of a new connection takes, each way.
     links: the connections that are there, the oldest first.
     greet: is called with each new connection once its startup packet is known, before any byte is passed on.
+    sprung: is set once a trap() has frozen a connection.
     """
 
     def __init__(self, dsn: str, delay: float = 0.0) -> None:
@@ -49,6 +50,8 @@ class Proxy:
         self._fillers = contextlib.ExitStack()
         self.links: list[Link] = []
         self.greet: Callable[[Link], None] = lambda link: None
+        self._traps: list[tuple[bytes, Way]] = []
+        self.sprung = asyncio.Event()
 
     async def __aenter__(self) -> Proxy:
         self._listen(0)
@@ -100,6 +103,17 @@ class Proxy:
         for link in self.links:
             link.freeze(way, keep=keep)
 
+    def silence(self, name: str = "") -> None:
+        """Freezes the connections whose application_name begins with this; new ones work."""
+        for link in self.links:
+            if link.name.startswith(name):
+                link.freeze()
+
+    def trap(self, text: bytes, *, arrives: bool) -> None:
+        """Freezes the first connection that sends this text. arrives: whether the server still gets the text, so that
+        only its answer is lost."""
+        self._traps.append((text, Way.DOWN if arrives else Way.BOTH))
+
     def thaw(self, *, old: bool = True) -> None:
         """Lets new connections work again. old: also those that were frozen."""
         self.door = Door.OPEN
@@ -150,7 +164,7 @@ class Proxy:
             packet = None if self._turns_away(writer) else await first_packet(reader, writer)
             if packet is None or self._turns_away(writer):  # the door may have changed meanwhile
                 return
-            link = Link(writer, parameters(packet), self.delay)
+            link = Link(writer, parameters(packet), self.delay, self._heard)
             link.up.accept(packet)
             self.links.append(link)
             if self._door is not Door.OPEN:
@@ -163,6 +177,12 @@ class Proxy:
             writer.close()
             if link is not None:
                 self.links.remove(link)
+
+    def _heard(self, link: Link, data: bytes) -> None:
+        for trap in [each for each in self._traps if each[0] in data]:
+            self._traps.remove(trap)
+            link.freeze(trap[1])
+            self.sprung.set()
 
     def _turns_away(self, writer: asyncio.StreamWriter) -> bool:
         if self._door is Door.RESET:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from support.silence import Silence
+from support.proxies import Door, Proxy
 from support.workers import until, working
 
 from pgsched import Retry, Run, Scheduler
@@ -37,7 +37,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 async def proxy(dsn):
-    async with Silence(dsn) as made:
+    async with Proxy(dsn) as made:
         yield made
 
 
@@ -129,7 +129,7 @@ async def test_idle_connections_that_are_silent_are_replaced(behind, db, proxy, 
         first = await enqueue(db, 3)  # each has a connection of its own
         await attempts_of(db, *first)
         gate.clear()
-        proxy.freeze(b"pgsched-run")
+        proxy.silence("pgsched-run")
         rest = await enqueue(db, 12)
         assert await attempts_of(db, *rest) == [("succeeded", 1)] * 12
     assert await paid() == first + rest
@@ -253,18 +253,18 @@ async def test_a_commit_is_waited_for_while_nobody_can_be_asked(  # noqa: PLR091
         async with fence.transaction() as connection:
             used.append(connection)
             await connection.execute(paid.insert, (claim.run_id,))
-            proxy.freeze_all()
+            proxy.freeze()
 
     def use_blocking():
         with fence.transaction() as connection:
             used.append(connection)
             connection.execute(paid.insert, (claim.run_id,))
-            loop.call_soon_threadsafe(proxy.freeze_all)
+            loop.call_soon_threadsafe(proxy.freeze)
             frozen.wait(10)
 
     frozen = threading.Event()
     using = asyncio.create_task(asyncio.to_thread(use_blocking) if threaded else use())
-    await until(lambda: proxy.all_frozen)
+    await until(lambda: proxy.door is Door.SILENT)
     frozen.set()
     await until(lambda: len(asked) >= 2, 20)
     assert not used[0].closed
@@ -344,7 +344,7 @@ async def test_a_connection_that_was_in_use_when_others_fell_silent_is_closed_at
     try:
         used, idle = [await does(way.take()) for way in ways[:2]]
         await does(ways[1].give_back(idle))
-        proxy.freeze()
+        proxy.silence()
         new = await does(ways[2].take())
         assert idle.closed and not used.closed
         await does(ways[0].give_back(used))
