@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
 from typing import Any, LiteralString, Self, TypeVar
 
 import psycopg
@@ -24,8 +25,8 @@ from pgsched.db.addresses import Attempts, Params, addresses, addresses_blocking
 T = TypeVar("T")
 
 ON_ITS_WAY = 5.0  # seconds for an answer that the server has sent already
-_TRIES = 10  # to begin a transaction with its settings
-_READS_ONLY: LiteralString = (
+_TRIES = 10  # at statements that the server cancels before our own limits apply
+READS_ONLY: LiteralString = (
     "select pg_catalog.pg_is_in_recovery() or reset_val operator(pg_catalog.=) 'on' from pg_catalog.pg_settings"
     " where name operator(pg_catalog.=) 'default_transaction_read_only'"
 )
@@ -35,14 +36,39 @@ class NoAnswer(psycopg.OperationalError):
     """The server has not answered within the connection's limit. The connection is closed."""
 
 
+class _Try:
+    """One of several tries: a cancellation by the server does not leave its block, unless it is the last one."""
+
+    def __init__(self, last: bool) -> None:
+        self._last = last
+        self.cancelled = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        self.cancelled = isinstance(error, psycopg.errors.QueryCanceled) and not self._last
+        return self.cancelled
+
+
+def tries() -> Iterator[_Try]:
+    """Up to ten tries at statements that the server may cancel. Until we have set our limits, the statement_timeout of
+    the role applies, or behind a pooler a neighbour's, and it may be too short even for these."""
+    for left in reversed(range(_TRIES)):
+        one = _Try(last=left == 0)
+        yield one
+        if not one.cancelled:
+            return
+
+
 class _Limits:
     """The limits of a connection.
 
     limit: the longest wait for an answer, in seconds; None for any.
     at_work: asks, over another connection, whether the server is still at work on a statement that is over the limit.
         If it is, the wait goes on. In a coroutine it is awaited.
-    opening: statements with their parameters that begin each outermost transaction. If the server cancels one, by an
-        odd statement_timeout perhaps, the transaction begins again, up to ten times.
+    opening: statements with their parameters that begin each outermost transaction. If the server cancels one, the
+        transaction begins again: see tries().
     made_at: when it was connected, by the monotonic clock.
     """
 
@@ -59,7 +85,7 @@ class _Limits:
     def _allowed(self) -> float | None:
         return min((each for each in (self.limit, *self.nested.values()) if each is not None), default=None)
 
-    def _may_only_read(self) -> bool:
+    def may_only_read(self) -> bool:
         """Whether the server, or a pooler, has reported at the connect that it may not write, or nothing."""
         reports = (b"default_transaction_read_only", b"in_hot_standby")
         return any(self.pgconn.parameter_status(name) != b"off" for name in reports)
@@ -91,17 +117,13 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
     async def transaction(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncTransaction]:
         """A transaction or, inside of one, a savepoint."""
         opening = self.opening if self.info.transaction_status == TransactionStatus.IDLE else ()
-        for tries in range(1, _TRIES + 1):
+        for one in tries():
             async with super().transaction(*args, **kwargs) as block:
-                try:
+                with one:
                     for statement, params in opening:
                         await psycopg.AsyncCursor(self).execute(statement, params)
-                except psycopg.errors.QueryCanceled:
-                    if tries < _TRIES:
-                        continue
-                    raise
-                yield block
-            return
+                if not one.cancelled:
+                    yield block
 
     @classmethod
     async def connect(cls, conninfo: str = "", **options: Any) -> Self:
@@ -126,7 +148,7 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
         for one, info in attempts.each(found):
             try:
                 made = await super().connect(info, **attempts.options)
-                if attempts.writes and made._may_only_read():
+                if attempts.writes and made.may_only_read():
                     # A little sooner: to cancel a question, psycopg would wait for the server again.
                     await made._refuse_reading(0.9 * (end - time.monotonic()))
             except BaseException as error:
@@ -140,10 +162,13 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
         raise attempts.error() from None
 
     async def _refuse_reading(self, seconds: float) -> None:
+        row = None
         try:
             with within(self, min(ON_ITS_WAY, seconds)):
-                row = await (await psycopg.AsyncCursor(self).execute(_READS_ONLY)).fetchone()
-                await self.rollback()
+                for one in tries():
+                    with one:
+                        row = await (await psycopg.AsyncCursor(self).execute(READS_ONLY)).fetchone()
+                    await self.rollback()
         except BaseException:  # a cancellation, too: nobody else knows of this connection
             self.pgconn.finish()
             raise
@@ -183,17 +208,13 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Transaction]:
         """A transaction or, inside of one, a savepoint."""
         opening = self.opening if self.info.transaction_status == TransactionStatus.IDLE else ()
-        for tries in range(1, _TRIES + 1):
+        for one in tries():
             with super().transaction(*args, **kwargs) as block:
-                try:
+                with one:
                     for statement, params in opening:
                         psycopg.Cursor(self).execute(statement, params)
-                except psycopg.errors.QueryCanceled:
-                    if tries < _TRIES:
-                        continue
-                    raise
-                yield block
-            return
+                if not one.cancelled:
+                    yield block
 
     @classmethod
     def connect(cls, conninfo: str = "", **options: Any) -> Self:
@@ -218,7 +239,7 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
         for one, info in attempts.each(found):
             try:
                 made = super().connect(info, **attempts.options)
-                if attempts.writes and made._may_only_read():
+                if attempts.writes and made.may_only_read():
                     made._refuse_reading()
             except BaseException as error:
                 _release(error)
@@ -231,10 +252,13 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
         raise attempts.error() from None
 
     def _refuse_reading(self) -> None:
+        row = None
         try:
             with within(self, ON_ITS_WAY):
-                row = psycopg.Cursor(self).execute(_READS_ONLY).fetchone()
-                self.rollback()
+                for one in tries():
+                    with one:
+                        row = psycopg.Cursor(self).execute(READS_ONLY).fetchone()
+                    self.rollback()
         except BaseException:
             self.pgconn.finish()
             raise

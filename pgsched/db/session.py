@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from pgsched.db import addresses
 from pgsched.db.forks import keep_from_children
 from pgsched.db.mishaps import Failures, misfits, of_prepared, read_only
-from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, within
+from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, tries, within
 from pgsched.db.session_settings import LIMITS, SESSION, refuse_encoding, share
 from pgsched.errors import ConfigurationError
 
@@ -312,14 +312,11 @@ class Session:
 async def _patiently(
     connection: Connection, statement: LiteralString, params: Sequence[str] | None = None
 ) -> psycopg.AsyncCursor[Any]:
-    """Sends one of a session's first statements, up to ten times. Until we have set ours, the role's statement_timeout
-    applies, and it may be too short even for these."""
-    for _ in range(9):
-        try:
+    """Sends one of a session's first statements, up to ten times."""
+    for one in tries():
+        with one:
             return await connection.execute(statement, params)
-        except psycopg.errors.QueryCanceled:
-            pass
-    return await connection.execute(statement, params)
+    raise AssertionError("the last try raises its error")
 
 
 async def prepare(

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from support.proxies import Proxy
 from support.workers import until
 
@@ -389,9 +390,63 @@ async def test_an_attempt_that_failed_leaves_no_socket_open(kind, way, silent, n
 @BOTH
 async def test_a_connection_whose_question_fails_is_closed(kind, proxy, monkeypatch, no_collection):
     """Whether the server can write is asked before anybody else knows of the connection."""
-    monkeypatch.setattr(reaching, "_READS_ONLY", "select 1 / 0")
-    monkeypatch.setattr(kind, "_may_only_read", lambda self: True)
+    monkeypatch.setattr(reaching, "READS_ONLY", "select 1 / 0")
+    monkeypatch.setattr(kind, "may_only_read", lambda self: True)
     with pytest.raises(psycopg.errors.DivisionByZero) as error:
         await connect(kind, proxy.dsn, target_session_attrs="read-write")
     assert error  # its frames hold the connection, which is closed all the same
     await until(lambda: not proxy.links)
+
+
+@BOTH
+@pytest.mark.parametrize("cancelled", [9, 10])
+async def test_that_question_is_asked_up_to_ten_times(kind, proxy, monkeypatch, cancelled):
+    """The server cancels it so often. The connection is not in autocommit mode."""
+    asked = []
+
+    def cancel(sent):
+        if sent == reaching.READS_ONLY:
+            asked.append(sent)
+            return "do $$ begin raise query_canceled; end $$" if len(asked) <= cancelled else sent
+        return sent
+
+    cursor = psycopg.AsyncCursor if kind is Bounded else psycopg.Cursor
+    real = cursor.execute
+    monkeypatch.setattr(cursor, "execute", lambda self, sent, *args, **more: real(self, cancel(sent), *args, **more))
+    monkeypatch.setattr(kind, "may_only_read", lambda self: True)
+    info = make_conninfo(proxy.dsn, target_session_attrs="read-write")
+    connecting = kind.connect(info) if kind is Bounded else asyncio.to_thread(kind.connect, info)
+    if cancelled == 10:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await connecting
+        await until(lambda: not proxy.links)
+    else:
+        async with closing(await connecting) as connection:
+            assert connection.info.transaction_status == TransactionStatus.IDLE
+    assert len(asked) == 10
+
+
+@BOTH
+@pytest.mark.parametrize("cancelled", [9, 10])
+async def test_a_transaction_begins_up_to_ten_times(kind, dsn, cancelled):
+    """The server cancels its opening so often."""
+    async with closing(await connect(kind, dsn)) as connection:
+        await execute(connection, "create temporary sequence asked")
+        cancel = f"do $$ begin if nextval('asked') <= {cancelled} then raise query_canceled; end if; end $$"
+        connection.opening = [(cancel, ())]
+        blocks = []
+
+        async def begin():
+            async with connection.transaction():
+                blocks.append(connection.info.transaction_status)
+
+        def begin_blocking():
+            with connection.transaction():
+                blocks.append(connection.info.transaction_status)
+
+        with pytest.raises(psycopg.errors.QueryCanceled) if cancelled == 10 else contextlib.nullcontext():
+            await (begin() if kind is Bounded else asyncio.to_thread(begin_blocking))
+        assert blocks == ([TransactionStatus.INTRANS] if cancelled == 9 else [])
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+        row = await execute(connection, "select last_value from asked")
+        assert (await row.fetchone() if kind is Bounded else row.fetchone()) == (10,)

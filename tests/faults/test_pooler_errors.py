@@ -2,8 +2,10 @@
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.poolers import KINDS
 
+from pgsched.db import reaching
 from pgsched.db.failures import in_sentences
 from pgsched.db.mishaps import answered, is_refusal
 from pgsched.db.reaching import Bounded, BoundedBlocking
@@ -46,6 +48,25 @@ async def test_a_server_that_can_write_again_is_reached_though_the_pooler_calls_
     assert reported == b"on"  # so libpq refuses this server
     for connect in (Bounded.connect, in_coroutine):
         await leave(await connect(pooler.dsn, **WRITES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_question_whether_it_can_write_outlasts_a_short_statement_timeout_of_the_role(  # noqa: PLR0917
+    odd_roles, db, dsn, pgbouncer, kind, monkeypatch
+):
+    """The server cancels it eight times."""
+    await db.all("create sequence public.asked")
+    long = "select case when nextval('public.asked') % 9 <> 0 then pg_sleep(20) is null else false end"
+    monkeypatch.setattr(reaching, "READS_ONLY", long)
+    for each in (Bounded, BoundedBlocking):
+        monkeypatch.setattr(each, "may_only_read", lambda self: True)
+    version, settings = KINDS[kind]
+    pooler = pgbouncer(dsn, version, pool_mode="transaction", **settings)
+    role = conninfo_to_dict(odd_roles.role({"statement_timeout": "50ms"}))
+    way = make_conninfo(pooler.dsn, user=role["user"], password=role["password"])
+    for times, connect in enumerate((Bounded.connect, in_coroutine), 1):
+        await leave(await connect(way, **WRITES))
+        assert await db.value("select last_value from public.asked") == 9 * times
 
 
 async def in_coroutine(dsn: str, **options: object) -> BoundedBlocking:
