@@ -7,16 +7,18 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
 import psycopg
-from psycopg import sql
+from psycopg import conninfo, sql
 
-from pgsched.db.reaching import unlimited
+from pgsched.db.failures import reach
+from pgsched.db.mishaps import Failures
+from pgsched.db.reaching import watched
 from pgsched.db.session import Backoff, Connection
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
@@ -27,6 +29,10 @@ LOCK_TIMEOUT = "50ms"
 TRIES = 60
 # Nobody waits behind a migration that waits for its turn.
 TURN_TIMEOUT = "5s"
+# A migration may take long, to build an index perhaps.
+ASK_AFTER = 60.0  # seconds until the server is asked whether it is still at work on it, and again until the next time
+_ASK = 15.0  # seconds for the answer
+_UNASKED = 5  # times in a row that it cannot be asked until the migration is given up
 # The first of the migrations that were replaced before 0.1.0. Their schemas cannot be upgraded.
 _REPLACED = "initial"
 _NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
@@ -39,6 +45,10 @@ create table if not exists pgsched.migrations (
 );
 comment on table pgsched.migrations is 'What pgsched migrate has applied. Written by nothing else.';
 """
+_AT_WORK = (
+    "select exists (select from pg_stat_activity where pid = %s and usename = session_user"
+    " and datname = current_database() and state = 'active')"
+)
 # Live workers that a migration does not serve.
 _UNSERVED = b"""
 select w.host, w.pid, coalesce(w.schema_version, 4) from pgsched.workers w
@@ -154,7 +164,7 @@ async def migrate(
     rewrite: changes each text before it is applied, for tests that need another clock.
     Raises SchemaError if the database is newer and does not serve this version, or if a migration was edited;
     PgschedError if the next migration does not serve a worker that is alive; and DatabaseUnavailable if a lock is still
-    not free after TRIES tries.
+    not free after TRIES tries. A connection with limits raises NoAnswer if the answer to a migration is lost.
     """
     done: list[Migration] = []
     backoff = Backoff(0.1, 2.0)
@@ -194,13 +204,34 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
         if coming.version > _SERVES_SINCE:
             await _refuse_beside_unserved(connection, schema, coming)
         await _wait_at_most(connection, LOCK_TIMEOUT)
-        with unlimited(connection):  # to build an index may take long
+        with watched(connection, ASK_AFTER, await _asker(connection)):
             await run_script(connection, _for_schema(rewrite(coming.text), schema))
         columns, row = coming.record
         places = b", ".join([b"%s"] * len(row))
         insert = in_schema(b"insert into pgsched.migrations (" + columns + b") values (" + places + b")", schema)
         await connection.execute(insert, row)
         return coming
+
+
+async def _asker(connection: Connection) -> Callable[[], Awaitable[bool]]:
+    """Asks over another connection whether the server is at work on a statement of this transaction."""
+    row = await (await connection.execute("select pg_backend_pid()")).fetchone()  # a pooler invents the one it gives
+    # Only this server is asked, even if the DSN leads to several.
+    info = conninfo.make_conninfo(connection.info.dsn, password=connection.info.password)
+    unasked = 0
+
+    async def at_work() -> bool:
+        nonlocal unasked
+        try:
+            async with await reach(info, _ASK, _ASK) as other:
+                found = await (await other.execute(_AT_WORK, row)).fetchone()
+        except Failures:  # perhaps there are too many connections
+            unasked += 1
+            return unasked < _UNASKED
+        unasked = 0
+        return found is not None and bool(found[0])
+
+    return at_work
 
 
 async def _wait_at_most(connection: Connection, limit: str) -> None:

@@ -307,13 +307,14 @@ def within(connection: Any, seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def unlimited(connection: Any) -> Iterator[None]:
-    """Lifts the connection's own limit in the block. Another kind of connection has none."""
+def watched(connection: Any, limit: float, at_work: Callable[[], Awaitable[bool]]) -> Iterator[None]:
+    """Gives the connection another limit of its own in the block, and lets longer waits go on while the server is at
+    work. Another kind of connection has no limit."""
     if not isinstance(connection, _Limits):
         yield
         return
-    limit, connection.limit = connection.limit, None
+    before, connection.limit, connection.at_work = connection.limit, limit, at_work
     try:
         yield
     finally:
-        connection.limit = limit
+        connection.limit, connection.at_work = before, None

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Callable
 import psycopg
 import pytest
 from psycopg import sql
+from support.proxies import Proxy
+from support.shell import invoke, isolate
 
-from pgsched.db import migrate
+from pgsched.db import failures, migrate
 from pgsched.db.migrate import Migration
-from pgsched.db.reaching import Bounded
+from pgsched.db.reaching import Bounded, NoAnswer
+from pgsched.db.session import Connection
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
 
@@ -215,10 +218,79 @@ async def test_a_schema_may_have_dollar_signs_in_its_name(dsn, name):
                 await connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(name)))
 
 
-async def test_a_migration_may_take_longer_than_any_other_statement(dsn, connection, ships):
+# --- a migration that takes long ---------------------------------------------------------------------------
+
+SLOW = Migration(HERE + 1, "slow", serving(HERE) + b"select pg_sleep(2)")
+
+
+class Asked(list):
+    """How often the server was asked whether it is at work. The first times, as many as `fail`, it cannot be asked."""
+
+    fail = 0
+
+    async def reach(self, *given: object) -> Connection:
+        self.append(given)
+        if len(self) <= self.fail:
+            raise DatabaseUnavailable("there are too many connections")
+        return await failures.reach(*given)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> Asked:
+    found = Asked()
+    monkeypatch.setattr(migrate, "reach", found.reach)
+    monkeypatch.setattr(migrate, "ASK_AFTER", 0.2)  # much sooner than in production
+    monkeypatch.setattr("pgsched.db.reaching.ON_ITS_WAY", 0.2)
+    return found
+
+
+@pytest.mark.parametrize("fail", [0, 4], ids=["it answers", "it cannot be asked for a while"])
+async def test_a_migration_may_take_longer_than_any_other_statement(dsn, connection, ships, asked, fail):
     await migrate.migrate(connection, NAME)
-    ships(Migration(HERE + 1, "slow", serving(HERE) + b"select pg_sleep(1)"))
+    ships(SLOW)
+    asked.fail = fail
     async with await Bounded.connect(dsn, autocommit=True) as limited:
         limited.limit = 0.5
         assert [each.name for each in await migrate.migrate(limited, NAME)] == ["slow"]
-        assert limited.limit == 0.5
+        assert (limited.limit, limited.at_work) == (0.5, None)
+    assert len(asked) > max(fail, 1)
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer-lost", "lost"])
+@pytest.mark.parametrize("command", ["migrate", "run"])
+async def test_a_migration_whose_answer_is_lost_ends_with_a_sentence(  # noqa: PLR0917
+    dsn, connection, ships, asked, monkeypatch, tmp_path, command, arrives
+):
+    """And it can be tried again."""
+    isolate(monkeypatch, tmp_path)
+    (tmp_path / "lost_app.py").write_text("from pgsched import Scheduler as create_scheduler\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    await migrate.migrate(connection, NAME)
+    ships(NEXT)
+    arguments = ["migrate"] if command == "migrate" else ["run", "lost_app.create_scheduler", "--migrate"]
+    async with Proxy(dsn) as proxy:
+        proxy.trap(b"added int not null", arrives=arrives)
+        where = ("--dsn", proxy.dsn, "--schema", NAME)
+        async with asyncio.timeout(60):
+            done = await asyncio.to_thread(invoke, *arguments, *where)
+    last = done.stderr.splitlines()[-1]
+    assert (done.exit_code, done.stdout) == (69, "")
+    assert "The database cannot be reached: the server has not answered for 0.2 s. Check that the server" in last
+    assert proxy.sprung.is_set() and len(asked) == 1
+    assert await migrate.migrate(connection, NAME) == [NEXT]
+
+
+async def test_a_migration_is_given_up_if_the_server_cannot_be_asked(dsn, connection, ships, asked, monkeypatch):
+    await migrate.migrate(connection, NAME)
+    ships(NEXT)
+    async with Proxy(dsn) as proxy, await Bounded.connect(proxy.dsn, autocommit=True) as limited:
+        monkeypatch.setattr(migrate, "_ASK", 0.2)
+        limited.limit = 0.5
+        proxy.trap(b"added int not null", arrives=True)
+        migrating = asyncio.create_task(migrate.migrate(limited, NAME))
+        await proxy.sprung.wait()
+        proxy.freeze()
+        with pytest.raises(NoAnswer):
+            await asyncio.wait_for(migrating, 60)
+    assert len(asked) == 5
+    assert await migrate.migrate(connection, NAME) == [NEXT]

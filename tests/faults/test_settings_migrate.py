@@ -10,6 +10,8 @@ from psycopg import sql
 from support.poolers import KINDS
 from support.shell import invoke
 
+from pgsched.db import migrate
+
 pytestmark = pytest.mark.usefixtures("schema")  # so that each test has a database of its own
 
 ROUNDS = 4
@@ -89,3 +91,18 @@ def test_migrate_and_check_succeed_next_to_busy_neighbours(pgbouncer, dsn, kind)
         for number in range(ROUNDS):
             runs = sql.Identifier(f"round {number}", "runs")
             connection.execute(sql.SQL("select from {}").format(runs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_migration_that_takes_long_is_waited_for(dsn, pgbouncer, kind, monkeypatch):
+    """The process id that the pooler gives is none of the server's."""
+    version, settings = KINDS[kind]
+    pooler = pgbouncer(dsn, version, pool_mode="transaction", **settings)
+    shipped = migrate.migrations()
+    slow = migrate.Migration(len(shipped) + 1, "slow", b"select pg_sleep(2)")
+    monkeypatch.setattr(migrate, "migrations", lambda: [*shipped, slow])
+    monkeypatch.setattr(migrate, "ASK_AFTER", 0.2)
+    monkeypatch.setattr("pgsched.db.reaching.ON_ITS_WAY", 0.2)
+    done = invoke("migrate", "--dsn", pooler.dsn, "--schema", "slow")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"Applied {slow.version:04} slow.\n")
