@@ -115,6 +115,8 @@ class Attempts:
         self._errors: list[tuple[Params, Exception]] = []
         self._known = _known.setdefault(_key(self.params), _Known())
         self._given = _given(self.params, "connect_timeout")
+        self._trying: Params | None = None
+        self._limit = ALONE  # seconds for it
 
     def each(self, found: Sequence[Params]) -> Iterator[tuple[Params, str]]:
         """Each address, and the connection string that leads to it alone."""
@@ -125,6 +127,7 @@ class Attempts:
         limit = self._given or str(round(self._known.patience if len(ordered) > 1 else ALONE))
         for one in ordered:
             alone = {k: v for k, v in self.params.items() if k not in ("host", "hostaddr", "port")}
+            self._trying, self._limit = one, conninfo.timeout_from_conninfo({"connect_timeout": limit})
             yield one, conninfo.make_conninfo("", **{**alone, **one, "connect_timeout": limit})
 
     def answered(self, one: Params) -> None:
@@ -134,6 +137,9 @@ class Attempts:
 
     def failed(self, one: Params, error: Exception) -> None:
         """This address did not, or a name has no address."""
+        self._trying = None
+        if isinstance(error, psycopg.errors.ConnectionTimeout):  # psycopg's does not say how long it waited
+            error = psycopg.errors.ConnectionTimeout(f"no answer within {self._limit:g} s")
         self._errors.append((one, error))
         if one not in self._known.failed:
             self._known.failed.append(one)
@@ -145,9 +151,11 @@ class Attempts:
         self._known.patience = min(2 * self._known.patience, ALONE)
         lines = [f"{_named(one)}: {(str(error).strip().splitlines() or [''])[0]}" for one, error in self._errors]
         if total is not None:
-            return psycopg.errors.ConnectionTimeout("; ".join([f"no answer within {total:g} s", *lines]))
+            return psycopg.errors.ConnectionTimeout("; ".join([_unanswered(self._trying, total), *lines]))
         if len(self._errors) == 1:
-            return self._errors[0][1]
+            one, error = self._errors[0]
+            silent = isinstance(error, psycopg.errors.ConnectionTimeout)
+            return psycopg.errors.ConnectionTimeout(_unanswered(one, self._limit)) if silent else error
         text = f"none of {len(lines)} addresses can be used: {'; '.join(lines)}"
         last = self._errors[-1][1]
         return (type(last) if isinstance(last, psycopg.OperationalError) else psycopg.OperationalError)(text)
@@ -156,6 +164,10 @@ class Attempts:
 def _named(one: Params) -> str:
     name, address = one.get("host", ""), one.get("hostaddr", "")
     return f"{name} ({address})" if name and address and name != address else name or address or "the default host"
+
+
+def _unanswered(one: Params | None, seconds: float) -> str:
+    return f"no answer{'' if one is None else f' from {_named(one)}'} within {seconds:g} s"
 
 
 def in_thread(work: Callable[[], T], seconds: float, late: Callable[[T], object] = lambda _: None) -> T:
