@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -139,8 +139,19 @@ def no_schedule(name: str) -> NotFound:
     return NotFound(f'There is no schedule "{name}".')
 
 
-def _left(until: float) -> float | None:
-    return None if until == float("inf") else max(until - time.monotonic(), _LEAST)
+class End(NamedTuple):
+    """The end of a call. at: by the monotonic clock. timeout: in seconds, as its errors name it; None for none."""
+
+    at: float
+    timeout: float | None
+
+    @property
+    def left(self) -> float | None:
+        """The seconds for an answer; None for any."""
+        return None if self.timeout is None else max(self.at - time.monotonic(), _LEAST)
+
+    def __str__(self) -> str:
+        return "" if self.timeout is None else f" within {self.timeout:g} s"
 
 
 @contextlib.contextmanager
@@ -189,28 +200,23 @@ class Statements:
         self.connections = connections
         self.queries = queries
 
-    def until(self) -> float:
-        """The end of a call that begins now, by the monotonic clock."""
-        timeout = self.connections.timeout
-        return float("inf") if timeout is None else time.monotonic() + timeout
+    def until(self, most: float | None = None) -> End:
+        """The end of a call that begins now. most: a limit in seconds, if it is shorter than the client's timeout."""
+        timeout = min((each for each in (self.connections.timeout, most) if each is not None), default=None)
+        return End(float("inf") if timeout is None else time.monotonic() + timeout, timeout)
 
-    @property
-    def _time(self) -> str:
-        timeout = self.connections.timeout
-        return "" if timeout is None else f" within {timeout:g} s"
-
-    async def call(self, query: str, params: Row, connection: Any) -> Any:
-        """The one value of a query."""
-        async with self._on(query, connection, self.until()) as on:
+    async def call(self, query: str, params: Row, connection: Any, until: End | None = None) -> Any:
+        """The one value of a query. until: see rows()."""
+        async with self._on(query, connection, self.until() if until is None else until) as on:
             return await self.queries.call(on, query, params)
 
-    async def rows(self, query: str, params: Row, connection: Any, until: float | None = None) -> list[Row]:
-        """The rows of a query, their JSON parsed. until: the end of the call, if it has begun before."""
+    async def rows(self, query: str, params: Row, connection: Any, until: End | None = None) -> list[Row]:
+        """The rows of a query, their JSON parsed. until: the end of the call, if it has begun before or has another."""
         async with self._on(query, connection, self.until() if until is None else until) as on:
             rows = await self.queries.rows(on, query, params)
         return [{key: options.parsed(value) if key in _JSON else value for key, value in r.items()} for r in rows]
 
-    async def schedule(self, name: str, connection: Any, until: float) -> Row:
+    async def schedule(self, name: str, connection: Any, until: End) -> Row:
         """A schedule, which other calls need to know of. Raises NotFound."""
         params = {"name": name, "entrypoint": None, "status": None}
         rows = await self.rows("list_schedules", params, connection, until)
@@ -249,7 +255,7 @@ class Statements:
         return False  # the connection is lost, and the server rolls back
 
     @contextlib.asynccontextmanager
-    async def _on(self, query: str, connection: Any, until: float) -> AsyncIterator[Connection]:
+    async def _on(self, query: str, connection: Any, until: End) -> AsyncIterator[Connection]:
         method = method_of(query)
         if connection is None:
             unknown = "" if reads(method) else "It is unknown whether the call has taken effect."
@@ -260,7 +266,7 @@ class Statements:
         with in_sentences(self.queries.schema):
             given = self.connections.given(connection)
             try:
-                async with self.connections.answering(connection, _left(until)):
+                async with self.connections.answering(connection, until.left):
                     ours = {} if given.info.encoding == "utf-8" else dict(_ENCODING)
                     if reads(method) or method == "backfill":
                         ours |= _PATH  # the others call one function of the schema, which has its own
@@ -268,12 +274,12 @@ class Statements:
                         yield given
             except (NoAnswer, TimeoutError):
                 raise DatabaseUnavailable(
-                    f"No answer to {method}(){self._time} over the connection that it was given. Roll back its "
+                    f"No answer to {method}(){until} over the connection that it was given. Roll back its "
                     "transaction, or make a new connection if it is closed."
                 ) from None
 
     @contextlib.asynccontextmanager
-    async def _own(self, method: str, until: float) -> AsyncIterator[Any]:
+    async def _own(self, method: str, until: End) -> AsyncIterator[Any]:
         """A connection of the client's. Raises DatabaseUnavailable if there is none in time."""
         with in_sentences(self.queries.schema):
             connection = await self._take(method, until)
@@ -282,16 +288,16 @@ class Statements:
         finally:
             await self.connections.pool.give_back(connection)
 
-    async def _take(self, method: str, until: float) -> Any:
+    async def _take(self, method: str, until: End) -> Any:
         self.connections.birth.check(*_FORKED)
         pool = self.connections.pool
         while True:
             try:
-                return await pool.take(min(until - time.monotonic(), RETRY))
+                return await pool.take(min(until.at - time.monotonic(), RETRY))
             except PoolTimeout:
-                if time.monotonic() < until:
+                if time.monotonic() < until.at:
                     continue
-            waited = f"for {method}(){self._time}"
+            waited = f"for {method}(){until}"
             if pool.used >= pool.most:
                 raise DatabaseUnavailable(
                     f"No free connection {waited}: {pool.reason}. Make fewer calls of one client at the same time, and "
@@ -300,14 +306,14 @@ class Statements:
             raise DatabaseUnavailable(f"No connection to the database {waited}: {pool.reason}. {ADVICE}")
 
     @contextlib.contextmanager
-    def _answered(self, own: Any, method: str, until: float, unknown: str) -> Iterator[None]:
+    def _answered(self, own: Any, method: str, until: End, unknown: str) -> Iterator[None]:
         """Limits the wait for the answer, and raises the server's refusals as sentences."""
         with in_sentences(self.queries.schema):
             try:
-                with within(own, _left(until)):
+                with within(own, until.left):
                     yield
             except NoAnswer:
-                text = f"No answer to {method}(){self._time}. {unknown}"
+                text = f"No answer to {method}(){until}. {unknown}"
                 raise DatabaseUnavailable(text.strip()) from None
             except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable) as error:
                 raise DatabaseUnavailable(

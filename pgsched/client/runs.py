@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgsched.client.attempts import attempts_of
-from pgsched.client.connections import Row, Statements
+from pgsched.client.connections import End, Row, Statements
 from pgsched.errors import InvalidArguments, NotFound
 from pgsched.rules import options
 
@@ -21,6 +21,8 @@ _FIRST, _GROWTH, _MOST = 0.02, 1.5, 0.5
 ENDED = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 DEAD = ("failed", "cancelled")
 REACH = 100_000  # how many runs of history a list searches for a filter that no index has
+LAST_LOOK = 2.0  # seconds for the last look of a wait with a timeout
+_DAY = 86_400.0
 _BATCH = 500  # runs that are queued again in one transaction
 
 
@@ -37,17 +39,20 @@ class Runs:
 
         It looks every 20 ms at first, later twice a second, always over one of the client's own connections: in the
         caller's transaction it could never see an end. Raises TimeoutError, and NotFound, also if the run is deleted
-        meanwhile or its enqueue has not been committed.
+        meanwhile or its enqueue has not been committed; and DatabaseUnavailable if the database does not answer until
+        the timeout, or the client's own. Each look gets 2 s at least, so the call may end so much later.
         """
         limit = _seconds(timeout)
         params = {"run_id": options.run_id(run_id)}
         start, pause = time.monotonic(), _FIRST
         while True:
-            status = await self._sql.call("read_status", params, None)
+            left = float("inf") if limit is None else start + limit - time.monotonic()
+            end = self._sql.until(None if left > _DAY else max(round(left, 1), LAST_LOOK))
+            status = await self._sql.call("read_status", params, None, end)
             if status is None:
                 raise NotFound(f"There is no run {run_id}.")
             if status in ENDED:
-                return await self.get(run_id)
+                return await self._get(run_id, None, end)
             left = float("inf") if limit is None else start + limit - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"Run {run_id} is still {status} after {limit:g} s.")
@@ -119,7 +124,10 @@ class Runs:
         attempts: a list of dicts with attempt, worker, started_at, ended_at, end (running, succeeded, failed,
         timed_out, retry_later, discarded, cancelled, worker_lost, given_back) and why.
         """
-        rows = await self._sql.rows("get_run", {"run_id": options.run_id(run_id)}, connection)
+        return await self._get(run_id, connection, self._sql.until())
+
+    async def _get(self, run_id: int, connection: Any, end: End) -> Row:
+        rows = await self._sql.rows("get_run", {"run_id": options.run_id(run_id)}, connection, end)
         if not rows:
             raise NotFound(f"There is no run {run_id}.")
         attempts = attempts_of(rows[0])

@@ -236,6 +236,45 @@ async def test_a_wait_for_a_run_may_take_longer_but_not_each_look(kind, proxy, s
         assert (await waiting)["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("text", [b"The status of a run", b"One run, all of it"], ids=["status", "run"])
+@BOTH
+async def test_a_wait_for_a_run_ends_with_its_own_timeout_if_the_database_is_silent(kind, proxy, schema, text):
+    """The client's is much longer."""
+    method = "runs.wait" if text == b"The status of a run" else "get_run"
+    async with using(kind, proxy.dsn, schema=schema, timeout=300) as client:
+        run_id = await client.enqueue("job")
+        await client.cancel(run_id)
+        proxy.trap(text, arrives=True)
+        with pytest.raises(DatabaseUnavailable, match=rf"^No answer to {method}\(\) within 2 s\.$"):
+            await asyncio.wait_for(client.runs.wait(run_id, 2), 20)
+        assert (await client.runs.wait(run_id, 2))["status"] == "cancelled", "and it goes on"
+
+
+@BOTH
+async def test_a_wait_for_a_run_whose_look_is_the_last_one_has_some_time_for_it(kind, proxy, schema, monkeypatch):
+    monkeypatch.setattr("pgsched.client.runs.LAST_LOOK", 0.4)
+    async with using(kind, proxy.dsn, schema=schema, timeout=300) as client:
+        run_id = await client.enqueue("job")
+        with pytest.raises(TimeoutError, match="still queued after 0 s"):
+            await client.runs.wait(run_id, 0)
+        proxy.trap(b"The status of a run", arrives=True)
+        with pytest.raises(DatabaseUnavailable, match=r"^No answer to runs.wait\(\) within 0.4 s\.$"):
+            await asyncio.wait_for(client.runs.wait(run_id, 0), 20)
+
+
+@BOTH
+async def test_a_wait_for_a_run_without_a_connection_ends_with_its_own_timeout(kind, proxy, schema, monkeypatch):
+    monkeypatch.setattr("pgsched.client.runs.LAST_LOOK", 0.4)
+    async with using(kind, proxy.dsn, schema=schema, timeout=300) as client:
+        run_id = await client.enqueue("job")
+        proxy.freeze()
+        with pytest.raises(
+            DatabaseUnavailable, match=r"^No connection to the database for runs.wait\(\) within 0.5 s: "
+        ):
+            await asyncio.wait_for(client.runs.wait(run_id, 0.5), 20)
+        proxy.thaw()
+
+
 # --- transactions -----------------------------------------------------------------------------------------
 
 
