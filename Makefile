@@ -6,7 +6,7 @@
 #   make soak    random faults of network, servers, pooler and daemons in one long life: SECONDS=3600, and SEED=1
 #                for the same faults again; ARGS='--only "table locked,freeze"' for some kinds
 #   make model   the random model, in bursts: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
-#   make diagram the tables in docs/schema.md, drawn from the catalogue of an embedded PostgreSQL
+#   make diagram the tables in docs/schema.md, drawn from the catalogue of a PostgreSQL
 #   make bench   pgsched and its peers, each in an environment of its own; ONLY=herd for one part;
 #                ONLY=compare BASE=COMMIT for this build and another commit's
 
@@ -46,7 +46,7 @@ model: $(STAMPS)/dev
 	PYTHONPATH=tests/faults:tests $(BIN)/python -m model.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 diagram: $(STAMPS)/dev
-	$(BIN)/python tests/support/diagram.py
+	PYTHONPATH=tests $(BIN)/python -m support.diagram
 
 bench:
 	$(PYTHON) benchmarks/environments.py

@@ -7,7 +7,6 @@ Each test has a database of its own, with a schema whose name is as hostile as a
 
 import itertools
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from support import baseline
 from support.database import Database
-from support.servers import new_folder, start_cluster
+from support.servers import running
 
 from pgsched.config import Settings
 from pgsched.db import migrate
@@ -54,16 +53,13 @@ def root() -> Iterator[str]:
     if _GIVEN:
         yield _GIVEN
         return
-    folder = new_folder()
-    server = start_cluster(folder)
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        # No test takes this server's power away; those of the fault suite that do have one of their own.
-        connection.execute("alter system set fsync = off")
-        connection.execute("alter system set full_page_writes = off")
-        connection.execute("select pg_reload_conf()")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    with running() as dsn:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            # No test takes this server's power away; those of the fault suite that do have one of their own.
+            connection.execute("alter system set fsync = off")
+            connection.execute("alter system set full_page_writes = off")
+            connection.execute("select pg_reload_conf()")
+        yield dsn
 
 
 @pytest.fixture(scope="session")

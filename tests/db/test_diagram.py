@@ -54,6 +54,14 @@ def test_the_drawn_parts_are_as_the_catalogue_has_them(dsn, schema):
         assert diagram.drawn(connection, schema, PAGE) == PAGE, "make diagram draws them again"
 
 
+def test_make_diagram_draws_the_page(monkeypatch, tmp_path):
+    page = tmp_path / "schema.md"
+    page.write_text(PAGE.replace("timestamptz", "gone"), "utf-8")
+    monkeypatch.setattr(diagram, "PAGE", page)
+    diagram.main()
+    assert page.read_text("utf-8") == PAGE
+
+
 async def test_the_picture_shows_the_states_that_the_table_allows(db):
     for table, picture in zip(("runs", "schedules"), PAGE.split("stateDiagram-v2\n")[1:], strict=True):
         check = await db.value(

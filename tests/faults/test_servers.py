@@ -5,7 +5,10 @@ import threading
 
 import psycopg
 import pytest
+from model.soak import server as model_server
+from outside.scene import Scene
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from support import diagram
 from support.proxies import Proxy, ProxyThread, black_hole
 from support.servers import several
 
@@ -110,3 +113,17 @@ async def test_one_name_leads_past_a_silent_address(dsn, host_name):
             through = make_conninfo(proxy.dsn, host="two.test", **PATIENT)
             async with await psycopg.AsyncConnection.connect(through) as connection:
                 assert connection.info.hostaddr == "127.0.0.1"
+
+
+@pytest.mark.parametrize("command", ["diagram", "model", "soak"])
+async def test_make_commands_use_the_programs_that_are_named(command, monkeypatch, tmp_path):
+    """Those of PGSCHED_TEST_POSTGRES. This folder has none."""
+    monkeypatch.setattr("support.servers.PROGRAMS", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(OSError, match=rf"{tmp_path}/bin/initdb"):
+        if command == "diagram":
+            diagram.main()
+        elif command == "model":
+            model_server().__enter__()
+        else:
+            await Scene(tmp_path, "newest").__aenter__()

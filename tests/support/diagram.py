@@ -1,13 +1,13 @@
 """Draws the tables of the schema into docs/schema.md, as the catalogue has them (`make diagram`)."""
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from pgsched.db import embedded, migrate
+from pgsched.db import migrate
+from support.servers import running
 
 PAGE = Path(__file__).parents[2] / "docs" / "schema.md"
 BEGIN, END = "<!-- drawn by make diagram: {} -->\n", "<!-- end -->\n"
@@ -76,11 +76,7 @@ def drawn(connection: psycopg.Connection[Any], schema: str, page: str) -> str:
 
 
 def main() -> None:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        embedded.start(f"{folder}/postgres") as dsn,
-        psycopg.connect(dsn, autocommit=True) as connection,
-    ):
+    with running() as dsn, psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(migrate.script("pgsched").encode())
         PAGE.write_text(drawn(connection, "pgsched", PAGE.read_text("utf-8")), "utf-8")
     print(f"{PAGE} is drawn.", file=sys.stderr)

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,20 @@ def start_cluster(folder: Path) -> Any:
             handle.bin_path = Path(PROGRAMS).resolve() / "bin"
         handle.start()  # makes the user, too, and lets it reach the folder
     return handle
+
+
+@contextlib.contextmanager
+def running() -> Iterator[str]:
+    """The DSN of a server that ends with the block, and leaves nothing behind."""
+    folder = new_folder()
+    try:
+        server = start_cluster(folder)
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Server:

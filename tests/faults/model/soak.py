@@ -5,30 +5,25 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 
+from support.servers import running
+
 from model import burst as bursts
 from model.plan import generate
-from pgsched.db import embedded
 
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """The server of PGSCHED_TEST_DSN, or an embedded one."""
+    """The server of PGSCHED_TEST_DSN, or one that is started here, as for the tests."""
     if given := os.environ.get("PGSCHED_TEST_DSN"):
         yield given
         return
-    folder = tempfile.mkdtemp(prefix="pgsched-model-server-")
-    try:
-        with embedded.start(f"{folder}/postgres") as uri:
-            yield uri
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with running() as dsn:
+        yield dsn
 
 
 async def soak(dsn: str, seed: int, only: int | None, seconds: float, **how: bool) -> Counter[str]:
