@@ -17,7 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from pgsched.client.timeouts import TIMEOUT, limits_of, method_of, reads
+from pgsched.client.timeouts import TIMEOUT, closing, limits_of, method_of, reads
 from pgsched.config import Settings
 from pgsched.db import session
 from pgsched.db.failures import ADVICE, in_sentences
@@ -92,7 +92,7 @@ class Pooled:
         try:
             yield self
         finally:
-            await self.pool.close()
+            await self.pool.close(closing(self.timeout))
 
     def adapted(self, connection: Any) -> Connection:
         """The connection itself."""

@@ -22,7 +22,7 @@ from psycopg.pq import Format
 from pgsched.client.client import Client
 from pgsched.client.connections import MOST, NAME, conninfo_of, wrong_connection
 from pgsched.client.runs import Runs
-from pgsched.client.timeouts import TIMEOUT, limits_of, seconds_of
+from pgsched.client.timeouts import TIMEOUT, closing, limits_of, seconds_of
 from pgsched.db import session
 from pgsched.db.failures import reaching
 from pgsched.db.forks import Birth, keep_from_children
@@ -54,7 +54,7 @@ def connect_sync(
     try:
         yield SyncClient(Client(connections, Queries(schema)))
     finally:
-        finished(connections.pool.close())
+        finished(connections.pool.close(closing(limit)))
 
 
 def _blocking(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ _DAY = 86_400.0
 # happened.
 _SOONER = 0.8
 _LONGEST_LOCK = 10.0  # seconds that a statement waits for another session's lock
+_CLOSING = 5.0
 _READING = (
     "get_",
     "list_",
@@ -64,6 +65,11 @@ def limits_of(timeout: float | None) -> tuple[str, str, str]:
     statement = 0.0 if timeout is None else timeout * _SOONER
     lock = _LONGEST_LOCK if statement > _LONGEST_LOCK else 0.0
     return f"{math.ceil(1000 * statement)}ms", f"{math.ceil(1000 * lock)}ms", "30s"
+
+
+def closing(timeout: float | None) -> float:
+    """How many seconds the end of a client waits for connections that are just being made."""
+    return _CLOSING if timeout is None else min(timeout, _CLOSING)
 
 
 def seconds_of(timeout: Any) -> float | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeAlias, TypeVar
@@ -101,10 +103,13 @@ class Attempts:
     """The attempts at one connection: the addresses in the order of the attempts, each with its time.
 
     info: the connection string. options: as for psycopg's connect(), which may hold parameters of the connection, too.
+    total: the limit for all of them, in seconds. An attempt does not last much longer, even in a thread that its caller
+        has left, and none begins later.
     writes: whether the server must be able to write; the caller asks it.
     """
 
-    def __init__(self, info: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, info: str, options: Mapping[str, Any], total: float | None = None) -> None:
+        self._end = float("inf") if total is None else time.monotonic() + total
         self.options = {name: value for name, value in options.items() if name in _OPTIONS}
         self.params = conninfo.conninfo_to_dict(info, **{k: v for k, v in options.items() if k not in _OPTIONS})
         # libpq would believe what the server reports at the connect. A pooler passes on what it heard at some time.
@@ -124,11 +129,20 @@ class Attempts:
         # The two loopback addresses of one name are one server.
         self._known.addresses = {a for one in found if (a := one.get("hostaddr")) and a not in _LOOPBACK}
         ordered = sorted(found, key=lambda one: (one != best, one in self._known.failed))
-        limit = self._given or str(round(self._known.patience if len(ordered) > 1 else ALONE))
+        given = self._given or round(self._known.patience if len(ordered) > 1 else ALONE)
+        limit = conninfo.timeout_from_conninfo({"connect_timeout": given})
+        alone = {k: v for k, v in self.params.items() if k not in ("host", "hostaddr", "port")}
         for one in ordered:
-            alone = {k: v for k, v in self.params.items() if k not in ("host", "hostaddr", "port")}
-            self._trying, self._limit = one, conninfo.timeout_from_conninfo({"connect_timeout": limit})
-            yield one, conninfo.make_conninfo("", **{**alone, **one, "connect_timeout": limit})
+            if self.left <= 0:
+                return
+            # libpq's limits are whole seconds, two at least. The total limit should be the one to end it.
+            self._trying, self._limit = one, limit if self.left > limit else min(limit, math.ceil(self.left) + 1)
+            yield one, conninfo.make_conninfo("", **{**alone, **one, "connect_timeout": self._limit})
+
+    @property
+    def left(self) -> float:
+        """The seconds until the limit for all of them."""
+        return self._end - time.monotonic()
 
     def answered(self, one: Params) -> None:
         """This address answered."""

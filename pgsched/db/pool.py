@@ -29,6 +29,7 @@ RETRY = 10.0
 CHECK = 5.0  # seconds for a connection to answer before it is used, and again before it goes back
 _SETUP = 10.0  # seconds for each statement that sets up a new connection
 _PAUSE = 0.2
+_WORKERS = 3  # that make a pool's connections
 _ASK = b"show transaction_read_only"
 # Behind a pooler, a neighbour may have left a session read-only. This goes back to the operator's setting.
 _RESET = (
@@ -270,7 +271,7 @@ class ThreadPool(Pool):
         self.pool.open()
 
     async def close(self, seconds: float = 5.0) -> None:
-        self.pool.close(seconds)
+        self.pool.close(seconds / _WORKERS)  # it waits so long for one after the other
 
     async def _get(self, seconds: float) -> BoundedBlocking:
         return self.pool.getconn(seconds)
@@ -309,6 +310,7 @@ def _sizes(most: int, name: str, options: dict[str, Any]) -> dict[str, Any]:
         "kwargs": {"autocommit": True, **options},
         "min_size": 0,
         "max_size": most,
+        "num_workers": _WORKERS,
         "open": False,
         "name": name,
         "reconnect_timeout": RETRY,

@@ -129,16 +129,15 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
     async def connect(cls, conninfo: str = "", **options: Any) -> Self:
         """Connects to the first address that answers. Takes what psycopg takes, and total: the limit in seconds."""
         total = options.pop("total", None)
-        attempts = Attempts(conninfo, options)
-        end = float("inf") if total is None else time.monotonic() + total
+        attempts = Attempts(conninfo, options, total)
         try:
             async with asyncio.timeout(total):
-                return await cls._first(attempts, end)
+                return await cls._first(attempts)
         except TimeoutError:
             raise attempts.error(total) from None
 
     @classmethod
-    async def _first(cls, attempts: Attempts, end: float) -> Self:
+    async def _first(cls, attempts: Attempts) -> Self:
         found: list[Params] = []
         for host in attempts.hosts:
             try:
@@ -150,7 +149,7 @@ class Bounded(_Limits, psycopg.AsyncConnection[Any]):
                 made = await super().connect(info, **attempts.options)
                 if attempts.writes and made.may_only_read():
                     # A little sooner: to cancel a question, psycopg would wait for the server again.
-                    await made._refuse_reading(0.9 * (end - time.monotonic()))
+                    await made._refuse_reading(0.9 * attempts.left)
             except BaseException as error:
                 _release(error)
                 if not isinstance(error, psycopg.OperationalError):
@@ -220,7 +219,7 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
     def connect(cls, conninfo: str = "", **options: Any) -> Self:
         """Connects to the first address that answers. Takes what psycopg takes, and total: the limit in seconds."""
         total = options.pop("total", None)
-        attempts = Attempts(conninfo, options)
+        attempts = Attempts(conninfo, options, total)
         if total is None:
             return cls._first(attempts)
         try:
@@ -240,7 +239,7 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
             try:
                 made = super().connect(info, **attempts.options)
                 if attempts.writes and made.may_only_read():
-                    made._refuse_reading()
+                    made._refuse_reading(attempts.left)
             except BaseException as error:
                 _release(error)
                 if not isinstance(error, psycopg.OperationalError):
@@ -251,10 +250,10 @@ class BoundedBlocking(_Limits, psycopg.Connection[Any]):
                 return made
         raise attempts.error() from None
 
-    def _refuse_reading(self) -> None:
+    def _refuse_reading(self, seconds: float) -> None:
         row = None
         try:
-            with within(self, ON_ITS_WAY):
+            with within(self, min(ON_ITS_WAY, max(seconds, 0.0))):
                 for one in tries():
                     with one:
                         row = psycopg.Cursor(self).execute(READS_ONLY).fetchone()

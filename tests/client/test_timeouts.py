@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import pgsched.client
 from pgsched import connect, connect_sync
 from pgsched.client.client import Client
 from pgsched.client.runs import Runs
-from pgsched.client.timeouts import limits_of, method_of, reads, seconds_of
+from pgsched.client.timeouts import closing, limits_of, method_of, reads, seconds_of
 from pgsched.db import pool, reaching
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, InvalidArguments
@@ -154,6 +155,24 @@ async def test_a_server_that_restarts_is_waited_for(kind, proxy, schema, monkeyp
         assert not calling.done()
         proxy.thaw()
         assert await calling
+
+
+@BOTH
+async def test_a_client_is_left_soon_while_connections_are_being_made(kind, proxy, schema, monkeypatch):
+    waits = []
+
+    def noting(self, seconds=99.0, *, close):
+        waits.append(seconds)
+        return close(self, seconds)
+
+    for each in (pool.CoroutinePool, pool.ThreadPool):
+        monkeypatch.setattr(each, "close", functools.partialmethod(noting, close=each.close))
+    async with asyncio.timeout(4):
+        async with using(kind, proxy.dsn, schema=schema, timeout=0.4) as client:
+            proxy.freeze()
+            for result in await asyncio.gather(client.now(), client.now(), return_exceptions=True):
+                assert isinstance(result, DatabaseUnavailable)
+    assert waits == [0.4]
 
 
 # --- answers ----------------------------------------------------------------------------------------------
@@ -395,6 +414,10 @@ async def test_without_a_timeout_there_is_no_limit(kind, dsn, schema):
             assert not waiting.done()
         assert await waiting
     assert limits_of(None)[:2] == ("0ms", "0ms")
+
+
+def test_the_end_of_a_client_waits_for_no_longer_than_a_call():
+    assert [closing(each) for each in (None, 30.0, 0.4)] == [5.0, 5.0, 0.4]
 
 
 def test_the_servers_limits_follow_from_the_timeout():

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -214,11 +215,11 @@ async def test_a_resolver_that_does_not_answer_has_a_limit(kind, monkeypatch):
 async def test_a_total_limit_ends_it_and_names_the_reasons_so_far(kind, silent, refusing, proxy):
     info = f"host=127.0.0.1,127.0.0.1 port={refusing},{silent}"
     with pytest.raises(
-        psycopg.errors.ConnectionTimeout, match=r"^no answer from 127.0.0.1 within 0.2 s; 127.0.0.1: .*refused"
+        psycopg.errors.ConnectionTimeout, match=r"^no answer from 127.0.0.1 within 0.1 s; 127.0.0.1: .*refused"
     ):
-        await connect(kind, info, total=0.2)
-    with pytest.raises(psycopg.errors.ConnectionTimeout, match=r"^no answer from 127.0.0.1 within 0.2 s$"):
-        await connect(kind, f"host=127.0.0.1 port={silent}", total=0.2)
+        await connect(kind, info, total=0.1)
+    with pytest.raises(psycopg.errors.ConnectionTimeout, match=r"^no answer from 127.0.0.1 within 0.1 s$"):
+        await connect(kind, f"host=127.0.0.1 port={silent}", total=0.1)
     async with closing(await connect(kind, proxy.dsn, total=20)) as connection:
         await execute(connection, "select 1")
 
@@ -230,7 +231,31 @@ async def test_the_total_limit_holds_for_the_question_whether_the_server_can_wri
         await Bounded.connect(info, total=0.5)
 
 
-async def test_a_connection_that_comes_too_late_for_a_thread_is_closed(proxy):
+def reaching_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "pgsched-reach"]
+
+
+async def test_a_thread_that_asks_that_question_ends_with_the_total_limit(proxy, monkeypatch):
+    monkeypatch.setattr(reaching, "ON_ITS_WAY", 60.0)
+    proxy.trap(b"pg_is_in_recovery", arrives=False)
+    info = make_conninfo(proxy.dsn, target_session_attrs="read-write", options="-c default_transaction_read_only=on")
+    with pytest.raises(psycopg.OperationalError, match=r"has not answered|no answer from 127.0.0.1 within 0.5 s"):
+        await connect(BoundedBlocking, info, total=0.5)
+    assert proxy.sprung.is_set()
+    await until(lambda: not reaching_threads(), 5)
+
+
+@BOTH
+async def test_no_attempt_goes_on_for_long_after_the_total_limit(kind, silent, tried):
+    """A thread that tries cannot be stopped from outside."""
+    with pytest.raises(psycopg.errors.ConnectionTimeout, match=r"^no answer from 127.0.0.1 within 0.05 s$"):
+        await connect(kind, f"host=127.0.0.1,127.0.0.1 port={silent},{silent} connect_timeout=100", total=0.05)
+    await until(lambda: not reaching_threads(), 5)
+    assert tried == [(silent, None, 2)]
+
+
+async def test_a_connection_that_comes_too_late_for_a_thread_is_closed(proxy, monkeypatch):
+    monkeypatch.setattr("psycopg.connection.timeout_from_conninfo", lambda params: 20.0)
     proxy.freeze()
     with pytest.raises(psycopg.errors.ConnectionTimeout):
         await connect(BoundedBlocking, proxy.dsn, total=0.2)
