@@ -219,7 +219,7 @@ class _Connection:
 
     def cursor(self, *, row_factory: Any, binary: bool = False) -> _Cursor:
         cursor = self.raw.cursor(row_factory=row_factory, binary=binary)
-        if binary and isinstance(cursor, psycopg.ClientCursor):  # as queries does with an asynchronous one
+        if binary and isinstance(cursor, psycopg.ClientCursor | psycopg.RawCursor):  # see in_any_format()
             cursor = psycopg.Cursor(self.raw, row_factory=row_factory)
             cursor.format = Format.BINARY
         return _Cursor(cursor)

@@ -1,6 +1,7 @@
 """How a client gets to its database, and whose transaction its calls are in."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -73,6 +74,19 @@ async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applicatio
         assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
         await connections.pool.give_back(connection)
     assert len(names) == 20 and "search_path" in names
+
+
+@pytest.mark.parametrize("factory", [psycopg.AsyncClientCursor, psycopg.AsyncRawCursor])
+async def test_cursors_of_the_callers_connection_may_be_of_any_kind(client, dsn, factory):
+    """The encoding has the client set its own for a moment, and backfill() and reads the search path."""
+    async with await psycopg.AsyncConnection.connect(dsn, cursor_factory=factory, client_encoding="latin1") as mine:
+        await client.create_schedule("a", "job", "@daily", connection=mine)
+        now = await client.now(connection=mine)
+        filled = await client.backfill("a", now - timedelta(days=2), now, connection=mine)
+        assert len(filled.queued) == 2
+        ids = await client.enqueue_many("job", [None, {"x": 1}], unique_keys=["k", None], connection=mine)
+        assert (await client.get_run(ids[1], connection=mine))["args"] == {"x": 1}
+        assert isinstance(mine.cursor(), factory), "it is the caller's"
 
 
 async def test_what_ends_a_transaction_is_told_once(client, db):

@@ -168,14 +168,16 @@ def test_what_ends_a_transaction_is_told_once(client, dsn):
     assert client.list_runs() == []
 
 
-def test_a_connection_set_up_by_a_framework_will_do(client, dsn):
-    """As Django's is: it binds on its own side, keeps JSON as text, and may read instants without a zone."""
+@pytest.mark.parametrize("factory", [psycopg.ClientCursor, psycopg.RawCursor])
+def test_a_connection_set_up_by_a_framework_will_do(client, dsn, factory):
+    """As Django's is: it binds on its own side, keeps JSON as text, and may read instants without a zone. Another
+    framework's has raw cursors."""
 
     class Naive(TimestamptzLoader):
         def load(self, data):
             return super().load(data).replace(tzinfo=None)
 
-    with psycopg.connect(dsn, cursor_factory=psycopg.ClientCursor, options="-c timezone=Asia/Tokyo") as mine:
+    with psycopg.connect(dsn, cursor_factory=factory, options="-c timezone=Asia/Tokyo") as mine:
         mine.adapters.register_loader("jsonb", TextLoader)
         mine.adapters.register_loader("timestamptz", Naive)
         args = {"text": "100% %s {} \\ ' täglich"}

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import psycopg
-from psycopg import AsyncClientCursor, AsyncCursor
+from psycopg import AsyncClientCursor, AsyncCursor, AsyncRawCursor
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import AsyncRowFactory
@@ -30,7 +30,8 @@ def in_any_format(connection: Connection, row_factory: AsyncRowFactory[_Row]) ->
     The connection may be a caller's, with any time zone, DateStyle, IntervalStyle and array_nulls.
     """
     cursor = connection.cursor(row_factory=row_factory, binary=True)
-    if isinstance(cursor, AsyncClientCursor):  # a framework's choice, which cannot read the binary format
+    # A framework's choice. The one cannot read the binary format, the other knows only numbered parameters.
+    if isinstance(cursor, AsyncClientCursor | AsyncRawCursor):
         cursor = AsyncCursor(connection, row_factory=row_factory)
         cursor.format = Format.BINARY
     cursor.adapters.register_loader("timestamptz", InUtcBinary)
