@@ -41,9 +41,9 @@ _LEAST = 0.1  # seconds for an answer, no matter how long the connection took
 _JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "stops"})
 
 
-# On a caller's connection: all texts can be sent, and names mean what they mean to us.
+# On a caller's connection: all texts can be sent, names mean what they mean to us, and our views can be read.
 _ENCODING = {"client_encoding": "UTF8"}
-_PATH = {"search_path": "pg_catalog, pg_temp"}
+_READING = {"search_path": "pg_catalog, pg_temp", "restrict_nonsystem_relation_kind": ""}
 
 
 class Connections(Protocol):
@@ -167,7 +167,7 @@ def _plain(own: Any) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def _with_ours(given: Connection, settings: Mapping[str, str]) -> AsyncIterator[None]:
-    """These settings on a caller's connection, for the block.
+    """These settings on a caller's connection, for the block, as far as its server has them.
 
     A transaction that the block leaves open has its own settings again. If it fails, its rollback brings them back.
     """
@@ -178,12 +178,12 @@ async def _with_ours(given: Connection, settings: Mapping[str, str]) -> AsyncIte
         if given.autocommit and given.info.transaction_status == TransactionStatus.IDLE:
             await stack.enter_async_context(given.transaction())
         cursor = in_any_format(given, tuple_row)
-        read = ", ".join(f"pg_catalog.current_setting('{name}')" for name in settings)
+        read = ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in settings)
         await cursor.execute(f"select {read}".encode())
         # With SQL_ASCII psycopg reads texts as bytes.
         found = [text.decode() if isinstance(text, bytes) else text for text in await cursor.fetchone() or ()]
-        before = dict(zip(settings, found, strict=True))
-        await _set(cursor, settings)
+        before = {name: value for name, value in zip(settings, found, strict=True) if value is not None}
+        await _set(cursor, {name: settings[name] for name in before})
         yield
         await _set(cursor, before)
 
@@ -269,7 +269,7 @@ class Statements:
                 async with self.connections.answering(connection, until.left):
                     ours = {} if given.info.encoding == "utf-8" else dict(_ENCODING)
                     if reads(method) or method == "backfill":
-                        ours |= _PATH  # the others call one function of the schema, which has its own
+                        ours |= _READING  # the others call one function of the schema, which has its own
                     async with _with_ours(given, ours):
                         yield given
             except (NoAnswer, TimeoutError):

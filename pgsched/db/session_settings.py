@@ -58,6 +58,7 @@ _OF_SESSIONS = {
 _IF_OTHER = {
     "transaction_timeout": "0",  # each statement has its limit
     "session_replication_role": "origin",  # or else no trigger fires
+    "restrict_nonsystem_relation_kind": "",  # the schema has views
 }
 SET = frozenset({*_LIMITED, *_SETTINGS, *_OF_SESSIONS, "transaction_timeout"})  # what our sessions change
 # In an application's transaction, its own search path, time zone and limits apply, not ours and not a neighbour's.

@@ -89,6 +89,19 @@ async def test_cursors_of_the_callers_connection_may_be_of_any_kind(client, dsn,
         assert isinstance(mine.cursor(), factory), "it is the caller's"
 
 
+async def test_on_the_callers_connection_views_can_be_read_if_its_settings_forbid_it(client, dsn, monkeypatch):
+    restricted = "-c restrict_nonsystem_relation_kind=view"
+    async with await psycopg.AsyncConnection.connect(dsn, options=restricted) as mine:
+        run_id = await client.enqueue("job", connection=mine)
+        assert (await client.get_run(run_id, connection=mine))["id"] == run_id
+        cursor = await mine.execute("show restrict_nonsystem_relation_kind")
+        assert await cursor.fetchone() == ("view",), "it is the caller's"
+    missing = {"search_path": "pg_catalog", "there_is_no_such_setting": ""}
+    monkeypatch.setattr("pgsched.client.connections._READING", missing)
+    async with await psycopg.AsyncConnection.connect(dsn) as mine:
+        assert (await client.get_run(run_id, connection=mine))["id"] == run_id, "an older server lacks it"
+
+
 async def test_what_ends_a_transaction_is_told_once(client, db):
     """The block's errors, the database's included, are the caller's; what the commit says is the client's to tell."""
     with pytest.raises(psycopg.errors.DivisionByZero):

@@ -36,6 +36,7 @@ SETTINGS = {
     "lock_timeout": "50ms",
     "plan_cache_mode": "force_custom_plan",
     "quote_all_identifiers": "on",
+    "restrict_nonsystem_relation_kind": "view",
     "row_security": "off",
     "search_path": "nowhere",
     "statement_timeout": "5s",
