@@ -60,6 +60,11 @@ _IF_OTHER = {
     "session_replication_role": "origin",  # or else no trigger fires
     "restrict_nonsystem_relation_kind": "",  # the schema has views
 }
+# A transaction behind a pooler begins with the user and the role of a new session. A null is the value that it had
+# first, by `alter role … set role`, too. The user comes first: to set it sets the role.
+_AS_ITSELF: LiteralString = (
+    "pg_catalog.set_config('session_authorization', null, true), pg_catalog.set_config('role', null, true)"
+)
 SET = frozenset({*_LIMITED, *_SETTINGS, *_OF_SESSIONS, "transaction_timeout"})  # what our sessions change
 # In an application's transaction, its own search path, time zone and limits apply, not ours and not a neighbour's.
 AS_THE_ROLE_HAS_IT: LiteralString = (
@@ -86,7 +91,7 @@ def _setting(settings: Mapping[LiteralString, LiteralString], local: LiteralStri
 
 
 SESSION: LiteralString = f"select {_setting({**_SETTINGS, **_OF_SESSIONS}, 'false')}"
-_TRANSACTION: LiteralString = f"select {_setting(_SETTINGS, 'true')}, {_AS_THE_OPERATOR_HAS_IT}"
+_TRANSACTION: LiteralString = f"select {_AS_ITSELF}, {_setting(_SETTINGS, 'true')}, {_AS_THE_OPERATOR_HAS_IT}"
 OWN_PATH: LiteralString = "select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true)"
 # The process that answers, and whether it can only read.
 WHO: LiteralString = "select pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery()"
@@ -123,8 +128,8 @@ def share(connection: Bounded | BoundedBlocking, limits: Sequence[str]) -> None:
 def lend(connection: Bounded | BoundedBlocking) -> None:
     """Lets each transaction of a connection behind a pooler be an application's own, with the settings of its role."""
     connection.opening = [
+        (f"select {_AS_ITSELF}, {_AS_THE_OPERATOR_HAS_IT}", ()),
         (AS_THE_ROLE_HAS_IT, (list(SET),)),
-        (f"select {_AS_THE_OPERATOR_HAS_IT}", ()),
     ]
 
 

@@ -222,7 +222,7 @@ def test_behind_a_pooler(odd_roles, pgbouncer, dsn, mode, kind):
 
 
 @pytest.mark.parametrize(("kind", "number"), [("1.18", 0), ("newest, 200", 2)])
-def test_behind_a_pooler_next_to_a_neighbour_with_other_settings(pgbouncer, dsn, kind, number):
+def test_behind_a_pooler_next_to_a_neighbour_with_other_settings(odd_roles, pgbouncer, dsn, kind, number):
     version, options = KINDS[kind]
     pooler = pgbouncer(dsn, version, pool_mode="transaction", default_pool_size=2, **options)
 
@@ -231,7 +231,22 @@ def test_behind_a_pooler_next_to_a_neighbour_with_other_settings(pgbouncer, dsn,
             attempt(pooler.dsn, settings)
 
     left = ODD | ROUNDS[number] | SHORT | {"default_transaction_read_only": "on"}
-    with_all(fitting(dsn, left), try_with)
+    tenant = conninfo_to_dict(odd_roles.role(rights="none"))["user"]
+    with_all(fitting(dsn, left) | {"session_authorization": tenant, "role": tenant}, try_with)
+
+
+@pytest.mark.parametrize("left", ["tenant", "none"])
+def test_behind_a_pooler_next_to_a_neighbour_with_another_role(odd_roles, pgbouncer, dsn, left):
+    """Our own is that of `alter role … set role`: the user itself has no rights."""
+    owner, tenant = (conninfo_to_dict(odd_roles.role(rights=rights))["user"] for rights in ("owner", "none"))
+    user = conninfo_to_dict(odd_roles.role({"role": owner}, rights="none"))
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        grant = sql.SQL("alter role {0} noinherit; grant {1}, {2} to {0}")
+        connection.execute(grant.format(*map(sql.Identifier, (user["user"], owner, tenant))))
+    pooler = pgbouncer(dsn, pool_mode="transaction", default_pool_size=2)
+    way = make_conninfo(pooler.dsn, user=user["user"], password=user["password"])
+    with neighbour(way, {"role": tenant if left == "tenant" else "none"}):
+        attempt(way, {})
 
 
 @pytest.mark.parametrize("mode", [None, "transaction"], ids=["directly", "behind a pooler"])
