@@ -22,7 +22,7 @@ from pgsched.config import Settings
 from pgsched.db import session
 from pgsched.db.failures import ADVICE, in_sentences
 from pgsched.db.forks import Birth, keep_from_children
-from pgsched.db.mishaps import Failures, read_only
+from pgsched.db.mishaps import Failures, answered, one_line, read_only
 from pgsched.db.pool import RETRY, CoroutinePool, Pool, PoolTimeout
 from pgsched.db.reaching import Bounded, NoAnswer, within
 from pgsched.db.session import Connection
@@ -38,6 +38,8 @@ NAME = "pgsched client"
 MOST = 4  # connections
 _FORKED = "This client", "make one there, after the fork"
 _LEAST = 0.1  # seconds for an answer, no matter how long the connection took
+_UNKNOWN = "It is unknown whether the call has taken effect."
+_WAIT = "SyncRepWaitForLSN"  # the server's function that warns if a COMMIT no longer waits for a synchronous standby
 _JSON = frozenset({"args", "result", "errors", "interruptions", "progress", "stops"})
 
 
@@ -193,6 +195,37 @@ async def _set(cursor: Any, settings: Mapping[str, str]) -> None:
     await cursor.execute(f"select {calls}".encode(), [text for setting in settings.items() for text in setting])
 
 
+@contextlib.contextmanager
+def _known(connection: Any, method: str, unknown: str) -> Iterator[None]:
+    """Says what is unknown if the connection breaks before the answer, or if the server gives up to wait for a standby.
+
+    unknown: the sentence; empty for a call that changes nothing by itself.
+    """
+    if not unknown:
+        yield
+        return
+    warners = set()
+
+    def hear(warning: psycopg.errors.Diagnostic) -> None:
+        warners.add(warning.source_function)  # now: the notice is gone afterwards
+
+    connection.add_notice_handler(hear)
+    try:
+        yield
+    except psycopg.Error as error:
+        if isinstance(error, NoAnswer) or answered(error) or read_only(error):
+            raise
+        reason = one_line(error).rstrip(".")
+        text = f"The connection was lost before the answer to {method}(): {reason}. {unknown}"
+        raise DatabaseUnavailable(text) from None
+    finally:
+        connection.remove_notice_handler(hear)
+    if _WAIT in warners:
+        raise DatabaseUnavailable(
+            f"The wait of {method}() for a synchronous standby was cancelled, so a failover may undo it. {unknown}"
+        )
+
+
 class Statements:
     """Sends the statements of a client, and raises the database's refusals as sentences."""
 
@@ -242,6 +275,8 @@ class Statements:
                 if not await self._roll_back(own, block, error):
                     raise
             else:
+                if own.closed:  # the block has hidden it, and psycopg would not say that nothing is committed
+                    raise DatabaseUnavailable("The connection of transaction() was lost, so nothing has happened.")
                 unknown = "It is unknown whether the transaction has committed."
                 with self._answered(own, "the COMMIT of transaction", self.until(), unknown):
                     await block.__aexit__(None, None, None)  # may be refused, like any statement
@@ -258,24 +293,28 @@ class Statements:
     async def _on(self, query: str, connection: Any, until: End) -> AsyncIterator[Connection]:
         method = method_of(query)
         if connection is None:
-            unknown = "" if reads(method) else "It is unknown whether the call has taken effect."
+            unknown = "" if reads(method) else _UNKNOWN
             async with self._own(method, until) as own:
                 with self._answered(own, method, until, unknown):
                     yield self.connections.adapted(own)
             return
         with in_sentences(self.queries.schema):
             given = self.connections.given(connection)
+            commits = given.autocommit and given.info.transaction_status == TransactionStatus.IDLE
+            unknown = _UNKNOWN if commits and not reads(method) else ""
             try:
                 async with self.connections.answering(connection, until.left):
                     ours = {} if given.info.encoding == "utf-8" else dict(_ENCODING)
                     if reads(method) or method == "backfill":
                         ours |= _READING  # the others call one function of the schema, which has its own
-                    async with _with_ours(given, ours):
-                        yield given
+                    with _known(connection, method, unknown):
+                        async with _with_ours(given, ours):
+                            yield given
             except (NoAnswer, TimeoutError):
+                after = f"{unknown} Make" if unknown else "Roll back its transaction, or make"
                 raise DatabaseUnavailable(
-                    f"No answer to {method}(){until} over the connection that it was given. Roll back its "
-                    "transaction, or make a new connection if it is closed."
+                    f"No answer to {method}(){until} over the connection that it was given. {after} a new connection "
+                    "if it is closed."
                 ) from None
 
     @contextlib.asynccontextmanager
@@ -310,7 +349,7 @@ class Statements:
         """Limits the wait for the answer, and raises the server's refusals as sentences."""
         with in_sentences(self.queries.schema):
             try:
-                with within(own, until.left):
+                with within(own, until.left), _known(own, method, unknown):
                     yield
             except NoAnswer:
                 text = f"No answer to {method}(){until}. {unknown}"

@@ -1,6 +1,7 @@
 """An old primary that can only be read: clients and transactional jobs move to the new one."""
 
 import asyncio
+import re
 import shutil
 
 import psycopg
@@ -116,6 +117,45 @@ async def test_a_client_that_is_sent_to_a_read_only_server_reads(kind, old, sche
         with pytest.raises(DatabaseUnavailable, match=r"Let the DSN lead to the primary\.$"):
             await client.enqueue("job")
         assert await client.list_runs() == []
+
+
+@pytest.mark.parametrize("end", ["pg_cancel_backend", "pg_terminate_backend"])
+@BOTH
+async def test_a_commit_that_no_longer_waits_for_a_standby_is_unknown(kind, old, schema, end):
+    """It has happened on the primary, and would be lost in a failover. The server itself calls a cancelled one done."""
+    waits = "from pg_stat_activity where application_name = 'pgsched client' and wait_event = 'SyncRep'"
+
+    async def ended(calling):
+        while not await old.all(f"select {end}(pid) {waits}"):
+            await asyncio.sleep(0.02)
+        return await asyncio.gather(calling, return_exceptions=True)
+
+    async with using(kind, old.dsn, schema=schema, timeout=20) as client:
+
+        async def transaction():
+            async with client.transaction() as connection:
+                await client.enqueue("job", connection=connection)
+
+        await client.now()
+        await old.all("alter system set synchronous_standby_names = 'nobody'")
+        await old.all("select pg_reload_conf()")
+        try:
+            while await old.all("show synchronous_standby_names") != [("nobody",)]:
+                await asyncio.sleep(0.02)
+            first = r"^The wait of {} for a synchronous standby was cancelled, so a failover may undo it\. "
+            if end == "pg_terminate_backend":
+                first = r"^The connection was lost before the answer to {}: .+\. "
+            [error] = await ended(asyncio.create_task(client.enqueue("job")))
+            assert isinstance(error, DatabaseUnavailable)
+            assert re.match(first.format(r"enqueue\(\)") + r"It is unknown whether the call has", str(error))
+            [error] = await ended(asyncio.create_task(transaction()))
+            assert isinstance(error, DatabaseUnavailable)
+            named = first.format(r"the COMMIT of transaction\(\)")
+            assert re.match(named + r"It is unknown whether the transaction has committed\.$", str(error))
+        finally:
+            await old.all("alter system reset synchronous_standby_names")
+            await old.all("select pg_reload_conf()")
+    assert await old.all("select count(*) from pgsched.runs") == [(2,)]
 
 
 @BOTH

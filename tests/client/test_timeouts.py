@@ -294,6 +294,81 @@ async def test_a_wait_for_a_run_without_a_connection_ends_with_its_own_timeout(k
         proxy.thaw()
 
 
+# --- connections that break ---------------------------------------------------------------------------------
+
+BROKEN = r"^The connection was lost before the answer to {}\(\): .+\. It is unknown whether {}\.$"
+TAKEN = "the call has taken effect"
+
+
+@pytest.mark.parametrize("door", [Door.OPEN, Door.RESET])
+@BOTH
+async def test_a_connection_that_breaks_before_the_answer_says_what_is_unknown(kind, proxy, schema, db, door):
+    """With a reset, new connections are of no use either."""
+    async with using(kind, proxy.dsn, schema=schema, timeout=20) as client:
+        proxy.trap(ENQUEUE, arrives=True)
+        calling = asyncio.create_task(client.enqueue("job"))
+        await db.until("select count(*) = 1 from pgsched.runs")
+        proxy.cut(door)
+        with pytest.raises(DatabaseUnavailable, match=BROKEN.format("enqueue", TAKEN)):
+            await calling
+        proxy.mend()
+        proxy.trap(b"limit", arrives=True)
+        proxy.sprung.clear()
+        reading = asyncio.create_task(client.list_runs())
+        await proxy.sprung.wait()
+        proxy.cut(Door.OPEN)
+        with pytest.raises(DatabaseUnavailable, match=r"^The database cannot be reached: "):
+            await reading
+        assert len(await client.list_runs()) == 1, "and it goes on"
+
+
+@BOTH
+async def test_a_session_that_the_server_ends_during_a_call_says_what_is_unknown(kind, dsn, schema, db):
+    async with (
+        using(kind, dsn, schema=schema, timeout=20) as client,
+        await psycopg.AsyncConnection.connect(dsn) as other,
+    ):
+        await other.execute(in_schema(b"lock table pgsched.runs", schema, parametrised=False))
+        calling = asyncio.create_task(client.enqueue("job"))
+        waits = "from pg_stat_activity where application_name = 'pgsched client' and wait_event_type = 'Lock'"
+        await db.until(f"select count(*) = 1 {waits}")
+        await db.all(f"select pg_terminate_backend(pid) {waits}")
+        with pytest.raises(DatabaseUnavailable, match=BROKEN.format("enqueue", TAKEN)) as raised:
+            await calling
+        assert "SQLSTATE 57P01" in str(raised.value)
+
+
+@BOTH
+async def test_a_transaction_whose_connection_breaks_says_what_is_unknown(kind, proxy, schema, db):
+    async with using(kind, proxy.dsn, schema=schema, timeout=20) as client:
+
+        async def enqueued():
+            async with client.transaction() as connection:
+                await client.enqueue("job", connection=connection)
+                proxy.trap(COMMIT, arrives=True)
+
+        committing = asyncio.create_task(enqueued())
+        await db.until("select count(*) = 1 from pgsched.runs")
+        proxy.cut(Door.OPEN)
+        unknown = BROKEN.format("the COMMIT of transaction", "the transaction has committed")
+        with pytest.raises(DatabaseUnavailable, match=unknown):
+            await committing
+        with pytest.raises(DatabaseUnavailable, match=r"^The connection of transaction\(\) was lost, so nothing has "):
+            async with client.transaction() as connection:
+                with contextlib.suppress(psycopg.OperationalError):
+                    await client.execute(connection, "select pg_terminate_backend(pg_backend_pid())")
+        await client.now()
+        proxy.trap(b"BEGIN", arrives=True)
+        proxy.sprung.clear()
+        beginning = asyncio.create_task(enqueued())
+        await proxy.sprung.wait()
+        proxy.cut(Door.OPEN)
+        nothing = r"^The connection was lost before the answer to transaction\(\): .+\. Nothing has happened\.$"
+        with pytest.raises(DatabaseUnavailable, match=nothing):
+            await beginning
+    assert await queued(db) == 1
+
+
 # --- transactions -----------------------------------------------------------------------------------------
 
 
@@ -392,6 +467,30 @@ async def test_a_silent_connection_of_the_caller_is_closed(proxy, schema, db):
         assert mine.closed
         assert await client.enqueue("job")
     assert await queued(db) == 1
+
+
+async def test_on_the_callers_connection_only_a_call_that_commits_by_itself_is_unknown(proxy, schema, db):
+    """Another one's transaction is rolled back."""
+
+    async def broken(autocommit, cut):
+        async with connect(proxy.dsn, schema=schema, timeout=20 if cut else 0.3) as client:
+            mine = await psycopg.AsyncConnection.connect(proxy.dsn, autocommit=autocommit)
+            proxy.trap(ENQUEUE, arrives=True)
+            proxy.sprung.clear()
+            calling = asyncio.create_task(client.enqueue("job", connection=mine))
+            await proxy.sprung.wait()
+            if cut:
+                proxy.cut(Door.OPEN)
+            with pytest.raises(DatabaseUnavailable) as raised:
+                await calling
+            await mine.close()
+            return str(raised.value)
+
+    unknown = f"It is unknown whether {TAKEN}."
+    assert re.match(BROKEN.format("enqueue", TAKEN), await broken(autocommit=True, cut=True))
+    assert (await broken(autocommit=True, cut=False)).endswith(f"{unknown} Make a new connection if it is closed.")
+    for cut in (True, False):
+        assert unknown not in await broken(autocommit=False, cut=cut)
 
 
 # --- the value --------------------------------------------------------------------------------------------
