@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import conninfo
+from psycopg.pq import PGconn
 
 Params: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -31,6 +32,7 @@ RESOLVE = 5.0  # seconds for the addresses of a name
 # The options of psycopg's connect() that are none of libpq's parameters.
 _OPTIONS = frozenset({"autocommit", "prepare_threshold", "context", "row_factory", "cursor_factory"})
 _LOOPBACK = ("127.0.0.1", "::1")
+_WHERE = ("host", "hostaddr", "port")
 _ENVIRONMENT = {"host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT", "connect_timeout": "PGCONNECT_TIMEOUT"}
 
 
@@ -51,18 +53,26 @@ def _given(params: Mapping[str, Any], name: str) -> str:
     return str(params.get(name) or os.environ.get(_ENVIRONMENT[name]) or "")
 
 
+def _with_service(params: Params) -> Params:
+    """These parameters and, of libpq's connection service file, those that say where the servers are."""
+    if not (params.get("service") or os.environ.get("PGSERVICE")):
+        return params
+    # libpq reads the file only for a connect. It refuses this one before it looks for a server.
+    refused = PGconn.connect_start(conninfo.make_conninfo("", **{**params, "sslmode": "refused"}).encode())
+    found = {each.keyword.decode(): each.val.decode() for each in refused.info if each.val}
+    refused.finish()
+    return {**params, **{name: found[name] for name in _ENVIRONMENT if name in found}}
+
+
 def hosts(params: Mapping[str, Any]) -> list[Params]:
     """A host, port and address for each host of a connection string; one of none if libpq's own default applies."""
-    names, addresses, ports = (
-        found.split(",") if (found := _given(params, name)) else [] for name in ("host", "hostaddr", "port")
-    )
+    names, addresses, ports = (found.split(",") if (found := _given(params, name)) else [] for name in _WHERE)
     count = max(len(names), len(addresses), 1)
     if any(len(each) not in (0, 1, count) for each in (names, addresses, ports)):
-        return [{name: params[name] for name in ("host", "hostaddr", "port") if name in params}]  # psycopg refuses it
+        return [{name: params[name] for name in _WHERE if name in params}]  # psycopg refuses it
     whole = [each * count if len(each) == 1 else each for each in (names, addresses, ports)]
-    keys = ("host", "hostaddr", "port")
     return [
-        {key: each[number] for key, each in zip(keys, whole, strict=True) if each and each[number]}
+        {key: each[number] for key, each in zip(_WHERE, whole, strict=True) if each and each[number]}
         for number in range(count)
     ]
 
@@ -90,13 +100,13 @@ def forget() -> None:
 
 def several(info: str) -> bool:
     """Whether a connection string leads to several hosts, or its name to several addresses, as far as is known."""
-    params = conninfo.conninfo_to_dict(info)
+    params = _with_service(conninfo.conninfo_to_dict(info))
     known = _known.get(_key(params))
     return len(hosts(params)) > 1 or (known is not None and len(known.addresses) > 1)
 
 
 def _key(params: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(_given(params, name) for name in ("host", "hostaddr", "port"))
+    return tuple(_given(params, name) for name in _WHERE)
 
 
 class Attempts:
@@ -111,11 +121,16 @@ class Attempts:
     def __init__(self, info: str, options: Mapping[str, Any], total: float | None = None) -> None:
         self._end = float("inf") if total is None else time.monotonic() + total
         self.options = {name: value for name, value in options.items() if name in _OPTIONS}
-        self.params = conninfo.conninfo_to_dict(info, **{k: v for k, v in options.items() if k not in _OPTIONS})
+        given = conninfo.conninfo_to_dict(info, **{k: v for k, v in options.items() if k not in _OPTIONS})
+        self.params = _with_service(given)
+        wanted = given.get("target_session_attrs")
         # libpq would believe what the server reports at the connect. A pooler passes on what it heard at some time.
-        self.writes = self.params.get("target_session_attrs") == "read-write"
-        if self.writes:
-            del self.params["target_session_attrs"]
+        self.writes = wanted == "read-write"
+        if self.writes:  # "any", since libpq's environment or service may ask for another kind
+            self.params = {**self.params, "target_session_attrs": "any"}
+        # libpq sees one address at a time, so it cannot prefer one.
+        standby_first = [{"target_session_attrs": "standby"}, {"target_session_attrs": "any"}]
+        self._rounds: list[Params] = standby_first if wanted == "prefer-standby" else [{}]
         self.hosts = hosts(self.params)
         self._errors: list[tuple[Params, Exception]] = []
         self._known = _known.setdefault(_key(self.params), _Known())
@@ -131,13 +146,15 @@ class Attempts:
         ordered = sorted(found, key=lambda one: (one != best, one in self._known.failed))
         given = self._given or round(self._known.patience if len(ordered) > 1 else ALONE)
         limit = conninfo.timeout_from_conninfo({"connect_timeout": given})
-        alone = {k: v for k, v in self.params.items() if k not in ("host", "hostaddr", "port")}
-        for one in ordered:
-            if self.left <= 0:
-                return
-            # libpq's limits are whole seconds, two at least. The total limit should be the one to end it.
-            self._trying, self._limit = one, limit if self.left > limit else min(limit, math.ceil(self.left) + 1)
-            yield one, conninfo.make_conninfo("", **{**alone, **one, "connect_timeout": self._limit})
+        # Each address replaces all of them, those of a service, too.
+        alone = {**self.params, **{name: "" for name in _WHERE if name in self.params}}
+        for wanted in self._rounds if len(ordered) > 1 else [{}]:
+            for one in ordered:
+                if self.left <= 0:
+                    return
+                # libpq's limits are whole seconds, two at least. The total limit should be the one to end it.
+                self._trying, self._limit = one, limit if self.left > limit else min(limit, math.ceil(self.left) + 1)
+                yield one, conninfo.make_conninfo("", **{**alone, **wanted, **one, "connect_timeout": self._limit})
 
     @property
     def left(self) -> float:
@@ -154,7 +171,7 @@ class Attempts:
         self._trying = None
         if isinstance(error, psycopg.errors.ConnectionTimeout):  # psycopg's does not say how long it waited
             error = psycopg.errors.ConnectionTimeout(f"no answer within {self._limit:g} s")
-        self._errors.append((one, error))
+        self._errors = [each for each in self._errors if each[0] != one] + [(one, error)]
         if one not in self._known.failed:
             self._known.failed.append(one)
         if one == self._known.best:

@@ -216,8 +216,10 @@ async def _next(connection: Connection, schema: str, rewrite: Callable[[bytes], 
 async def _asker(connection: Connection) -> Callable[[], Awaitable[bool]]:
     """Asks over another connection whether the server is at work on a statement of this transaction."""
     row = await (await connection.execute("select pg_backend_pid()")).fetchone()  # a pooler invents the one it gives
-    # Only this server is asked, even if the DSN leads to several.
-    info = conninfo.make_conninfo(connection.info.dsn, password=connection.info.password)
+    # Only this server is asked, even if the DSN leads to several. info.dsn lacks values that are libpq's defaults, and
+    # the environment or a service would replace them.
+    used = {each.keyword.decode(): each.val.decode() for each in connection.pgconn.info if each.val}
+    info = conninfo.make_conninfo("", **{**used, "password": connection.info.password})
     unasked = 0
 
     async def at_work() -> bool:

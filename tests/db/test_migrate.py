@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.proxies import Proxy
 from support.shell import invoke, isolate
 
 from pgsched.db import failures, migrate
 from pgsched.db.migrate import Migration
 from pgsched.db.reaching import Bounded, NoAnswer
-from pgsched.db.session import Connection
+from pgsched.db.session import Connection, conninfo_for
 from pgsched.db.statements.queries import in_schema
 from pgsched.errors import DatabaseUnavailable, PgschedError, SchemaError
 
@@ -254,6 +255,23 @@ async def test_a_migration_may_take_longer_than_any_other_statement(dsn, connect
         assert [each.name for each in await migrate.migrate(limited, NAME)] == ["slow"]
         assert (limited.limit, limited.at_work) == (0.5, None)
     assert len(asked) > max(fail, 1)
+
+
+async def test_the_server_of_a_service_is_asked_whatever_else_the_service_and_the_environment_say(  # noqa: PLR0917
+    dsn, connection, ships, asked, tmp_path, monkeypatch
+):
+    await migrate.migrate(connection, NAME)
+    ships(SLOW)
+    given = conninfo_to_dict(dsn)
+    host = given.pop("host")
+    (tmp_path / "services").write_text(f"[prod]\nhost=/nowhere,{host}\nport=1,5432\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "standby")
+    info = conninfo_for(make_conninfo("", **given, service="prod"), "test")
+    async with await Bounded.connect(info, autocommit=True) as limited:
+        limited.limit = 0.5
+        assert [each.name for each in await migrate.migrate(limited, NAME)] == ["slow"]
+    assert len(asked) > 1
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["answer-lost", "lost"])

@@ -18,6 +18,7 @@ from support.workers import until
 from pgsched.db import addresses, reaching
 from pgsched.db.addresses import Attempts
 from pgsched.db.reaching import Bounded, BoundedBlocking, NoAnswer, within
+from pgsched.db.session import conninfo_for
 
 TENTH = 10  # a second of these limits is a tenth of one here
 BOTH = pytest.mark.parametrize("kind", [Bounded, BoundedBlocking])
@@ -123,6 +124,58 @@ async def test_a_host_that_answered_and_is_gone_is_not_insisted_on(kind, proxy, 
     tried.clear()
     async with closing(await connect(kind, info)):
         assert [port for port, *_ in tried] == [own]
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch):
+    """Writes libpq's service file, with one service "prod"."""
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+
+    def write(**settings):
+        lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+        (tmp_path / "services").write_text(f"[prod]\n{lines}")
+
+    return write
+
+
+@pytest.mark.parametrize("way", ["dsn", "environment"])
+@BOTH
+async def test_the_hosts_of_a_service_are_tried_like_those_of_a_dsn(  # noqa: PLR0917
+    kind, way, proxy, silent, refusing, tried, service, monkeypatch
+):
+    """libpq alone would spend all the time on the first one."""
+    given = conninfo_to_dict(proxy.dsn)
+    own, _ = given.pop("port"), given.pop("host")
+    service(host="127.0.0.1,127.0.0.1,127.0.0.1", port=f"{silent},{refusing},{own}", connect_timeout=3)
+    info = make_conninfo("", **given, **({"service": "prod"} if way == "dsn" else {}))
+    if way == "environment":
+        monkeypatch.setenv("PGSERVICE", "prod")
+    assert addresses.several(info)
+    for expected in ([silent, refusing, own], [own]):
+        tried.clear()
+        async with closing(await connect(kind, info)):
+            assert tried == [(port, None, 3) for port in expected]
+    tried.clear()
+    async with closing(await connect(kind, make_conninfo(proxy.dsn, service="prod"))):
+        assert tried == [(own, None, 3)], "the DSN itself has precedence"
+
+
+@BOTH
+async def test_a_service_that_libpq_does_not_find_is_named(kind, service):
+    service()
+    with pytest.raises(psycopg.OperationalError, match='definition of service "none" not found'):
+        await connect(kind, "service=none")
+
+
+@BOTH
+async def test_nothing_but_the_dsn_asks_for_another_kind_of_server(kind, proxy, service, monkeypatch):
+    service(target_session_attrs="standby")
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "standby")
+    for info in (proxy.dsn, make_conninfo(proxy.dsn, service="prod")):
+        async with closing(await connect(kind, conninfo_for(info, "test"))) as connection:
+            await execute(connection, "create temporary table written ()")
+    with pytest.raises(psycopg.OperationalError, match="not in hot standby mode"):
+        await connect(kind, conninfo_for(make_conninfo(proxy.dsn, target_session_attrs="standby"), "test"))
 
 
 @BOTH

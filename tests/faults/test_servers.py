@@ -12,6 +12,10 @@ from support import diagram
 from support.proxies import Proxy, ProxyThread, black_hole
 from support.servers import several
 
+from pgsched.db import addresses
+from pgsched.db.reaching import Bounded, BoundedBlocking
+from pgsched.db.session import conninfo_for
+
 PATIENT = {"connect_timeout": "2"}  # seconds for each host, of which libpq takes at least two
 
 
@@ -58,6 +62,28 @@ def test_a_commit_waits_for_a_synchronous_standby(servers):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order", [1, -1], ids=["primary first", "standby first"])
+async def test_of_several_hosts_the_kind_is_chosen_that_the_dsn_asks_for(servers, tmp_path, monkeypatch, order):
+    both = [server.dsn for server in (servers.primary, servers.standby())][::order]
+    given = conninfo_to_dict(several(both))
+    (tmp_path / "services").write_text(f"[prod]\nhost={given['host']}\nport={given['port']}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    kinds = {None: False, "primary": False, "standby": True, "prefer-standby": True}
+    for way in (several(both), make_conninfo("service=prod", user="postgres", dbname="postgres")):
+        for wanted, standby in kinds.items():
+            addresses.forget()
+            info = conninfo_for(make_conninfo(way, **({"target_session_attrs": wanted} if wanted else {})), "test")
+            for _ in range(2):  # now it is known which of them has answered
+                with BoundedBlocking.connect(info, autocommit=True) as connection:
+                    assert connection.execute("select pg_is_in_recovery()").fetchone() == (standby,), wanted
+                async with await Bounded.connect(info, autocommit=True) as connection:
+                    cursor = await connection.execute("select pg_is_in_recovery()")
+                    assert await cursor.fetchone() == (standby,), wanted
+    servers.all[1].stop("fast")
+    with BoundedBlocking.connect(info, autocommit=True) as connection:  # it is only preferred
+        assert connection.execute("select pg_is_in_recovery()").fetchone() == (False,)
+
+
 def test_a_frozen_server_answers_nobody_and_goes_on_afterwards(servers):
     with psycopg.connect(servers.primary.dsn, autocommit=True) as old:
         servers.primary.freeze()
