@@ -290,6 +290,9 @@ async def test_a_rolling_deploy_loses_nothing_and_delays_nothing(world):
     await on_time(db)
     quiet(daemons)
 
+    if baseline.VERSION == 4:  # the release of that version alone: docs/upgrades.md has the exception
+        await refused(daemons, world.wheel)
+
     # Both releases side by side.
     world.clients.start("new")
     new, third = await asyncio.gather(daemons.ready(), daemons.ready(module="held", max_running="1"))
@@ -311,6 +314,14 @@ async def test_a_rolling_deploy_loses_nothing_and_delays_nothing(world):
     await jobs_done(db, daemons, rounds)
     await on_time(db)
     quiet(daemons)
+
+
+async def refused(daemons: Daemons, wheel: Path) -> None:
+    """A worker of the release before cannot start again after the migration."""
+    late = daemons.start(wheel=wheel)
+    assert await late.exit_code() == 78
+    assert "newer than this pgsched" in late.tail()
+    daemons.all.remove(late)
 
 
 def quiet(daemons: Daemons) -> None:
