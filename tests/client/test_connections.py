@@ -73,7 +73,7 @@ async def test_in_a_transaction_of_the_clients_own_the_session_is_the_applicatio
         cursor = await connection.execute("show search_path")
         assert await cursor.fetchone() == ("pg_catalog, pg_temp",), "afterwards it is the client's again"
         await connections.pool.give_back(connection)
-    assert len(names) == 20 and "search_path" in names
+    assert len(names) == 24 and "search_path" in names
 
 
 @pytest.mark.parametrize("factory", [psycopg.AsyncClientCursor, psycopg.AsyncRawCursor])
