@@ -1,4 +1,8 @@
-"""The part `drain`: how fast due jobs are worked off."""
+"""The part `drain`: how fast due jobs are worked off, until the last end is written.
+
+The end of a drain is found in each contestant's own tables, from another session. See Contestant.done and
+Database.until_done.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,23 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from contestants import APSCHEDULER3, APSCHEDULER4, BARE_LIMIT, PGQUEUER, PGSCHED, PROCRASTINATE, Contestant
+from contestants import (
+    APSCHEDULER3,
+    APSCHEDULER4,
+    AWA,
+    BARE_LIMIT,
+    GRAPHILE,
+    PGQUEUER,
+    PGSCHED,
+    PROCRASTINATE,
+    Contestant,
+)
 from figures import BARE, Fault, Figures
 from rig import Database, Server
 from rounds import Case, Sizes, repeat
 
 LIMIT = 40.0  # seconds for one drain
+FAST = {PGSCHED: False, GRAPHILE: True, PGQUEUER: True}  # those that drain the larger number too, and if tuned
 LIMITS = {1: f"{BARE}: pgbench, one at a time", 100: f"{BARE}: pgbench, batches of 100"}
 # The least that must be written into pgsched's own table: the claim and the end, each in a transaction.
 PGBENCH = """
@@ -39,13 +54,14 @@ def drain(server: Server, sizes: Sizes, figures: Figures) -> None:
         for batch, clients in ((1, 1), (1, 2), (100, 1), (100, 2))
     ]
     for size in sizes.drains:
-        for who, tuned in ((PGSCHED, False), (PGQUEUER, False), (PGQUEUER, True)):
+        for who, tuned in ((PGSCHED, False), (GRAPHILE, True), (PGQUEUER, True), (PGQUEUER, False), (AWA, True)):
             for workers in (1, 2):
-                if (tuned or who is PGSCHED or workers == 1) and (size < 100_000 or tuned or who is PGSCHED):
+                if (size == first and (workers == 1 or tuned or who is PGSCHED)) or FAST.get(who) == tuned:
                     cases.append(case(server, figures, sizes, who, size, workers, tuned))
     for who, tuned, workers in (
-        (PROCRASTINATE, False, 1), (PROCRASTINATE, True, 1), (PROCRASTINATE, True, 2), (APSCHEDULER4, False, 1),
-        (APSCHEDULER4, True, 1), (APSCHEDULER4, True, 2), (APSCHEDULER3, True, 1),
+        (GRAPHILE, False, 1), (AWA, False, 1), (PROCRASTINATE, False, 1), (PROCRASTINATE, True, 1),
+        (PROCRASTINATE, True, 2), (APSCHEDULER4, False, 1), (APSCHEDULER4, True, 1), (APSCHEDULER4, True, 2),
+        (APSCHEDULER3, True, 1),
     ):  # fmt: skip
         cases.append(case(server, figures, sizes, who, first, workers, tuned, small=True))
     figures.add("drain", what(first, 2), named(APSCHEDULER3, True), "jobs/s", None, "one process only")
@@ -60,7 +76,8 @@ def case(
     total = min(size, sizes.small) if small else size
     if total < size:
         figures.add("drain", what(size, workers), named(who, tuned), "jobs/s", None, f"N = {total:,}")
-    return Case(what(size, workers), named(who, tuned), "jobs/s", partial(drained, server, who, total, workers, tuned))
+    measure = partial(drained, server, who, total, workers, tuned, figures, what(size, workers))
+    return Case(what(size, workers), named(who, tuned), "jobs/s", measure)
 
 
 def what(size: int, workers: int) -> str:
@@ -78,20 +95,38 @@ def named(who: Contestant, tuned: bool) -> str:
     return f"{who.name}, tuned" if tuned else who.name
 
 
-def drained(server: Server, who: Contestant, total: int, workers: int, tuned: bool) -> float:
-    """Jobs a second of one drain. All workers claim at one instant, so the start of an interpreter does not count."""
+def drained(
+    server: Server, who: Contestant, total: int, workers: int, tuned: bool,
+    figures: Figures | None = None, measured: str = "",
+) -> float:  # fmt: skip
+    """Jobs a second of one drain. All workers claim at one instant, so the start of an interpreter does not count.
+
+    figures: where to add how exactly the end was seen, in the part `resolution`, under the name `measured`.
+    """
     with server.database(who) as database, contextlib.ExitStack() as stack:
         database.call("enqueue", count=total, tuned=tuned)
-        release = stack.enter_context(database.gate(workers))
-        processes = [stack.enter_context(database.worker(tuned=tuned, ready=None)) for _ in range(workers)]
-        began = release()
-        done = database.until_done(LIMIT)
+        gate = stack.enter_context(database.gate())
+        processes = []
+        for _ in range(workers):
+            processes.append(stack.enter_context(database.worker(tuned=tuned, ready=None)))
+            gate.wait_for(processes[-1])
+        began = gate.open()
+        done = database.until_done(total, began, LIMIT)
         if done is None:
             raise Fault(f"not within {LIMIT:g} s")
-        starts = [start for process in processes for start in process.stop()]
-        if len(starts) != total:
-            raise Fault(f"{len(starts):,} of {total:,} jobs ran")
-        return total / (max(done, *starts) - began)
+        check(database, total, sum(len(process.stop()) for process in processes))
+        if figures:
+            share = 100 * done.within / (done.at - began)
+            figures.add("resolution", measured, named(who, tuned), "% of the drain", share)
+        return total / (done.at - began)
+
+
+def check(database: Database, total: int, starts: int) -> None:
+    """Raises Fault unless each job has started once, and each end is in the history of a contestant that keeps one."""
+    if starts != total:
+        raise Fault(f"{starts:,} of {total:,} jobs ran")
+    if database.who.ends and (ends := database.value(database.who.ends)) != total:
+        raise Fault(f"{ends:,} of {total:,} ends are in its tables")
 
 
 def bare(server: Server, figures: Figures, sizes: Sizes, batch: int, clients: int) -> float:
@@ -120,15 +155,18 @@ def bare(server: Server, figures: Figures, sizes: Sizes, batch: int, clients: in
 def looped(database: Database, total: int, batch: int, clients: int) -> float:
     """Jobs a second that loops over psycopg claim and finish."""
     with contextlib.ExitStack() as stack:
-        release = stack.enter_context(database.gate(clients))
-        loops = [stack.enter_context(database.process("drain", by=BARE_LIMIT, batch=batch)) for _ in range(clients)]
-        began = release()
-        done = database.until_done(LIMIT)
+        gate = stack.enter_context(database.gate())
+        loops = []
+        for _ in range(clients):
+            loops.append(stack.enter_context(database.process("drain", by=BARE_LIMIT, batch=batch)))
+            gate.wait_for(loops[-1])
+        began = gate.open()
+        done = database.until_done(total, began, LIMIT)
         if done is None:
             raise Fault(f"not within {LIMIT:g} s")
         for loop in loops:
             loop.answer()
-        return total / (done - began)
+        return total / (done.at - began)
 
 
 def pgbench() -> str | None:

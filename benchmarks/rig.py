@@ -12,12 +12,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
 from contestants import Contestant
-from environments import HERE, python
+from environments import HERE, missing, program
 from figures import Fault
 from psycopg import conninfo, sql
 
@@ -28,6 +29,7 @@ PEERS = HERE / "peers"
 LIMIT = 60.0  # seconds that anything may take by default
 STOP = 10.0  # seconds that a worker has to end when asked
 OURS = "benchmark"  # the name of our own sessions, whose statements do not count
+FINEST = 0.002  # seconds between two looks for the end of a drain, at least
 
 
 def wait_for(look: Callable[[], T | None], what: str, limit: float = LIMIT, pause: float = 0.01) -> T:
@@ -65,7 +67,9 @@ class Process:
         """Waits for a line on its standard output."""
 
         def look() -> bool:
-            self.alive()
+            if self.popen.poll() is not None and text not in self.lines():
+                self.answer()  # raises its Lack
+                raise Fault("a worker ended too early")
             return text in self.lines()
 
         wait_for(look, f"{text!r} from a worker", limit)
@@ -108,6 +112,8 @@ class Server:
     @contextlib.contextmanager
     def database(self, who: Contestant) -> Iterator[Database]:
         """A fresh database with the contestant's tables, which is gone when the block ends."""
+        if reason := missing(who.environment):
+            raise Fault(reason)
         template = f"bench_{os.getpid()}_{who.key}"
         if template not in self._templates:
             self._make(template)
@@ -248,7 +254,7 @@ class Database:
         who = by or self.who
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "BENCH_"))}
         process = Process(
-            [str(python(who.environment)), who.script, verb, json.dumps(params)],
+            [str(program(who.environment)), who.script, verb, json.dumps(params)],
             {**outside, "BENCH_DSN": self.dsn, "BENCH_EXPECTED": str(expected)},
             self.server.folder / f"{self.name}-{self._started}",
         )
@@ -259,36 +265,66 @@ class Database:
                 process.kill()
 
     @contextlib.contextmanager
-    def gate(self, count: int) -> Iterator[Callable[[], float]]:
-        """Keeps all workers from claiming. Yields a function that waits until `count` processes want to, lets them
-        claim, and returns when."""
+    def gate(self) -> Iterator[Gate]:
+        """Keeps all workers from claiming until the gate is opened, or the block ends."""
         with psycopg.connect(self.dsn, application_name=OURS) as holder:
             holder.execute(f"lock table {self.who.jobs} in {self.who.gate} mode")
+            yield Gate(self, holder)
 
-            def release() -> float:
-                wait_for(
-                    lambda: self.value(
-                        f"select count(*) >= {count} from pg_stat_activity"
-                        " where datname = current_database() and wait_event_type = 'Lock'"
-                    ),
-                    "worker that claims", 30, 0.02,
-                )  # fmt: skip
-                time.sleep(0.2)
-                at = time.time()
-                holder.commit()
-                return at
+    def until_done(self, total: int, began: float, limit: float) -> Seen | None:
+        """When the last of `total` ends had been written; None if they are not within the limit.
 
-            yield release
+        It looks into the contestant's own tables. The time between two looks is a hundredth of the time since `began`,
+        and at least FINEST, so that the looks do not slow the workers.
+        """
+        self.connection.execute("set enable_seqscan = off")
+        statement = self.who.done.format(total=total)
+        before = began
+        while (asked := time.time()) < began + limit:
+            if self.value(statement):
+                seen = time.time()
+                return Seen(seen, seen - before)
+            before = asked  # at this instant the last end had not been written
+            time.sleep(max(FINEST, (asked - began) / 100))
+        return None
 
-    def until_done(self, limit: float, pause: float = 0.01) -> float | None:
-        """When all jobs were done, found by polling; None if they are not done within the limit."""
-        self.connection.execute("set enable_seqscan = off")  # polling must not slow the drain
-        deadline = time.monotonic() + limit
-        while not self.value(self.who.done):
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(pause)
-        return time.time()
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The instant of a look that found every end written, and how many seconds before that the last may have been."""
+
+    at: float
+    within: float
+
+
+class Gate:
+    """A lock that keeps workers from claiming. They have all started when it is opened."""
+
+    def __init__(self, database: Database, holder: psycopg.Connection[Any]) -> None:
+        self._database, self._holder = database, holder
+        self._waiting = 0
+
+    def wait_for(self, process: Process) -> None:
+        """Waits until one more process wants to claim. Start the next one after that."""
+
+        def look() -> bool:
+            process.alive()
+            return self._sessions() > self._waiting
+
+        wait_for(look, "worker that claims", 30, 0.02)
+        time.sleep(0.2)  # some wait with more than one session
+        self._waiting = self._sessions()
+
+    def _sessions(self) -> int:
+        return int(self._database.value(
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        ))  # fmt: skip
+
+    def open(self) -> float:
+        """Lets all workers claim. Returns when."""
+        at = time.time()
+        self._holder.commit()
+        return at
 
 
 @contextlib.contextmanager

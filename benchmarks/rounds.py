@@ -17,7 +17,7 @@ class Sizes:
     rounds: int = 3
     fires: int = 7  # of the every-second schedule, a round; 3 x 7 in all
     herds: tuple[int, ...] = (100, 1_000, 10_000)
-    drains: tuple[int, ...] = (10_000, 100_000)
+    drains: tuple[int, ...] = (10_000, 50_000)
     small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
     calls: int = 360  # triggers and enqueues in all rounds
     million: int = 1_000_000
