@@ -23,6 +23,7 @@ import results
 from comparing import compare
 from contestants import PGSCHED
 from cost import cost
+from curve import curve
 from draining import drain
 from expressions import expressions
 from figures import Fault, Figures
@@ -35,11 +36,13 @@ from rig import Server, server
 from rounds import QUICK, Sizes
 from sigkill import sigkill
 from standing import idle, running
+from starting import start
 
 HERE = Path(__file__).parent
 PARTS: dict[str, Callable[[Server, Sizes, Figures], None]] = {
     "drain": drain,
     "herd": herd,
+    "curve": curve,
     "lag": lag,
     "latency": latency,
     "million": million,
@@ -47,6 +50,7 @@ PARTS: dict[str, Callable[[Server, Sizes, Figures], None]] = {
     "sigkill": sigkill,
     "running": running,
     "growth": growth,
+    "start": start,
     "cost": cost,
     "enqueue": enqueue,
     "expressions": expressions,

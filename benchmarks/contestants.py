@@ -73,9 +73,10 @@ GRAPHILE = Contestant(
     tuned="concurrentJobs 24, maxPoolSize 25, localQueue.size 500, completeJobBatchDelay 0, failJobBatchDelay 0",
 )  # fmt: skip
 AWA = Contestant(
-    "awa", "awa", "with_awa.py", "awa.queue_claimer_leases", AWA_ENDS.replace("select", "select {total} =", 1), AWA_ENDS,
+    "awa", "awa", "with_awa.py", "awa.queue_claimer_leases",
+    AWA_ENDS.replace("select", "select {total} =", 1), AWA_ENDS,
     defaults="queue storage, uvloop, max_workers 50",
-    tuned="max_workers 1,000, claim_batch_size 1,000, promote_interval_ms 50", fills=0.6,
+    tuned="max_workers 1,000, claim_batch_size 1,000, promote_interval_ms 50", fills=1.5,
 )  # fmt: skip
 BARE_LIMIT = Contestant("the bare limit", "bench", "bare.py", "", "")  # needs an empty database
 

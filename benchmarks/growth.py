@@ -1,4 +1,4 @@
-"""The part `growth`: the cost of a claim, of a start and of a worker's memory as tables and fleets grow.
+"""The part `growth`: the cost of a claim, and of a worker's memory, as entrypoints, tables and fleets grow.
 
 With 10,000,000 finished runs as well: BENCH_GROWTH_MOST=10000000.
 """
@@ -25,9 +25,11 @@ GROWING = Contestant("pgsched", "bench", "growing.py", "pgsched.runs", "")
 STEPS = (1_000, 10_000, 100_000, 1_000_000)
 QUICK_STEPS = (100, 1_000)
 QUICK_BELOW = 10_000  # of Sizes.million: then everything is small
+PASSING = Contestant("pgsched", "bench", "passing.py", "pgsched.runs", "")
+ENTRYPOINTS = (1, 100, 10_000)
 FLEETS = (1, 10, 100)
 JOBS, AT_ONCE = 20_000, 20
-DECLARED = DRAINED = 100_000
+DRAINED = 100_000
 SCHEDULES = """
 insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at, accounted_through)
 select 'far-' || n, 'nothing', '@yearly', timestamptz '2099-01-01Z' + n * interval '1 second', now(), now()
@@ -61,6 +63,8 @@ BESIDE = {
 def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
     """Measures everything once: counts do not vary, and each time is the median of many."""
     quick = sizes.million < QUICK_BELOW
+    for count in ENTRYPOINTS:
+        entrypoints(server, figures, count, 5 if quick else 20)
     most = int(os.environ.get("BENCH_GROWTH_MOST", "0"))
     tables(server, figures, QUICK_STEPS if quick else STEPS, most)
     with roomy() as one:
@@ -68,7 +72,17 @@ def growth(server: Server, sizes: Sizes, figures: Figures) -> None:
             fleet(one, figures, workers, JOBS // 20 if quick else JOBS)
     left(server, figures, DRAINED // 100 if quick else DRAINED)
     beside(server, figures, 100 if quick else 1)
-    declared(server, figures, DECLARED // 100 if quick else DECLARED)
+
+
+def entrypoints(server: Server, figures: Figures, count: int, rounds: int) -> None:
+    """Measures a pass of a worker that has many entrypoints: what it sends, and the time that it takes the server."""
+    who = f"pgsched: {count:,} entrypoint{'s' if count > 1 else ''}"
+    began = time.monotonic()
+    params = {"entrypoints": count, "rounds": rounds}
+    with server.database(PGSCHED) as database, database.process("weigh", by=PASSING, **params) as process:
+        for what, unit, value in process.answer(120):
+            figures.add("growth", what, who, unit, value)
+    print(f"  growth: {who}: {time.monotonic() - began:.1f} s", flush=True)
 
 
 def tables(server: Server, figures: Figures, steps: tuple[int, ...], most: int) -> None:
@@ -169,13 +183,3 @@ def beside(server: Server, figures: Figures, share: int) -> None:
             with database.process("look", by=GROWING) as process:
                 who = f"pgsched: beside {number:,} {what}" if count else f"pgsched: beside {what}"
                 figures.add("growth", "a pass that claims one and looks at everything", who, "ms", process.answer())
-
-
-def declared(server: Server, figures: Figures, count: int) -> None:
-    """Measures the start of a worker with many schedules in its code."""
-    who = f"pgsched: {count:,} declared schedules"
-    with server.database(PGSCHED) as database, database.process("register", by=GROWING, count=count) as process:
-        told = process.answer(150)
-    for what, value in told.items():
-        figures.add("growth", what if what != "peak" else "memory of its process, peak", who,
-                    "MB" if what == "peak" else "s", value)  # fmt: skip

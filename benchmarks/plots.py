@@ -13,13 +13,17 @@ from matplotlib import pyplot
 
 COLOURS = {
     "the bare limit": "#9a9a9a", "bare inserts": "#9a9a9a", "pgsched": "#1f6feb", "PGQueuer": "#d97706",
+    "graphile-worker": "#0f766e", "awa": "#b45309",
     "procrastinate": "#15803d", "APScheduler 3": "#a855f7", "APScheduler 4 alpha": "#db2777",
 }  # fmt: skip
 PANELS = 3  # side by side
+POINT = "started: "  # the names of a curve's points begin with it
 
 
 def draw(folder: Path, part: str, figures: Figures) -> list[str]:
     """Draws one picture of a part, with a panel for each measurement. Returns the names of the files."""
+    if part == "curve":
+        return curve(folder, figures)
     panels: dict[tuple[str, str], list[Figure]] = {}
     for figure in figures.of(part):
         if figure.values:
@@ -39,6 +43,26 @@ def draw(folder: Path, part: str, figures: Figures) -> list[str]:
     picture.savefig(folder / name, dpi=110, metadata={"Software": None})
     pyplot.close(picture)
     return [name]
+
+
+def curve(folder: Path, figures: Figures) -> list[str]:
+    """Draws how many have started by when, a line for each kind."""
+    lines: dict[str, list[tuple[float, int]]] = {}
+    for figure in figures.of("curve"):
+        if figure.what.startswith(POINT) and figure.median is not None:
+            share = int(figure.what.removeprefix(POINT).removesuffix(" %"))
+            lines.setdefault(figure.who, []).append((figure.median / 1000, share))
+    if not lines:
+        return []
+    picture, axis = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    for who, points in lines.items():
+        axis.plot(*zip(*points, strict=True), marker="o", label=who)
+    axis.set_xlabel("seconds after the instant")
+    axis.set_ylabel("started, %")
+    axis.legend(fontsize=8)
+    picture.savefig(folder / "curve.png", dpi=110, metadata={"Software": None})
+    pyplot.close(picture)
+    return ["curve.png"]
 
 
 def panel(axis: pyplot.Axes, title: str, found: list[Figure]) -> None:

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from contestants import (
     APSCHEDULER3,
     APSCHEDULER4,
+    AWA,
     BARE_LIMIT,
     CONTESTANTS,
+    GRAPHILE,
     PGQUEUER,
     PGSCHED,
     PROCRASTINATE,
@@ -27,7 +30,7 @@ from rig import Server
 from rounds import Case, Sizes, repeat
 
 LIMIT = 30.0  # seconds after its instant within which a herd has to have started
-READY = 2.3  # seconds until a database and a worker are ready for a herd, and one second more
+READY = 3.5  # seconds until a database and a worker are ready for a herd, and one second more
 
 
 def lag(server: Server, sizes: Sizes, figures: Figures) -> None:
@@ -84,13 +87,16 @@ def herd(server: Server, sizes: Sizes, figures: Figures) -> None:
     for count in sizes.herds:
         cases.append(Case(f"of {count:,}", BARE, "ms", partial(timers, server, count)))
         for who, tuned, how, repeated, most in (
-            (PGSCHED, False, schedules, 10_000, 10_000), (PGSCHED, False, delayed, 10_000, 10_000),
-            (PGQUEUER, True, delayed, 10_000, 10_000), (PGQUEUER, False, schedules, 1_000, 1_000),
-            (PROCRASTINATE, True, delayed, 100, 1_000), (APSCHEDULER3, True, schedules, 1_000, 10_000),
-            (APSCHEDULER4, True, schedules, 100, 1_000),
+            (PGSCHED, False, own, 10_000, 10_000), (PGSCHED, False, schedules, 10_000, 10_000),
+            (PGSCHED, False, delayed, 10_000, 10_000), (PGQUEUER, True, delayed, 10_000, 10_000),
+            (GRAPHILE, True, delayed, 10_000, 10_000), (AWA, True, delayed, 1_000, 10_000),
+            (PGQUEUER, False, schedules, 1_000, 1_000), (PROCRASTINATE, True, delayed, 100, 1_000),
+            (APSCHEDULER3, True, schedules, 1_000, 10_000), (APSCHEDULER4, True, schedules, 100, 1_000),
         ):  # fmt: skip
             name = f"{named(who, tuned)}: {KINDS[how]}"
             measure = partial(together, server, who, tuned, how, count)
+            if who is PGSCHED and count == sizes.herds[-1]:
+                measure = partial(watched, server, how, count, figures)
             if count <= most:
                 cases.append(Case(f"of {count:,}", name, "ms", measure, once=count > repeated))
             else:
@@ -114,29 +120,75 @@ def schedules(at: float, count: int) -> Params:
     return {}, {"schedule": {"kind": "herd", "count": count, "at": at}}
 
 
+def own(at: float, count: int) -> Params:
+    """Parameters for `count` schedules that fire at one instant, declared in code with a function each."""
+    return {}, {"schedule": {"kind": "herd", "count": count, "at": at, "own": True}}
+
+
 def delayed(at: float, count: int) -> Params:
     """Parameters for `count` single jobs for one instant."""
     return {"count": count, "at": at}, {}
 
 
 How = Callable[[float, int], Params]
-KINDS: dict[How, str] = {schedules: "schedules", delayed: "delayed jobs"}
+KINDS: dict[How, str] = {own: "schedules, a function each", schedules: "schedules", delayed: "delayed jobs"}
+
+
+def instant(server: Server, who: Contestant, how: How, count: int) -> float:
+    """A full second by which a database and a worker are ready for a herd."""
+    server.template(who)
+    each = {delayed: who.fills, own: 2 * who.registers}.get(how, who.registers)
+    seconds = READY + each * count / 1000
+    return float(math.ceil(time.time() + seconds))
 
 
 def together(server: Server, who: Contestant, tuned: bool, how: How, count: int) -> float:
     """Milliseconds from the instant to the last start."""
-    at = float(math.ceil(time.time() + READY + (who.registers if how is schedules else who.fills) * count / 1000))
+    at = instant(server, who, how, count)
+    starts = gathered(server, who, tuned, how, count, at)
+    return (max(whole(starts, count)) - at) * 1000
+
+
+def watched(server: Server, how: How, count: int, figures: Figures) -> float:
+    """The same for pgsched, with a schedule of every second beside the herd; adds its lateness and the loop's."""
+    at = instant(server, PGSCHED, how, count)
+    told = gathered(server, PGSCHED, False, how, count, at, watch=True)
+    last = max(whole(told["starts"], count))
+    beside(figures, "herd", f"of {count:,}", f"pgsched: {KINDS[how]}", at, last, told)
+    return (last - at) * 1000
+
+
+def beside(figures: Figures, part: str, what: str, who: str, at: float, last: float, told: Any) -> None:
+    """Adds the figures of what went on beside a herd, from two seconds before its instant until its last start."""
+    ticks = [(fire, start) for fire, start in told["ticks"] if at - 2 <= fire <= last]
+    late = [1000 * (start - fire) for fire, start in ticks]
+    missing = int(last - min((fire for fire, _ in ticks), default=at)) + 1 - len(ticks)
+    lags = [1000 * late for when, late in told["lags"] if at - 1 <= when <= last + 0.5]
+    for name, values, share in (
+        ("every-second schedule, p99", late, 0.99), ("every-second schedule, max", late, 1.0),
+        ("lag of the loop, p99", lags, 0.99), ("lag of the loop, max", lags, 1.0),
+    ):  # fmt: skip
+        note = f"{missing} not fired" if missing > 0 and values is late else ""
+        figures.add(part, f"{what}: {name}", who, "ms", percentile(values, share) if values else None, note)
+
+
+def gathered(server: Server, who: Contestant, tuned: bool, how: How, count: int, at: float, **more: object) -> Any:
+    """A worker's answer after a herd: its starts."""
     jobs, worker_params = how(at, count)
     with server.database(who) as database:
         if jobs:
             database.call("enqueue", tuned=tuned, **jobs)
-        with database.worker(tuned=tuned, expected=count, **worker_params) as worker:
+        with database.worker(tuned=tuned, expected=count, **worker_params, **more) as worker:
             if time.time() > at - 0.5:
                 raise Fault("the worker was not ready at the instant")
             time.sleep(at + 0.5 - time.time())  # without looking, which would disturb the measurement
             while time.time() < at + LIMIT and f"all {count}" not in worker.lines():
                 time.sleep(0.1)
-            starts = worker.stop()
+            return worker.stop()
+
+
+def whole(starts: list[float], count: int) -> list[float]:
+    """The starts of a herd, if there are as many as jobs. Raises Fault if not."""
     if len(starts) < count:
         raise Fault(f"{len(starts):,} of {count:,} started within {LIMIT:g} s")
-    return (max(starts) - at) * 1000
+    return starts

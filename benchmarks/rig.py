@@ -112,13 +112,7 @@ class Server:
     @contextlib.contextmanager
     def database(self, who: Contestant) -> Iterator[Database]:
         """A fresh database with the contestant's tables, which is gone when the block ends."""
-        if reason := missing(who.environment):
-            raise Fault(reason)
-        template = f"bench_{os.getpid()}_{who.key}"
-        if template not in self._templates:
-            self._make(template)
-            Database(self, who, template).call("install")
-            self._templates.add(template)
+        template = self.template(who)
         name = f"{template}_{next(self._numbers)}"
         self._make(name, template)
         try:
@@ -126,6 +120,17 @@ class Server:
                 yield made
         finally:
             self._drop(name)
+
+    def template(self, who: Contestant) -> str:
+        """The name of the database that is copied for each measurement. It is made at the first call."""
+        if reason := missing(who.environment):
+            raise Fault(reason)
+        template = f"bench_{os.getpid()}_{who.key}"
+        if template not in self._templates:
+            self._make(template)
+            Database(self, who, template).call("install")
+            self._templates.add(template)
+        return template
 
     def _make(self, name: str, template: str = "template1") -> None:
         def made() -> bool:

@@ -18,6 +18,8 @@ class Sizes:
     fires: int = 7  # of the every-second schedule, a round; 3 x 7 in all
     herds: tuple[int, ...] = (100, 1_000, 10_000)
     drains: tuple[int, ...] = (10_000, 50_000)
+    crowd: int = 100_000  # for one instant, with two workers
+    declared: int = 100_000  # schedules in the code of an application
     small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
     calls: int = 360  # triggers and enqueues in all rounds
     million: int = 1_000_000
@@ -37,6 +39,8 @@ QUICK = Sizes(
     fires=2,
     herds=(100,),
     drains=(1_000,),
+    crowd=500,
+    declared=500,
     small=100,
     calls=20,
     million=1_000,

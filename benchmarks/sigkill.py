@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import psycopg
-from contestants import APSCHEDULER4, PGQUEUER, PGSCHED, PROCRASTINATE, Contestant
+from contestants import APSCHEDULER4, AWA, GRAPHILE, PGQUEUER, PGSCHED, PROCRASTINATE, Contestant
 from figures import Fault, Figures
 from rig import Process, Server, wait_for
 from rounds import Sizes
 
 WHAT = "kill to next attempt"
-WHO = (PGSCHED, PGQUEUER, PROCRASTINATE, APSCHEDULER4)
+WHO = (PGSCHED, PGQUEUER, GRAPHILE, AWA, PROCRASTINATE, APSCHEDULER4)
 
 
 def sigkill(server: Server, sizes: Sizes, figures: Figures) -> None:
@@ -27,8 +27,10 @@ def sigkill(server: Server, sizes: Sizes, figures: Figures) -> None:
     for number in range(sizes.kills):
         record(server, sizes, figures, PGSCHED, number)
     for who in WHO[1:]:
-        with server.database(who):
-            pass  # makes its template now: two threads must not make it at once
+        try:
+            server.template(who)  # now, because two threads must not make it at once
+        except Fault as fault:
+            figures.add("sigkill", WHAT, who.name, "s", None, str(fault))
     with ThreadPoolExecutor(2 * len(WHO)) as pool:
         for who in WHO[1:]:
             for number in range(sizes.kills):

@@ -14,7 +14,7 @@ from functools import partial
 
 import psutil  # comes with the extra `embedded`
 import psycopg
-from contestants import APSCHEDULER3, APSCHEDULER4, CONTESTANTS, PROCRASTINATE, Contestant
+from contestants import APSCHEDULER3, APSCHEDULER4, AWA, CONTESTANTS, GRAPHILE, PROCRASTINATE, Contestant
 from figures import Fault, Figures
 from rig import Database, Process, Server, wait_for
 from rounds import Sizes
@@ -23,7 +23,12 @@ SETTLE = 5.0  # seconds until a worker that was started is really idle
 RUNNING = tuple(who for who in CONTESTANTS if who is not APSCHEDULER3)
 FAR = {"kind": "far", "count": 100}
 # A worker's limit, lifted for those whose default is below a thousand jobs at once.
-LIFTED = {PROCRASTINATE.name: "concurrency", APSCHEDULER4.name: "concurrent"}
+LIFTED = {
+    PROCRASTINATE.name: "concurrency",
+    APSCHEDULER4.name: "concurrent",
+    GRAPHILE.name: "concurrent",
+    AWA.name: "concurrent",
+}
 
 
 def idle(server: Server, sizes: Sizes, figures: Figures) -> None:

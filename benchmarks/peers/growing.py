@@ -1,16 +1,15 @@
-"""pgsched's workers as tables grow: claim passes, many workers at one queue, starts with many declarations.
+"""pgsched's workers as tables grow: claim passes, many workers at one queue.
 
-Runs the parts of pgsched's workers in this process. Verbs: passes, contend, drained, look, register.
+Runs the parts of pgsched's workers in this process. Verbs: passes, contend, drained, look.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import resource
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +27,6 @@ from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.upkeep.reaper import Reaper
-from pgsched.worker.worker import Worker
 
 TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
 PLACE = re.compile(r"%\((\w+)\)s")
@@ -54,9 +52,10 @@ class Taker:
 class Part:
     """A worker's claim pass. Claimed runs are finished at once, without being executed."""
 
-    def __init__(self, most: int = 1000) -> None:
+    def __init__(self, most: int = 1000, names: Sequence[str] = ("nothing",)) -> None:
         scheduler = Scheduler(app="growing")
-        scheduler.entrypoint("nothing")(nothing)
+        for name in names:
+            scheduler.entrypoint(name)(nothing)
         self.kit = Kit.build(scheduler, Settings(dsn=probe.DSN, max_running=most))
         self.roster = Roster(self.kit.settings)
         self.runner = Taker(most)
@@ -69,11 +68,12 @@ class Part:
         ends = [Outcome(Claim(r.id, r.token, self.kit.worker), RunStatus.SUCCEEDED) for r in self.taken]
         self.taken.clear()
         if ends:
-            async with self.kit.control.use() as connection:
+            async with self.kit.writes.use() as connection:
                 await self.kit.store.runs.finish_runs(connection, self.kit.worker, ends)
 
     async def close(self) -> None:
         await self.kit.control.discard()
+        await self.kit.writes.discard()
 
 
 async def nothing() -> None: ...
@@ -266,36 +266,5 @@ async def alone(part: Part, client: psycopg.AsyncConnection[Any], gated: bool = 
     return statistics.median(times)
 
 
-# --- starts --------------------------------------------------------------------------------------------------
-
-
-async def register(count: int) -> dict[str, Any]:
-    """A worker that declares `count` schedules: its first start, until all are planned, then one without a change."""
-    told: dict[str, Any] = {}
-    for name in ("first start", "next start"):
-        scheduler = Scheduler(app="growing")
-        began = time.perf_counter()
-        for number in range(count):
-            scheduler.schedule("nothing", "@at 2099-01-01T00:00:00Z", name=f"declared-{number}")(nothing)
-        told[f"{name}: declaring in Python"] = time.perf_counter() - began
-        worker = Worker(scheduler, Settings(dsn=probe.DSN))
-        began = time.perf_counter()
-        running = asyncio.create_task(worker.run())
-        ready = asyncio.create_task(scheduler.ready.wait())
-        await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            await running
-        told[f"{name}: until ready"] = time.perf_counter() - began
-        async with await psycopg.AsyncConnection.connect(probe.DSN, autocommit=True) as connection:
-            unplanned = "select exists (select from pgsched.schedules where status = 'active' and next_run is null)"
-            while (await (await connection.execute(unplanned)).fetchone() or [False])[0]:
-                await asyncio.sleep(0.1)
-        told[f"{name}: until all are planned"] = time.perf_counter() - began
-        worker.stop()
-        await running
-    told["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return told
-
-
 if __name__ == "__main__":
-    probe.main({"passes": passes, "contend": contend, "drained": drained, "look": look, "register": register})
+    probe.main({"passes": passes, "contend": contend, "drained": drained, "look": look})

@@ -26,6 +26,9 @@ from typing import Any
 DSN = os.environ.get("BENCH_DSN", "")
 started: list[float] = []  # seconds since the epoch by this machine's clock, which is the server's too
 expected = int(os.environ.get("BENCH_EXPECTED", "0"))
+ticks: list[tuple[float, float]] = []  # of a schedule that fires beside a herd: the fire time, and the start
+lags: list[tuple[float, float]] = []  # of the event loop: when, and by how many seconds
+PULSE = 0.01  # seconds between two looks at the event loop
 
 
 class Lack(Exception):
@@ -43,6 +46,15 @@ async def sleeper() -> None:
     """A job that reports its start at once and does not end by itself."""
     say(f"started {time.time()!r}")
     await asyncio.sleep(3600)
+
+
+async def watch_loop() -> None:
+    """Notes how late the event loop comes to a timer, until it is cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        aim = loop.time() + PULSE
+        await asyncio.sleep(PULSE)
+        lags.append((time.time(), loop.time() - aim))
 
 
 def say(text: str) -> None:

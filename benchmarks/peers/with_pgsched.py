@@ -1,4 +1,7 @@
-"""pgsched, at its defaults: there is nothing to tune for these measurements."""
+"""pgsched, at its defaults: there is nothing to tune for these measurements.
+
+Its worker can run on uvloop. A build with the setting `loop` is given that, an older one the policy of asyncio.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -14,11 +18,24 @@ from typing import Any
 import probe
 import psycopg
 
-from pgsched import Scheduler, connect, connect_sync
+from pgsched import Run, Scheduler, connect, connect_sync
 from pgsched.cli import cli
+from pgsched.config import Settings
 
 BATCH = 10_000
 keep: set[asyncio.Task[None]] = set()
+
+
+@dataclass
+class Declared:
+    """The schedules that the factory declares in code, each with a function of its own, and the one that it watches."""
+
+    count: int = 0
+    expression: str = ""
+    watch: bool = False
+
+
+declared = Declared()
 
 
 def install() -> None:
@@ -60,7 +77,7 @@ def far(count: int, finished: int) -> None:
 
 
 def make_schedules(schedule: dict[str, Any]) -> None:
-    """Makes the schedules of a measurement, through the SQL interface."""
+    """Makes the schedules of a measurement, through the SQL interface; or in code, with a function each."""
     kind, count = schedule["kind"], schedule.get("count", 1)
     if kind == "every_second":
         expression = "* * * * * *"
@@ -69,6 +86,9 @@ def make_schedules(schedule: dict[str, Any]) -> None:
         expression = f"{at.minute} {at.hour} {at.day} {at.month} * {at.second}"
     else:
         expression = "@at 2099-01-01T00:00:00Z"
+    if schedule.get("own"):
+        declared.count, declared.expression = count, expression
+        return
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
         connection.execute(
             "select count(pgsched.create_schedule('bench-' || n, 'nothing', %s)) from generate_series(1, %s) n",
@@ -88,8 +108,26 @@ async def create_scheduler() -> Scheduler:
     async def sleeper() -> None:
         await probe.sleeper()
 
+    for number in range(declared.count):
+        scheduler.schedule(f"function-{number}", declared.expression)(function())
+    if declared.watch:
+        keep.add(asyncio.create_task(probe.watch_loop()))
+
+        @scheduler.schedule("tick", "* * * * * *")
+        async def tick(run: Run) -> None:
+            probe.ticks.append((run.fire_time.timestamp(), time.time()))
+
     keep.add(asyncio.create_task(announce(scheduler)))
     return scheduler
+
+
+def function() -> Callable[[], Awaitable[None]]:
+    """A function of its own that does nothing."""
+
+    async def nothing() -> None:
+        probe.nothing()
+
+    return nothing
 
 
 async def announce(scheduler: Scheduler) -> None:
@@ -105,12 +143,35 @@ async def announce(scheduler: Scheduler) -> None:
     probe.say("ready")
 
 
-def work(tuned: bool, schedule: dict[str, Any] | None = None, settings: dict[str, str] | None = None) -> list[float]:
+def work(
+    tuned: bool,
+    schedule: dict[str, Any] | None = None,
+    settings: dict[str, str] | None = None,
+    loop: str | None = None,
+    watch: bool = False,
+) -> Any:
+    """Runs a worker.
+
+    watch: whether a schedule of every second and a look at the event loop go on beside its jobs, and are reported.
+    """
+    declared.watch = watch
     if schedule:
         make_schedules(schedule)
     os.environ.update({f"PGSCHED_{name.upper()}": value for name, value in (settings or {}).items()})
+    if loop:
+        choose(loop)
     pgsched("run", "with_pgsched:create_scheduler")
-    return probe.started
+    return {"starts": probe.started, "ticks": probe.ticks, "lags": probe.lags} if watch else probe.started
+
+
+def choose(loop: str) -> None:
+    """Has the worker run on this event loop."""
+    if "loop" in {field.name for field in fields(Settings)}:
+        os.environ["PGSCHED_LOOP"] = loop
+    elif loop == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 async def produce(count: int, pause: float, how: str = "enqueue") -> list[tuple[float, bool]]:
