@@ -6,30 +6,26 @@ Runs the parts of pgsched's workers in this process. Verbs: passes, contend, dra
 from __future__ import annotations
 
 import asyncio
-import re
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import probe
 import psycopg
-from psycopg import sql
+from psycopg.rows import tuple_row
 
 from pgsched import Scheduler
 from pgsched.config import Settings
-from pgsched.db.statements.queries import Queries
+from pgsched.db.statements.queries import Numbered, Queries
 from pgsched.model import Claim, ClaimedRun, Outcome, RunStatus
 from pgsched.worker.claim.dispatcher import Dispatcher
 from pgsched.worker.kit import Kit
 from pgsched.worker.run.roster import Roster
 from pgsched.worker.upkeep.reaper import Reaper
 
-TYPES = {timedelta: "interval", datetime: "timestamptz", UUID: "uuid", bool: "boolean"}
-PLACE = re.compile(r"%\((\w+)\)s")
+EXPLAIN = b"explain (analyze, buffers, format json) "
 MANY = "select pgsched.enqueue_many('nothing', array_fill('{}'::jsonb, array[%s]))"
 DUE = 10  # how many fire times a pass has to claim, and how many jobs
 
@@ -114,42 +110,34 @@ async def due() -> None:
 
 async def watched(part: Part) -> dict[str, int]:
     """The pages by statement, for one pass that looks at everything and for the reaper's look."""
-    names = {part.kit.store.claims.query(name): name for name in Queries.texts()}
+    names: dict[bytes, str] = {}
+    for name in Queries.texts():
+        text = part.kit.store.claims.query(name)
+        names |= {text: name, Numbered.of(text).text: name}
     pages: dict[str, int] = {}
+    execute = psycopg.AsyncCursor.execute
 
-    class Watched(psycopg.AsyncCursor[Any]):
-        async def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
-            if isinstance(query, bytes) and query in names:
-                name = names[query]
-                pages[name] = max(pages.get(name, 0), await touched(self.connection, query.decode(), params or {}))
-            return await super().execute(query, params, **options)
+    async def explained(cursor: psycopg.AsyncCursor[Any], query: Any, params: Any = None, **options: Any) -> Any:
+        if isinstance(query, bytes) and query in names:
+            kept, cursor.row_factory = cursor.row_factory, tuple_row
+            # The changes of an analysed statement are rolled back; then it runs as always.
+            async with cursor.connection.transaction(force_rollback=True):
+                await execute(cursor, EXPLAIN + query, params, **options)
+                row = await cursor.fetchone()
+            cursor.row_factory = kept
+            assert row is not None
+            plan = row[0][0]["Plan"]
+            touched = int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+            pages[names[query]] = max(pages.get(names[query], 0), touched)
+        return await execute(cursor, query, params, **options)
 
-    connection = await part.kit.control.connect()
-    connection.cursor_factory = Watched
     await due()
+    psycopg.AsyncCursor.execute = explained  # of all cursors: statements are sent with several kinds
     await part.dispatcher.claim_pass()
     await Reaper(part.kit, part.roster).reap_pass()
+    psycopg.AsyncCursor.execute = execute
     await part.finish()
-    connection.cursor_factory = psycopg.AsyncCursor
     return pages
-
-
-async def touched(connection: psycopg.AsyncConnection[Any], query: str, params: dict[str, Any]) -> int:
-    """The pages that a statement touches with the plan of a prepared one. Its changes are rolled back."""
-    given = list(dict.fromkeys(PLACE.findall(query)))
-    text = PLACE.sub(lambda place: f"${given.index(place[1]) + 1}", query).replace("%%", "%")
-    types = ", ".join(TYPES.get(type(params[name]), "unknown") for name in given)
-    values = sql.SQL(", ").join(sql.Literal(params[name]) for name in given)
-    cursor = psycopg.AsyncCursor(connection)
-    async with connection.transaction(force_rollback=True):
-        await cursor.execute((f"prepare watched ({types}) as " if given else "prepare watched as ") + text)
-        call = sql.SQL("execute watched({})").format(values) if given else sql.SQL("execute watched")
-        await cursor.execute(sql.SQL("explain (analyze, buffers, format json) ") + call)
-        row = await cursor.fetchone()
-        await cursor.execute("deallocate watched")
-    assert row is not None
-    plan = row[0][0]["Plan"]
-    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 # --- many workers at one queue -------------------------------------------------------------------------------
