@@ -26,7 +26,7 @@ class Contestant:
     @property
     def key(self) -> str:
         """The part of its databases' names that identifies it."""
-        return f"{self.environment}_{self.script.removesuffix('.py').removeprefix('with_')}".replace("-", "_")
+        return f"{self.environment}_{self.script.partition('.')[0].removeprefix('with_')}".replace("-", "_")
 
 
 def none_left(table: str, where: str = "true") -> str:

@@ -21,7 +21,7 @@ class Sizes:
     crowd: int = 100_000  # for one instant, with two workers
     declared: int = 100_000  # schedules in the code of an application
     small: int = 1_000  # jobs to drain for those that do fewer than a thousand a second
-    calls: int = 360  # triggers and enqueues in all rounds
+    calls: int = 900  # triggers and enqueues in all rounds
     million: int = 1_000_000
     minutes: int = 1  # that an idle worker is looked at
     beats: int = 60  # seconds that the running jobs are looked at

@@ -42,21 +42,25 @@ async def enqueue(count: int, at: float | None = None, job: str = "nothing", tun
         await client.enqueue([job] * size, [None] * size, [0] * size, [after] * size)
 
 
-async def far(count: int, finished: int) -> None:
-    """Inserts jobs of a far future, and the log of finished ones."""
+# Jobs of a far future, and the log of finished ones.
+FAR = """
+with queued as (
+    insert into pgqueuer (priority, status, entrypoint, execute_after)
+    select 0, 'queued', 'nothing', '2099-01-01Z' from generate_series(1, {count})
+)
+insert into pgqueuer_log (job_id, status, priority, entrypoint, aggregated)
+select -n, 'successful', 0, 'nothing', true from generate_series(1, {finished}) n
+"""
+
+
+async def far(count: int, finished: int) -> str:
+    """Inserts far-future jobs and finished ones. Returns the statement."""
+    statement = FAR.format(count=count, finished=finished)
     connection = await asyncpg.connect(probe.DSN)
-    await connection.execute(
-        "insert into pgqueuer (priority, status, entrypoint, execute_after)"
-        f" select 0, 'queued', 'nothing', '2099-01-01Z' from generate_series(1, {count})",
-        timeout=200,
-    )
-    await connection.execute(
-        "insert into pgqueuer_log (job_id, status, priority, entrypoint, aggregated)"
-        f" select -n, 'successful', 0, 'nothing', true from generate_series(1, {finished}) n",
-        timeout=200,
-    )
+    await connection.execute(statement, timeout=200)
     await connection.execute("vacuum analyze pgqueuer", timeout=200)
     await connection.execute("vacuum analyze pgqueuer_log", timeout=200)
+    return statement
 
 
 def add_schedules(pgq: PgQueuer, schedule: dict[str, Any]) -> None:

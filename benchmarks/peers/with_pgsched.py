@@ -59,21 +59,26 @@ def enqueue(count: int, at: float | None = None, job: str = "nothing", tuned: bo
             client.enqueue_many(job, [None] * min(BATCH, count - first), due_at=due_at)
 
 
-def far(count: int, finished: int) -> None:
-    """Inserts schedules that are planned for a far future, as a worker leaves them, and ended runs."""
+# Schedules that are planned for a far future, as a worker leaves them, and ended runs.
+FAR = """
+with planned as (
+    insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)
+    select 'far-' || n, 'nothing', '@at 2099-01-01T00:00:00Z', '2099-01-01Z', now() from generate_series(1, {count}) n
+)
+insert into pgsched.runs
+    (schedule_id, entrypoint, fire_time, status, attempt, claimed_at, started_at, finished_at)
+select n % {count} + 1, 'nothing', i, 'succeeded', 1, i, i, i
+from generate_series(1, {finished}) n, lateral (select now() - n * interval '1 s' as i) _
+"""
+
+
+def far(count: int, finished: int) -> str:
+    """Inserts schedules and ended runs. Returns the statement."""
+    statement = FAR.format(count=count, finished=finished)
     with psycopg.connect(probe.DSN, autocommit=True) as connection:
-        connection.execute(
-            "insert into pgsched.schedules (name, entrypoint, expression, next_run, planned_at)"
-            " select 'far-' || n, 'nothing', '@at 2099-01-01T00:00:00Z', '2099-01-01Z', now()"
-            " from generate_series(1, %s) n", (count,),
-        )  # fmt: skip
-        connection.execute(
-            "insert into pgsched.runs (schedule_id, entrypoint, fire_time, status, attempt, claimed_at, started_at,"
-            " finished_at) select n %% %s + 1, 'nothing', i, 'succeeded', 1, i, i, i"
-            " from generate_series(1, %s) n, lateral (select now() - n * interval '1 s' as i) _",
-            (count, finished),
-        )
+        connection.execute(statement)
         connection.execute("vacuum analyze pgsched.schedules, pgsched.runs")
+    return statement
 
 
 def make_schedules(schedule: dict[str, Any]) -> None:
