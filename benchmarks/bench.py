@@ -1,6 +1,6 @@
 """Measures pgsched side by side with its peers and with the bare limits, in one run.
 
-    make bench                     all parts, less than twenty minutes
+    make bench                     the main parts, less than twenty minutes
     make bench ONLY="herd drain"   some of them
     make bench ONLY=compare BASE=main~3   this build and that commit's in turn
     make bench ARGS=--quick        small sizes, to see whether everything works; the figures mean nothing
@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import environments
 import results
 from comparing import compare
 from contestants import PGSCHED
@@ -29,6 +30,7 @@ from expressions import expressions
 from figures import Fault, Figures
 from growth import growth
 from latency import latency, million
+from loops import LOOPS, loops
 from psycopg import Error
 from punctual import herd, lag
 from queueing import enqueue
@@ -39,29 +41,34 @@ from standing import idle, running
 from starting import start
 
 HERE = Path(__file__).parent
-PARTS: dict[str, Callable[[Server, Sizes, Figures], None]] = {
-    "drain": drain,
-    "herd": herd,
-    "curve": curve,
-    "lag": lag,
-    "latency": latency,
+Part = Callable[[Server, Sizes, Figures], None]
+# With the seconds that each has in a run of all: they sum up to less than twenty minutes.
+PARTS: dict[str, tuple[Part, float]] = {
+    "drain": (drain, 240),
+    "herd": (herd, 230),
+    "curve": (curve, 130),
+    "lag": (lag, 80),
+    "latency": (latency, 180),
+    "growth": (growth, 100),
+    "start": (start, 110),
+    "idle": (idle, 75),
+    "sigkill": (sigkill, 50),
+}
+REQUESTED: dict[str, Part] = {
     "million": million,
-    "idle": idle,
-    "sigkill": sigkill,
     "running": running,
-    "growth": growth,
-    "start": start,
     "cost": cost,
     "enqueue": enqueue,
     "expressions": expressions,
+    "loops": loops,
 }
+NAMES = (*PARTS, *REQUESTED, "compare")
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=[*PARTS, "compare"], default=list(PARTS), metavar="NAME",
-                        help=", ".join([*PARTS, "compare"]))  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--base", metavar="COMMIT", help="the commit that `compare` compares with")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="the time of each part, 270 by default")
     parser.add_argument("--quick", action="store_true", help="small sizes, whose figures mean nothing")
@@ -69,13 +76,32 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of pgsched's workers"
     )
+    parser.add_argument("--loop", choices=LOOPS, help="the event loop of pgsched's workers")
+    parser.add_argument("--python", type=Path, metavar="PATH", help="the Python of pgsched's processes")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where tables, plots and numbers go")
     given = parser.parse_args()
     if any("=" not in pair for pair in given.set):
         parser.error("--set takes NAME=VALUE, such as max_running=2000")
-    if "compare" in given.only and not given.base:
+    if "compare" in (given.only or ()) and not given.base:
         parser.error("compare needs a commit to compare with: --base COMMIT, or make bench ONLY=compare BASE=COMMIT")
     return given
+
+
+def choose(given: argparse.Namespace) -> None:
+    """Applies the options for pgsched's own processes."""
+    if given.set:
+        PGSCHED.work["settings"] = dict(pair.split("=", 1) for pair in given.set)
+    if given.loop:
+        PGSCHED.work["loop"] = given.loop
+    if given.python:
+        environments.use("bench", given.python)
+
+
+def times(given: argparse.Namespace, sizes: Sizes) -> dict[str, float]:
+    """The parts to measure, each with the seconds that it has."""
+    if given.only:
+        return dict.fromkeys(given.only, given.budget or sizes.budget)
+    return {name: given.budget or seconds for name, (_, seconds) in PARTS.items()}
 
 
 def leave(*_: object) -> None:
@@ -89,19 +115,16 @@ def main() -> int:
     given = arguments()
     signal.signal(signal.SIGTERM, leave)
     sizes = QUICK if given.quick else Sizes()
-    if given.budget:
-        sizes = replace(sizes, budget=given.budget)
-    parts = {**PARTS, "compare": partial(compare, given.base)}
-    if given.set:
-        PGSCHED.work["settings"] = dict(pair.split("=", 1) for pair in given.set)
+    parts = {name: part for name, (part, _) in PARTS.items()} | REQUESTED | {"compare": partial(compare, given.base)}
+    choose(given)
     figures = Figures()
     with server(given.dsn) as one:
         around = results.surroundings(one, "quick, which mean nothing" if given.quick else "full")
-        for part in given.only:
+        for part, seconds in times(given, sizes).items():
             began = time.monotonic()
             print(f"{part} …", flush=True)
             try:
-                parts[part](one, sizes, figures)
+                parts[part](one, replace(sizes, budget=seconds), figures)
             except (Fault, Error, OSError) as fault:
                 figures.faults.append(f"{part}: {fault}")
                 print(f"{part}: not measured: {fault}", flush=True)

@@ -44,7 +44,7 @@ PGSCHED = Contestant(
     "select not exists (select from pgsched.runs where status = 'queued')"
     " and not exists (select from pgsched.runs where status = 'running')",
     "select count(*) from pgsched.runs where status = 'succeeded'",
-    registers=0.8,
+    registers=0.6,
 )  # fmt: skip
 PGQUEUER = Contestant(
     "PGQueuer", "pgqueuer", "with_pgqueuer.py", "pgqueuer", none_left("pgqueuer"),

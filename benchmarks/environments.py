@@ -35,6 +35,7 @@ PROCESSORS = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm
 NODE = f"node-{platform.system().lower()}-{PROCESSORS.get(platform.machine().lower(), platform.machine().lower())}"
 # With a Node.js of its own, because graphile-worker needs a newer one than many machines have.
 PACKAGES: dict[str, tuple[str, ...]] = {"graphile": ("graphile-worker@0.18.0", f"{NODE}@26.10.0")}
+REPLACED: dict[str, str] = {}  # environments that others stand in for
 
 
 class Unavailable(Exception):
@@ -43,9 +44,24 @@ class Unavailable(Exception):
 
 def program(name: str) -> Path:
     """The interpreter of an environment."""
+    name = REPLACED.get(name, name)
     if name in PACKAGES:
         return FOLDER / name / "node_modules" / NODE / "bin/node"
     return FOLDER / name / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def use(name: str, interpreter: Path) -> None:
+    """Has an environment replaced by one with another Python, with the same requirements, for this process.
+
+    Raises Unavailable.
+    """
+    version = subprocess.run(
+        [interpreter, "-c", "import platform; print(platform.python_version())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    REQUIREMENTS[f"{name}-{version}"] = REQUIREMENTS[name]
+    make(f"{name}-{version}", interpreter)
+    REPLACED[name] = f"{name}-{version}"
 
 
 def missing(name: str) -> str | None:
@@ -130,13 +146,35 @@ def make_base(commit: str) -> str:
     return name
 
 
+def make_newest() -> str:
+    """Makes an environment with the newest Python that this machine can have, and returns its version.
+
+    Raises Unavailable.
+    """
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from support.debian_packages import UnavailableError
+    from support.versions import PYTHONS, interpreter, python_version
+
+    reasons = []
+    for version in reversed(PYTHONS):
+        try:
+            found = interpreter(version)
+        except UnavailableError as why:
+            reasons.append(f"{version}: {why}")
+            continue
+        REQUIREMENTS["newest"] = ("-e", f"{HERE.parent}[embedded]", UVLOOP)
+        make("newest", found)
+        return python_version(program("newest"))
+    raise Unavailable("; ".join(reasons))
+
+
 def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a command of git in a repository."""
     return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
 
 
 def versions(name: str) -> dict[str, str]:
-    """The names and versions of the packages in an environment."""
+    """The names and versions of the interpreter and the packages in an environment."""
     if name in PACKAGES:
         found = (FOLDER / name / "node_modules").glob("*/package.json")
         return {told["name"]: told["version"] for told in map(json.loads, map(Path.read_text, found))}
@@ -144,8 +182,9 @@ def versions(name: str) -> dict[str, str]:
         [
             program(name),
             "-c",
-            "import importlib.metadata as m, json;"
-            "print(json.dumps({d.metadata['Name'].lower(): d.version for d in m.distributions()}))",
+            "import importlib.metadata as m, json, platform;"
+            "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()};"
+            "print(json.dumps({'python': platform.python_version()} | found))",
         ],
         capture_output=True,
         check=True,

@@ -134,25 +134,25 @@ How = Callable[[float, int], Params]
 KINDS: dict[How, str] = {own: "schedules, a function each", schedules: "schedules", delayed: "delayed jobs"}
 
 
-def instant(server: Server, who: Contestant, how: How, count: int) -> float:
+class LateWorkerError(Fault):
+    """The worker was not ready at the instant of a herd."""
+
+
+def instant(who: Contestant, how: How, count: int, stretch: int) -> float:
     """A full second by which a database and a worker are ready for a herd."""
-    server.template(who)
-    each = {delayed: who.fills, own: 2 * who.registers}.get(how, who.registers)
-    seconds = READY + each * count / 1000
-    return float(math.ceil(time.time() + seconds))
+    each = {delayed: who.fills, own: 1.5 * who.registers}.get(how, who.registers)
+    return float(math.ceil(time.time() + stretch * (READY + each * count / 1000)))
 
 
 def together(server: Server, who: Contestant, tuned: bool, how: How, count: int) -> float:
     """Milliseconds from the instant to the last start."""
-    at = instant(server, who, how, count)
-    starts = gathered(server, who, tuned, how, count, at)
+    at, starts = gathered(server, who, tuned, how, count)
     return (max(whole(starts, count)) - at) * 1000
 
 
 def watched(server: Server, how: How, count: int, figures: Figures) -> float:
     """The same for pgsched, with a schedule of every second beside the herd; adds its lateness and the loop's."""
-    at = instant(server, PGSCHED, how, count)
-    told = gathered(server, PGSCHED, False, how, count, at, watch=True)
+    at, told = gathered(server, PGSCHED, False, how, count, watch=True)
     last = max(whole(told["starts"], count))
     beside(figures, "herd", f"of {count:,}", f"pgsched: {KINDS[how]}", at, last, told)
     return (last - at) * 1000
@@ -172,19 +172,35 @@ def beside(figures: Figures, part: str, what: str, who: str, at: float, last: fl
         figures.add(part, f"{what}: {name}", who, "ms", percentile(values, share) if values else None, note)
 
 
-def gathered(server: Server, who: Contestant, tuned: bool, how: How, count: int, at: float, **more: object) -> Any:
-    """A worker's answer after a herd: its starts."""
+def gathered(
+    server: Server, who: Contestant, tuned: bool, how: How, count: int, **more: object
+) -> tuple[float, Any]:  # fmt: skip
+    """The instant of a herd, and the worker's answer after it: its starts. A slow machine gets more time before it."""
+    server.template(who)
+    for stretch in (1, 2, 4):
+        try:
+            return herded(server, who, tuned, how, count, instant(who, how, count, stretch), **more)
+        except LateWorkerError:
+            if stretch == 4:
+                raise
+    raise AssertionError
+
+
+def herded(
+    server: Server, who: Contestant, tuned: bool, how: How, count: int, at: float, **more: object
+) -> tuple[float, Any]:  # fmt: skip
+    """The same for this instant."""
     jobs, worker_params = how(at, count)
     with server.database(who) as database:
         if jobs:
             database.call("enqueue", tuned=tuned, **jobs)
         with database.worker(tuned=tuned, expected=count, **worker_params, **more) as worker:
             if time.time() > at - 0.5:
-                raise Fault("the worker was not ready at the instant")
+                raise LateWorkerError("the worker was not ready at the instant")
             time.sleep(at + 0.5 - time.time())  # without looking, which would disturb the measurement
             while time.time() < at + LIMIT and f"all {count}" not in worker.lines():
                 time.sleep(0.1)
-            return worker.stop()
+            return at, worker.stop()
 
 
 def whole(starts: list[float], count: int) -> list[float]:

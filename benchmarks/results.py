@@ -12,15 +12,16 @@ from typing import Any
 import environments
 import plots
 import psutil
-from contestants import CONTESTANTS
+from contestants import CONTESTANTS, Contestant
 from figures import Figures, cell, shown
 from goals import Goal, goals
 from rig import Server
 
 SETTINGS = ("server_version", "fsync", "synchronous_commit", "shared_buffers", "max_wal_size", "autovacuum")
 MEASURED = (
-    "pgsched", "pgqueuer", "procrastinate", "apscheduler", "psycopg", "asyncpg", "sqlalchemy", "anyio", "uvloop",
-)  # fmt: skip
+    *("python", environments.NODE, "pgsched", "pgqueuer", "graphile-worker", "pg", "awa-pg", "procrastinate"),
+    *("apscheduler", "psycopg", "asyncpg", "sqlalchemy", "anyio", "uvloop"),
+)
 
 
 def surroundings(server: Server, sizes: str) -> dict[str, Any]:
@@ -34,16 +35,20 @@ def surroundings(server: Server, sizes: str) -> dict[str, Any]:
         "load before": round(os.getloadavg()[0], 2),
         "sizes": sizes,
         "server": {name: server.show(name) for name in SETTINGS},
-        "contestants": {
-            who.name: {
-                "versions": {
-                    name: number for name, number in environments.versions(who.environment).items() if name in MEASURED
-                },
-                "defaults": who.defaults,
-                "tuned": who.tuned or None,
-            }
-            for who in CONTESTANTS
-        },
+        "contestants": {who.name: contestant(who) for who in CONTESTANTS},
+    }
+
+
+def contestant(who: Contestant) -> dict[str, Any]:
+    """A contestant's versions and settings; or why it is not here."""
+    if reason := environments.missing(who.environment):
+        return {"versions": {}, "defaults": f"not measured: {reason}", "tuned": None}
+    found = environments.versions(who.environment)
+    given = "".join(f", {name} {value}" for name, value in who.work.items())
+    return {
+        "versions": {name: number for name, number in found.items() if name in MEASURED},
+        "defaults": who.defaults + given,
+        "tuned": who.tuned or None,
     }
 
 

@@ -86,7 +86,7 @@ def python(version: str) -> Path:
     program = environment / "bin/python"
     if _version_of(program) != version:
         shutil.rmtree(environment, ignore_errors=True)
-        run(_tool("uv"), "venv", "--quiet", "--seed", "--python", str(_interpreter(version)), str(environment))
+        run(_tool("uv"), "venv", "--quiet", "--seed", "--python", str(interpreter(version)), str(environment))
     run(_tool("uv"), "pip", "install", "--quiet", "--python", str(program), "--editable", f"{ROOT}[dev]")
     pgbouncer = environment / "pgbouncer"
     if not pgbouncer.is_symlink():
@@ -107,7 +107,8 @@ def _version_of(program: Path) -> str | None:
         return None
 
 
-def _interpreter(version: str) -> Path:
+def interpreter(version: str) -> Path:
+    """The program of this version of Python, such as 3.14. Raises UnavailableError."""
     for program in _installed(version):
         if _version_of(program) == version:
             return program
