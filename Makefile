@@ -8,7 +8,7 @@
 #   make model   the random model, in bursts: SECONDS=3600, and SEED=1 or SEED=1:17 to see a finding again
 #   make diagram the tables in docs/schema.md, drawn from the catalogue of a PostgreSQL
 #   make bench   pgsched and its peers, each in an environment of its own; ONLY=herd for one part;
-#                ONLY=compare BASE=COMMIT for this build and another commit's
+#                ONLY=compare BASE=COMMIT for this build and another commit's, ONLY=loops for uvloop and a newer Python
 
 PYTHON ?= python3
 VENV ?= .venv
