@@ -46,13 +46,13 @@ Part = Callable[[Server, Sizes, Figures], None]
 PARTS: dict[str, tuple[Part, float]] = {
     "drain": (drain, 240),
     "herd": (herd, 230),
-    "curve": (curve, 130),
-    "lag": (lag, 80),
+    "curve": (curve, 150),
+    "lag": (lag, 70),
     "latency": (latency, 180),
-    "growth": (growth, 100),
+    "growth": (growth, 95),
     "start": (start, 110),
     "idle": (idle, 75),
-    "sigkill": (sigkill, 50),
+    "sigkill": (sigkill, 45),
 }
 REQUESTED: dict[str, Part] = {
     "million": million,
