@@ -128,7 +128,7 @@ def fill(database: Database, sizes: Sizes, figures: Figures, part: str) -> bool:
     """Inserts the millions of rows, and shows how."""
     name, began = database.who.name, time.monotonic()
     try:
-        statement = database.call("far", count=sizes.million, finished=sizes.million, limit=150)
+        statement = database.call("far", count=sizes.million, finished=sizes.million, limit=200)
     except Fault as fault:
         figures.add(part, CALL, f"{name}: enqueue", "ms", None, f"not filled: {fault}")
         return False
