@@ -1,6 +1,6 @@
 # These commands need nothing but Python 3.11+ and make:
 #   make demo    a daemon on an embedded PostgreSQL, with schedules to watch; Ctrl-C drains it
-#   make test    the whole test suite, on a PostgreSQL that each of two processes (JOBS=2) starts itself
+#   make test    the whole test suite, on a PostgreSQL that each of three processes (JOBS=3) starts itself
 #   make matrix  the test suite on PostgreSQL 14 to 18 and Python 3.11 to 3.14, each in one run; ARGS=--all for every pair
 #   make pgbouncer  gets PgBouncer, the newest and 1.18, from Debian's archive for the tests; `make test` does so itself
 #   make soak    random faults of network, servers, pooler and daemons in one long life: SECONDS=3600, and SEED=1
@@ -14,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
-JOBS ?= 2
+JOBS ?= 3
 SECONDS ?= 60
 DEMO_DATA ?= .demo/postgres
 
