@@ -38,10 +38,9 @@ async def test_an_end_goes_over_the_claims_connection_while_the_server_has_no_pl
     async with working(sc, settings.merged({"dsn": mine}, "test")) as worker:
         await db.all("select pgsched.enqueue('job')")
         await until(lambda: begun)
-        # A beat of this run was written: there is a connection to lose.
-        await db.until("select heartbeat_at > claimed_at from pgsched.runs")
-        await db.all(f'alter role "{name}" connection limit 1')
         writes = worker.kit.writes
+        await until(lambda: writes.connected)  # it has sent a beat
+        await db.all(f'alter role "{name}" connection limit 1')
         async with writes.use() as connection:
             pid = connection.info.backend_pid
         await db.all("select pg_terminate_backend(%s)", pid)
