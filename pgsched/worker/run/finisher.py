@@ -68,6 +68,7 @@ class Finisher:
         self._done = asyncio.Event()
         self._done.set()
         self._ended = Ended()
+        self._again: set[Key] = set()  # the claims whose ends are being written again
         self.wrote = asyncio.Event()
         self._backoff = Backoff(0.02, 2.0)
         self._log = log.get()
@@ -81,12 +82,17 @@ class Finisher:
 
     def write_again(self, key: Key) -> bool:
         """Writes the end of a claim again that the database had recorded, and now takes for running: the server that
-        was promoted lacked it. Returns False if the end is not known."""
+        was promoted lacked it. Returns False if the end is not known. Until the database has answered, it stays known:
+        a look in between must not take the claim away."""
+        if key in self._again:
+            return True
         outcome = self._ended.take(key)
-        if outcome is not None:
-            self._log.warning("end_written_again", run=key[0], status=str(outcome.status), advice=_LAGGED)
-            self.put(outcome, lambda outcome, landed: None)
-        return outcome is not None
+        if outcome is None:
+            return False
+        self._log.warning("end_written_again", run=key[0], status=str(outcome.status), advice=_LAGGED)
+        self._again.add(key)
+        self.put(outcome, lambda outcome, landed: self._again.discard(key))
+        return True
 
     @property
     def pending(self) -> int:

@@ -15,6 +15,7 @@ from support.workers import Parts, reap, until, working
 
 from pgsched import Retry, Run, Scheduler
 from pgsched.db.statements.queries import in_schema
+from pgsched.db.statements.runs import RunStatements
 from pgsched.db.statements.upkeep import SILENT_PAGE, UpkeepStatements
 from pgsched.model import Process
 from pgsched.worker.run.roster import Roster
@@ -475,6 +476,35 @@ async def test_an_end_that_a_failover_has_undone_is_written_again_and_its_functi
         await db.until("select count(*) = 0 from pgsched.runs where status = 'running'")
     assert await db.all(seen) == before == [("succeeded", 1, {"paid": 100}, 0), ("queued", 1, None, 1)]
     assert sorted(calls) == ids
+
+
+async def test_a_look_while_an_end_is_being_written_again_does_not_take_its_claim_away(settings, db, monkeypatch):
+    calls, sc, real, hold = [], Scheduler(), RunStatements.finish_runs, asyncio.Event()
+    hold.set()
+
+    @sc.entrypoint("pay")
+    async def pay(run: Run):
+        calls.append(run.id)
+
+    async def held_up(*args):
+        await hold.wait()
+        return await real(*args)
+
+    monkeypatch.setattr(RunStatements, "finish_runs", held_up)
+    async with working(sc, settings) as worker:
+        run = await db.value("select pgsched.enqueue('pay')")
+        await db.until("select status = 'succeeded' from pgsched.runs")
+        hold.clear()
+        await db.all("alter table pgsched.runs disable trigger user")
+        await db.all(LAGGED, worker.kit.worker, [run])
+        worker.kit.wakeups.reap.ask()
+        await until(lambda: worker.finisher.pending)
+        await worker.reaper.reap_pass()
+        await worker.reaper.reap_pass()
+        assert await db.value("select status from pgsched.runs") == "running"
+        hold.set()
+        await db.until("select status = 'succeeded' from pgsched.runs")
+    assert calls == [run]
 
 
 async def test_a_claim_of_our_own_that_nobody_remembers_costs_an_attempt_if_it_had_begun(settings, db):
