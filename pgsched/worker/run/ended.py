@@ -9,7 +9,7 @@ from pgsched.model import Outcome
 from pgsched.worker.run.surroundings import Key
 
 _ENDS = 10_000  # a standby lags behind by seconds
-_CHARACTERS = 16 * 2**20  # of their results
+_CHARACTERS = 16 * 2**20  # of their results and errors
 
 
 class Ended:
@@ -21,17 +21,28 @@ class Ended:
 
     def remember(self, outcome: Outcome) -> None:
         """Remembers an end that has landed, and forgets the oldest ones."""
-        self.take((outcome.claim.run_id, outcome.claim.token))
-        self._outcomes[outcome.claim.run_id, outcome.claim.token] = outcome
-        self._characters += len(outcome.result_json or "")
+        key = outcome.claim.run_id, outcome.claim.token
+        self._forget(key)
+        self._outcomes[key] = outcome
+        self._characters += _size(outcome)
         while len(self._outcomes) > _ENDS or self._characters > _CHARACTERS:
-            self.take(next(iter(self._outcomes)))
+            self._forget(next(iter(self._outcomes)))
 
     def take(self, key: Key) -> Outcome | None:
         """The end of a claim, which is forgotten by that. None if it is not known."""
-        outcome = self._outcomes.pop(key, None)
+        outcome = self._forget(key)
         if outcome is None:
             return None
-        self._characters -= len(outcome.result_json or "")
-        # Its lines are recorded. If its own transaction had committed, a failover has undone that, too, or not.
+        # Its lines are recorded. If its own transaction had committed, the failover may have undone that, too.
         return dataclasses.replace(outcome, journal=None, transacted=outcome.transacted or outcome.committed)
+
+    def _forget(self, key: Key) -> Outcome | None:
+        outcome = self._outcomes.pop(key, None)
+        if outcome is not None:
+            self._characters -= _size(outcome)
+        return outcome
+
+
+def _size(outcome: Outcome) -> int:
+    error = outcome.error
+    return len(outcome.result_json or "") + (len(error.message) + len(error.traceback) if error is not None else 0)
